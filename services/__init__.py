@@ -1,0 +1,1 @@
+"""The hub's three services and what they share."""

@@ -1,0 +1,1 @@
+"""What at least two services need: settings, lifecycle, gRPC, telemetry, store, batching."""

@@ -1,0 +1,73 @@
+"""The errors a service answers with.
+
+    HubError                 knows its gRPC status, its reason and whether to try again
+    ├── InvalidRequest       the caller's request is wrong; names the field
+    ├── NotFound             the named thing does not exist
+    ├── Refused              a rule forbids it now (limit, state)
+    └── Unavailable          a dependency does not answer; safe to repeat
+        └── StoreUnavailable the database does not answer
+
+    StartupError             the process cannot start; one sentence for the operator
+
+`services.runtime.rpc` turns a HubError into a gRPC status with `google.rpc.ErrorInfo`; servicers
+raise and never pick statuses by hand.
+"""
+
+import grpc
+
+
+class HubError(Exception):
+    """Base of everything a service answers with.
+
+    `reason` is stable and machine-readable (UPPER_SNAKE_CASE); `detail` says what is wrong and
+    what would be right; `metadata` becomes ErrorInfo's.
+    """
+
+    status: grpc.StatusCode = grpc.StatusCode.INTERNAL
+    retryable = False
+
+    def __init__(self, reason: str, detail: str, **metadata: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.metadata = metadata
+
+
+class InvalidRequest(HubError):
+    """The request is malformed; `field` names the part that is."""
+
+    status = grpc.StatusCode.INVALID_ARGUMENT
+
+    def __init__(self, field: str, detail: str, reason: str = "INVALID_FIELD") -> None:
+        super().__init__(reason, f"{field}: {detail}", field=field)
+        self.field = field
+
+
+class NotFound(HubError):
+    """What the request names does not exist."""
+
+    status = grpc.StatusCode.NOT_FOUND
+
+
+class Refused(HubError):
+    """The request is well formed but may not be carried out now."""
+
+    status = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class Unavailable(HubError):
+    """A dependency does not answer; the outcome may be unknown, repeating is safe."""
+
+    status = grpc.StatusCode.UNAVAILABLE
+    retryable = True
+
+
+class StoreUnavailable(Unavailable):
+    """The database does not answer or refused the transaction for a passing reason."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("STORE_UNAVAILABLE", detail)
+
+
+class StartupError(Exception):
+    """The process cannot start; the text is one sentence that says why and what would be right."""

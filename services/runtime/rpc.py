@@ -1,0 +1,169 @@
+"""gRPC servers and channels: error mapping, health, reflection, channelz, limits."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, cast
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from services.runtime.errors import HubError, StartupError
+from services.runtime.settings import split_address
+
+ERROR_DOMAIN = "cloudhub.dev"
+# A batch of the link stream holds many frames of up to 1 MiB; senders keep batches below a quarter of this.
+MOST_MESSAGE_BYTES = 32 * 1024 * 1024
+
+_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MOST_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MOST_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+]
+
+
+def status_of(error: HubError) -> grpc.Status:
+    """The gRPC status of an error, with google.rpc.ErrorInfo."""
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)
+    packed = any_pb2.Any()
+    packed.Pack(info)
+    code: int = error.status.value[0]
+    status: grpc.Status = rpc_status.to_status(
+        status_pb2.Status(code=code, message=error.detail, details=[packed])
+    )
+    return status
+
+
+def error_reason(error: grpc.aio.AioRpcError) -> str:
+    """The ErrorInfo reason of a failed call, or the name of its gRPC status."""
+    status = rpc_status.from_call(cast("grpc.Call", error))
+    for detail in status.details if status else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            return info.reason
+    return error.code().name
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
+    """Turns a HubError that a servicer raises into its status."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        if handler.response_streaming:
+            return self._streaming(handler)
+        return self._unary(handler)
+
+    def _unary(self, handler: Any) -> Any:
+        inner = handler.stream_unary or handler.unary_unary
+
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                return await inner(request, context)
+            except HubError as error:
+                await context.abort_with_status(status_of(error))
+
+        make = (
+            grpc.stream_unary_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        return make(call, handler.request_deserializer, handler.response_serializer)
+
+    def _streaming(self, handler: Any) -> Any:
+        inner = handler.stream_stream or handler.unary_stream
+
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            try:
+                async for response in inner(request, context):
+                    yield response
+            except HubError as error:
+                await context.abort_with_status(status_of(error))
+
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_stream_rpc_method_handler
+        )
+        return make(call, handler.request_deserializer, handler.response_serializer)
+
+
+class RpcServer:
+    """A gRPC server with health, reflection and channelz beside the services registered on it.
+
+    Register servicers on `grpc_server` first, then `start`. Health starts as NOT_SERVING.
+    """
+
+    def __init__(self, listen: str, services: Sequence[str]) -> None:
+        self._listen = listen
+        self._services = tuple(services)
+        self._health = health.aio.HealthServicer()
+        self.grpc_server = grpc.aio.server(
+            interceptors=[ErrorInterceptor()], options=[*_OPTIONS, ("grpc.so_reuseport", 0)]
+        )
+        self.port = 0
+
+    async def start(self) -> None:
+        """Binds and serves; StartupError if the address cannot be had."""
+        server = self.grpc_server
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        channelz.add_channelz_servicer(server)
+        names = (
+            *self._services,
+            health.SERVICE_NAME,
+            "grpc.channelz.v1.Channelz",
+            reflection.SERVICE_NAME,
+        )
+        reflection.enable_server_reflection(names, server)
+        try:
+            self.port = server.add_insecure_port(self._listen)
+        except RuntimeError as error:
+            raise StartupError(
+                f"cannot listen on {self._listen}: the port is taken or the host unknown"
+            ) from error
+        await self.set_serving(False)
+        await server.start()
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT with the port in use."""
+        host, _ = split_address(self._listen)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    async def set_serving(self, serving: bool, service: str | None = None) -> None:
+        """Sets the health of one service, or of all and the server as a whole."""
+        status = (
+            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for name in (service,) if service else ("", *self._services):
+            await self._health.set(name, status)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Health to NOT_SERVING, no new calls, running ones get the grace."""
+        await self._health.enter_graceful_shutdown()
+        await self.grpc_server.stop(grace_seconds)
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """A channel to another service of the hub; it reconnects by itself, quickly."""
+    return grpc.aio.insecure_channel(
+        address,
+        options=[
+            *_OPTIONS,
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 500),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+        ],
+    )

@@ -1,0 +1,70 @@
+"""Settings of a service: flags, then environment, then defaults; read once, in `app.py`."""
+
+import re
+import sys
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
+
+_ADDRESS = re.compile(r"^(?P<host>\[[0-9a-fA-F:.]+\]|[^\[\]:\s]+):(?P<port>\d{1,5})$")
+
+
+def _check_address(value: str) -> str:
+    match = _ADDRESS.match(value)
+    if not match or int(match["port"]) > 65535:
+        raise ValueError("should be HOST:PORT with a port from 0 to 65535, for example 127.0.0.1:50051")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host (without brackets) and port of a checked `HOST:PORT`."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+class ServiceSettings(BaseSettings):
+    """What every service has. Subclasses set `env_prefix`."""
+
+    model_config = SettingsConfigDict(
+        cli_kebab_case=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+    )
+
+    name: str = Field(
+        "", description="name of this instance in logs, metrics and traces; empty: the host's name"
+    )
+    metrics_listen: Address = Field("0.0.0.0:9464", description="HOST:PORT of the Prometheus endpoint")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level logged")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="auto: text on a terminal, JSON elsewhere"
+    )
+    shutdown_seconds: float = Field(20.0, gt=0, le=600, description="time for a clean stop")
+
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+def load_settings(kind: type[S], program: str, argv: list[str] | None = None) -> S:
+    """Reads settings from flags and environment; exits with status 2 and one sentence per fault."""
+    kind.model_config["cli_prog_name"] = program
+    try:
+        return CliApp.run(kind, cli_args=sys.argv[1:] if argv is None else argv)
+    except ValidationError as error:
+        prefix = str(kind.model_config.get("env_prefix", ""))
+        for fault in error.errors():
+            field = ".".join(str(part) for part in fault["loc"])
+            flag, variable = "--" + field.replace("_", "-"), (prefix + field).upper()
+            text = fault["msg"].removeprefix("Value error, ")
+            print(f"{program}: {flag} (or {variable}): {text}; got {fault['input']!r}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except SettingsError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

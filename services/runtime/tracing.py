@@ -1,0 +1,134 @@
+"""W3C trace context as it travels: a `traceparent` string in rows, frames and headers.
+
+A message whose trace is not sampled makes no span objects: callers ask `is_sampled` first. With
+no exporter configured by the standard OTEL_* variables nothing is sampled here, and a
+publisher's context is still carried along.
+"""
+
+import os
+from collections.abc import Mapping
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags, Tracer
+from opentelemetry.trace.status import Status, StatusCode
+from opentelemetry.util.types import AttributeValue
+
+_HEX = frozenset("0123456789abcdef")
+
+
+def is_sampled(traceparent: str) -> bool:
+    """True if the context is well formed (W3C Trace Context, version 00) and its sampled flag is set."""
+    return len(traceparent) == 55 and traceparent[-1] in "13579bdf"
+
+
+def span_context(traceparent: str) -> SpanContext | None:
+    """The remote span that `traceparent` names; None if it is malformed or all zero."""
+    parts = traceparent.split("-")
+    if len(parts) != 4 or [len(part) for part in parts] != [2, 32, 16, 2]:
+        return None
+    if not _HEX.issuperset("".join(parts)) or parts[0] == "ff":
+        return None
+    context = SpanContext(int(parts[1], 16), int(parts[2], 16), True, TraceFlags(int(parts[3], 16)))
+    return context if context.is_valid else None
+
+
+def traceparent_of(span: Span) -> str:
+    """The `traceparent` that names this span; empty if it has no valid context."""
+    context = span.get_span_context()
+    if not context.is_valid:
+        return ""
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
+
+
+def trace_id_of(traceparent: str) -> str:
+    """The 32 hex digits of the trace, or an empty string."""
+    context = span_context(traceparent)
+    return f"{context.trace_id:032x}" if context else ""
+
+
+def parent_context(traceparent: str) -> Context:
+    """An OpenTelemetry context whose current span is the one named; empty if there is none."""
+    context = span_context(traceparent)
+    return trace.set_span_in_context(NonRecordingSpan(context), Context()) if context else Context()
+
+
+class Tracing:
+    """The tracer of one process. Spans have explicit parents; there is no ambient current span."""
+
+    def __init__(self, provider: TracerProvider | None, service: str) -> None:
+        self._provider = provider
+        self._tracer: Tracer = provider.get_tracer(f"cloudhub.{service}") if provider else trace.NoOpTracer()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether spans of ours go anywhere."""
+        return self._provider is not None
+
+    def start(
+        self,
+        name: str,
+        parent: str = "",
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Mapping[str, AttributeValue] | None = None,
+        links: list[str] | None = None,
+        start_ns: int | None = None,
+    ) -> Span:
+        """Starts a span under the `traceparent` given (a new trace if empty). The caller ends it."""
+        found = [span_context(link) for link in links or ()]
+        return self._tracer.start_span(
+            name,
+            parent_context(parent),
+            kind,
+            attributes,
+            [Link(context) for context in found if context],
+            start_ns,
+        )
+
+    def record(
+        self,
+        name: str,
+        parent: str,
+        *,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: Mapping[str, AttributeValue] | None = None,
+        start_ns: int | None = None,
+        error: str = "",
+    ) -> str:
+        """Starts and ends a span at once; gives back its `traceparent`."""
+        span = self.start(name, parent, kind=kind, attributes=attributes, start_ns=start_ns)
+        if error:
+            span.set_status(Status(StatusCode.ERROR, error))
+        span.end()
+        return traceparent_of(span)
+
+    def close(self) -> None:
+        """Flushes and ends the exporter; blocks for its time limit at the most."""
+        if self._provider:
+            self._provider.shutdown()
+
+
+def configure_tracing(service: str, instance: str) -> Tracing:
+    """Tracing by the standard OTEL_* variables: on when an OTLP endpoint or exporter is named."""
+    wanted = os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(
+        "OTEL_EXPORTER_OTLP_ENDPOINT"
+    )
+    disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if disabled or wanted == "none" or not (endpoint or wanted == "otlp"):
+        return Tracing(None, service)
+    resource = Resource.create(
+        {
+            "service.name": f"cloudhub-{service}",
+            "service.instance.id": instance,
+            "service.namespace": "cloudhub",
+        }
+    )
+    provider = TracerProvider(resource=resource)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return Tracing(provider, service)
