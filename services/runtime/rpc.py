@@ -47,8 +47,8 @@ def error_reason(error: grpc.aio.AioRpcError) -> str:
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):
-            return info.reason
-    return error.code().name
+            return str(info.reason)
+    return str(error.code().name)
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
