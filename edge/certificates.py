@@ -1,0 +1,307 @@
+"""Certificates of one hub for trials and small sites: a CA, the server's, one per edge node.
+
+Layout of the folder: `ca.crt`, `ca.key`, `server.crt`, `server.key`, `nodes/<id>.crt`,
+`nodes/<id>.key`. A file that exists is never written again: if it is still good it is kept, if
+not `CertificateFault` says why and what to do. Run as `python -m edge.certificates`.
+"""
+
+import datetime
+import ipaddress
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+ALWAYS_SERVED = ("localhost", "127.0.0.1", "::1")
+AUTHORITY_DAYS = 3650
+LEAF_DAYS = 825
+# A certificate made now must already be good for a peer whose clock is a little behind.
+_CLOCK_SKEW = datetime.timedelta(minutes=5)
+# X.509 holds 64 characters in a common name; "system:node:" takes 12 of them.
+_NODE_ID = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,50}[A-Za-z0-9])?$")
+_HOST_NAME = re.compile(r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9._-]{0,250}[A-Za-z0-9])?$")
+
+
+class CertificateFault(Exception):
+    """A file in the way or a name that cannot be certified; the text says what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A certificate with its private key, as files and loaded."""
+
+    certificate_path: Path
+    key_path: Path
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+    created: bool
+    """False if the files were there already and were kept."""
+
+
+def create_authority(folder: Path) -> KeyPair:
+    """The CA of `folder`: made if there is none, else the present one. Raises CertificateFault."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = _name("cloudhub", "cloudhub CA")
+    return _pair(
+        folder / "ca",
+        issuer=None,
+        subject=name,
+        days=AUTHORITY_DAYS,
+        extensions=[
+            (x509.BasicConstraints(ca=True, path_length=0), True),
+            (_key_usage(signs_certificates=True), True),
+        ],
+    )
+
+
+def create_server_certificate(folder: Path, names: Iterable[str] = ()) -> KeyPair:
+    """The server's certificate for localhost and `names` (host names or IP addresses)."""
+    authority = create_authority(folder)
+    wanted = list(dict.fromkeys((*ALWAYS_SERVED, *names)))
+    pair = _pair(
+        folder / "server",
+        issuer=authority,
+        subject=_name("cloudhub", "cloudhub server"),
+        days=LEAF_DAYS,
+        extensions=[
+            (x509.BasicConstraints(ca=False, path_length=None), True),
+            (_key_usage(), True),
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
+            (x509.SubjectAlternativeName([_general_name(name) for name in wanted]), False),
+        ],
+    )
+    missing = [name for name in wanted if name not in _served_names(pair.certificate)]
+    if missing:
+        raise CertificateFault(
+            f"{pair.certificate_path} does not name {', '.join(missing)}; "
+            "move it and its key away to have a new one made"
+        )
+    return pair
+
+
+def create_node_certificates(folder: Path, node_ids: Sequence[str]) -> list[KeyPair]:
+    """A client certificate per node: subject `O=system:nodes, CN=system:node:<id>` (docs/protocol.md).
+
+    Every id is checked before the first file is written.
+    """
+    for node_id in node_ids:
+        if not _NODE_ID.match(node_id):
+            raise CertificateFault(
+                f"node id {node_id!r}: should be 1 to 52 letters, digits, '.', '-' or '_', "
+                "with a letter or digit first and last"
+            )
+    authority = create_authority(folder)
+    (folder / "nodes").mkdir(exist_ok=True)
+    return [
+        _pair(
+            folder / "nodes" / node_id,
+            issuer=authority,
+            subject=_name("system:nodes", f"system:node:{node_id}"),
+            days=LEAF_DAYS,
+            extensions=[
+                (x509.BasicConstraints(ca=False, path_length=None), True),
+                (_key_usage(), True),
+                (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), False),
+            ],
+        )
+        for node_id in node_ids
+    ]
+
+
+def _name(organization: str, common_name: str) -> x509.Name:
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization),
+            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+        ]
+    )
+
+
+def _key_usage(*, signs_certificates: bool = False) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        if not _HOST_NAME.match(name):
+            raise CertificateFault(f"server name {name!r}: should be a host name or an IP address") from None
+        return x509.DNSName(name)
+
+
+def _served_names(certificate: x509.Certificate) -> set[str]:
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return set()
+    return {*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress))}
+
+
+def _pair(
+    stem: Path,
+    *,
+    issuer: KeyPair | None,
+    subject: x509.Name,
+    days: int,
+    extensions: list[tuple[x509.ExtensionType, bool]],
+) -> KeyPair:
+    # Not with_suffix: a node id may hold dots.
+    certificate_path, key_path = stem.parent / f"{stem.name}.crt", stem.parent / f"{stem.name}.key"
+    if certificate_path.exists():
+        return _present(certificate_path, key_path, issuer, subject)
+    # A key without a certificate is what a run that was cut short left: it is used, not replaced.
+    key = _read_key(key_path) if key_path.exists() else ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.now(datetime.UTC)
+    signer = issuer.key if issuer else key
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer.certificate.subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCK_SKEW)
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
+    )
+    for extension, critical in extensions:
+        builder = builder.add_extension(extension, critical)
+    certificate = builder.sign(signer, hashes.SHA256())
+    if not key_path.exists():
+        _write_new(
+            key_path,
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            ),
+            0o600,
+        )
+    _write_new(certificate_path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    return KeyPair(certificate_path, key_path, certificate, key, created=True)
+
+
+def _present(certificate_path: Path, key_path: Path, issuer: KeyPair | None, subject: x509.Name) -> KeyPair:
+    move = "move it and its key away to have a new one made"
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
+    except ValueError:
+        raise CertificateFault(f"{certificate_path} is no PEM certificate; {move}") from None
+    if not key_path.exists():
+        raise CertificateFault(f"{certificate_path} exists but its key {key_path} does not; {move}")
+    key = _read_key(key_path)
+    if certificate.public_key() != key.public_key():
+        raise CertificateFault(f"{certificate_path} does not belong to the key {key_path}; {move}")
+    expires = certificate.not_valid_after_utc
+    if expires <= datetime.datetime.now(datetime.UTC):
+        raise CertificateFault(f"{certificate_path} expired on {expires:%Y-%m-%d}; {move}")
+    authority = issuer.certificate if issuer else certificate
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        whose = f"the CA in {issuer.certificate_path}" if issuer else "itself, so it is no root CA"
+        raise CertificateFault(f"{certificate_path} is not signed by {whose}; {move}") from None
+    if issuer and certificate.subject != subject:
+        raise CertificateFault(
+            f"{certificate_path} is for {certificate.subject.rfc4514_string()!r}, "
+            f"not for {subject.rfc4514_string()!r}; {move}"
+        )
+    return KeyPair(certificate_path, key_path, certificate, key, created=False)
+
+
+def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError):
+        raise CertificateFault(f"{path} is no unencrypted PEM private key; move it away") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise CertificateFault(f"{path} is no elliptic-curve key; move it away")
+    return key
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    """Writes a file that must not exist; it appears whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        # A link, unlike a rename, fails if somebody made the file meanwhile.
+        path.hardlink_to(draft)
+    except FileExistsError:
+        raise CertificateFault(f"{path} was made by somebody else meanwhile; run again") from None
+    finally:
+        draft.unlink()
+
+
+cli = typer.Typer(
+    help="Certificates of one hub: a CA, the server's, one per edge node.", no_args_is_help=True
+)
+
+
+def _tell(pairs: Iterable[KeyPair]) -> None:
+    for pair in pairs:
+        expires = f"{pair.certificate.not_valid_after_utc:%Y-%m-%d}"
+        print(f"{'made' if pair.created else 'kept'} {pair.certificate_path} (until {expires})")
+
+
+@cli.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    server_name: Annotated[
+        list[str] | None, typer.Option(help="host name or IP address of the hub; repeat for several")
+    ] = None,
+) -> None:
+    """Makes the CA and the server's certificate."""
+    _tell([create_authority(folder), create_server_certificate(folder, server_name or ())])
+
+
+@cli.command()
+def node(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    node_ids: Annotated[list[str] | None, typer.Argument(metavar="NODE...")] = None,
+    count: Annotated[int, typer.Option(min=0, max=100_000, help="also PREFIX1 to PREFIXn")] = 0,
+    prefix: Annotated[str, typer.Option(help="start of the ids that --count makes")] = "edge-",
+) -> None:
+    """Makes client certificates of edge nodes."""
+    wanted = [*(node_ids or ()), *(f"{prefix}{number}" for number in range(1, count + 1))]
+    if not wanted:
+        raise CertificateFault("no node named: give node ids or --count")
+    _tell(create_node_certificates(folder, wanted))
+
+
+def main() -> None:
+    """Entry point: exits with status 1 and one sentence when a certificate cannot be made."""
+    try:
+        cli()
+    except CertificateFault as fault:
+        print(f"edge.certificates: {fault}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        print(f"edge.certificates: {error.filename}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()
