@@ -237,16 +237,25 @@ class OpenVerdict(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     SUPERSEDED_FIELD_NUMBER: _builtins.int
     SUPERSEDED_EVENT_FIELD_NUMBER: _builtins.int
+    EARLIER_EVENTS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Above 0: opened under this epoch."""
     @_builtins.property
     def refusal(self) -> _link_pb2.Refusal: ...
     @_builtins.property
     def superseded(self) -> Global___Session:
-        """The former session, now closed with reason SUPERSEDED; and its `disconnected` event if the same dispatcher held it."""
+        """The former session, now closed with reason SUPERSEDED; and its `disconnected` event if it had
+        been ACTIVE. The event is the caller's to hand on, whoever held the session.
+        """
 
     @_builtins.property
     def superseded_event(self) -> Global___LifecycleEvent: ...
+    @_builtins.property
+    def earlier_events(self) -> _containers.RepeatedCompositeFieldContainer[Global___LifecycleEvent]:
+        """Events of the node that its former dispatcher has not got acknowledged: now the caller's to
+        hand on, in this order, before `superseded_event`.
+        """
+
     def __init__(
         self,
         *,
@@ -254,10 +263,11 @@ class OpenVerdict(_message.Message):
         refusal: _link_pb2.Refusal | None = ...,
         superseded: Global___Session | None = ...,
         superseded_event: Global___LifecycleEvent | None = ...,
+        earlier_events: _abc.Iterable[Global___LifecycleEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "superseded", b"superseded", "superseded_event", b"superseded_event"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "refusal", b"refusal", "superseded", b"superseded", "superseded_event", b"superseded_event"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["earlier_events", b"earlier_events", "epoch", b"epoch", "refusal", b"refusal", "superseded", b"superseded", "superseded_event", b"superseded_event"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -339,7 +349,9 @@ class ActivateVerdict(_message.Message):
     active: _builtins.bool
     """False: the session is no longer the node's newest, or was asked to end."""
     @_builtins.property
-    def event(self) -> Global___LifecycleEvent: ...
+    def event(self) -> Global___LifecycleEvent:
+        """The `connected` event; also on a repeated call, while it is unacknowledged."""
+
     def __init__(
         self,
         *,
@@ -436,7 +448,9 @@ class CloseVerdict(_message.Message):
     reason: _link_pb2.CloseReason.ValueType
     """The reason on record, whoever asked first."""
     @_builtins.property
-    def event(self) -> Global___LifecycleEvent: ...
+    def event(self) -> Global___LifecycleEvent:
+        """The `disconnected` event; also on a repeated close, while it is the caller's and unacknowledged."""
+
     def __init__(
         self,
         *,
@@ -537,7 +551,9 @@ class RenewLeaseResponse(_message.Message):
     lease_seconds: _builtins.float
     @_builtins.property
     def adopted_events(self) -> _containers.RepeatedCompositeFieldContainer[Global___LifecycleEvent]:
-        """Events of dispatchers that are gone, now this dispatcher's to hand on."""
+        """Events that are now this dispatcher's to hand on: of dispatchers that are gone, of sessions
+        that were ended on its behalf, and its own that stay unacknowledged for long (known by their id).
+        """
 
     def __init__(
         self,
@@ -628,7 +644,9 @@ Global___Directives: _TypeAlias = Directives  # noqa: Y015
 
 @_typing.final
 class EndDirective(_message.Message):
-    """End this session: tell the edge, close the link, confirm with CloseSessions."""
+    """End this session: tell the edge, close the link, confirm with CloseSessions. With reason
+    SUPERSEDED the node's unacknowledged events are another dispatcher's to hand on.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
