@@ -1,0 +1,194 @@
+"""`cloudhub-edge`: runs one edge node or many until SIGTERM or SIGINT."""
+
+import asyncio
+import gc
+import json
+import logging
+import signal
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+import uvloop
+
+from edge.agent import EdgeAgent, EdgeFleet
+from edge.node import OutboxFull
+from edge.settings import DEFAULT_PROJECT, EdgeSettings, SettingsFault
+from edge.store import StoreFault
+from edge.tracing import configure_tracing
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("edge")
+
+
+class Sync(StrEnum):
+    """SQLite's `synchronous`."""
+
+    FULL = "full"
+    NORMAL = "normal"
+
+
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    AUTO = "auto"
+    JSON = "json"
+    TEXT = "text"
+
+
+def configure_logs(log_format: LogFormat) -> None:
+    """Text on a terminal, one JSON object a line elsewhere; to stderr."""
+    as_json = log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not sys.stderr.isatty())
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    logging.getLogger("websockets").setLevel(logging.ERROR)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer()
+            if as_json
+            else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+async def _uploads(fleet: EdgeFleet, every_seconds: float) -> None:
+    """Uploads a reading of every node in turn, each node once per interval."""
+    while True:
+        for agent in fleet:
+            reading = {"sensor": "line-temperature", "celsius": round(20 + 10 * (time.time() / 60 % 1), 2)}
+            try:
+                await agent.upload(json.dumps(reading).encode())
+            except OutboxFull as full:
+                log.warning("upload.refused", node=agent.node_id, detail=str(full))
+            except StoreFault as fault:
+                log.error("upload.failed", node=agent.node_id, detail=str(fault))
+            await asyncio.sleep(every_seconds / len(fleet))
+
+
+async def _statuses(fleet: EdgeFleet, every_seconds: float) -> None:
+    """Reports a pod's status for every node in turn, each node once per interval."""
+    while True:
+        for agent in fleet:
+            agent.report_status(f"default/podstatus/{agent.node_id}-pod", _status(agent))
+            await asyncio.sleep(every_seconds / len(fleet))
+
+
+def _status(agent: EdgeAgent) -> bytes:
+    status = {"phase": "Running", "received": agent.counters.received, "at_ms": time.time_ns() // 1_000_000}
+    return json.dumps({"name": f"{agent.node_id}-pod", "status": status}).encode()
+
+
+async def serve(
+    settings: EdgeSettings,
+    node_ids: list[str],
+    upload_every: float,
+    status_every: float,
+) -> None:
+    """Runs a fleet until a signal asks it to stop. Raises SettingsFault or StoreFault at the start."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    fleet = EdgeFleet(settings, node_ids, tracing=configure_tracing(node_ids[0]))
+    log.info("edge.started", nodes=len(fleet), server=settings.server, database=str(settings.database))
+    async with fleet, asyncio.TaskGroup() as group:
+        senders = []
+        if upload_every > 0:
+            senders.append(group.create_task(_uploads(fleet, upload_every)))
+        if status_every > 0:
+            senders.append(group.create_task(_statuses(fleet, status_every)))
+        await stop.wait()
+        for sender in senders:
+            sender.cancel()
+    log.info(
+        "edge.stopped",
+        received=fleet.total("received"),
+        acknowledged=fleet.total("acknowledged"),
+        uploads_confirmed=fleet.total("uploads_confirmed"),
+    )
+
+
+def run(
+    server: Annotated[str, typer.Option(help="wss://HOST:PORT of the hub")],
+    ca: Annotated[Path, typer.Option(help="certificate of the hub's CA")],
+    database: Annotated[Path, typer.Option(help="SQLite file, made if it does not exist")] = Path("edge.db"),
+    node: Annotated[list[str] | None, typer.Option(help="node id; repeat for several")] = None,
+    nodes: Annotated[int, typer.Option(min=0, max=100_000, help="also PREFIX1 to PREFIXn")] = 0,
+    node_prefix: Annotated[str, typer.Option(help="start of the ids that --nodes makes")] = "edge-",
+    certificates: Annotated[
+        Path | None, typer.Option(help="folder with nodes/<id>.crt and .key, as edge.certificates makes it")
+    ] = None,
+    certificate: Annotated[Path | None, typer.Option(help="certificate of a single node")] = None,
+    key: Annotated[Path | None, typer.Option(help="its key")] = None,
+    project: Annotated[str, typer.Option(help="project id")] = DEFAULT_PROJECT,
+    sync: Annotated[
+        Sync, typer.Option(help="with normal a power cut may take what was acknowledged")
+    ] = Sync.FULL,
+    history: Annotated[bool, typer.Option(help="keep a row of every message applied")] = True,
+    keepalive: Annotated[float, typer.Option(min=0.1, help="seconds between keepalives")] = 15.0,
+    silence: Annotated[
+        float, typer.Option(min=0.2, help="seconds of silence after which a link is dead")
+    ] = 45.0,
+    first_delay: Annotated[float, typer.Option(min=0.01, help="seconds before the first new dial")] = 0.5,
+    most_delay: Annotated[float, typer.Option(min=0.01, help="most seconds between dials")] = 30.0,
+    upload_every: Annotated[
+        float, typer.Option(min=0, help="seconds between a node's uploads; 0: none")
+    ] = 0.0,
+    status_every: Annotated[
+        float, typer.Option(min=0, help="seconds between a node's status reports; 0: none")
+    ] = 0.0,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="auto: text on a terminal, JSON elsewhere")
+    ] = LogFormat.AUTO,
+) -> None:
+    """Runs edge nodes against a hub until SIGTERM or SIGINT."""
+    node_ids = list(dict.fromkeys((*(node or ()), *(f"{node_prefix}{n}" for n in range(1, nodes + 1)))))
+    if not node_ids:
+        raise SettingsFault("no node named: give --node or --nodes")
+    if certificate is not None and len(node_ids) > 1:
+        raise SettingsFault("certificate: serves one node only; several need --certificates DIR")
+    settings = EdgeSettings(
+        server=server,
+        ca=ca,
+        database=database,
+        certificates=certificates,
+        certificate=certificate,
+        key=key,
+        project_id=project,
+        sync=sync.value,
+        history=history,
+        keepalive_seconds=keepalive,
+        silence_seconds=silence,
+        first_delay_seconds=first_delay,
+        most_delay_seconds=most_delay,
+    )
+    configure_logs(log_format)
+    prepare_process()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings, node_ids, upload_every, status_every))
+
+
+def prepare_process() -> None:
+    """For many links in one process: prompt hand-over to the store's thread, few full collections."""
+    # The thread that writes takes the interpreter back between statements; the usual 5 ms add up.
+    sys.setswitchinterval(0.0005)
+    gc.set_threshold(50_000, 20, 50)
+
+
+def main() -> None:
+    """Entry point: status 1 and one sentence if the agent cannot start."""
+    try:
+        typer.run(run)
+    except (SettingsFault, StoreFault) as fault:
+        print(f"cloudhub-edge: {fault}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

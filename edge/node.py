@@ -1,0 +1,400 @@
+"""One edge node: keeps a link to the hub, applies what comes, sends what is its own."""
+
+import asyncio
+import os
+import random
+import ssl
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+import structlog
+
+from edge import protocol
+from edge.link import Link
+from edge.outbox import Upload, UploadWindow
+from edge.protocol import Header, Kind, MalformedFrame, Message, Route
+from edge.reconnect import LinkEnd, Reconnect
+from edge.settings import EdgeSettings
+from edge.store import Change, StoreFault
+from edge.writer import Writer
+
+log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
+
+MOST_REQUESTS = 256
+MOST_STATUS_REPORTS = 1000
+
+
+class RequestFailed(Exception):
+    """The hub answered a request with an error, or the link that carried it is gone."""
+
+
+class OutboxFull(Exception):
+    """So many uploads wait for the hub already that no more are taken."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What one node has seen since the process started."""
+
+    links_opened: int = 0
+    dials_failed: int = 0
+    received: int = 0
+    acknowledged: int = 0
+    swallowed: Counter[str] = field(default_factory=Counter)
+    """Messages without effect, by reason."""
+    malformed: int = 0
+    not_stored: int = 0
+    """Messages not acknowledged because the store failed."""
+    uploads_stored: int = 0
+    uploads_confirmed: int = 0
+    uploads_refused: int = 0
+    """Error answers to uploads; they are repeated."""
+    reports_dropped: int = 0
+
+    @property
+    def reconnects(self) -> int:
+        """Links opened after the first."""
+        return max(0, self.links_opened - 1)
+
+
+class MessageIds:
+    """Unique message ids in the form of a UUID, cheap: random for the process, then counted."""
+
+    def __init__(self) -> None:
+        start = os.urandom(10).hex()
+        self._prefix = f"{start[:8]}-{start[8:12]}-4{start[12:15]}-a{start[15:18]}-"
+        self._last = 0
+
+    def next(self) -> str:
+        """A new id."""
+        self._last += 1
+        return f"{self._prefix}{self._last:012x}"
+
+
+class EdgeAgent:
+    """One node of a fleet. `run` must be awaited by the fleet that made it."""
+
+    def __init__(
+        self,
+        node_id: str,
+        settings: EdgeSettings,
+        writer: Writer,
+        ids: MessageIds,
+        *,
+        last_number: int = 0,
+        on_link: Callable[["EdgeAgent", bool], None] = lambda _agent, _opened: None,
+    ) -> None:
+        self.node_id = node_id
+        self.counters = Counters()
+        self._settings = settings
+        self._context: ssl.SSLContext = settings.tls(node_id)
+        self._writer = writer
+        self._ids = ids
+        self._on_link = on_link
+        self._link: Link | None = None
+        self._opened = False
+        self._unstored = 0
+        self._keepalive_at = 0.0
+        self._window = UploadWindow(settings.uploads_in_flight, settings.repeat_seconds)
+        self._last_number = last_number
+        self._storing: dict[str, asyncio.Future[None]] = {}
+        self._requests: dict[str, asyncio.Future[Message]] = {}
+        self._reports: OrderedDict[str, bytes] = OrderedDict()
+        self._stop = asyncio.Event()
+        self._unblocked = asyncio.Event()
+        self._unblocked.set()
+        self._unblock_timer: asyncio.TimerHandle | None = None
+
+    def __contains__(self, msg_id: object) -> bool:
+        """Whether a request or upload of ours waits for an answer to `msg_id`."""
+        return msg_id in self._requests or msg_id in self._window
+
+    @property
+    def connected(self) -> bool:
+        """Whether the hub has admitted the present link."""
+        return self._opened
+
+    @property
+    def uploads_waiting(self) -> int:
+        """Durable uploads that the hub has not confirmed."""
+        return len(self._window)
+
+    # Life
+
+    async def run(self, dials: asyncio.Semaphore) -> None:
+        """Dials, and dials again, until stopped."""
+        settings = self._settings
+        reconnect = Reconnect(settings.first_delay_seconds, settings.most_delay_seconds)
+        told = LinkEnd("")
+        while not self._stop.is_set():
+            await self._unblocked.wait()
+            end = await self._one_link(dials)
+            if end.cause == "stopped":
+                break
+            delay = reconnect.delay(end, random.random())
+            if (end.cause, end.detail, end.code) != (told.cause, told.detail, told.code) or end.open_seconds:
+                log.info(
+                    "link.ended",
+                    node=self.node_id,
+                    cause=end.cause,
+                    code=end.code,
+                    detail=end.detail,
+                    open_seconds=round(end.open_seconds, 1),
+                    again_in_seconds=round(delay, 1),
+                )
+                told = end
+            try:
+                async with asyncio.timeout(delay):
+                    await self._stop.wait()
+            except TimeoutError:
+                pass
+
+    async def _one_link(self, dials: asyncio.Semaphore) -> LinkEnd:
+        link = Link(self._settings.url(self.node_id), self._settings.headers(self.node_id), self)
+        self._link = link
+        self._unstored = 0
+        try:
+            async with dials:
+                if self._stop.is_set():
+                    return LinkEnd("stopped")
+                await link.dial(self._context, self._settings.open_seconds)
+            return await link.ended
+        finally:
+            link.abort(LinkEnd("stopped"))
+            self._link = None
+            if self._opened:
+                self._opened = False
+                self._on_link(self, False)
+            else:
+                self.counters.dials_failed += 1
+            for waiting in self._requests.values():
+                if not waiting.done():
+                    waiting.set_exception(RequestFailed("the link to the hub ended"))
+            self._requests.clear()
+
+    def stop(self) -> None:
+        """Closes the link politely and lets `run` end."""
+        self._stop.set()
+        self._unblock()
+        if self._link is not None:
+            self._link.close()
+        for storing in self._storing.values():
+            if not storing.done():
+                storing.set_exception(StoreFault("the agent stops"))
+        self._storing.clear()
+
+    def cut(self) -> None:
+        """Drops the link as a broken network would: no close frame."""
+        if self._link is not None:
+            self._link.abort(LinkEnd("cut"))
+
+    def block(self, seconds: float) -> None:
+        """Behaves as behind a black hole for so long: reads nothing, sends nothing, dials nothing."""
+        self._unblocked.clear()
+        if self._link is not None:
+            self._link.block()
+        if self._unblock_timer is not None:
+            self._unblock_timer.cancel()
+        self._unblock_timer = asyncio.get_running_loop().call_later(seconds, self._unblock)
+
+    def _unblock(self) -> None:
+        if self._unblock_timer is not None:
+            self._unblock_timer.cancel()
+            self._unblock_timer = None
+        self._unblocked.set()
+        if self._link is not None:
+            self._link.unblock()
+
+    def tick(self, now: float) -> None:
+        """Does what has become due; called about once a second with the loop's time."""
+        link = self._link
+        if link is None or not self._opened:
+            return
+        if now - link.received_at >= self._settings.silence_seconds:
+            link.abort(LinkEnd("silent", f"nothing received for {now - link.received_at:.0f} s"))
+        elif now >= self._keepalive_at:
+            self._keepalive_at = now + self._settings.keepalive_seconds
+            link.send([protocol.keepalive(self._ids.next(), _now_ms())])
+            # The hub answers no keepalive; its pong is what proves the link is whole.
+            link.ping()
+        if self._window:
+            self._send_uploads(now)
+
+    # What the link tells
+
+    def link_opened(self, link: Link) -> None:
+        """Speaks first: a keepalive at once, then what waited for a link."""
+        now = asyncio.get_running_loop().time()
+        self._opened = True
+        self.counters.links_opened += 1
+        self._keepalive_at = now + self._settings.keepalive_seconds
+        link.send([protocol.keepalive(self._ids.next(), _now_ms()), *self._reports.values()])
+        self._reports.clear()
+        self._window.start_over()
+        self._send_uploads(now)
+        log.info("link.opened", node=self.node_id, links=self.counters.links_opened)
+        self._on_link(self, True)
+
+    def frame_received(self, link: Link, frame: bytes) -> None:
+        """Decides on a message; what must be durable first goes to the writer."""
+        try:
+            message = protocol.decode(frame)
+        except MalformedFrame as error:
+            self.counters.malformed += 1
+            link.abort(LinkEnd("malformed", str(error)))
+            return
+        self.counters.received += 1
+        step = protocol.decide(message, self)
+        if step.kind is Kind.SWALLOW:
+            self.counters.swallowed[step.reason] += 1
+            return
+        if step.kind is Kind.ANSWER:
+            self._answered(message)
+        if step.acknowledge:
+            self._unstored += 1
+            if self._unstored == self._settings.most_unstored:
+                link.pause("disk")
+            self._writer.change(Change(self.node_id, message, step, _now_ms(), link))
+
+    def _answered(self, message: Message) -> None:
+        msg_id = message.header.parent_msg_id
+        failed = message.route.operation == "error"
+        request = self._requests.pop(msg_id, None)
+        if request is not None:
+            if request.done():
+                return
+            if failed:
+                request.set_exception(RequestFailed(bytes(message.content).decode(errors="replace")))
+            else:
+                request.set_result(message)
+        elif failed:
+            self.counters.uploads_refused += 1
+        else:
+            now = asyncio.get_running_loop().time()
+            upload = self._window.confirm(msg_id, now)
+            if upload is not None:
+                self.counters.uploads_confirmed += 1
+                self._writer.settle(upload)
+                self._send_uploads(now)
+
+    # What the writer tells
+
+    def stored(self, change: Change, *, durable: bool) -> None:
+        """A message of ours is durable, or was lost to a failing store."""
+        link = self._link
+        if link is not None and change.link is link:
+            self._unstored -= 1
+            if self._unstored == self._settings.most_unstored // 2:
+                link.resume("disk")
+        if durable:
+            self.counters.acknowledged += 1
+        else:
+            self.counters.not_stored += 1
+
+    def upload_stored(self, upload: Upload, fault: StoreFault | None) -> None:
+        """An upload of ours is durable, or was lost to a failing store."""
+        storing = self._storing.pop(upload.msg_id, None)
+        if fault is not None:
+            if storing is not None and not storing.done():
+                storing.set_exception(fault)
+            return
+        self.counters.uploads_stored += 1
+        self.restore_upload(upload)
+        if storing is not None and not storing.done():
+            storing.set_result(None)
+
+    def restore_upload(self, upload: Upload) -> None:
+        """Takes over an upload that is durable already."""
+        self._window.add(upload)
+        if self._opened:
+            self._send_uploads(asyncio.get_running_loop().time())
+
+    # What the node's own programs ask
+
+    async def upload(self, data: bytes, resource: str = "telemetry") -> int:
+        """Sends user data (one JSON value) for sure; returns its number when it is durable here.
+
+        It is repeated until the hub has confirmed it. Raises OutboxFull or StoreFault.
+        """
+        if len(self._window) + len(self._storing) >= self._settings.most_uploads_waiting:
+            raise OutboxFull(f"{self._settings.most_uploads_waiting} uploads wait for the hub already")
+        self._last_number += 1
+        number, at_ms = self._last_number, _now_ms()
+        content = b'{"number":%d,"at_ms":%d,"data":%s}' % (number, at_ms, data)
+        upload = Upload(self.node_id, number, self._ids.next(), resource, content, at_ms)
+        storing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._storing[upload.msg_id] = storing
+        self._writer.upload(upload)
+        await storing
+        return number
+
+    def report_status(self, resource: str, content: bytes) -> None:
+        """Sends the status of a resource (one JSON value), now or after the next connect; the latest wins."""
+        frame = protocol.encode(
+            Message(
+                Header(self._ids.next(), timestamp=_now_ms()),
+                Route("edged", "resource", "update", resource),
+                msgspec.Raw(content),
+            )
+        )
+        if self._link is not None and self._link.is_open:
+            self._link.send([frame])
+            return
+        self._reports[resource] = frame
+        self._reports.move_to_end(resource)
+        if len(self._reports) > MOST_STATUS_REPORTS:
+            self._reports.popitem(last=False)
+            self.counters.reports_dropped += 1
+
+    async def request(
+        self,
+        resource: str,
+        *,
+        operation: str = "query",
+        source: str = "metamanager",
+        content: bytes = b"null",
+        timeout_seconds: float = 10.0,
+    ) -> Message:
+        """Asks the hub and waits for its answer. Raises RequestFailed, or TimeoutError when it gives up."""
+        if self._link is None or not self._link.is_open:
+            raise RequestFailed("there is no link to the hub")
+        if len(self._requests) >= MOST_REQUESTS:
+            raise RequestFailed(f"{MOST_REQUESTS} requests wait already")
+        msg_id = self._ids.next()
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._requests[msg_id] = answer
+        message = Message(
+            Header(msg_id, timestamp=_now_ms(), sync=True),
+            Route(source, "resource", operation, resource),
+            msgspec.Raw(content),
+        )
+        self._link.send([protocol.encode(message)])
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await answer
+        finally:
+            self._requests.pop(msg_id, None)
+
+    def _send_uploads(self, now: float) -> None:
+        if self._link is None or not self._link.is_open:
+            return
+        uploads = self._window.take(now)
+        if uploads:
+            self._link.send([_upload_frame(upload) for upload in uploads])
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _upload_frame(upload: Upload) -> bytes:
+    return protocol.encode(
+        Message(
+            Header(upload.msg_id, timestamp=upload.at_ms, sync=True),
+            Route("eventbus", "user", "upload", upload.resource),
+            msgspec.Raw(upload.content),
+        )
+    )

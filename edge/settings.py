@@ -1,0 +1,83 @@
+"""How an edge agent is set up; read once, by whoever starts it."""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+DEFAULT_PROJECT = "e632aba927ea4ac2b575ec1603d56f10"
+
+
+class SettingsFault(Exception):
+    """A setting that cannot be; the text says which and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeSettings:
+    """Settings of one process; its nodes share them. Times in seconds."""
+
+    server: str
+    """`wss://HOST:PORT` of the hub."""
+    ca: Path
+    """The certificate of the CA that signed the hub's."""
+    database: Path
+    certificates: Path | None = None
+    """Folder with `nodes/<id>.crt` and `nodes/<id>.key` (the layout of `edge.certificates`)."""
+    certificate: Path | None = None
+    """One node's certificate and key, instead of the folder."""
+    key: Path | None = None
+    project_id: str = DEFAULT_PROJECT
+    sync: Literal["full", "normal"] = "full"
+    """SQLite's `synchronous`: with `normal` a power cut may take acknowledged messages."""
+    history: bool = True
+    keepalive_seconds: float = 15.0
+    silence_seconds: float = 45.0
+    """A link over which nothing came for so long, pongs included, is dead."""
+    open_seconds: float = 15.0
+    """For connecting, TLS and the hub's verdict together."""
+    first_delay_seconds: float = 0.5
+    most_delay_seconds: float = 30.0
+    dials_at_once: int = 64
+    most_unstored: int = 512
+    """Received messages of a link that wait for the disk before its reading pauses."""
+    uploads_in_flight: int = 16
+    most_uploads_waiting: int = 1000
+    repeat_seconds: float = 5.0
+    """Without an answer for so long, uploads in flight are sent again."""
+
+    def __post_init__(self) -> None:
+        if not self.server.startswith("wss://") or self.server.count("/") != 2:
+            raise SettingsFault(f"server {self.server!r}: should be wss://HOST:PORT")
+        if (self.certificates is None) == (self.certificate is None):
+            raise SettingsFault("certificates: give either a folder of them or one certificate and its key")
+        if self.certificate is not None and self.key is None:
+            raise SettingsFault("key: a certificate needs its key")
+        for name in ("keepalive_seconds", "silence_seconds", "open_seconds", "first_delay_seconds"):
+            if getattr(self, name) <= 0:
+                raise SettingsFault(f"{name.replace('_', '-')}: should be above 0")
+
+    def url(self, node_id: str) -> str:
+        """Where a node dials (docs/protocol.md)."""
+        return f"{self.server}/{self.project_id}/{node_id}/events"
+
+    def headers(self, node_id: str) -> dict[str, str]:
+        """What a node says of itself with the upgrade."""
+        return {"Node_id": node_id, "Project_id": self.project_id, "Connectionuse": "msg"}
+
+    def tls(self, node_id: str) -> ssl.SSLContext:
+        """A context that trusts only the hub's CA and shows the node's certificate. Raises SettingsFault."""
+        certificate = self.certificate or Path(self.certificates or "") / "nodes" / f"{node_id}.crt"
+        key = self.key or certificate.with_name(f"{node_id}.key")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        for path in (self.ca, certificate, key):
+            if not path.is_file():
+                raise SettingsFault(
+                    f"{path} does not exist; `python -m edge.certificates` makes certificates"
+                )
+        try:
+            context.load_verify_locations(self.ca)
+            context.load_cert_chain(certificate, key)
+        except (ssl.SSLError, OSError) as error:
+            raise SettingsFault(f"{self.ca}, {certificate} or {key} cannot be used: {error}") from error
+        return context

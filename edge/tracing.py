@@ -1,0 +1,89 @@
+"""The edge's end of a message's trace: one `apply` span from receipt to durable.
+
+Configured by the standard OTEL_* variables. Without them the hub's context is handed back as it
+came, so that its acknowledgement joins the trace all the same.
+"""
+
+import os
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
+
+from edge.protocol import Message
+
+
+def _parent(traceparent: str) -> Context | None:
+    version, _, rest = traceparent.partition("-")
+    trace_id, _, rest = rest.partition("-")
+    span_id, _, flags = rest.partition("-")
+    try:
+        context = SpanContext(int(trace_id, 16), int(span_id, 16), True, TraceFlags(int(flags, 16)))
+    except ValueError:
+        return None
+    if version != "00" or not context.is_valid:
+        return None
+    return trace.set_span_in_context(NonRecordingSpan(context), Context())
+
+
+class EdgeTracing:
+    """Makes the spans of one process; without a provider it makes none."""
+
+    def __init__(self, provider: TracerProvider | None = None) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("cloudhub.edge") if provider else None
+
+    def apply(self, node_id: str, message: Message, start_ms: int) -> str:
+        """Records that a sampled message was applied just now; the `traceparent` for its acknowledgement."""
+        received = message.header.traceparent
+        if self._tracer is None or (parent := _parent(received)) is None:
+            return received
+        span = self._tracer.start_span(
+            "apply",
+            parent,
+            SpanKind.CONSUMER,
+            {
+                "cloudhub.node.id": node_id,
+                "messaging.system": "cloudhub",
+                "messaging.operation.name": "apply",
+                "messaging.message.id": message.header.msg_id,
+                "cloudhub.resource": message.route.resource,
+                "cloudhub.operation": message.route.operation,
+                "cloudhub.version": message.header.resourceversion,
+            },
+            start_time=start_ms * 1_000_000,
+        )
+        span.end()
+        context = span.get_span_context()
+        return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
+
+    def close(self) -> None:
+        """Flushes and ends the exporter."""
+        if self._provider is not None:
+            self._provider.shutdown()
+
+
+def configure_tracing(instance: str) -> EdgeTracing:
+    """On when the OTEL_* variables name an OTLP endpoint or exporter."""
+    wanted = os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(
+        "OTEL_EXPORTER_OTLP_ENDPOINT"
+    )
+    disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    if disabled or wanted == "none" or not (endpoint or wanted == "otlp"):
+        return EdgeTracing()
+    provider = TracerProvider(
+        resource=Resource.create(
+            {
+                "service.name": "cloudhub-edge",
+                "service.instance.id": instance,
+                "service.namespace": "cloudhub",
+            }
+        )
+    )
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return EdgeTracing(provider)
