@@ -1,0 +1,130 @@
+"""Durable uploads on SQL: stored before they are handed on, deleted when a subscriber is done.
+
+A row's `n` grows with arrival, so a node's rows in order of `n` are in the order it sent them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    bindparam,
+    delete,
+    func,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from cloudhub.v1.message_pb2 import Message
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRow:
+    """One upload as it is stored. `epoch` is that of the session it came over."""
+
+    node_id: str
+    n: int
+    epoch: int
+    size_bytes: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class StoredUploads:
+    """What a database holds at start: the number of rows, the highest `n`, and the highest per node."""
+
+    rows: int
+    last_n: int
+    last_by_node: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadWanted:
+    """Rows of a node with an `n` above `after`: at most `limit`, and no further once `most_bytes` are read."""
+
+    node_id: str
+    after: int
+    limit: int
+    most_bytes: int
+
+
+def upload_table(metadata: MetaData) -> Table:
+    """Declares the table `upload`. A node's message id is stored once, however often the edge repeats it."""
+    return Table(
+        "upload",
+        metadata,
+        Column("node_id", String(253), primary_key=True),
+        Column("n", BigInteger, primary_key=True, autoincrement=False),
+        Column("message_id", Text, nullable=False),
+        Column("epoch", BigInteger, nullable=False),
+        Column("size_bytes", Integer, nullable=False),
+        Column("message", LargeBinary, nullable=False),
+        UniqueConstraint("node_id", "message_id", name="upload_message_id"),
+    )
+
+
+def store_uploads(connection: Connection, table: Table, rows: Sequence[UploadRow]) -> set[tuple[str, int]]:
+    """Inserts rows and gives back the keys of the new ones; the others repeat a stored message id."""
+    if not rows:
+        return set()
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table).on_conflict_do_nothing().returning(table.c.node_id, table.c.n)
+    values = [
+        {
+            "node_id": row.node_id,
+            "n": row.n,
+            "message_id": row.message.id,
+            "epoch": row.epoch,
+            "size_bytes": row.size_bytes,
+            "message": row.message.SerializeToString(),
+        }
+        for row in rows
+    ]
+    return {(node_id, n) for node_id, n in connection.execute(statement, values)}
+
+
+def delete_uploads(connection: Connection, table: Table, keys: Sequence[tuple[str, int]]) -> None:
+    """Deletes the rows of these (node_id, n); those that are gone already are no error."""
+    if keys:
+        statement = delete(table).where(
+            table.c.node_id == bindparam("settled_node"), table.c.n == bindparam("settled_n")
+        )
+        connection.execute(statement, [{"settled_node": node_id, "settled_n": n} for node_id, n in keys])
+
+
+def load_uploads(connection: Connection, table: Table, wanted: LoadWanted) -> tuple[list[UploadRow], bool]:
+    """The rows in order of `n`, at least one if there is one; True if these are all there are."""
+    query = (
+        select(table.c.n, table.c.epoch, table.c.size_bytes, table.c.message)
+        .where(table.c.node_id == wanted.node_id, table.c.n > wanted.after)
+        .order_by(table.c.n)
+        .limit(wanted.limit)
+    )
+    rows: list[UploadRow] = []
+    size = 0
+    with connection.execute(query) as result:
+        for n, epoch, size_bytes, message in result:
+            rows.append(UploadRow(wanted.node_id, n, epoch, size_bytes, Message.FromString(message)))
+            size += size_bytes
+            if size >= wanted.most_bytes:
+                return rows, False
+    return rows, len(rows) < wanted.limit
+
+
+def stored_uploads(connection: Connection, table: Table) -> StoredUploads:
+    """Counts what is stored."""
+    query = select(table.c.node_id, func.count(), func.max(table.c.n)).group_by(table.c.node_id)
+    rows, last_by_node = 0, {}
+    for node_id, count, last in connection.execute(query):
+        rows += count
+        last_by_node[node_id] = last
+    return StoredUploads(rows, max(last_by_node.values(), default=0), last_by_node)
