@@ -1,5 +1,6 @@
 """gRPC servers and channels: error mapping, health, reflection, channelz, limits."""
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, cast
 
@@ -85,6 +86,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-
     def _streaming(self, handler: Any) -> Any:
         inner = handler.stream_stream or handler.unary_stream
 
+        async def call_writer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            try:
+                await inner(request, context)
+            except HubError as error:
+                await context.abort_with_status(status_of(error))
+
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             try:
                 async for response in inner(request, context):
@@ -97,7 +104,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-
             if handler.request_streaming
             else grpc.unary_stream_rpc_method_handler
         )
-        return make(call, handler.request_deserializer, handler.response_serializer)
+        chosen = call if inspect.isasyncgenfunction(inner) else call_writer
+        return make(chosen, handler.request_deserializer, handler.response_serializer)
 
 
 class RpcServer:

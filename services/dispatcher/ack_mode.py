@@ -1,0 +1,49 @@
+"""Which messages want an acknowledgement when the publisher does not say (docs/protocol.md)."""
+
+from cloudhub.v1.message_pb2 import Message
+
+_RESOURCE_MARKS = ("podlist", "membership", "twin/cloud_updated", "serviceaccounttoken", "k8s/ca.crt")
+_OPERATIONS = frozenset(
+    {
+        "createvolume",
+        "deletevolume",
+        "controllerpublishvolume",
+        "controllerunpublishvolume",
+        "applicationResponse",
+    }
+)
+_SOURCES = frozenset({"taskmanager", "nodeupgradejobcontroller"})
+_EDGE_CONTROLLER_TYPES = frozenset({"lease", "nodepatch", "podpatch", "podstatus", "certificatesigningrequest"})
+
+
+def resource_type(resource: str) -> str:
+    """The type of `<namespace>/<type>[/<name>]`, or an empty string."""
+    parts = resource.split("/", 2)
+    return parts[1] if len(parts) > 1 else ""
+
+
+def _is_ok_or_error(content: bytes) -> bool:
+    text = content.strip()
+    return text == b'"OK"' or text[:6].lower() == b'"error'
+
+
+def wants_acknowledgement(message: Message, resource: str) -> bool:
+    """True for ACK mode. `resource` is the message's, without its node prefix."""
+    operation, source = message.operation, message.source
+    if message.group == "user" or operation in _OPERATIONS or source in _SOURCES:
+        return False
+    if any(mark in resource for mark in _RESOURCE_MARKS):
+        return False
+    if operation == "response" and _is_ok_or_error(message.content):
+        return False
+    if operation == "error" and message.parent_id:
+        return False  # the error answer to a request: the other half of the rule for `response`
+    if source == "edgecontroller":
+        kind = resource_type(resource)
+        if kind in _EDGE_CONTROLLER_TYPES:
+            return False
+        if kind == "node":
+            return operation == "update"
+        if kind == "pod":
+            return operation != "response"
+    return True

@@ -1,0 +1,64 @@
+"""What the delivery policy wants done.
+
+Ordering contract, kept by `delivery.Delivery` alone:
+
+1. The policy hears of a message only after its row is durable (`accepted` and `loaded` follow a
+   commit), so every `Send` is of a durable message.
+2. The actions of one call are carried out in their order; a node's `Send`s reach its link in order.
+3. A `Record` need not be durable before anything else happens: until it is, a restart repeats the
+   message's delivery, which is always allowed. It is written under the session's epoch; a record whose
+   epoch is fenced is forgotten.
+"""
+
+from dataclasses import dataclass
+
+from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.entry import Entry
+from services.dispatcher.outbox.records import OwnedOp
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Give the entry's message to the link's acknowledged lane as `number`."""
+
+    entry: Entry
+    number: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendDirect:
+    """Give the message to the link's direct lane as `number`."""
+
+    message: Message
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Write this to the outbox; `entry` is what it is about."""
+
+    op: OwnedOp
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Load the bodies of these (key, seq) and hand them to `bodies`."""
+
+    wanted: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reread:
+    """The outbox has something this node does not know: reload it and call `reloaded`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ignore:
+    """An input that changes nothing; counted by its reason."""
+
+    reason: str
+
+
+Action = Send | SendDirect | Record | Fetch | Reread | Ignore

@@ -1,0 +1,191 @@
+"""DispatcherAdmin: where messages are, and what operators can do about them."""
+
+import base64
+import binascii
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from cloudhub.v1 import dispatcher_pb2 as pb
+from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminServicer
+from services.dispatcher.delivery import Delivery
+from services.dispatcher.explanation import delivery_state, event_kind_name, explain_events, explain_row
+from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, Outbox
+from services.dispatcher.outbox.records import Event, ObjectRow
+from services.runtime.clock import Clock
+from services.runtime.errors import InvalidRequest, NotFound
+from services.runtime.names import check_node_id
+from services.runtime.tracing import trace_id_of
+
+Context = grpc.aio.ServicerContext[object, object]
+MOST_EVENTS = 1000
+
+
+def _timestamp(ms: int) -> Timestamp | None:
+    if not ms:
+        return None
+    stamp = Timestamp()
+    stamp.FromMilliseconds(ms)
+    return stamp
+
+
+def _page_size(size: int) -> int:
+    if size > 1000:
+        raise InvalidRequest("page_size", f"{size}; at most 1000")
+    return size or 100
+
+
+def _token(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def _from_token(token: str) -> str:
+    try:
+        return base64.b64decode(token.encode(), b"-_", validate=True).decode()
+    except (binascii.Error, UnicodeError):
+        raise InvalidRequest("page_token", "is not a next_page_token of this call") from None
+
+
+def _node_id(text: str) -> str:
+    fault = check_node_id(text)
+    if fault:
+        raise InvalidRequest("node_id", fault)
+    return text
+
+
+class DispatcherAdmin(DispatcherAdminServicer):
+    """For operators."""
+
+    def __init__(self, outbox: Outbox, delivery: Delivery, clock: Clock) -> None:
+        self._outbox = outbox
+        self._delivery = delivery
+        self._clock = clock
+
+    async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:
+        """See dispatcher.proto."""
+        size = _page_size(request.page_size)
+        older = 0
+        if request.HasField("oldest_pending_over"):
+            older = self._clock.wall_ms() - request.oldest_pending_over.ToMilliseconds()
+        only = NodeFilter(request.node_id_prefix, request.only_parked, older)
+        found = await self._outbox.list_nodes(_from_token(request.page_token), size + 1, only)
+        return pb.ListNodesResponse(
+            nodes=[self._node(summary) for summary in found[:size]],
+            next_page_token=_token(found[size - 1].node.node_id) if len(found) > size else "",
+        )
+
+    async def InspectNode(self, request: pb.InspectNodeRequest, context: Context) -> pb.InspectNodeResponse:
+        """See dispatcher.proto."""
+        node_id, size = _node_id(request.node_id), _page_size(request.page_size)
+        token = _from_token(request.page_token) or "0"
+        if not token.isdigit():
+            raise InvalidRequest("page_token", "is not a next_page_token of this call")
+        summary = await self._outbox.summary(node_id)
+        if summary is None:
+            raise NotFound("NODE_UNKNOWN", f"nothing was ever published to node {node_id}, nor did it connect")
+        rows = await self._outbox.pending(node_id, int(token), size + 1)
+        return pb.InspectNodeResponse(
+            node=self._node(summary),
+            objects=[self._object(row) for row in rows[:size]],
+            next_page_token=_token(str(rows[size - 1].seq)) if len(rows) > size else "",
+        )
+
+    async def ExplainDelivery(
+        self, request: pb.ExplainDeliveryRequest, context: Context
+    ) -> pb.ExplainDeliveryResponse:
+        """See dispatcher.proto."""
+        node_id, message_id, key = _node_id(request.node_id), request.message_id, request.object_key
+        if bool(message_id) == bool(key):
+            raise InvalidRequest("message_id", "name either message_id or object_key")
+        row = await self._outbox.find(node_id, message_id, key)
+        events = await self._outbox.history(node_id, message_id, key, MOST_EVENTS)
+        if row is None and not events:
+            what = f"message {message_id}" if message_id else f"object {key}"
+            raise NotFound("MESSAGE_UNKNOWN", f"node {node_id} has no {what}, or its history has been dropped")
+        response = pb.ExplainDeliveryResponse(node_id=node_id, message_id=message_id or (row.message_id if row else ""))
+        if row is not None:
+            response.object.CopyFrom(self._object(row))
+        if row is not None and (not message_id or row.message_id == message_id):
+            session = self._delivery.sessions.get(node_id)
+            response.state = response.object.state
+            response.trace_id = trace_id_of(row.traceparent)
+            response.explanation = explain_row(
+                row,
+                session.policy.state_of(row.key) if session else None,
+                session is not None,
+                session.policy.blocked_by(row.key) if session else None,
+            )
+        else:
+            response.state, response.explanation = explain_events(events)
+        response.events.extend(_event(event) for event in events)
+        return response
+
+    async def Redeliver(self, request: pb.RedeliverRequest, context: Context) -> pb.RedeliverResponse:
+        """See dispatcher.proto."""
+        node_id = _node_id(request.node_id)
+        count = await self._outbox.redeliver(node_id, request.object_key, self._clock.wall_ms())
+        self._delivery.reread(node_id)
+        return pb.RedeliverResponse(redelivered=count)
+
+    async def Purge(self, request: pb.PurgeRequest, context: Context) -> pb.PurgeResponse:
+        """See dispatcher.proto."""
+        node_id = _node_id(request.node_id)
+        if bool(request.object_key) == request.all:
+            raise InvalidRequest("object_key", "name an object, or set all to true")
+        count = await self._outbox.purge(node_id, request.object_key, self._clock.wall_ms())
+        self._delivery.reread(node_id)
+        return pb.PurgeResponse(purged=count)
+
+    async def ResyncNode(self, request: pb.ResyncNodeRequest, context: Context) -> pb.ResyncNodeResponse:
+        """See dispatcher.proto."""
+        count = await self._outbox.resync(_node_id(request.node_id), self._clock.wall_ms())
+        return pb.ResyncNodeResponse(objects=count)
+
+    def _node(self, summary: NodeSummary) -> pb.NodeDelivery:
+        node = summary.node
+        session = self._delivery.sessions.get(node.node_id)
+        return pb.NodeDelivery(
+            node_id=node.node_id,
+            connected=session is not None and session.active,
+            epoch=session.epoch if session else 0,
+            pending=node.pending_rows,
+            pending_bytes=node.pending_bytes,
+            in_flight=session.policy.in_flight if session else 0,
+            parked=summary.parked,
+            oldest_pending=_timestamp(summary.oldest_pending_ms),
+            last_ack=_timestamp(node.last_ack_ms),
+            last_seq=node.last_seq,
+        )
+
+    def _object(self, row: ObjectRow) -> pb.ObjectDelivery:
+        session = self._delivery.sessions.get(row.node_id)
+        present = session.policy.state_of(row.key) if session else None
+        return pb.ObjectDelivery(
+            object_key=row.key,
+            resource=row.path,
+            message_id=row.message_id,
+            operation=row.operation,
+            version="" if row.version is None else str(row.version),
+            floor=str(row.floor),
+            acknowledged_version="" if row.acknowledged is None else str(row.acknowledged),
+            state=delivery_state(row, present),
+            seq=row.seq,
+            unacknowledged_attempts=row.attempts,
+            parked_reason=row.reason if row.state == 2 else "",
+            accepted_at=_timestamp(row.accepted_at_ms),
+            expires_at=_timestamp(row.expires_at_ms),
+            deleted=row.deleted,
+        )
+
+
+def _event(event: Event) -> pb.DeliveryEvent:
+    return pb.DeliveryEvent(
+        at=_timestamp(event.at_ms),
+        kind=event_kind_name(event.kind),
+        message_id=event.message_id,
+        object_key=event.key,
+        version="" if event.version is None else str(event.version),
+        attempt=event.attempt,
+        epoch=event.epoch,
+        reason=event.reason,
+    )

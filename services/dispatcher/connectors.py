@@ -1,0 +1,102 @@
+"""The dispatcher's end of a connector's stream: what goes out is batched, never waited for."""
+
+import asyncio
+from typing import Any
+
+from cloudhub.v1.link_pb2 import (
+    CloseReason,
+    DispatcherBatch,
+    DispatcherHello,
+    LinkClose,
+    LinkVerdict,
+    Probe,
+    ReadControl,
+    Receipt,
+    Refusal,
+)
+from cloudhub.v1.message_pb2 import Message
+
+# Keeps one gRPC message far below the receivers' limit (runtime.rpc.MOST_MESSAGE_BYTES).
+MOST_BATCH_FRAMES = 512
+MOST_BATCH_BYTES = 4 * 1024 * 1024
+
+
+class ConnectorStream:
+    """One attached connector. What queues here is bounded by the windows of its links."""
+
+    def __init__(self, connector_id: str, name: str) -> None:
+        self.connector_id = connector_id
+        self.name = name
+        # Filled by `openings` and `link_servicer`: link -> Opening or NodeSession.
+        self.links: dict[int, Any] = {}
+        self._full: list[DispatcherBatch] = []
+        self._batch = DispatcherBatch()
+        self._batch_bytes = 0
+        self._wake = asyncio.Event()
+
+    def hello(self, dispatcher_id: str, name: str, lease_seconds: float) -> None:
+        """The first thing on a stream."""
+        self._batch.hello.CopyFrom(
+            DispatcherHello(dispatcher_id=dispatcher_id, name=name, lease_seconds=lease_seconds)
+        )
+        self._wake.set()
+
+    def admit(self, link: int, epoch: int) -> None:
+        """The link's verdict: admitted."""
+        self._batch.verdicts.append(LinkVerdict(link=link, epoch=epoch))
+        self._wake.set()
+
+    def refuse(self, link: int, refusal: Refusal) -> None:
+        """The link's verdict: refused."""
+        self._batch.verdicts.append(LinkVerdict(link=link, refusal=refusal))
+        self._wake.set()
+
+    def send(
+        self, link: int, epoch: int, number: int, message: Message, *, direct: bool, traceparent: str = ""
+    ) -> None:
+        """A message to the edge; `traceparent` replaces the message's own."""
+        batch = self._batch
+        frame = batch.downstream.add(link=link, epoch=epoch, number=number, direct=direct, message=message)
+        if traceparent:
+            frame.message.traceparent = traceparent
+        self._batch_bytes += len(message.content) + 256
+        if len(batch.downstream) >= MOST_BATCH_FRAMES or self._batch_bytes >= MOST_BATCH_BYTES:
+            self._seal()
+        self._wake.set()
+
+    def receipt(self, link: int, epoch: int, through: int) -> None:
+        """Upstream frames of the link up to this number are taken over."""
+        self._batch.receipts.append(Receipt(link=link, epoch=epoch, through=through))
+        self._wake.set()
+
+    def read_control(self, link: int, epoch: int, *, paused: bool) -> None:
+        """Stop or go on reading from the link."""
+        self._batch.read_controls.append(ReadControl(link=link, epoch=epoch, paused=paused))
+        self._wake.set()
+
+    def probe(self, link: int, epoch: int) -> None:
+        """Ask how long the link has been silent."""
+        self._batch.probes.append(Probe(link=link, epoch=epoch))
+        self._wake.set()
+
+    def close(self, link: int, epoch: int, reason: CloseReason.ValueType, detail: str) -> None:
+        """Close the link. Nothing of the link may follow, so the batch ends behind it."""
+        self._batch.closes.append(LinkClose(link=link, epoch=epoch, reason=reason, detail=detail))
+        self._wake.set()
+
+    def heartbeat(self) -> None:
+        """The stream lives."""
+        self._batch.heartbeat = True
+        self._wake.set()
+
+    def _seal(self) -> None:
+        self._full.append(self._batch)
+        self._batch, self._batch_bytes = DispatcherBatch(), 0
+
+    async def next_batches(self) -> list[DispatcherBatch]:
+        """Waits until something is queued and takes all of it, in order."""
+        await self._wake.wait()
+        self._wake.clear()
+        self._seal()
+        full, self._full = self._full, []
+        return full

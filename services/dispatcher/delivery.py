@@ -1,0 +1,367 @@
+"""The shell of the delivery policy: feeds it, carries out its actions, keeps its timers."""
+
+import asyncio
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from opentelemetry.trace import SpanKind
+
+from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.actions import Action, Fetch, Ignore, Record, Reread, Send, SendDirect
+from services.dispatcher.deadlines import Deadlines
+from services.dispatcher.entry import Entry
+from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.node_session import NodeSession
+from services.dispatcher.outbox.contract import Outbox
+from services.dispatcher.outbox.records import (
+    Accepted,
+    Duplicate,
+    End,
+    Loaded,
+    ObjectRow,
+    OwnedOp,
+    Park,
+    Reload,
+    RowState,
+    Settle,
+)
+from services.dispatcher.outbox.writer import GroupResults, OutboxWriter
+from services.dispatcher.policy import NodeDelivery, PolicySettings
+from services.runtime.clock import Clock
+from services.runtime.errors import HubError, StoreUnavailable
+from services.runtime.tracing import Tracing, is_sampled
+
+MESSAGING = {"messaging.system": "cloudhub"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A body to load for a node's session."""
+
+    session: NodeSession
+    keys: tuple[tuple[str, int], ...]
+
+
+class Delivery:
+    """All sessions of this dispatcher and their policies. `run` must be awaited by the owner."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        settings: PolicySettings,
+        clock: Clock,
+        metrics: DispatcherMetrics,
+        tracing: Tracing,
+    ) -> None:
+        self.sessions: dict[str, NodeSession] = {}
+        self.writer = OutboxWriter(outbox, metrics, self._recorded)
+        self._outbox = outbox
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics
+        self._tracing = tracing
+        self._deadlines: Deadlines[NodeSession] = Deadlines(clock, self._due)
+        self._wanted: list[_Wanted] = []
+        self._fetch = asyncio.Event()
+        self._random = random.Random()
+        self._sent_first = metrics.sent.labels("acknowledged", "first")
+        self._sent_again = metrics.sent.labels("acknowledged", "again")
+        self._sent_direct = metrics.sent.labels("direct", "first")
+
+    async def run(self) -> None:
+        """Writes, times and fetches until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.writer.run(), name="outbox-writer")
+            group.create_task(self._deadlines.run(), name="delivery-deadlines")
+            group.create_task(self._fetch_bodies(), name="outbox-bodies")
+
+    # -- sessions ----------------------------------------------------------------------------------
+
+    def new_policy(self, node_id: str, epoch: int) -> NodeDelivery:
+        """The policy of a session about to open."""
+        return NodeDelivery(node_id, epoch, self._settings, self._random.random)
+
+    def register(self, session: NodeSession) -> None:
+        """From now on hints and NO-ACK messages for the node find this session."""
+        self.sessions[session.node_id] = session
+        self._metrics.sessions.set(len(self.sessions))
+
+    def start(self, session: NodeSession, loaded: Loaded) -> None:
+        """Sending starts: what was pending, in order."""
+        session.active = True
+        now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
+        entries = [self.entry(row, now, wall_ms) for row in loaded.rows]
+        self.perform(session, session.policy.loaded(entries, loaded.last_seq, now, wall_ms))
+
+    def remove(self, session: NodeSession) -> None:
+        """The session is over; its messages stay in the outbox, its answers end with it."""
+        if self.sessions.get(session.node_id) is session:
+            del self.sessions[session.node_id]
+        session.active = False
+        self._metrics.sessions.set(len(self.sessions))
+        if session.policy.direct_waiting:
+            self._metrics.dropped.labels("link_gone").inc(session.policy.direct_waiting)
+        self.perform(session, session.policy.closed(self._clock.wall_ms()))
+
+    # -- inputs ------------------------------------------------------------------------------------
+
+    def written(self, session: NodeSession, acknowledged_through: int, direct_through: int) -> None:
+        """The connector reports bytes handed to the socket."""
+        self.perform(
+            session,
+            session.policy.written(
+                acknowledged_through, direct_through, self._clock.monotonic(), self._clock.wall_ms()
+            ),
+        )
+
+    def acknowledged(self, session: NodeSession, message: Message) -> None:
+        """An acknowledgement came over the session's link."""
+        self.perform(
+            session,
+            session.policy.acknowledged(
+                message.parent_id, self._clock.monotonic(), self._clock.wall_ms(), message.traceparent
+            ),
+        )
+
+    def refused(self, session: NodeSession, message: Message, text: str) -> None:
+        """A negative acknowledgement came over the session's link."""
+        self._metrics.refused.inc()
+        self.perform(
+            session,
+            session.policy.refused(
+                message.parent_id, text, self._clock.monotonic(), self._clock.wall_ms(), message.traceparent
+            ),
+        )
+
+    def direct(self, session: NodeSession, message: Message, size_bytes: int) -> bool:
+        """Sends a NO-ACK message; False if the lane is full."""
+        actions = session.policy.direct(message, size_bytes)
+        if actions is None:
+            self._metrics.dropped.labels("lane_full").inc()
+            return False
+        self.perform(session, actions)
+        return True
+
+    def paused(self, session: NodeSession, is_paused: bool) -> None:
+        """Reading from the link stops or goes on."""
+        session.paused = is_paused
+        session.policy.paused(is_paused, self._clock.monotonic())
+        self._arm(session)
+
+    def committed(self, node_id: str, result: Accepted | Duplicate) -> None:
+        """A publish of this dispatcher is durable: tell the node's session, if it is here."""
+        session = self.sessions.get(node_id)
+        if session is None:
+            return
+        now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
+        row = result.row
+        if isinstance(result, Duplicate) and not result.unparked:
+            self.perform(session, session.policy.republished(row.key, row.seq, now, wall_ms))
+        else:
+            self.perform(session, session.policy.accepted(self.entry(row, now, wall_ms), now, wall_ms))
+
+    def reread(self, node_id: str) -> None:
+        """The node's rows were changed by something other than a publish."""
+        session = self.sessions.get(node_id)
+        if session is not None:
+            self.perform(session, session.policy.reread())
+
+    # -- outputs -----------------------------------------------------------------------------------
+
+    def perform(self, session: NodeSession, actions: Iterable[Action]) -> None:
+        """Carries out actions in order (contract: `services.dispatcher.actions`)."""
+        for action in actions:
+            if isinstance(action, Send):
+                self._send(session, action)
+            elif isinstance(action, Record):
+                self._record(session, action.op, action.entry)
+            elif isinstance(action, SendDirect):
+                self._send_direct(session, action)
+            elif isinstance(action, Fetch):
+                self._wanted.append(_Wanted(session, action.wanted))
+                self._fetch.set()
+            elif isinstance(action, Reread):
+                self._reread(session)
+            elif isinstance(action, Ignore):
+                self._metrics.ignored.labels(action.reason).inc()
+        self._arm(session)
+
+    def _send(self, session: NodeSession, action: Send) -> None:
+        entry = action.entry
+        assert entry.message is not None, "the policy sends only messages whose body is here"
+        if entry.traceparent and self._tracing.enabled and is_sampled(entry.traceparent):
+            entry.delivered_as = self._tracing.record(
+                "deliver",
+                entry.traceparent,
+                kind=SpanKind.PRODUCER,
+                attributes=self.attributes(session, entry, action.attempt),
+            )
+        session.stream.send(
+            session.link,
+            session.epoch,
+            action.number,
+            entry.message,
+            direct=False,
+            traceparent=entry.delivered_as,
+        )
+        (self._sent_first if action.attempt == 1 else self._sent_again).inc()
+
+    def _send_direct(self, session: NodeSession, action: SendDirect) -> None:
+        traceparent = action.message.traceparent
+        if traceparent and self._tracing.enabled and is_sampled(traceparent):
+            traceparent = self._tracing.record(
+                "deliver",
+                traceparent,
+                kind=SpanKind.PRODUCER,
+                attributes={
+                    **MESSAGING,
+                    "messaging.message.id": action.message.id,
+                    "cloudhub.node.id": session.node_id,
+                    "cloudhub.session.epoch": session.epoch,
+                    "cloudhub.ack_mode": "no-ack",
+                },
+            )
+        session.stream.send(
+            session.link, session.epoch, action.number, action.message, direct=True, traceparent=traceparent
+        )
+        self._sent_direct.inc()
+
+    def _record(self, session: NodeSession, op: OwnedOp, entry: Entry) -> None:
+        if isinstance(op, (Settle, Park, End)):
+            if isinstance(op, Settle):
+                self._metrics.delivery_seconds.observe(max(0, op.at_ms - entry.accepted_at_ms) / 1000)
+            if self._tracing.enabled:
+                op = self._traced(session, op, entry)
+        self.writer.record(op)
+
+    def _traced(self, session: NodeSession, op: Settle | Park | End, entry: Entry) -> Settle | Park | End:
+        """The step's span, whose context the record carries so that its commit joins the trace."""
+        parent = op.traceparent if is_sampled(op.traceparent) else entry.delivered_as or entry.traceparent
+        if not is_sampled(parent):
+            return op
+        attributes = dict(self.attributes(session, entry, entry.sends))
+        if isinstance(op, Settle):
+            return Settle(
+                op.node_id, op.epoch, op.key, op.seq, op.version, op.message_id, op.at_ms,
+                self._tracing.record("ack", parent, kind=SpanKind.CONSUMER, attributes=attributes),
+            )  # fmt: skip
+        attributes["cloudhub.reason"] = op.reason
+        if isinstance(op, Park):
+            context = self._tracing.record("park", parent, attributes=attributes, error=op.reason)
+            return Park(
+                op.node_id, op.epoch, op.key, op.seq, op.message_id, op.reason, op.at_ms, op.refused, context
+            )
+        context = self._tracing.record("end", parent, attributes=attributes, error=op.reason)
+        return End(op.node_id, op.epoch, op.key, op.seq, op.message_id, op.reason, op.at_ms, context)
+
+    @staticmethod
+    def attributes(session: NodeSession, entry: Entry, attempt: int) -> dict[str, str | int]:
+        """Span attributes of one message on one node."""
+        return {
+            **MESSAGING,
+            "messaging.message.id": entry.message_id,
+            "messaging.destination.name": entry.path,
+            "cloudhub.node.id": session.node_id,
+            "cloudhub.session.epoch": session.epoch,
+            "cloudhub.ack_mode": "ack",
+            "cloudhub.attempt": attempt,
+            "cloudhub.object.key": entry.key,
+        }
+
+    def _recorded(self, op: OwnedOp) -> None:
+        """A record is durable."""
+        if isinstance(op, Settle):
+            self._metrics.acknowledged.inc()
+        elif isinstance(op, Park):
+            self._metrics.parked.labels("refused" if op.refused else "unacknowledged").inc()
+        elif isinstance(op, End):
+            self._metrics.ended.labels("refused" if op.reason.startswith("refused") else op.reason).inc()
+        else:
+            return
+        if op.traceparent and self._tracing.enabled and is_sampled(op.traceparent):
+            self._tracing.record(
+                "record",
+                op.traceparent,
+                attributes={**MESSAGING, "messaging.message.id": op.message_id, "cloudhub.node.id": op.node_id},
+            )
+
+    # -- timers and loading ------------------------------------------------------------------------
+
+    def _arm(self, session: NodeSession) -> None:
+        at = session.policy.next_deadline()
+        if at is not None and session.active and (session.timer_at is None or at < session.timer_at):
+            session.timer_at = at
+            self._deadlines.set(at, session)
+
+    def _due(self, session: NodeSession) -> None:
+        if not session.active:
+            return
+        now = self._clock.monotonic()
+        if session.timer_at is None or session.timer_at > now:
+            return  # an earlier deadline has taken this one's place
+        session.timer_at = None
+        self.perform(session, session.policy.deadline(now, self._clock.wall_ms()))
+
+    def _reread(self, session: NodeSession) -> None:
+        """Behind everything submitted so far, so that what was settled before is not loaded again."""
+        self._metrics.rereads.inc()
+
+        def done(results: GroupResults) -> None:
+            result = results[0]
+            if not session.active:
+                return
+            if isinstance(result, Loaded):
+                now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
+                entries = [self.entry(row, now, wall_ms) for row in result.rows]
+                self.perform(session, session.policy.reloaded(entries, result.last_seq, now, wall_ms))
+            else:
+                session.policy.reread_failed()
+
+        try:
+            self.writer.submit([Reload(session.node_id)], done)
+        except HubError:
+            session.policy.reread_failed()
+
+    async def _fetch_bodies(self) -> None:
+        while True:
+            await self._fetch.wait()
+            self._fetch.clear()
+            wanted, self._wanted = self._wanted, []
+            keys = [(w.session.node_id, key, seq) for w in wanted for key, seq in w.keys]
+            try:
+                found = await self._outbox.bodies(keys)
+            except StoreUnavailable:
+                for item in wanted:
+                    item.session.policy.fetch_failed(item.keys)
+                    self._deadlines.set(self._clock.monotonic() + 1.0, item.session)
+                    item.session.timer_at = self._clock.monotonic() + 1.0
+                continue
+            now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
+            for item in wanted:
+                session = item.session
+                if session.active:
+                    bodies = [(key, seq, found.get((session.node_id, key, seq))) for key, seq in item.keys]
+                    self.perform(session, session.policy.bodies(bodies, now, wall_ms))
+
+    @staticmethod
+    def entry(row: ObjectRow, now: float, wall_ms: int) -> Entry:
+        """A row as the policy sees it."""
+        expires_at = now + (row.expires_at_ms - wall_ms) / 1000 if row.expires_at_ms else None
+        return Entry(
+            row.key,
+            row.seq,
+            row.message_id,
+            path=row.path,
+            version=row.version,
+            size_bytes=row.size_bytes,
+            priority=row.priority,
+            is_delete=row.deleted,
+            is_answer=row.is_answer,
+            attempts=row.attempts,
+            parked=row.state == RowState.PARKED,
+            expires_at=expires_at,
+            traceparent=row.traceparent,
+            accepted_at_ms=row.accepted_at_ms,
+            message=row.message,
+        )

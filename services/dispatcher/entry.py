@@ -1,0 +1,87 @@
+"""One pending message as the delivery policy sees it. Pure."""
+
+from enum import IntEnum
+
+from cloudhub.v1.message_pb2 import Message
+
+
+class EntryState(IntEnum):
+    """Where an entry stands within the present session."""
+
+    READY = 0  # waits for its turn
+    FETCHING = 1  # its turn came, its body is being loaded
+    IN_FLIGHT = 2  # handed to the link, not acknowledged
+    PARKED = 3
+    GONE = 4  # acknowledged, ended, or replaced and no longer in flight
+
+
+class Entry:
+    """Mutable; owned by one `NodeDelivery`. Instants are monotonic seconds."""
+
+    __slots__ = (
+        "accepted_at_ms",
+        "attempts",
+        "delivered_as",
+        "expires_at",
+        "is_answer",
+        "is_delete",
+        "key",
+        "message",
+        "message_id",
+        "path",
+        "priority",
+        "resend_at",
+        "sends",
+        "seq",
+        "size_bytes",
+        "state",
+        "superseded",
+        "traceparent",
+        "version",
+        "written",
+    )
+
+    def __init__(
+        self,
+        key: str,
+        seq: int,
+        message_id: str,
+        *,
+        path: str = "",
+        version: int | None = None,
+        size_bytes: int = 0,
+        priority: int = 0,
+        is_delete: bool = False,
+        is_answer: bool = False,
+        attempts: int = 0,
+        parked: bool = False,
+        expires_at: float | None = None,
+        traceparent: str = "",
+        accepted_at_ms: int = 0,
+        message: Message | None = None,
+    ) -> None:
+        self.key = key
+        self.seq = seq
+        self.message_id = message_id
+        self.path = path
+        self.version = version
+        self.size_bytes = size_bytes
+        self.priority = priority
+        self.is_delete = is_delete
+        self.is_answer = is_answer
+        # Full intervals without an acknowledgement on a live link, over all sessions.
+        self.attempts = attempts
+        self.expires_at = expires_at
+        self.traceparent = traceparent
+        self.accepted_at_ms = accepted_at_ms  # wall clock, for figures only
+        self.message = message
+        self.state = EntryState.PARKED if parked else EntryState.READY
+        self.superseded = False
+        self.written = False
+        self.sends = 0
+        self.resend_at = 0.0
+        # Trace context of the latest `deliver` span; empty if not sampled.
+        self.delivered_as = ""
+
+    def __repr__(self) -> str:
+        return f"Entry({self.key!r}, seq={self.seq}, {self.state.name})"

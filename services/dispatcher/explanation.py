@@ -1,0 +1,55 @@
+"""Where a message is and what it waits for, in one sentence. Pure."""
+
+from cloudhub.v1 import dispatcher_pb2 as pb
+from services.dispatcher.entry import Entry, EntryState
+from services.dispatcher.outbox.records import Event, EventKind, ObjectRow, RowState
+
+
+def delivery_state(row: ObjectRow, present: EntryState | None) -> pb.DeliveryState.ValueType:
+    """The state of a row's current message; `present` is its state in a live session."""
+    if row.state == RowState.PARKED:
+        return pb.DELIVERY_STATE_PARKED
+    if row.state == RowState.PENDING:
+        return pb.DELIVERY_STATE_IN_FLIGHT if present == EntryState.IN_FLIGHT else pb.DELIVERY_STATE_PENDING
+    return pb.DELIVERY_STATE_ACKNOWLEDGED if row.reason == "acknowledged" else pb.DELIVERY_STATE_ENDED
+
+
+def explain_row(
+    row: ObjectRow, present: EntryState | None, connected: bool, blocked_by: Entry | None
+) -> str:
+    """About the object's current message."""
+    if row.state == RowState.SETTLED:
+        if row.reason == "acknowledged":
+            return "The node acknowledged it; nothing newer is pending."
+        return f"It ended without an acknowledgement: {row.reason or 'unknown'}."
+    if row.state == RowState.PARKED:
+        return (
+            f"Parked: {row.reason}. It waits for a newer version, an equal publish, Redeliver or its expiry."
+        )
+    if not connected:
+        return "Pending: the node is not connected to this dispatcher; it is sent when the node comes back."
+    if present == EntryState.IN_FLIGHT:
+        return f"In flight: sent over the present link, {row.attempts} intervals without an acknowledgement so far."
+    if blocked_by is not None:
+        return (
+            f"Pending: an earlier object of the same path ({blocked_by.key}) has to be acknowledged first, "
+            "since an edge deletes by path."
+        )
+    return "Pending: the node is connected; it waits for its turn in the node's window."
+
+
+def explain_events(events: list[Event]) -> tuple[pb.DeliveryState.ValueType, str]:
+    """About a message that is no longer its object's current one, or of NO-ACK kind."""
+    for event in reversed(events):
+        if event.kind == EventKind.ACKNOWLEDGED:
+            return pb.DELIVERY_STATE_ACKNOWLEDGED, "The node acknowledged it; a newer version followed."
+        if event.kind == EventKind.ENDED:
+            return pb.DELIVERY_STATE_ENDED, f"It ended without an acknowledgement: {event.reason}."
+        if event.kind == EventKind.REJECTED:
+            return pb.DELIVERY_STATE_ENDED, f"The publish was turned down: {event.reason}."
+    return pb.DELIVERY_STATE_UNSPECIFIED, "Nothing more is known of it."
+
+
+def event_kind_name(kind: EventKind) -> str:
+    """The name an operator sees."""
+    return kind.name.lower()

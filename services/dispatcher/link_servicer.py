@@ -1,0 +1,213 @@
+"""LinkService: frames of many links over one stream per connector."""
+
+import asyncio
+
+import grpc
+
+from cloudhub.v1 import link_pb2 as pb
+from cloudhub.v1.link_pb2_grpc import LinkServiceServicer
+from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.connectors import ConnectorStream
+from services.dispatcher.delivery import Delivery
+from services.dispatcher.keepalive import Keepalive
+from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.node_session import NodeSession
+from services.dispatcher.openings import Opening, Openings
+from services.dispatcher.session_ends import SessionEnds
+from services.dispatcher.upstream.routing import (
+    Acknowledgement,
+    Keepalive as KeepaliveRoute,
+    NegativeAcknowledgement,
+    classify,
+)
+from services.dispatcher.upstream.upstream import Upstream
+from services.runtime.clock import Clock
+from services.runtime.errors import InvalidRequest
+from services.runtime.logs import get_log
+
+_log = get_log(__name__)
+
+
+class LinkServicer(LinkServiceServicer):
+    """Accepts connectors. `run` must be awaited by the owner."""
+
+    def __init__(
+        self,
+        dispatcher_id: str,
+        name: str,
+        lease_seconds: float,
+        delivery: Delivery,
+        openings: Openings,
+        ends: SessionEnds,
+        keepalive: Keepalive,
+        upstream: Upstream,
+        clock: Clock,
+        metrics: DispatcherMetrics,
+    ) -> None:
+        self._id = dispatcher_id
+        self._name = name
+        self._lease_seconds = lease_seconds
+        self._delivery = delivery
+        self._openings = openings
+        self._ends = ends
+        self._keepalive = keepalive
+        self._upstream = upstream
+        self._clock = clock
+        self._metrics = metrics
+        self._streams: set[ConnectorStream] = set()
+
+    async def run(self) -> None:
+        """Heartbeats to every connector, a third of the lease apart, until cancelled."""
+        while True:
+            await asyncio.sleep(self._lease_seconds / 3)
+            for stream in self._streams:
+                stream.heartbeat()
+
+    async def Attach(  # type: ignore[override]  # the coroutine form, with context.read and write
+        self, _: object, context: grpc.aio.ServicerContext[pb.ConnectorBatch, pb.DispatcherBatch]
+    ) -> None:
+        """One connector's stream, until it ends or falls silent for a lease."""
+        first = await context.read()
+        if not isinstance(first, pb.ConnectorBatch) or not first.hello.connector_id:
+            raise InvalidRequest("hello.connector_id", "the first batch must say which connector attaches")
+        stream = ConnectorStream(first.hello.connector_id, first.hello.name)
+        stream.hello(self._id, self._name, self._lease_seconds)
+        self._streams.add(stream)
+        self._metrics.connectors.set(len(self._streams))
+        _log.info("connector.attached", connector=stream.name, connector_id=stream.connector_id)
+        try:
+            self._handle(stream, first)
+            async with asyncio.TaskGroup() as group:
+                writer = group.create_task(self._write(stream, context), name="connector-writer")
+                await self._read(stream, context)
+                writer.cancel()
+        finally:
+            self._detach(stream)
+
+    async def _read(
+        self, stream: ConnectorStream, context: grpc.aio.ServicerContext[pb.ConnectorBatch, pb.DispatcherBatch]
+    ) -> None:
+        try:
+            while True:
+                async with asyncio.timeout(self._lease_seconds):
+                    batch = await context.read()
+                if not isinstance(batch, pb.ConnectorBatch):
+                    return
+                self._handle(stream, batch)
+        except TimeoutError:
+            _log.warning("connector.silent", connector=stream.name, seconds=self._lease_seconds)
+
+    @staticmethod
+    async def _write(
+        stream: ConnectorStream, context: grpc.aio.ServicerContext[pb.ConnectorBatch, pb.DispatcherBatch]
+    ) -> None:
+        while True:
+            for batch in await stream.next_batches():
+                await context.write(batch)
+
+    def _detach(self, stream: ConnectorStream) -> None:
+        self._streams.discard(stream)
+        self._metrics.connectors.set(len(self._streams))
+        _log.info("connector.detached", connector=stream.name, links=len(stream.links))
+        links, stream.links = stream.links, {}
+        for link in links.values():
+            if isinstance(link, Opening):
+                link.gone = True
+            else:
+                self._ends.end(link, pb.CLOSE_REASON_CONNECTOR_LOST, "its connector is gone", close_link=False)
+
+    # -- one batch ---------------------------------------------------------------------------------
+
+    def _handle(self, stream: ConnectorStream, batch: pb.ConnectorBatch) -> None:
+        """The fields in the order of their numbers (link.proto)."""
+        for announcement in batch.announcements:
+            opening = Opening(stream, announcement)
+            stream.links[announcement.link] = opening
+            self._openings.announce(opening)
+        for report in batch.written:
+            session = self._session(stream, report.link, report.epoch)
+            if session:
+                self._delivery.written(session, report.acknowledged_through, report.direct_through)
+        if batch.upstream:
+            self._handle_upstream(stream, batch)
+        for activity in batch.activity:
+            session = self._session(stream, activity.link, activity.epoch)
+            if session:
+                self._keepalive.reported(session, activity.idle_seconds)
+        for end in batch.ended:
+            self._handle_end(stream, end)
+
+    def _handle_upstream(self, stream: ConnectorStream, batch: pb.ConnectorBatch) -> None:
+        now = self._clock.monotonic()
+        touched: dict[int, NodeSession] = {}
+        for frame in batch.upstream:
+            session = self._session(stream, frame.link, frame.epoch)
+            if session is None:
+                continue
+            session.last_input_at = now
+            if frame.number <= session.received:
+                continue
+            session.received = frame.number
+            touched[frame.link] = session
+            self._handle_frame(session, frame)
+        for link, session in touched.items():
+            if session.active:
+                stream.receipt(link, session.epoch, session.received)
+
+    def _handle_frame(self, session: NodeSession, frame: pb.UpstreamFrame) -> None:
+        message = frame.message
+        route = classify(message)
+        if isinstance(route, Acknowledgement):
+            self._delivery.acknowledged(session, message)
+        elif isinstance(route, NegativeAcknowledgement):
+            self._delivery.refused(session, message, route.text)
+        elif not isinstance(route, KeepaliveRoute):
+            self._upstream.receive(session.node_id, session.epoch, route, message, frame.size_bytes)
+
+    def _handle_end(self, stream: ConnectorStream, end: pb.LinkEnd) -> None:
+        link = stream.links.get(end.link)
+        if isinstance(link, Opening):
+            link.gone = True
+            del stream.links[end.link]
+        elif link is not None and link.epoch == end.epoch:
+            del stream.links[end.link]
+            self._ends.end(link, end.reason or pb.CLOSE_REASON_TRANSPORT_ERROR, end.detail, close_link=False)
+
+    def _session(self, stream: ConnectorStream, link: int, epoch: int) -> NodeSession | None:
+        """The live session of a link, if the element carries its epoch: the one place where it is compared."""
+        session = stream.links.get(link)
+        if isinstance(session, NodeSession) and session.epoch == epoch and session.active:
+            return session
+        self._metrics.ignored.labels("stale_epoch").inc()
+        return None
+
+
+class EdgeLinks:
+    """What the upstream half may do to a link (its `EdgePort`)."""
+
+    def __init__(self, delivery: Delivery, ends: "SessionEnds | None" = None) -> None:
+        self._delivery = delivery
+        self.ends = ends  # set by the composition root: the two halves know each other
+
+    def _session(self, node_id: str, epoch: int) -> NodeSession | None:
+        session = self._delivery.sessions.get(node_id)
+        return session if session is not None and session.epoch == epoch and session.active else None
+
+    def answer(self, node_id: str, epoch: int, message: Message) -> None:
+        """Sends an answer over the direct lane, if the session still lives."""
+        session = self._session(node_id, epoch)
+        if session is not None:
+            self._delivery.direct(session, message, len(message.content) + 256)
+
+    def pause_reads(self, node_id: str, epoch: int, paused: bool) -> None:
+        """Stops or resumes reading from the link; its timers stand still meanwhile."""
+        session = self._session(node_id, epoch)
+        if session is not None:
+            self._delivery.paused(session, paused)
+            session.stream.read_control(session.link, session.epoch, paused=paused)
+
+    def close_link(self, node_id: str, epoch: int, reason: pb.CloseReason.ValueType, detail: str) -> None:
+        """Ends the session and closes its link."""
+        session = self._session(node_id, epoch)
+        if session is not None and self.ends is not None:
+            self.ends.end(session, reason, detail, close_link=True)

@@ -1,0 +1,58 @@
+"""The dispatcher's metrics. No label grows with the number of nodes."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_COMMIT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_DELIVERY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600, 86400)
+_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+
+
+class DispatcherMetrics:
+    """One object per process; names are documented in docs/operations.md."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"cloudhub_dispatcher_{name}", text, labels, registry=registry)
+
+        self.published = counter("published", "Outcomes of publishes, one per node.", "outcome", "reason")
+        self.sent = counter("sent", "Messages handed to links.", "lane", "attempt")
+        self.acknowledged = counter("acknowledged", "Messages settled by an edge's acknowledgement.")
+        self.refused = counter("refused", "Negative acknowledgements of edges.")
+        self.parked = counter("parked", "Messages parked.", "reason")
+        self.ended = counter("ended", "Messages ended without an acknowledgement.", "reason")
+        self.ignored = counter("ignored", "Inputs from edges that changed nothing.", "reason")
+        self.dropped = counter("dropped", "NO-ACK messages dropped.", "reason")
+        self.fenced = counter("fenced", "Records not written because their epoch is gone.")
+        self.bad_rows = counter("bad_rows", "Records that the database refused.")
+        self.store_failures = counter("store_failures", "Transactions that failed as a whole.")
+        self.sessions_opened = counter("links", "Announced links by verdict.", "verdict")
+        self.sessions_closed = counter("sessions_closed", "Sessions ended here.", "reason")
+        self.rereads = counter("rereads", "Times a node's pending rows were read again.")
+        self.connectors = Gauge(
+            "cloudhub_dispatcher_connectors", "Connectors attached.", registry=registry
+        )
+        self.sessions = Gauge("cloudhub_dispatcher_sessions", "Sessions held.", registry=registry)
+        self.pending_rows = Gauge(
+            "cloudhub_dispatcher_pending_messages", "Accepted and not settled, all nodes.", registry=registry
+        )
+        self.pending_bytes = Gauge(
+            "cloudhub_dispatcher_pending_bytes", "Size of the pending messages.", registry=registry
+        )
+        self.commit_seconds = Histogram(
+            "cloudhub_dispatcher_commit_seconds",
+            "Time of a group commit.",
+            buckets=_COMMIT_BUCKETS,
+            registry=registry,
+        )
+        self.commit_operations = Histogram(
+            "cloudhub_dispatcher_commit_operations",
+            "Operations in a group commit.",
+            buckets=_SIZE_BUCKETS,
+            registry=registry,
+        )
+        self.delivery_seconds = Histogram(
+            "cloudhub_dispatcher_delivery_seconds",
+            "From acceptance to acknowledgement.",
+            buckets=_DELIVERY_BUCKETS,
+            registry=registry,
+        )

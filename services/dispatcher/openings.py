@@ -1,0 +1,222 @@
+"""From an announced link to a live session: open, claim, activate, admit; a batch at a time."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from cloudhub.v1 import link_pb2 as link_pb
+from cloudhub.v1.sessions_pb2 import OpenSession, OpenVerdict, SessionRef
+from services.dispatcher.connectors import ConnectorStream
+from services.dispatcher.delivery import Delivery
+from services.dispatcher.keepalive import Keepalive
+from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.node_session import NodeSession
+from services.dispatcher.outbox.records import Claim, Loaded
+from services.dispatcher.session_ends import SessionEnds
+from services.dispatcher.sessions_client import SessionsClient
+from services.dispatcher.upstream.upstream import Upstream
+from services.runtime.clock import Clock
+from services.runtime.errors import HubError
+from services.runtime.logs import get_log
+from services.runtime.names import check_node_id, check_project_id
+from services.runtime.tracing import trace_id_of
+
+_log = get_log(__name__)
+
+MOST_PER_BATCH = 512
+RETRY_AFTER_SECONDS = 5.0
+
+
+class Opening:
+    """An announced link without a verdict yet."""
+
+    __slots__ = ("announcement", "gone", "stream")
+
+    def __init__(self, stream: ConnectorStream, announcement: link_pb.LinkAnnouncement) -> None:
+        self.stream = stream
+        self.announcement = announcement
+        self.gone = False  # the link ended before its verdict
+
+
+class Openings:
+    """Opens sessions. `run` must be awaited by the owner.
+
+    The order that nothing may change: the session is open in the registry, this dispatcher owns
+    the node's rows, the pool is registered, the session is ACTIVE, `connected` is on its way
+    upstream, the link is admitted, sending starts.
+    """
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        sessions: SessionsClient,
+        upstream: Upstream,
+        ends: SessionEnds,
+        keepalive: Keepalive,
+        clock: Clock,
+        metrics: DispatcherMetrics,
+    ) -> None:
+        self._delivery = delivery
+        self._sessions = sessions
+        self._upstream = upstream
+        self._ends = ends
+        self._keepalive = keepalive
+        self._clock = clock
+        self._metrics = metrics
+        self._waiting: deque[Opening] = deque()
+        self._wake = asyncio.Event()
+        self.draining = False
+
+    def announce(self, opening: Opening) -> None:
+        """Queues a link; its verdict goes out on its stream."""
+        announcement = opening.announcement
+        fault = check_node_id(announcement.node_id) or check_project_id(announcement.project_id)
+        if fault:
+            self._refuse(opening, link_pb.REFUSAL_REASON_FORBIDDEN, fault, 0.0)
+        elif self.draining:
+            self._refuse(
+                opening, link_pb.REFUSAL_REASON_UNAVAILABLE, "the dispatcher is stopping", RETRY_AFTER_SECONDS
+            )
+        else:
+            self._waiting.append(opening)
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Opens until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                await self._open(self._next_batch())
+
+    def _next_batch(self) -> list[Opening]:
+        """The next openings, one per node: a second link of a node waits for the first's verdict."""
+        batch: dict[str, Opening] = {}
+        later: list[Opening] = []
+        while self._waiting and len(batch) < MOST_PER_BATCH:
+            opening = self._waiting.popleft()
+            if opening.gone:
+                continue
+            if opening.announcement.node_id in batch:
+                later.append(opening)
+            else:
+                batch[opening.announcement.node_id] = opening
+        self._waiting.extendleft(reversed(later))
+        return list(batch.values())
+
+    async def _open(self, batch: Sequence[Opening]) -> None:
+        if not batch:
+            return
+        try:
+            verdicts = await self._sessions.open([self._request(opening) for opening in batch])
+        except HubError as error:
+            for opening in batch:
+                self._unavailable(opening, error.detail)
+            return
+        opened: list[tuple[Opening, NodeSession]] = []
+        for opening, verdict in zip(batch, verdicts, strict=True):
+            if verdict.HasField("refusal"):
+                refusal = verdict.refusal
+                self._refuse(opening, refusal.reason, refusal.detail, refusal.retry_after_seconds)
+            else:
+                opened.append((opening, self._register(opening, verdict)))
+        if opened:
+            await self._take_over(opened)
+
+    def _request(self, opening: Opening) -> OpenSession:
+        announcement = opening.announcement
+        return OpenSession(
+            node_id=announcement.node_id,
+            project_id=announcement.project_id,
+            connector_id=opening.stream.connector_id,
+            link=announcement.link,
+            transport=announcement.transport,
+            peer_address=announcement.peer_address,
+            traceparent=announcement.traceparent,
+        )
+
+    def _register(self, opening: Opening, verdict: OpenVerdict) -> NodeSession:
+        announcement = opening.announcement
+        former = self._delivery.sessions.get(announcement.node_id)
+        if former is not None:
+            self._ends.superseded(former, link_pb.CLOSE_REASON_SUPERSEDED)
+        if verdict.HasField("superseded_event"):
+            self._upstream.session_closed(verdict.superseded_event)
+        session = NodeSession(
+            announcement.node_id,
+            announcement.project_id,
+            verdict.epoch,
+            opening.stream,
+            announcement.link,
+            self._delivery.new_policy(announcement.node_id, verdict.epoch),
+            announcement.traceparent,
+            self._clock.monotonic(),
+        )
+        self._delivery.register(session)
+        return session
+
+    async def _take_over(self, opened: list[tuple[Opening, NodeSession]]) -> None:
+        at_ms = self._clock.wall_ms()
+        try:
+            loaded = await self._delivery.writer.load(
+                [Claim(session.node_id, session.epoch, at_ms) for _, session in opened]
+            )
+            refs = [SessionRef(node_id=session.node_id, epoch=session.epoch) for _, session in opened]
+            verdicts = await self._sessions.activate(refs)
+        except HubError as error:
+            for opening, session in opened:
+                self._give_up(opening, session, error.detail)
+            return
+        for (opening, session), rows, verdict in zip(opened, loaded, verdicts, strict=True):
+            if rows.fenced or not verdict.active:
+                self._give_up(opening, session, "another link of the node was opened meanwhile")
+                continue
+            self._upstream.session_opened(verdict.event)
+            self._admit(opening, session, rows)
+
+    def _admit(self, opening: Opening, session: NodeSession, rows: Loaded) -> None:
+        stream = opening.stream
+        if not opening.gone:
+            stream.admit(session.link, session.epoch)
+            stream.links[session.link] = session
+        self._metrics.sessions_opened.labels("admitted").inc()
+        self._delivery.start(session, rows)
+        self._keepalive.watch(session)
+        _log.info(
+            "session.opened",
+            node=session.node_id,
+            epoch=session.epoch,
+            connector=stream.name,
+            pending=len(rows.rows),
+            trace_id=trace_id_of(session.traceparent),
+        )
+        if opening.gone:
+            self._ends.end(
+                session, link_pb.CLOSE_REASON_TRANSPORT_ERROR, "the link ended while it was opened", close_link=False
+            )
+
+    def _give_up(self, opening: Opening, session: NodeSession, detail: str) -> None:
+        self._delivery.remove(session)
+        self._ends.close(session.node_id, session.epoch, link_pb.CLOSE_REASON_DISPATCHER_LOST)
+        self._unavailable(opening, detail)
+
+    def _unavailable(self, opening: Opening, detail: str) -> None:
+        self._refuse(opening, link_pb.REFUSAL_REASON_UNAVAILABLE, detail, RETRY_AFTER_SECONDS)
+
+    def _refuse(
+        self,
+        opening: Opening,
+        reason: link_pb.RefusalReason.ValueType,
+        detail: str,
+        retry_after_seconds: float,
+    ) -> None:
+        name = link_pb.RefusalReason.Name(reason).removeprefix("REFUSAL_REASON_").lower()
+        self._metrics.sessions_opened.labels(name).inc()
+        _log.info("session.refused", node=opening.announcement.node_id[:253], reason=name, detail=detail)
+        link = opening.announcement.link
+        opening.stream.links.pop(link, None)
+        if not opening.gone:
+            opening.stream.refuse(
+                link,
+                link_pb.Refusal(reason=reason, detail=detail, retry_after_seconds=retry_after_seconds),
+            )

@@ -1,0 +1,82 @@
+"""What the dispatcher asks of its outbox; one contract suite runs against every implementation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.outbox.records import Event, NodeRow, ObjectRow, Op, Result
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSummary:
+    """A node's figures for operators."""
+
+    node: NodeRow
+    parked: int
+    oldest_pending_ms: int  # 0: nothing is pending
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFilter:
+    """Which nodes to list; `older_than_ms` is the latest acceptance instant of the oldest pending message."""
+
+    prefix: str = ""
+    only_parked: bool = False
+    older_than_ms: int = 0
+
+
+class Outbox(Protocol):
+    """Durable deliveries. Every method raises StoreUnavailable when the database does not answer."""
+
+    async def commit(self, ops: Sequence[Op]) -> list[Result | Exception]:
+        """Applies all operations in one durable transaction, in order, one result each.
+
+        When it returns, everything is on disk. An operation that the database itself refuses (bad
+        data) fails alone: its exception stands in its place.
+        """
+        ...
+
+    async def bodies(self, wanted: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str, int], Message]:
+        """Messages by (node, key, seq); those that have moved on are absent."""
+        ...
+
+    async def list_nodes(self, after: str, limit: int, only: NodeFilter) -> list[NodeSummary]:
+        """Nodes with an id above `after`, in order of id."""
+        ...
+
+    async def summary(self, node_id: str) -> NodeSummary | None:
+        """One node's figures; None if nothing is known of it."""
+        ...
+
+    async def pending(self, node_id: str, after_seq: int, limit: int) -> list[ObjectRow]:
+        """A node's pending rows above `after_seq`, in order of seq, without bodies."""
+        ...
+
+    async def find(self, node_id: str, message_id: str, key: str) -> ObjectRow | None:
+        """The row of an object, named by its key or by the id of a message it once had."""
+        ...
+
+    async def history(self, node_id: str, message_id: str, key: str, limit: int) -> list[Event]:
+        """Events of one message, or of an object if `message_id` is empty; the newest `limit`, oldest first."""
+        ...
+
+    async def redeliver(self, node_id: str, key: str, at_ms: int) -> int:
+        """Un-parks one object's message, or with an empty key all of the node; how many."""
+        ...
+
+    async def purge(self, node_id: str, key: str, at_ms: int) -> int:
+        """Ends one object's pending message, or with an empty key all of the node; how many."""
+        ...
+
+    async def resync(self, node_id: str, at_ms: int) -> int:
+        """Forgets what the node acknowledged; how many objects."""
+        ...
+
+    async def expire(self, at_ms: int, limit: int) -> list[ObjectRow]:
+        """Ends up to `limit` messages whose time is over; the rows that ended."""
+        ...
+
+    async def sweep(self, events_before_ms: int, tombstones_before_ms: int, limit: int) -> int:
+        """Deletes up to `limit` old events and as many old tombstones; how many rows went."""
+        ...

@@ -1,0 +1,406 @@
+"""Every rule of the outbox, applied to rows in memory. Pure; the order of operations is the order of effects.
+
+A store loads the rows that a batch of operations names, calls `apply` for each operation, and
+writes what `Ledger` marks as changed, all in one transaction.
+"""
+
+from copy import copy
+from dataclasses import dataclass, field
+
+from services.dispatcher.outbox.records import (
+    Accept,
+    Accepted,
+    Attempt,
+    Claim,
+    CountUnacknowledged,
+    Done,
+    Duplicate,
+    End,
+    Event,
+    EventKind,
+    Fenced,
+    Loaded,
+    NodeRow,
+    ObjectRow,
+    Op,
+    Park,
+    Reload,
+    Result,
+    RowState,
+    Settle,
+    Stale,
+)
+from services.dispatcher.publication import Publication, Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """Bounds of what may be pending, and what happens to nodes never seen before."""
+
+    node_rows: int = 20_000
+    node_bytes: int = 64 * 1024 * 1024
+    unknown_node_rows: int = 100
+    unknown_node_bytes: int = 4 * 1024 * 1024
+    unknown_node_seconds: float = 7 * 86_400.0
+    total_rows: int = 2_000_000
+    total_bytes: int = 8 * 1024 * 1024 * 1024
+    refuse_unknown_nodes: bool = False
+
+
+@dataclass(slots=True)
+class Totals:
+    """Pending rows and bytes of all nodes."""
+
+    rows: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """The rows that a batch of operations looks at."""
+
+    nodes: set[str]
+    objects: set[tuple[str, str]]
+    paths: set[tuple[str, str]]
+    message_ids: set[tuple[str, str]]
+    pending_of: set[str]
+
+
+def needs_of(ops: list[Op]) -> Needs:
+    """What must be loaded before `ops` are applied."""
+    needs = Needs(set(), set(), set(), set(), set())
+    for op in ops:
+        if isinstance(op, Event):
+            continue
+        needs.nodes.add(op.node_id)
+        if isinstance(op, Accept):
+            publication = op.publication
+            needs.objects.add((op.node_id, publication.key))
+            if publication.is_delete and not publication.uid:
+                needs.paths.add((op.node_id, publication.message.resource))
+            if publication.own_id:
+                needs.message_ids.add((op.node_id, publication.message.id))
+        elif isinstance(op, (Claim, Reload)):
+            needs.pending_of.add(op.node_id)
+        elif not isinstance(op, Attempt):
+            needs.objects.add((op.node_id, op.key))
+    return needs
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Working copies of rows, and what became of them. `objects` must hold what `needs_of` named."""
+
+    quotas: Quotas
+    totals: Totals
+    nodes: dict[str, NodeRow]
+    objects: dict[str, dict[str, ObjectRow]]  # node -> key -> row
+    # (node, message id) -> (key, version) of messages accepted before
+    used_ids: dict[tuple[str, str], tuple[str, int | None]]
+    changed_nodes: set[str] = field(default_factory=set)
+    # key -> True if the body has to be written too
+    changed_objects: dict[tuple[str, str], bool] = field(default_factory=dict)
+    removed_objects: set[tuple[str, str]] = field(default_factory=set)
+    events: list[Event] = field(default_factory=list)
+
+    def apply(self, op: Op) -> Result:
+        """Applies one operation to the rows and says what came of it."""
+        if isinstance(op, Accept):
+            return self._accept(op)
+        if isinstance(op, Event):
+            self.events.append(op)
+            return Done()
+        node = self._node(op.node_id)
+        if isinstance(op, Claim):
+            return self._claim(op, node)
+        if isinstance(op, Reload):
+            return self._load(node)
+        if op.epoch != node.owner_epoch:
+            return Fenced()
+        if isinstance(op, Attempt):
+            self._event(op.node_id, EventKind.SENT, op.at_ms, op.message_id, op.key, op.version, op.attempt, op.epoch)
+            return Done()
+        row = self._rows(op.node_id).get(op.key)
+        if isinstance(op, Settle):
+            self._settle(op, node, row)
+        elif row is not None and row.seq == op.seq and row.state != RowState.SETTLED:
+            if isinstance(op, CountUnacknowledged):
+                row.attempts = op.attempts
+                self._touch(row, op.at_ms)
+                self._row_event(row, EventKind.UNACKNOWLEDGED, op.at_ms, op.epoch, attempt=op.attempts)
+            elif isinstance(op, Park):
+                if op.refused:
+                    self._row_event(row, EventKind.REFUSED, op.at_ms, op.epoch, op.reason)
+                row.state, row.reason = RowState.PARKED, op.reason
+                self._touch(row, op.at_ms)
+                self._row_event(row, EventKind.PARKED, op.at_ms, op.epoch, op.reason)
+            else:
+                self._end(row, node, op.reason, op.at_ms, op.epoch)
+        return Done()
+
+    # -- accepting ---------------------------------------------------------------------------------
+
+    def _accept(self, op: Accept) -> Result:
+        publication = op.publication
+        node = self._node(op.node_id)
+        row = self._target(op.node_id, publication)
+        verdict: Result | None = self._check_id(op.node_id, publication, row)
+        if verdict is None and self.quotas.refuse_unknown_nodes and not node.known:
+            verdict = Rejection("UNKNOWN_NODE", "node_ids", f"node {op.node_id} has never connected")
+        verdict = verdict or self._judge(node, row, publication, op.at_ms) or self._quota(node, row, publication)
+        if verdict is not None:
+            reason = "" if isinstance(verdict, (Accepted, Duplicate, Done, Fenced, Loaded)) else verdict.reason
+            if reason:
+                self._event(
+                    op.node_id,
+                    EventKind.REJECTED,
+                    op.at_ms,
+                    publication.message.id,
+                    publication.key,
+                    publication.version,
+                    reason=reason,
+                )
+            return verdict
+        return self._take(op, publication, node, row)
+
+    def _check_id(self, node_id: str, publication: Publication, row: ObjectRow | None) -> Rejection | None:
+        """An id names one version of one object; repeating a publish with its id is fine."""
+        used = self.used_ids.get((node_id, publication.message.id)) if publication.own_id else None
+        if used is None:
+            return None
+        same_key = used[0] in (publication.key, row.key if row else "")
+        if same_key and (publication.is_delete or used[1] == publication.version):
+            return None
+        return Rejection(
+            "MESSAGE_ID_REUSED",
+            "message.id",
+            f"{publication.message.id} was accepted for {used[0]!r} version {used[1]}; use a new id",
+        )
+
+    def _target(self, node_id: str, publication: Publication) -> ObjectRow | None:
+        """The row a publication is about; a delete without uid takes the path's newest live object."""
+        row = self._rows(node_id).get(publication.key)
+        if publication.is_delete and not publication.uid:
+            live = self._live_at(node_id, publication.message.resource)
+            if live:
+                return live[-1]
+        return row
+
+    def _live_at(self, node_id: str, path: str) -> list[ObjectRow]:
+        found = [
+            row
+            for row in self._rows(node_id).values()
+            if row.path == path and not row.deleted and not row.is_answer
+        ]
+        return sorted(found, key=lambda row: row.seq)
+
+    def _judge(
+        self, node: NodeRow, row: ObjectRow | None, publication: Publication, at_ms: int
+    ) -> Result | None:
+        """Stale or duplicate; None if the publication is to be taken."""
+        if row is None:
+            return None
+        version = publication.version
+        if publication.is_answer:
+            return self._duplicate(node, row, at_ms)
+        if publication.is_delete:
+            if not row.deleted:
+                return None
+            newer = version is not None and version > row.floor
+            if row.state != RowState.SETTLED:
+                return None if newer and not row.uid else self._duplicate(node, row, at_ms)
+            if publication.force or row.acknowledged is None or (newer and not row.uid):
+                return None
+            return Stale("ACKNOWLEDGED", "the node has acknowledged the delete")
+        assert version is not None
+        if row.deleted and row.uid:
+            return Stale("DELETED", "the object of this uid was deleted")
+        if version < row.floor or (row.deleted and version == row.floor):
+            return Stale("BELOW_FLOOR", f"version {row.floor} was accepted before")
+        if version > row.floor:
+            return None
+        if row.state != RowState.SETTLED:
+            return self._duplicate(node, row, at_ms)
+        if row.acknowledged == version and not publication.force:
+            return Stale("ACKNOWLEDGED", f"the node has acknowledged version {version}")
+        return None
+
+    def _duplicate(self, node: NodeRow, row: ObjectRow, at_ms: int) -> Duplicate:
+        parked = row.state == RowState.PARKED
+        if parked:
+            self.unpark(node, row, at_ms)
+        return Duplicate(copy(row), parked)
+
+    def unpark(self, node: NodeRow, row: ObjectRow, at_ms: int) -> None:
+        """A parked message waits again, at the end of its node's order."""
+        node.last_seq += 1
+        row.seq, row.state, row.attempts, row.reason = node.last_seq, RowState.PENDING, 0, ""
+        self._touch(row, at_ms)
+        self.changed_nodes.add(node.node_id)
+        self._row_event(row, EventKind.REDELIVERED, at_ms, 0)
+
+    def _quota(self, node: NodeRow, row: ObjectRow | None, publication: Publication) -> Rejection | None:
+        was_pending = row is not None and row.state != RowState.SETTLED
+        rows = 0 if was_pending else 1
+        grows = publication.size_bytes - (row.size_bytes if row is not None and was_pending else 0)
+        quotas = self.quotas
+        most_rows = quotas.node_rows if node.known else quotas.unknown_node_rows
+        most_bytes = quotas.node_bytes if node.known else quotas.unknown_node_bytes
+        kind = "node" if node.known else "never connected node"
+        if rows and node.pending_rows >= most_rows:
+            return Rejection("NODE_QUOTA_ROWS", "node_ids", f"{kind} has {node.pending_rows} messages pending")
+        if grows > 0 and node.pending_bytes + grows > most_bytes:
+            return Rejection("NODE_QUOTA_BYTES", "node_ids", f"{kind} has {node.pending_bytes} bytes pending")
+        if rows and self.totals.rows >= quotas.total_rows:
+            return Rejection("TOTAL_QUOTA_ROWS", "node_ids", f"{self.totals.rows} messages are pending in all")
+        if grows > 0 and self.totals.bytes + grows > quotas.total_bytes:
+            return Rejection("TOTAL_QUOTA_BYTES", "node_ids", f"{self.totals.bytes} bytes are pending in all")
+        return None
+
+    def _take(self, op: Accept, publication: Publication, node: NodeRow, row: ObjectRow | None) -> Accepted:
+        message = publication.message
+        if row is None:
+            row = ObjectRow(op.node_id, publication.key, message.resource, publication.uid)
+            self._rows(op.node_id)[publication.key] = row
+        superseded_id = ""
+        if publication.is_delete and not publication.uid:
+            for other in self._live_at(op.node_id, message.resource):
+                if other is not row:
+                    if other.state != RowState.SETTLED:
+                        self._end(other, node, "deleted with its path", op.at_ms, 0)
+                    other.deleted = True
+                    self._touch(other, op.at_ms)
+        if row.state != RowState.SETTLED:
+            superseded_id = row.message_id
+            self._row_event(row, EventKind.ENDED, op.at_ms, 0, "superseded")
+            self._count(node, -1, -row.size_bytes)
+        expires_at_ms = publication.expires_at_ms
+        if not node.known and not expires_at_ms:
+            expires_at_ms = op.at_ms + int(self.quotas.unknown_node_seconds * 1000)
+        node.last_seq += 1
+        version = publication.version
+        if publication.is_delete:
+            version = max(version or 0, row.floor)
+            row.acknowledged = None
+        if version is not None:
+            row.floor = max(row.floor, version)
+        row.deleted = publication.is_delete
+        row.state = RowState.PENDING
+        row.seq = node.last_seq
+        row.message_id = message.id
+        row.version = version
+        row.operation = message.operation
+        row.is_answer = publication.is_answer
+        row.priority = publication.priority
+        row.attempts = 0
+        row.reason = ""
+        row.accepted_at_ms = op.at_ms
+        row.expires_at_ms = expires_at_ms
+        row.size_bytes = publication.size_bytes
+        row.traceparent = publication.traceparent
+        row.message = message
+        self._count(node, 1, row.size_bytes)
+        self._touch(row, op.at_ms, body=True)
+        self.used_ids[op.node_id, message.id] = (publication.key, publication.version)
+        self._row_event(row, EventKind.ACCEPTED, op.at_ms, 0)
+        return Accepted(copy(row), superseded_id)
+
+    # -- ending ------------------------------------------------------------------------------------
+
+    def _settle(self, op: Settle, node: NodeRow, row: ObjectRow | None) -> None:
+        node.last_ack_ms = op.at_ms
+        self.changed_nodes.add(node.node_id)
+        self._event(
+            op.node_id, EventKind.ACKNOWLEDGED, op.at_ms, op.message_id, op.key, op.version, epoch=op.epoch
+        )
+        if row is None:
+            return
+        if row.seq == op.seq and row.state != RowState.SETTLED:
+            self._count(node, -1, -row.size_bytes)
+            row.acknowledged = max(row.acknowledged or 0, op.version or 0)
+            self._clear(row, "acknowledged", op.at_ms)
+        elif op.version is not None and not row.deleted and (row.acknowledged or 0) <= op.version <= row.floor:
+            row.acknowledged = op.version
+            self._touch(row, op.at_ms)
+
+    def end(self, row: ObjectRow, reason: str, at_ms: int) -> None:
+        """Ends a pending or parked message without an acknowledgement; its floor stays."""
+        self._end(row, self._node(row.node_id), reason, at_ms, 0)
+
+    def _end(self, row: ObjectRow, node: NodeRow, reason: str, at_ms: int, epoch: int) -> None:
+        self._count(node, -1, -row.size_bytes)
+        self._row_event(row, EventKind.ENDED, at_ms, epoch, reason)
+        self._clear(row, reason, at_ms)
+
+    def _clear(self, row: ObjectRow, reason: str, at_ms: int) -> None:
+        row.state, row.reason, row.message, row.expires_at_ms = RowState.SETTLED, reason, None, 0
+        if row.is_answer:
+            self.removed_objects.add((row.node_id, row.key))
+            self.changed_objects.pop((row.node_id, row.key), None)
+            del self._rows(row.node_id)[row.key]
+        else:
+            self._touch(row, at_ms, body=True)
+
+    # -- owning ------------------------------------------------------------------------------------
+
+    def _claim(self, op: Claim, node: NodeRow) -> Loaded:
+        if op.epoch <= node.owner_epoch:
+            return Loaded(op.node_id, node.last_seq, fenced=True)
+        node.owner_epoch, node.known = op.epoch, True
+        self.changed_nodes.add(op.node_id)
+        for row in self._pending(op.node_id):
+            if row.is_answer:
+                self._end(row, node, "its session ended", op.at_ms, op.epoch)
+        return self._load(node)
+
+    def _load(self, node: NodeRow) -> Loaded:
+        return Loaded(node.node_id, node.last_seq, self._pending(node.node_id))
+
+    def _pending(self, node_id: str) -> list[ObjectRow]:
+        rows = [row for row in self._rows(node_id).values() if row.state != RowState.SETTLED]
+        return sorted(rows, key=lambda row: row.seq)
+
+    # -- bookkeeping -------------------------------------------------------------------------------
+
+    def _node(self, node_id: str) -> NodeRow:
+        node = self.nodes.get(node_id)
+        if node is None:
+            node = self.nodes[node_id] = NodeRow(node_id)
+        return node
+
+    def _rows(self, node_id: str) -> dict[str, ObjectRow]:
+        return self.objects.setdefault(node_id, {})
+
+    def _touch(self, row: ObjectRow, at_ms: int, *, body: bool = False) -> None:
+        row.changed_at_ms = at_ms
+        where = (row.node_id, row.key)
+        self.removed_objects.discard(where)
+        self.changed_objects[where] = body or self.changed_objects.get(where, False)
+
+    def _count(self, node: NodeRow, rows: int, size_bytes: int) -> None:
+        node.pending_rows += rows
+        node.pending_bytes += size_bytes
+        self.totals.rows += rows
+        self.totals.bytes += size_bytes
+        self.changed_nodes.add(node.node_id)
+
+    def _row_event(
+        self, row: ObjectRow, kind: EventKind, at_ms: int, epoch: int, reason: str = "", attempt: int = 0
+    ) -> None:
+        self._event(
+            row.node_id, kind, at_ms, row.message_id, row.key, row.version, attempt or row.attempts, epoch, reason
+        )
+
+    def _event(
+        self,
+        node_id: str,
+        kind: EventKind,
+        at_ms: int,
+        message_id: str,
+        key: str,
+        version: int | None = None,
+        attempt: int = 0,
+        epoch: int = 0,
+        reason: str = "",
+    ) -> None:
+        self.events.append(Event(node_id, kind, at_ms, message_id, key, version, attempt, epoch, reason))

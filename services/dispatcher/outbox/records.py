@@ -1,0 +1,235 @@
+"""Rows of the outbox and the operations on them. Pure.
+
+Versions are integers here; the SQL layer stores them as 20 digits of text so that they compare
+exactly on every engine. All instants are wall-clock milliseconds.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.publication import Publication, Rejection
+
+
+class RowState(IntEnum):
+    """What a row's current message waits for."""
+
+    SETTLED = 0
+    PENDING = 1
+    PARKED = 2
+
+
+class EventKind(IntEnum):
+    """What happened to a message. Stored; never renumber."""
+
+    ACCEPTED = 1
+    SENT = 2
+    ACKNOWLEDGED = 3
+    REFUSED = 4  # negative acknowledgement
+    UNACKNOWLEDGED = 5  # a full interval on a live link without an acknowledgement
+    PARKED = 6
+    ENDED = 7  # expired, purged, superseded, ...; see the reason
+    REJECTED = 8  # a publish that was turned down
+    REDELIVERED = 9
+    DROPPED = 10  # NO-ACK
+
+
+@dataclass(slots=True)
+class NodeRow:
+    """One node's order, owner and quota use."""
+
+    node_id: str
+    last_seq: int = 0
+    owner_epoch: int = 0
+    pending_rows: int = 0
+    pending_bytes: int = 0
+    known: bool = False  # it has had a session
+    last_ack_ms: int = 0
+
+
+@dataclass(slots=True)
+class ObjectRow:
+    """One object on one node: its floor, what the node acknowledged, and its current message."""
+
+    node_id: str
+    key: str
+    path: str = ""
+    uid: str = ""
+    floor: int = 0
+    acknowledged: int | None = None
+    deleted: bool = False
+    state: RowState = RowState.SETTLED
+    seq: int = 0
+    message_id: str = ""
+    version: int | None = None
+    operation: str = ""
+    is_answer: bool = False
+    priority: int = 0
+    attempts: int = 0
+    reason: str = ""  # why it is parked, or how its last message ended
+    accepted_at_ms: int = 0
+    changed_at_ms: int = 0
+    expires_at_ms: int = 0
+    size_bytes: int = 0
+    traceparent: str = ""
+    message: Message | None = None  # only in rows just accepted, and where bodies were asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of a message's history."""
+
+    node_id: str
+    kind: EventKind
+    at_ms: int
+    message_id: str
+    key: str = ""
+    version: int | None = None
+    attempt: int = 0
+    epoch: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Take a publication for a node, if the rules of versions and quotas allow it."""
+
+    node_id: str
+    publication: Publication
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The node acknowledged the message that had `seq`; `version` is what it acknowledged."""
+
+    node_id: str
+    epoch: int
+    key: str
+    seq: int
+    version: int | None
+    message_id: str
+    at_ms: int
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The bytes of a message went into the link's socket."""
+
+    node_id: str
+    epoch: int
+    key: str
+    message_id: str
+    version: int | None
+    attempt: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class CountUnacknowledged:
+    """A full interval on a live link passed without an acknowledgement."""
+
+    node_id: str
+    epoch: int
+    key: str
+    seq: int
+    message_id: str
+    attempts: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Give the message up until a newer version, an equal publish, Redeliver or expiry."""
+
+    node_id: str
+    epoch: int
+    key: str
+    seq: int
+    message_id: str
+    reason: str
+    at_ms: int
+    refused: bool = False
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The message ends without an acknowledgement: expired, session of its answer over, ..."""
+
+    node_id: str
+    epoch: int
+    key: str
+    seq: int
+    message_id: str
+    reason: str
+    at_ms: int
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A new owner: raise the node's owner epoch, end its old answers, load what is pending."""
+
+    node_id: str
+    epoch: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Load what is pending, behind every operation submitted before."""
+
+    node_id: str
+
+
+OwnedOp = Settle | Attempt | CountUnacknowledged | Park | End
+Op = Accept | OwnedOp | Claim | Reload | Event
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Durable. `row` is the object's row after it, `superseded_id` the message it replaced."""
+
+    row: ObjectRow
+    superseded_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """An equal version was pending. `unparked` if it was parked and now waits again."""
+
+    row: ObjectRow
+    unparked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """Below the floor, deleted, or what the node acknowledged."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The operation was applied, or changed nothing because its message had moved on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """The operation's epoch is not the node's owner epoch; nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What is pending for a node in the order of seq (without bodies), and its last seq."""
+
+    node_id: str
+    last_seq: int
+    rows: list[ObjectRow] = field(default_factory=list)
+    fenced: bool = False
+
+
+Result = Accepted | Duplicate | Stale | Rejection | Done | Fenced | Loaded

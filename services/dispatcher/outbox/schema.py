@@ -1,0 +1,100 @@
+"""Tables of the dispatcher's database. Every key starts with the node id."""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+from services.dispatcher.upstream.uploads import upload_table
+from services.runtime.store import schema_table
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+schema_version = schema_table(metadata)
+uploads = upload_table(metadata)
+
+node = Table(
+    "node",
+    metadata,
+    Column("node_id", String(253), primary_key=True),
+    Column("last_seq", BigInteger, nullable=False),
+    Column("owner_epoch", BigInteger, nullable=False),
+    Column("pending_rows", BigInteger, nullable=False),
+    Column("pending_bytes", BigInteger, nullable=False),
+    Column("known", Boolean, nullable=False),
+    Column("last_ack_ms", BigInteger, nullable=False),
+)
+
+# One row per (node, object). Versions are 20 digits of text: they compare exactly on every engine.
+# `message` is the serialized cloudhub.v1.Message, dropped when the row is settled.
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("node_id", String(253), primary_key=True),
+    Column("object_key", Text, primary_key=True),
+    Column("path", Text, nullable=False),
+    Column("uid", Text, nullable=False),
+    Column("floor", String(20), nullable=False),
+    Column("acknowledged", String(20)),
+    Column("deleted", Boolean, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("message_id", Text, nullable=False),
+    Column("version", String(20)),
+    Column("operation", Text, nullable=False),
+    Column("is_answer", Boolean, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("accepted_at_ms", BigInteger, nullable=False),
+    Column("changed_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    Column("size_bytes", Integer, nullable=False),
+    Column("traceparent", Text, nullable=False),
+    Column("message", LargeBinary),
+)
+Index("delivery_by_path", delivery.c.node_id, delivery.c.path)
+_pending = text("state <> 0")
+Index(
+    "delivery_pending",
+    delivery.c.node_id,
+    delivery.c.seq,
+    sqlite_where=_pending,
+    postgresql_where=_pending,
+)
+_expiring = text("expires_at_ms <> 0")
+Index("delivery_expiring", delivery.c.expires_at_ms, sqlite_where=_expiring, postgresql_where=_expiring)
+
+# Append-only history with bounded retention. `event_id` grows with time within a node.
+delivery_event = Table(
+    "delivery_event",
+    metadata,
+    Column("node_id", String(253), primary_key=True),
+    Column("event_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", Integer, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("message_id", Text, nullable=False),
+    Column("object_key", Text, nullable=False),
+    Column("version", String(20)),
+    Column("attempt", Integer, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+_accepted = text("kind = 1")
+Index(
+    "delivery_event_accepted",
+    delivery_event.c.node_id,
+    delivery_event.c.message_id,
+    sqlite_where=_accepted,
+    postgresql_where=_accepted,
+)

@@ -1,0 +1,290 @@
+"""The outbox on SQL."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, select
+from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, ProgrammingError
+
+from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.outbox.contract import NodeFilter, NodeSummary
+from services.dispatcher.outbox.ledger import Ledger, Needs, Quotas, Totals
+from services.dispatcher.outbox.records import Event, ObjectRow, Op, Result, RowState
+from services.dispatcher.outbox.rows import event_of, node_row, object_row
+from services.dispatcher.outbox.schema import delivery, delivery_event, node
+from services.dispatcher.outbox.transaction import (
+    DELIVERY_COLUMNS,
+    EventIds,
+    apply_ops,
+    load_ledger,
+    write_ledger,
+)
+from services.runtime.errors import StoreUnavailable
+from services.runtime.rowsets import wanted_rows
+from services.runtime.store import Store
+
+_EVENT_COLUMNS = [
+    delivery_event.c[name]
+    for name in ("node_id", "kind", "at_ms", "message_id", "object_key", "version", "attempt", "epoch", "reason")
+]
+# What the driver raises for a value it cannot store, as opposed to a database that does not answer.
+_BAD_DATA = (DataError, IntegrityError, InterfaceError, ProgrammingError)
+
+
+@dataclass(slots=True)
+class SqlOutbox:
+    """Implements `contract.Outbox` over a Store. `open` must be awaited before use."""
+
+    store: Store
+    quotas: Quotas
+    totals: Totals = field(default_factory=Totals)
+    _event_ids: EventIds = field(default_factory=EventIds)
+
+    async def open(self) -> None:
+        """Reads the totals that the quotas are held against."""
+
+        def read(connection: Connection) -> Totals:
+            query = select(
+                func.coalesce(func.sum(node.c.pending_rows), 0), func.coalesce(func.sum(node.c.pending_bytes), 0)
+            )
+            rows, size = connection.execute(query).one()
+            return Totals(int(rows), int(size))
+
+        self.totals = await self.store.read(read)
+
+    async def commit(self, ops: Sequence[Op]) -> list[Result | Exception]:
+        """See `contract.Outbox.commit`."""
+        try:
+            return list(await self._commit(ops))
+        except StoreUnavailable as error:
+            if len(ops) == 1 or not isinstance(error.__cause__, _BAD_DATA):
+                raise
+        results: list[Result | Exception] = []
+        for op in ops:
+            try:
+                results.extend(await self._commit([op]))
+            except StoreUnavailable as error:
+                if not isinstance(error.__cause__, _BAD_DATA):
+                    raise
+                results.append(error)
+        return results
+
+    async def _commit(self, ops: Sequence[Op]) -> list[Result]:
+        trial = Totals(self.totals.rows, self.totals.bytes)
+        results = await self.store.write(lambda c: apply_ops(c, ops, self.quotas, trial, self._event_ids))
+        self.totals = trial
+        return results
+
+    async def bodies(self, wanted: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str, int], Message]:
+        """See `contract.Outbox.bodies`."""
+
+        def read(connection: Connection) -> dict[tuple[str, str, int], Message]:
+            rows = wanted_rows("wanted", ("node_id", "object_key"), [pair[:2] for pair in wanted])
+            query = select(
+                delivery.c.node_id, delivery.c.object_key, delivery.c.seq, delivery.c.message
+            ).join_from(
+                rows,
+                delivery,
+                and_(delivery.c.node_id == rows.c.node_id, delivery.c.object_key == rows.c.object_key),
+            )
+            return {
+                (row[0], row[1], row[2]): Message.FromString(row[3])
+                for row in connection.execute(query)
+                if row[3] is not None
+            }
+
+        found = await self.store.read(read)
+        return {key: found[key] for key in wanted if key in found}
+
+    async def list_nodes(self, after: str, limit: int, only: NodeFilter) -> list[NodeSummary]:
+        """See `contract.Outbox.list_nodes`."""
+        conditions: list[ColumnElement[bool]] = [node.c.node_id > after]
+        if only.prefix:
+            conditions.append(node.c.node_id.startswith(only.prefix, autoescape=True))
+        return await self.store.read(lambda c: self._summaries(c, conditions, limit, only))
+
+    async def summary(self, node_id: str) -> NodeSummary | None:
+        """See `contract.Outbox.summary`."""
+        only = NodeFilter()
+        found = await self.store.read(lambda c: self._summaries(c, [node.c.node_id == node_id], 1, only))
+        return found[0] if found else None
+
+    @staticmethod
+    def _summaries(
+        connection: Connection, conditions: list[ColumnElement[bool]], limit: int, only: NodeFilter
+    ) -> list[NodeSummary]:
+        parked = func.coalesce(func.sum(case((delivery.c.state == int(RowState.PARKED), 1), else_=0)), 0)
+        oldest = func.coalesce(func.min(delivery.c.accepted_at_ms), 0)
+        query = (
+            select(node, parked, oldest)
+            .join_from(
+                node,
+                delivery,
+                and_(delivery.c.node_id == node.c.node_id, delivery.c.state != int(RowState.SETTLED)),
+                isouter=True,
+            )
+            .where(*conditions)
+            .group_by(*node.c)
+            .order_by(node.c.node_id)
+            .limit(limit)
+        )
+        if only.only_parked:
+            query = query.having(parked > 0)
+        if only.older_than_ms:
+            query = query.having(and_(oldest > 0, oldest < only.older_than_ms))
+        return [NodeSummary(node_row(row), int(row[7]), int(row[8])) for row in connection.execute(query)]
+
+    async def pending(self, node_id: str, after_seq: int, limit: int) -> list[ObjectRow]:
+        """See `contract.Outbox.pending`."""
+        query = (
+            select(*DELIVERY_COLUMNS)
+            .where(delivery.c.node_id == node_id, delivery.c.state != 0, delivery.c.seq > after_seq)
+            .order_by(delivery.c.seq)
+            .limit(limit)
+        )
+        return await self.store.read(lambda c: [object_row(row) for row in c.execute(query)])
+
+    async def find(self, node_id: str, message_id: str, key: str) -> ObjectRow | None:
+        """See `contract.Outbox.find`."""
+
+        def read(connection: Connection) -> ObjectRow | None:
+            wanted: Any = key
+            if not key:
+                event = delivery_event.c
+                wanted = connection.execute(
+                    select(event.object_key).where(
+                        event.node_id == node_id, event.message_id == message_id, event.kind == 1
+                    )
+                ).scalar()
+            query = select(*DELIVERY_COLUMNS).where(
+                delivery.c.node_id == node_id, delivery.c.object_key == wanted
+            )
+            row = connection.execute(query).one_or_none()
+            return object_row(row) if row else None
+
+        return await self.store.read(read)
+
+    async def history(self, node_id: str, message_id: str, key: str, limit: int) -> list[Event]:
+        """See `contract.Outbox.history`."""
+        named = (
+            delivery_event.c.message_id == message_id if message_id else delivery_event.c.object_key == key
+        )
+        query = (
+            select(*_EVENT_COLUMNS)
+            .where(delivery_event.c.node_id == node_id, named)
+            .order_by(delivery_event.c.event_id.desc())
+            .limit(limit)
+        )
+        return await self.store.read(lambda c: [event_of(row) for row in c.execute(query)][::-1])
+
+    async def redeliver(self, node_id: str, key: str, at_ms: int) -> int:
+        """See `contract.Outbox.redeliver`."""
+
+        def unpark(ledger: Ledger, row: ObjectRow) -> None:
+            ledger.unpark(ledger.nodes[node_id], row, at_ms)
+
+        return await self._each_pending(node_id, key, unpark, only=RowState.PARKED)
+
+    async def purge(self, node_id: str, key: str, at_ms: int) -> int:
+        """See `contract.Outbox.purge`."""
+        return await self._each_pending(node_id, key, lambda ledger, row: ledger.end(row, "purged", at_ms))
+
+    async def _each_pending(self, node_id: str, key: str, change: Any, only: RowState | None = None) -> int:
+        trial = Totals(self.totals.rows, self.totals.bytes)
+
+        def work(connection: Connection) -> int:
+            needs = Needs({node_id}, set(), set(), set(), {node_id})
+            ledger = load_ledger(connection, needs, self.quotas, trial)
+            rows = sorted(ledger.objects.get(node_id, {}).values(), key=lambda row: row.seq)
+            chosen = [r for r in rows if (not key or r.key == key) and (only is None or r.state == only)]
+            for row in chosen:
+                change(ledger, row)
+            write_ledger(connection, ledger, self._event_ids)
+            return len(chosen)
+
+        count = await self.store.write(work)
+        self.totals = trial
+        return count
+
+    async def resync(self, node_id: str, at_ms: int) -> int:
+        """See `contract.Outbox.resync`."""
+        statement = (
+            delivery.update()
+            .where(
+                delivery.c.node_id == node_id,
+                delivery.c.acknowledged.is_not(None),
+                delivery.c.deleted.is_(False),
+            )
+            .values(acknowledged=None, changed_at_ms=at_ms)
+        )
+        return await self.store.write(lambda c: c.execute(statement).rowcount)
+
+    async def expire(self, at_ms: int, limit: int) -> list[ObjectRow]:
+        """See `contract.Outbox.expire`."""
+        trial = Totals(self.totals.rows, self.totals.bytes)
+        due = (
+            select(delivery.c.node_id, delivery.c.object_key)
+            .where(delivery.c.expires_at_ms != 0, delivery.c.expires_at_ms <= at_ms)
+            .limit(limit)
+        )
+
+        def work(connection: Connection) -> list[ObjectRow]:
+            keys = {(row[0], row[1]) for row in connection.execute(due)}
+            needs = Needs({node_id for node_id, _ in keys}, keys, set(), set(), set())
+            ledger = load_ledger(connection, needs, self.quotas, trial)
+            rows = [row for rows in ledger.objects.values() for row in rows.values()]
+            ended = [row for row in rows if row.state != RowState.SETTLED]
+            for row in ended:
+                ledger.end(row, "expired", at_ms)
+            write_ledger(connection, ledger, self._event_ids)
+            return ended
+
+        rows = await self.store.write(work)
+        self.totals = trial
+        return rows
+
+    async def sweep(self, events_before_ms: int, tombstones_before_ms: int, limit: int) -> int:
+        """See `contract.Outbox.sweep`."""
+        event = delivery_event.c
+        # What is still pending keeps its acceptance, so that its message id stays known.
+        still_pending = (
+            select(delivery.c.node_id)
+            .where(
+                delivery.c.node_id == event.node_id,
+                delivery.c.object_key == event.object_key,
+                delivery.c.message_id == event.message_id,
+                delivery.c.state != 0,
+            )
+            .exists()
+        )
+        old_events = (
+            select(event.node_id, event.event_id)
+            .where(event.event_id < events_before_ms * 1000, ~and_(event.kind == 1, still_pending))
+            .limit(limit)
+        )
+        old_tombstones = (
+            select(delivery.c.node_id, delivery.c.object_key)
+            .where(
+                delivery.c.deleted.is_(True),
+                delivery.c.state == 0,
+                delivery.c.changed_at_ms < tombstones_before_ms,
+            )
+            .limit(limit)
+        )
+
+        def work(connection: Connection) -> int:
+            events = connection.execute(old_events).all()
+            tombstones = connection.execute(old_tombstones).all()
+            for row in events:
+                connection.execute(
+                    delete(delivery_event).where(event.node_id == row[0], event.event_id == row[1])
+                )
+            for row in tombstones:
+                connection.execute(
+                    delete(delivery).where(delivery.c.node_id == row[0], delivery.c.object_key == row[1])
+                )
+            return len(events) + len(tombstones)
+
+        return await self.store.write(work)
+

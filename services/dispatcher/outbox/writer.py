@@ -1,0 +1,167 @@
+"""Group commit of the outbox: all that queued while the last transaction ran goes into the next."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.outbox.contract import Outbox
+from services.dispatcher.outbox.records import Claim, Fenced, Loaded, Op, OwnedOp, Reload, Result
+from services.runtime.backoff import Backoff
+from services.runtime.errors import StoreUnavailable, Unavailable
+from services.runtime.logs import get_log
+
+_log = get_log(__name__)
+
+GroupResults = list[Result | Exception]
+
+
+@dataclass(slots=True)
+class _Group:
+    """Operations whose results are told together."""
+
+    expected: int
+    done: Callable[[GroupResults], None]
+    results: GroupResults = field(default_factory=list)
+
+    def add(self, result: Result | Exception) -> None:
+        self.results.append(result)
+        if len(self.results) == self.expected:
+            self.done(self.results)
+
+
+class OutboxWriter:
+    """The only writer of deliveries. Order of submission is order of effect.
+
+    Operations of a session (`record`) are kept and tried again while the store is away; what they
+    are about was pending before, so they are bounded by it. Operations of a group fail then. At
+    most `most_waiting` group operations wait.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        metrics: DispatcherMetrics,
+        recorded: Callable[[OwnedOp], None],
+        *,
+        most_per_batch: int = 2048,
+        most_waiting: int = 100_000,
+    ) -> None:
+        self._outbox = outbox
+        self._metrics = metrics
+        self._recorded = recorded
+        self._most_per_batch = most_per_batch
+        self._most_waiting = most_waiting
+        self._queue: deque[tuple[Op, _Group | None]] = deque()
+        self._grouped = 0
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopped = False
+        self._backoff = Backoff(0.05, 2.0)
+
+    def record(self, op: OwnedOp) -> None:
+        """Writes this sooner or later, unless its epoch is fenced or the process ends before."""
+        self._queue.append((op, None))
+        self._notify()
+
+    def submit(self, ops: list[Op], done: Callable[[GroupResults], None]) -> None:
+        """Calls `done` with one result per operation once all are durable, or with errors.
+
+        Raises Unavailable when too many wait already.
+        """
+        if self._stopped:
+            raise Unavailable("STOPPING", "the service is shutting down")
+        if self._grouped + len(ops) > self._most_waiting:
+            raise Unavailable("OVERLOADED", f"{self._grouped} operations wait for the store")
+        group = _Group(len(ops), done)
+        self._grouped += len(ops)
+        self._queue.extend((op, group) for op in ops)
+        self._notify()
+
+    async def perform(self, ops: list[Op]) -> GroupResults:
+        """`submit`, awaited."""
+        future: asyncio.Future[GroupResults] = asyncio.get_running_loop().create_future()
+
+        def done(results: GroupResults) -> None:
+            if not future.done():
+                future.set_result(results)
+
+        self.submit(ops, done)
+        return await future
+
+    async def load(self, ops: Iterable[Claim | Reload]) -> list[Loaded]:
+        """Claims or reloads; raises StoreUnavailable if any failed."""
+        loaded: list[Loaded] = []
+        for result in await self.perform(list(ops)):
+            if isinstance(result, Exception):
+                raise result
+            if isinstance(result, Loaded):
+                loaded.append(result)
+        return loaded
+
+    async def flush(self) -> None:
+        """Returns when nothing waits to be written."""
+        await self._idle.wait()
+
+    def _notify(self) -> None:
+        self._idle.clear()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Writes until cancelled; groups that still wait then get Unavailable."""
+        failures = 0
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._queue:
+                    failures = 0 if await self._one_batch() else failures + 1
+                    if failures:
+                        await asyncio.sleep(self._backoff.random_delay(failures))
+                self._idle.set()
+        finally:
+            self._stopped = True
+            gone = Unavailable("STOPPING", "the service is shutting down")
+            for _, group in self._queue:
+                if group:
+                    group.add(gone)
+            self._queue.clear()
+
+    async def _one_batch(self) -> bool:
+        count = min(len(self._queue), self._most_per_batch)
+        batch = [self._queue.popleft() for _ in range(count)]
+        self._grouped -= sum(1 for _, group in batch if group)
+        with self._metrics.commit_seconds.time():
+            try:
+                results = await self._outbox.commit([op for op, _ in batch])
+            except StoreUnavailable as error:
+                self._failed(batch, error)
+                return False
+            except asyncio.CancelledError:
+                self._queue.extendleft(reversed(batch))
+                raise
+        self._metrics.commit_operations.observe(count)
+        for (op, group), result in zip(batch, results, strict=True):
+            if group is not None:
+                group.add(result)
+            elif isinstance(result, Fenced):
+                self._metrics.fenced.inc()
+            elif isinstance(result, Exception):
+                self._metrics.bad_rows.inc()
+                _log.error("outbox.record_refused", op=type(op).__name__, error=str(result))
+            else:
+                self._recorded(op)  # type: ignore[arg-type]  # only OwnedOp has no group
+        return True
+
+    def _failed(self, batch: list[tuple[Op, _Group | None]], error: StoreUnavailable) -> None:
+        self._metrics.store_failures.inc()
+        _log.warning("outbox.unavailable", error=str(error), operations=len(batch))
+        kept: list[tuple[Op, _Group | None]] = []
+        for item in batch:
+            if item[1] is None:
+                kept.append(item)
+            else:
+                item[1].add(error)
+        self._queue.extendleft(reversed(kept))

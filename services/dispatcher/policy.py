@@ -1,0 +1,512 @@
+"""The delivery policy of one node's session: what to send, resend, hold, park or expire. Pure.
+
+Inputs are synchronous calls with a time; each returns the actions to carry out (`actions`). Time
+is monotonic seconds; `wall_ms` is what goes into records. Nothing here does I/O or reads a clock.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.actions import Action, Fetch, Ignore, Record, Reread, Send, SendDirect
+from services.dispatcher.entry import Entry, EntryState
+from services.dispatcher.inflight import Window
+from services.dispatcher.outbox.records import Attempt, CountUnacknowledged, End, Park, Settle
+
+READY, FETCHING, IN_FLIGHT = EntryState.READY, EntryState.FETCHING, EntryState.IN_FLIGHT
+PARKED, GONE = EntryState.PARKED, EntryState.GONE
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """Bounds and times of delivery; seconds and bytes."""
+
+    window_messages: int = 64
+    window_bytes: int = 256 * 1024
+    ack_seconds: float = 5.0
+    ack_most_seconds: float = 60.0
+    ack_factor: float = 1.5
+    jitter: float = 0.2
+    most_attempts: int = 10
+    direct_messages: int = 256
+    direct_bytes: int = 1024 * 1024
+    # Bodies of waiting messages held in memory per node; the rest is loaded when its turn comes.
+    held_bytes: int = 512 * 1024
+
+
+class NodeDelivery:
+    """One session's delivery. `spread` gives numbers in [0, 1) for jitter."""
+
+    __slots__ = (
+        "_by_id",
+        "_direct",
+        "_direct_bytes",
+        "_direct_number",
+        "_early",
+        "_entries",
+        "_fetching",
+        "_held_bytes",
+        "_last_seq",
+        "_number",
+        "_paths",
+        "_paused",
+        "_ready",
+        "_rereading",
+        "_settings",
+        "_spread",
+        "_timers",
+        "_unwritten",
+        "_window",
+        "epoch",
+        "node_id",
+    )
+
+    def __init__(
+        self, node_id: str, epoch: int, settings: PolicySettings, spread: Callable[[], float]
+    ) -> None:
+        self.node_id = node_id
+        self.epoch = epoch
+        self._settings = settings
+        self._spread = spread
+        self._window = Window(settings.window_messages, settings.window_bytes)
+        self._entries: dict[str, Entry] = {}  # key -> its newest message
+        self._by_id: dict[str, Entry] = {}  # also superseded ones that are in flight
+        self._paths: dict[str, list[Entry]] = {}  # entries of one path in order of seq
+        self._ready: list[tuple[int, int, Entry]] = []  # (-priority, seq, entry)
+        self._timers: list[tuple[float, int, int, Entry]] = []  # (at, seq, sends, entry)
+        self._unwritten: deque[tuple[int, Entry]] = deque()
+        self._direct: deque[tuple[int, int]] = deque()  # (number, size) not yet written
+        self._direct_bytes = 0
+        self._direct_number = 0
+        self._number = 0
+        self._held_bytes = 0
+        self._fetching = 0
+        self._last_seq: int | None = None  # None until loaded
+        self._early: list[Entry] = []  # accepted before loading or rereading ended
+        self._rereading: set[int] | None = None  # seqs that ended meanwhile
+        self._paused = False
+
+    # -- what the outbox holds ---------------------------------------------------------------------
+
+    def loaded(self, entries: Iterable[Entry], last_seq: int, now: float, wall_ms: int) -> list[Action]:
+        """Everything pending at the time the session took the node over. Must be called once, first
+        of all but `accepted` and `direct`; sending starts here."""
+        self._last_seq = last_seq
+        for entry in entries:
+            self._add(entry)
+        early, self._early = self._early, []
+        for entry in early:
+            if entry.seq > last_seq:
+                self._take(entry)
+        return self._pump(now, wall_ms)
+
+    def accepted(self, entry: Entry, now: float, wall_ms: int) -> list[Action]:
+        """A hint: this was committed. If it is not the node's next seq, the outbox is read again."""
+        if self._last_seq is None or self._rereading is not None:
+            self._early.append(entry)
+            return []
+        if entry.seq <= self._last_seq:
+            return []
+        if entry.seq != self._last_seq + 1:
+            self._early.append(entry)
+            return self.reread()
+        self._take(entry)
+        return self._pump(now, wall_ms)
+
+    def reread(self) -> list[Action]:
+        """The outbox was changed by somebody else (a sweep or an operator says so)."""
+        if self._last_seq is None or self._rereading is not None:
+            return []
+        self._rereading = set()
+        return [Reread()]
+
+    def reloaded(self, entries: Iterable[Entry], last_seq: int, now: float, wall_ms: int) -> list[Action]:
+        """The answer to Reread: what is pending now. What is missing from it has ended."""
+        ended = self._rereading or set()
+        self._rereading = None
+        self._last_seq = max(self._last_seq or 0, last_seq)
+        present: dict[str, Entry] = {entry.key: entry for entry in entries if entry.seq not in ended}
+        for key in [key for key in self._entries if key not in present]:
+            self._drop(self._entries[key])
+        for entry in sorted(present.values(), key=lambda entry: entry.seq):
+            known = self._entries.get(entry.key)
+            if known is None or known.seq < entry.seq:
+                self._replace(entry)
+        early, self._early = self._early, []
+        for entry in early:
+            if entry.seq > self._last_seq:
+                self._take(entry)
+        return self._pump(now, wall_ms)
+
+    def reread_failed(self) -> None:
+        """The outbox did not answer; the next hint or sweep tries again."""
+        self._rereading = None
+        self._early.clear()
+
+    def republished(self, key: str, seq: int, now: float, wall_ms: int) -> list[Action]:
+        """An equal version was published while this one was pending: sent again unless in flight."""
+        entry = self._entries.get(key)
+        if entry is None or entry.seq != seq or entry.state != READY:
+            return []
+        return self._pump(now, wall_ms)
+
+    def bodies(
+        self, found: Iterable[tuple[str, int, Message | None]], now: float, wall_ms: int
+    ) -> list[Action]:
+        """The answer to Fetch; None for a message that has moved on (a hint about it follows)."""
+        for key, seq, message in found:
+            entry = self._entries.get(key)
+            if entry is None or entry.seq != seq or entry.state != FETCHING:
+                continue
+            if message is None:
+                self._drop(entry)
+                continue
+            self._fetching -= 1
+            entry.message = message
+            self._held_bytes += entry.size_bytes
+            entry.state = READY
+            self._push(entry)
+        return self._pump(now, wall_ms)
+
+    def fetch_failed(self, keys: Iterable[tuple[str, int]]) -> None:
+        """The outbox did not answer; the entries wait for the next input or deadline."""
+        for key, seq in keys:
+            entry = self._entries.get(key)
+            if entry is not None and entry.seq == seq and entry.state == FETCHING:
+                self._fetching -= 1
+                entry.state = READY
+                self._push(entry)
+
+    # -- what the link says ------------------------------------------------------------------------
+
+    def direct(self, message: Message, size_bytes: int) -> list[Action] | None:
+        """A NO-ACK message; None if the lane is full."""
+        settings = self._settings
+        if len(self._direct) >= settings.direct_messages or (
+            self._direct and self._direct_bytes + size_bytes > settings.direct_bytes
+        ):
+            return None
+        self._direct_number += 1
+        self._direct.append((self._direct_number, size_bytes))
+        self._direct_bytes += size_bytes
+        return [SendDirect(message, self._direct_number)]
+
+    def written(self, acknowledged_through: int, direct_through: int, now: float, wall_ms: int) -> list[Action]:
+        """Bytes went into the socket: the timers of these messages start now."""
+        while self._direct and self._direct[0][0] <= direct_through:
+            self._direct_bytes -= self._direct.popleft()[1]
+        actions: list[Action] = []
+        while self._unwritten and self._unwritten[0][0] <= acknowledged_through:
+            entry = self._unwritten.popleft()[1]
+            if entry.state != IN_FLIGHT:
+                continue
+            entry.written = True
+            self._arm(entry, now)
+            actions.append(
+                Record(
+                    Attempt(
+                        self.node_id, self.epoch, entry.key, entry.message_id, entry.version, entry.sends, wall_ms
+                    ),
+                    entry,
+                )
+            )
+        return actions
+
+    def acknowledged(
+        self, message_id: str, now: float, wall_ms: int, traceparent: str = ""
+    ) -> list[Action]:
+        """The edge acknowledged; it settles the seq that this message has, whoever sent it."""
+        entry = self._by_id.get(message_id)
+        if entry is None:
+            return [Ignore("unknown_message")]
+        op = Settle(
+            self.node_id, self.epoch, entry.key, entry.seq, entry.version, message_id, wall_ms, traceparent
+        )
+        self._drop(entry)
+        return [Record(op, entry), *self._pump(now, wall_ms)]
+
+    def refused(
+        self, message_id: str, text: str, now: float, wall_ms: int, traceparent: str = ""
+    ) -> list[Action]:
+        """The edge sent a negative acknowledgement: the message is parked at once with its text."""
+        entry = self._by_id.get(message_id)
+        if entry is None:
+            return [Ignore("unknown_message")]
+        if entry.superseded:
+            self._drop(entry)
+            return [Ignore("superseded"), *self._pump(now, wall_ms)]
+        if entry.state == PARKED:
+            return [Ignore("parked")]
+        if entry.is_answer:
+            return [*self._finish(entry, f"refused: {text}", wall_ms, traceparent), *self._pump(now, wall_ms)]
+        return [
+            *self._park(entry, f"refused by the edge: {text}", wall_ms, traceparent, refused=True),
+            *self._pump(now, wall_ms),
+        ]
+
+    def paused(self, is_paused: bool, now: float) -> None:
+        """Reading from the link stopped or goes on; while it is stopped no timer of an ack runs."""
+        if self._paused and not is_paused:
+            self._timers = [timer for timer in self._timers if timer[3].state != IN_FLIGHT]
+            heapq.heapify(self._timers)
+            for entry in self._by_id.values():
+                if entry.state == IN_FLIGHT and entry.written:
+                    self._arm(entry, now)
+                    if entry.expires_at is not None:
+                        self._set_timer(entry.expires_at, entry)
+        self._paused = is_paused
+
+    def closed(self, wall_ms: int) -> list[Action]:
+        """The session is over: answers end with it, everything else stays pending in the outbox."""
+        actions: list[Action] = []
+        for entry in [entry for entry in self._entries.values() if entry.is_answer]:
+            actions += self._finish(entry, "its session ended", wall_ms, "")
+        return actions
+
+    # -- time --------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When `deadline` wants to be called; None for never. May be early, never late."""
+        if not self._timers:
+            return None
+        return self._timers[0][0]
+
+    def deadline(self, now: float, wall_ms: int) -> list[Action]:
+        """Time has come to `now`: resend, park, expire."""
+        actions: list[Action] = []
+        while self._timers and self._timers[0][0] <= now:
+            at, _, sends, entry = heapq.heappop(self._timers)
+            if entry.state == GONE:
+                continue
+            if entry.expires_at is not None and entry.expires_at <= now and not entry.superseded:
+                actions += self._finish(entry, "expired", wall_ms, "")
+            elif entry.state == IN_FLIGHT and entry.written and sends == entry.sends and at == entry.resend_at:
+                if self._paused:
+                    continue
+                actions += self._unacknowledged(entry, wall_ms)
+        actions += self._pump(now, wall_ms)
+        return actions
+
+    # -- figures -----------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Messages handed to the link and not acknowledged."""
+        return self._window.messages
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Their size."""
+        return self._window.bytes
+
+    @property
+    def direct_waiting(self) -> int:
+        """NO-ACK messages whose bytes are not in the socket."""
+        return len(self._direct)
+
+    @property
+    def last_seq(self) -> int | None:
+        """The newest seq known; None before loading."""
+        return self._last_seq
+
+    def state_of(self, key: str) -> EntryState | None:
+        """Where a key's newest message stands; None if nothing is pending."""
+        entry = self._entries.get(key)
+        return entry.state if entry else None
+
+    def blocked_by(self, key: str) -> Entry | None:
+        """The earlier message of the same path that this key's message waits for."""
+        entry = self._entries.get(key)
+        return self._earlier(entry) if entry else None
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _take(self, entry: Entry) -> None:
+        self._last_seq = entry.seq
+        self._replace(entry)
+
+    def _replace(self, entry: Entry) -> None:
+        known = self._entries.get(entry.key)
+        if known is not None:
+            self._supersede(known)
+        self._add(entry)
+
+    def _add(self, entry: Entry) -> None:
+        if entry.message is not None:
+            if self._held_bytes + entry.size_bytes > self._settings.held_bytes:
+                entry.message = None
+            else:
+                self._held_bytes += entry.size_bytes
+        self._entries[entry.key] = entry
+        self._by_id[entry.message_id] = entry
+        if entry.path:
+            self._paths.setdefault(entry.path, []).append(entry)
+        if entry.expires_at is not None:
+            self._set_timer(entry.expires_at, entry)
+        if entry.state == READY:
+            self._push(entry)
+
+    def _push(self, entry: Entry) -> None:
+        heapq.heappush(self._ready, (-entry.priority, entry.seq, entry))
+
+    def _supersede(self, entry: Entry) -> None:
+        """A newer message of its key takes its place; in flight it keeps its slot until ack or interval."""
+        if entry.state != IN_FLIGHT:
+            self._drop(entry)
+            return
+        entry.superseded = True
+        del self._entries[entry.key]
+        self._leave_path(entry)
+
+    def _drop(self, entry: Entry) -> None:
+        """Forgets an entry and frees what it held."""
+        if entry.state == IN_FLIGHT:
+            self._window.remove(entry)
+        if entry.state == FETCHING:
+            self._fetching -= 1
+        self._release_body(entry)
+        entry.state = GONE
+        if self._entries.get(entry.key) is entry:
+            del self._entries[entry.key]
+        if self._by_id.get(entry.message_id) is entry:
+            del self._by_id[entry.message_id]
+        self._leave_path(entry)
+        if self._rereading is not None:
+            self._rereading.add(entry.seq)
+
+    def _release_body(self, entry: Entry) -> None:
+        if entry.message is not None:
+            self._held_bytes -= entry.size_bytes
+            entry.message = None
+
+    def _leave_path(self, entry: Entry) -> None:
+        siblings = self._paths.get(entry.path)
+        if siblings is not None and entry in siblings:
+            siblings.remove(entry)
+            if not siblings:
+                del self._paths[entry.path]
+            else:
+                for other in siblings:
+                    if other.state == READY:
+                        self._push(other)  # it may have waited for this one
+
+    def _earlier(self, entry: Entry) -> Entry | None:
+        """The earliest message of the path that is not parked, if that is another one. An edge
+        deletes by path, so two objects of one path go one after the other."""
+        for other in self._paths.get(entry.path, ()):
+            if other is entry:
+                return None
+            if other.state != PARKED:
+                return other
+        return None
+
+    def _pump(self, now: float, wall_ms: int) -> list[Action]:
+        """Sends whatever may go: by priority, then in the node's order, as far as the window allows."""
+        actions: list[Action] = []
+        if self._last_seq is None:
+            return actions
+        wanted: list[tuple[str, int]] = []
+        wanted_bytes = 0
+        while self._ready:
+            entry = self._ready[0][2]
+            if entry.state != READY:
+                heapq.heappop(self._ready)
+                continue
+            if entry.expires_at is not None and entry.expires_at <= now:
+                actions += self._finish(entry, "expired", wall_ms, "")
+                continue
+            if self._earlier(entry) is not None:
+                heapq.heappop(self._ready)  # pushed again when the earlier one is done
+                continue
+            if entry.message is None:
+                full = len(wanted) + self._fetching >= self._window.most_messages
+                if full or (wanted and wanted_bytes + entry.size_bytes > self._window.most_bytes):
+                    break
+                heapq.heappop(self._ready)
+                entry.state = FETCHING
+                wanted.append((entry.key, entry.seq))
+                wanted_bytes += entry.size_bytes
+                continue
+            if wanted or self._fetching or not self._window.has_room_for(entry.size_bytes):
+                break  # the order holds: nobody overtakes a message whose body is on its way
+            heapq.heappop(self._ready)
+            actions += self._end_parked_before(entry, wall_ms)
+            self._window.add(entry)
+            actions.append(self._send(entry))
+        if wanted:
+            self._fetching += len(wanted)
+            actions.append(Fetch(tuple(wanted)))
+        return actions
+
+    def _end_parked_before(self, entry: Entry, wall_ms: int) -> list[Action]:
+        actions: list[Action] = []
+        siblings = self._paths.get(entry.path, ())
+        if len(siblings) > 1:
+            for other in [o for o in siblings if o.seq < entry.seq and o.state == PARKED]:
+                actions += self._finish(other, "a later object of its path was sent", wall_ms, "")
+        return actions
+
+    def _send(self, entry: Entry) -> Send:
+        self._number += 1
+        entry.state = IN_FLIGHT
+        entry.written = False
+        entry.sends += 1
+        self._unwritten.append((self._number, entry))
+        return Send(entry, self._number, entry.sends)
+
+    def _interval(self, attempts: int) -> float:
+        settings = self._settings
+        base = min(settings.ack_most_seconds, settings.ack_seconds * settings.ack_factor**attempts)
+        return base * (1.0 + settings.jitter * self._spread())
+
+    def _arm(self, entry: Entry, now: float) -> None:
+        entry.resend_at = now + self._interval(entry.attempts)
+        self._set_timer(entry.resend_at, entry)
+
+    def _set_timer(self, at: float, entry: Entry) -> None:
+        heapq.heappush(self._timers, (at, entry.seq, entry.sends, entry))
+
+    def _unacknowledged(self, entry: Entry, wall_ms: int) -> list[Action]:
+        """A full interval on a live link passed in silence."""
+        if entry.superseded:
+            self._drop(entry)
+            return []
+        entry.attempts += 1
+        if entry.is_answer:
+            return [self._send(entry)] if entry.message is not None else []
+        count = Record(
+            CountUnacknowledged(
+                self.node_id, self.epoch, entry.key, entry.seq, entry.message_id, entry.attempts, wall_ms
+            ),
+            entry,
+        )
+        if entry.attempts >= self._settings.most_attempts:
+            reason = f"not acknowledged in {entry.attempts} attempts"
+            return [count, *self._park(entry, reason, wall_ms, "")]
+        return [count, self._send(entry)]
+
+    def _park(
+        self, entry: Entry, reason: str, wall_ms: int, traceparent: str, *, refused: bool = False
+    ) -> list[Action]:
+        if entry.state == IN_FLIGHT:
+            self._window.remove(entry)
+        if entry.state == FETCHING:
+            self._fetching -= 1
+        self._release_body(entry)
+        entry.state = PARKED
+        for other in self._paths.get(entry.path, ()):
+            if other.state == READY:
+                self._push(other)
+        op = Park(
+            self.node_id, self.epoch, entry.key, entry.seq, entry.message_id, reason, wall_ms, refused, traceparent
+        )
+        return [Record(op, entry)]
+
+    def _finish(self, entry: Entry, reason: str, wall_ms: int, traceparent: str) -> list[Action]:
+        self._drop(entry)
+        op = End(
+            self.node_id, self.epoch, entry.key, entry.seq, entry.message_id, reason, wall_ms, traceparent
+        )
+        return [Record(op, entry)]

@@ -1,0 +1,220 @@
+"""What a publish request asks for, checked once; content stays opaque from here on. Pure."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from cloudhub.v1.dispatcher_pb2 import ACK_MODE_ACK, ACK_MODE_NO_ACK, ACK_MODE_UNSPECIFIED, PublishRequest
+from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.ack_mode import wants_acknowledgement
+
+MOST_VERSION_DIGITS = 20
+MOST_TEXT_BYTES = 1024
+MOST_PRIORITY = 9
+# The JSON around the content on the edge link: field names, quotes, timestamps.
+ENVELOPE_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a request is refused: a stable reason, the field, and a sentence for people."""
+
+    reason: str
+    field: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A checked message, the same for all its nodes.
+
+    `version` is None for deletes and answers that carry none. `expires_at_ms` is wall clock, 0 for
+    never. `message` has its resource without the node prefix and is never changed again.
+    """
+
+    message: Message
+    acknowledged: bool
+    key: str
+    uid: str
+    version: int | None
+    is_delete: bool
+    is_answer: bool
+    own_id: bool
+    priority: int
+    expires_at_ms: int
+    force: bool
+    size_bytes: int
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishLimits:
+    """What a message may be; `content_most_bytes` must fit the edges' frame limit."""
+
+    content_most_bytes: int = 900 * 1024
+    answer_seconds: float = 60.0
+
+
+class _Metadata(msgspec.Struct):
+    uid: str = ""
+
+
+class _Object(msgspec.Struct):
+    metadata: _Metadata = msgspec.field(default_factory=_Metadata)
+
+
+_object_decoder = msgspec.json.Decoder(_Object)
+_any_decoder = msgspec.json.Decoder(msgspec.Raw)
+
+
+def content_uid(content: bytes) -> str:
+    """`metadata.uid` of a JSON object, empty where there is none.
+
+    Raises ValueError if the bytes are not exactly one JSON value in UTF-8.
+    """
+    try:
+        content.decode()
+        try:
+            return _object_decoder.decode(content).metadata.uid
+        except msgspec.ValidationError:
+            _any_decoder.decode(content)  # well-formed, but not an object with string metadata.uid
+            return ""
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from error
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def parse_version(text: str) -> int | None:
+    """An unsigned decimal integer of up to 20 digits, else None."""
+    if 0 < len(text) <= MOST_VERSION_DIGITS and text.isascii() and text.isdigit():
+        return int(text)
+    return None
+
+
+def strip_node_prefix(resource: str) -> str:
+    """`<namespace>/<type>/<name>` of a path that may start with `node/<node id>/`."""
+    if resource.startswith("node/"):
+        parts = resource.split("/", 2)
+        if len(parts) == 3 and parts[2]:
+            return parts[2]
+    return resource
+
+
+def _text_fault(message: Message) -> Rejection | None:
+    for field in ("id", "parent_id", "type", "source", "destination", "group", "operation", "resource"):
+        text = getattr(message, field)
+        if len(text) > MOST_TEXT_BYTES:
+            return Rejection("FIELD_TOO_LONG", f"message.{field}", f"over {MOST_TEXT_BYTES} characters")
+        if not text.isprintable():
+            return Rejection("FIELD_NOT_PRINTABLE", f"message.{field}", "has control characters")
+    return None
+
+
+def _extra_fault(message: Message) -> Rejection | None:
+    for name, value in message.extra.items():
+        try:
+            content_uid(value)
+        except ValueError as error:
+            return Rejection("EXTRA_NOT_JSON", f"message.extra[{name}]", f"must be one JSON value: {error}")
+    return None
+
+
+def check_request(
+    request: PublishRequest, limits: PublishLimits, message_id: str, now_ms: int, traceparent: str
+) -> Publication | Rejection:
+    """Checks a request and says what it asks for. `message_id` is used where the request has none."""
+    message = Message()
+    message.CopyFrom(request.message)
+    if request.content_json:
+        if message.content:
+            return Rejection("CONTENT_TWICE", "content_json", "set content_json or message.content, not both")
+        message.content = request.content_json.encode()
+    content = message.content
+    if not content:
+        return Rejection("CONTENT_MISSING", "message.content", "must be one JSON value; `null` for none")
+    if len(content) > limits.content_most_bytes:
+        return Rejection(
+            "CONTENT_TOO_LARGE",
+            "message.content",
+            f"{len(content)} bytes; at most {limits.content_most_bytes}",
+        )
+    try:
+        uid = content_uid(content)
+    except ValueError as error:
+        return Rejection("CONTENT_NOT_JSON", "message.content", f"must be one JSON value: {error}")
+    fault = _text_fault(message) or (_extra_fault(message) if message.extra else None)
+    if fault:
+        return fault
+    if len(uid) > MOST_TEXT_BYTES or not uid.isprintable():
+        return Rejection(
+            "UID_MALFORMED",
+            "message.content",
+            f"metadata.uid must be printable and at most {MOST_TEXT_BYTES} characters",
+        )
+    resource = strip_node_prefix(message.resource)
+    if not message.operation:
+        return Rejection("OPERATION_MISSING", "message.operation", "for example insert, update or delete")
+    if request.priority > MOST_PRIORITY:
+        return Rejection("PRIORITY_OUT_OF_RANGE", "priority", f"must be 0 to {MOST_PRIORITY}")
+    if request.ack_mode not in (ACK_MODE_UNSPECIFIED, ACK_MODE_ACK, ACK_MODE_NO_ACK):
+        return Rejection("ACK_MODE_UNKNOWN", "ack_mode", f"{request.ack_mode} is not a known mode")
+
+    acknowledged = request.ack_mode == ACK_MODE_ACK or (
+        request.ack_mode == ACK_MODE_UNSPECIFIED and wants_acknowledgement(message, resource)
+    )
+    is_answer = bool(message.parent_id) and message.operation == "response"
+    is_delete = message.operation == "delete"
+    version: int | None = None
+    if message.resource_version:
+        version = parse_version(message.resource_version)
+        if version is None:
+            return Rejection(
+                "VERSION_MALFORMED",
+                "message.resource_version",
+                f"must be an unsigned integer of up to {MOST_VERSION_DIGITS} digits; "
+                f"got {message.resource_version[:64]!r}",
+            )
+    elif acknowledged and not is_delete and not is_answer:
+        return Rejection(
+            "VERSION_MISSING",
+            "message.resource_version",
+            "an acknowledged message that is neither a delete nor an answer needs a version",
+        )
+    if acknowledged and not uid and not resource:
+        return Rejection("OBJECT_UNNAMED", "message.resource", "needs metadata.uid in its content or a resource path")
+
+    expires_at_ms = 0
+    if request.HasField("time_to_live"):
+        lifetime_ms = request.time_to_live.ToMilliseconds()
+        if lifetime_ms <= 0:
+            return Rejection("TIME_TO_LIVE_MALFORMED", "time_to_live", "must be above zero")
+        expires_at_ms = now_ms + lifetime_ms
+    if is_answer and acknowledged:
+        most = now_ms + int(limits.answer_seconds * 1000)
+        expires_at_ms = min(expires_at_ms or most, most)
+
+    own_id = bool(message.id)
+    if not own_id:
+        message.id = message_id
+    if not message.timestamp_ms:
+        message.timestamp_ms = now_ms
+    message.resource = resource
+    message.traceparent = traceparent
+    return Publication(
+        message=message,
+        acknowledged=acknowledged,
+        key=f"answer:{message.id}" if is_answer else uid or resource,
+        uid="" if is_answer else uid,
+        version=version,
+        is_delete=is_delete,
+        is_answer=is_answer,
+        own_id=own_id,
+        priority=request.priority,
+        expires_at_ms=expires_at_ms,
+        force=request.force,
+        size_bytes=len(content) + ENVELOPE_BYTES + len(resource),
+        traceparent=traceparent,
+    )

@@ -1,0 +1,260 @@
+"""Publishing: check, store, tell the caller, hand over."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from opentelemetry.trace import Span, SpanKind
+
+from cloudhub.v1 import dispatcher_pb2 as pb
+from services.dispatcher.delivery import MESSAGING, Delivery
+from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.outbox.records import Accept, Accepted, Duplicate, Event, EventKind, Op, Result, Stale
+from services.dispatcher.outbox.writer import GroupResults
+from services.dispatcher.publication import Publication, PublishLimits, Rejection, check_request
+from services.dispatcher.sessions_client import SessionsClient
+from services.runtime.batching import Batcher
+from services.runtime.clock import Clock
+from services.runtime.errors import HubError
+from services.runtime.ids import new_id
+from services.runtime.names import check_node_id
+from services.runtime.tracing import Tracing, is_sampled, span_context, traceparent_of
+
+Respond = Callable[[list[pb.PublishResponse]], None]
+
+
+@dataclass(slots=True)
+class _Request:
+    """One request on its way: its publication, its response with a slot per node, its span."""
+
+    publication: Publication | None
+    response: pb.PublishResponse
+    span: Span | None = None
+    started_ns: int = 0
+
+
+@dataclass(slots=True)
+class _Work:
+    """What a batch of requests still waits for."""
+
+    requests: list[_Request] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    slots: list[tuple[_Request, pb.NodeOutcome]] = field(default_factory=list)  # one per operation
+    lookups: list[tuple[_Request, pb.NodeOutcome]] = field(default_factory=list)
+
+
+class Publishing:
+    """Publishes batches of requests. `run` must be awaited by the owner."""
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        sessions: SessionsClient,
+        limits: PublishLimits,
+        clock: Clock,
+        metrics: DispatcherMetrics,
+        tracing: Tracing,
+    ) -> None:
+        self._delivery = delivery
+        self._limits = limits
+        self._clock = clock
+        self._metrics = metrics
+        self._tracing = tracing
+        self._locations: Batcher[str, bool] = Batcher(self._locate)
+        self._sessions = sessions
+
+    async def run(self) -> None:
+        """Answers look-ups of nodes until cancelled."""
+        await self._locations.run()
+
+    async def _locate(self, node_ids: Sequence[str]) -> list[bool]:
+        """Whether the nodes are connected here now, after asking the registry."""
+        found = await self._sessions.locate(sorted(set(node_ids)))
+        return [node_id in found and node_id in self._delivery.sessions for node_id in node_ids]
+
+    async def publish(
+        self, requests: Sequence[pb.PublishRequest], traceparent: str
+    ) -> list[pb.PublishResponse]:
+        """One response per request, in order, when every outcome is known.
+
+        `traceparent` is the call's own context; a message's own goes before it.
+        """
+        work = _Work()
+        for request in requests:
+            self._prepare(work, request, traceparent)
+        if work.lookups:
+            await asyncio.gather(*(self._look_up(work, *lookup) for lookup in work.lookups))
+        if work.ops:
+            await self._store(work)
+        return [self._finish(request) for request in work.requests]
+
+    # -- checking ----------------------------------------------------------------------------------
+
+    def _prepare(self, work: _Work, request: pb.PublishRequest, call_context: str) -> None:
+        context = request.message.traceparent or call_context
+        item = _Request(None, pb.PublishResponse(message_id=request.message.id or new_id()))
+        if self._tracing.enabled and (not context or is_sampled(context)):
+            item.started_ns = time.time_ns()
+            item.span = self._tracing.start(
+                "publish",
+                context,
+                kind=SpanKind.PRODUCER,
+                attributes={
+                    **MESSAGING,
+                    "messaging.message.id": item.response.message_id,
+                    "messaging.destination.name": request.message.resource,
+                    "cloudhub.nodes": len(request.node_ids),
+                },
+            )
+            context = traceparent_of(item.span)
+        elif context and span_context(context) is None:
+            context = ""
+        work.requests.append(item)
+        checked = check_request(
+            request, self._limits, item.response.message_id, self._clock.wall_ms(), context
+        )
+        if isinstance(checked, Rejection):
+            if not request.node_ids:
+                _reject(item.response.outcomes.add(), checked)
+            for node_id in request.node_ids:
+                outcome = item.response.outcomes.add(node_id=node_id)
+                _reject(outcome, checked)
+                self._note(work, outcome, item.response.message_id)
+            return
+        item.publication = checked
+        if not request.node_ids:
+            _reject(item.response.outcomes.add(), Rejection("NODES_MISSING", "node_ids", "names no node"))
+        for node_id in request.node_ids:
+            self._address(work, item, checked, item.response.outcomes.add(node_id=node_id))
+
+    def _address(self, work: _Work, item: _Request, publication: Publication, outcome: pb.NodeOutcome) -> None:
+        fault = check_node_id(outcome.node_id)
+        if fault:
+            _reject(outcome, Rejection("NODE_ID_MALFORMED", "node_ids", fault))
+        elif publication.acknowledged and not publication.is_answer:
+            work.ops.append(Accept(outcome.node_id, publication, self._clock.wall_ms()))
+            work.slots.append((item, outcome))
+        elif not self._to_session(work, item, publication, outcome):
+            work.lookups.append((item, outcome))
+
+    def _note(self, work: _Work, outcome: pb.NodeOutcome, message_id: str) -> None:
+        """A refusal of a well-formed node id stands in that node's history too."""
+        if check_node_id(outcome.node_id) is None:
+            event = Event(
+                outcome.node_id,
+                EventKind.REJECTED,
+                self._clock.wall_ms(),
+                message_id[:1024],
+                reason=outcome.reason,
+            )
+            work.ops.append(event)
+            work.slots.append((work.requests[-1], outcome))
+
+    # -- messages that cannot wait -----------------------------------------------------------------
+
+    def _to_session(
+        self, work: _Work, item: _Request, publication: Publication, outcome: pb.NodeOutcome
+    ) -> bool:
+        """Hands a message that cannot wait to the node's session; False if there is none here."""
+        session = self._delivery.sessions.get(outcome.node_id)
+        if session is None or not session.active:
+            return False
+        if publication.acknowledged:
+            work.ops.append(Accept(outcome.node_id, publication, self._clock.wall_ms()))
+            work.slots.append((item, outcome))
+        elif self._delivery.direct(session, publication.message, publication.size_bytes):
+            outcome.outcome = pb.OUTCOME_ACCEPTED
+        else:
+            _reject(outcome, Rejection("LANE_FULL", "node_ids", "the node's link does not keep up"))
+        return True
+
+    async def _look_up(self, work: _Work, item: _Request, outcome: pb.NodeOutcome) -> None:
+        publication = item.publication
+        assert publication is not None
+        try:
+            here = await self._locations.call(outcome.node_id)
+        except HubError as error:
+            outcome.outcome = pb.OUTCOME_UNAVAILABLE
+            outcome.reason, outcome.detail = error.reason, error.detail
+            return
+        if not (here and self._to_session(work, item, publication, outcome)):
+            outcome.outcome = pb.OUTCOME_NO_SESSION
+            outcome.reason = "NOT_CONNECTED"
+            self._metrics.dropped.labels("no_session").inc()
+
+    # -- messages that are stored ------------------------------------------------------------------
+
+    async def _store(self, work: _Work) -> None:
+        started_ns = time.time_ns()
+        future: asyncio.Future[GroupResults] = asyncio.get_running_loop().create_future()
+
+        def done(results: GroupResults) -> None:
+            for (item, outcome), result in zip(work.slots, results, strict=True):
+                self._settle(item, outcome, result, started_ns)
+            if not future.done():
+                future.set_result(results)
+
+        try:
+            self._delivery.writer.submit(work.ops, done)
+        except HubError as error:
+            for _, outcome in work.slots:
+                if outcome.outcome == pb.OUTCOME_UNSPECIFIED:
+                    _unavailable(outcome, error)
+            return
+        await future
+
+    def _settle(
+        self, item: _Request, outcome: pb.NodeOutcome, result: Result | Exception, started_ns: int
+    ) -> None:
+        """What the store said, for the caller; and the hand-over to the node's session."""
+        if outcome.outcome != pb.OUTCOME_UNSPECIFIED:
+            return  # a refusal that was only noted
+        if isinstance(result, (Accepted, Duplicate)):
+            outcome.outcome = pb.OUTCOME_ACCEPTED
+            if isinstance(result, Duplicate):
+                outcome.duplicate_of = result.row.message_id
+            elif item.span is not None and item.span.is_recording():
+                self._tracing.record(
+                    "outbox write",
+                    traceparent_of(item.span),
+                    start_ns=started_ns,
+                    attributes={
+                        **MESSAGING,
+                        "messaging.message.id": result.row.message_id,
+                        "cloudhub.node.id": outcome.node_id,
+                        "cloudhub.seq": result.row.seq,
+                    },
+                )
+            self._delivery.committed(outcome.node_id, result)
+        elif isinstance(result, Stale):
+            outcome.outcome = pb.OUTCOME_STALE
+            outcome.reason, outcome.detail = result.reason, result.detail
+        elif isinstance(result, Rejection):
+            _reject(outcome, result)
+        elif isinstance(result, HubError):
+            _unavailable(outcome, result)
+
+    # -- answering ---------------------------------------------------------------------------------
+
+    def _finish(self, item: _Request) -> pb.PublishResponse:
+        for outcome in item.response.outcomes:
+            name = pb.Outcome.Name(outcome.outcome).removeprefix("OUTCOME_").lower()
+            self._metrics.published.labels(name, outcome.reason.lower()).inc()
+        if item.span is not None:
+            if item.span.is_recording():
+                item.response.trace_id = f"{item.span.get_span_context().trace_id:032x}"
+                reasons = sorted({outcome.reason for outcome in item.response.outcomes if outcome.reason})
+                item.span.set_attribute("cloudhub.reasons", reasons)
+            item.span.end()
+        return item.response
+
+
+def _reject(outcome: pb.NodeOutcome, rejection: Rejection) -> None:
+    outcome.outcome = pb.OUTCOME_REJECTED
+    outcome.reason, outcome.field, outcome.detail = rejection.reason, rejection.field, rejection.detail
+
+
+def _unavailable(outcome: pb.NodeOutcome, error: HubError) -> None:
+    outcome.outcome = pb.OUTCOME_UNAVAILABLE
+    outcome.reason, outcome.detail = error.reason, error.detail

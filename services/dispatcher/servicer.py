@@ -1,0 +1,93 @@
+"""DispatcherService: speaks gRPC and nothing else."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+
+from cloudhub.v1 import dispatcher_pb2 as pb
+from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceServicer
+from services.dispatcher.publishing import Publishing
+from services.dispatcher.upstream.servicer import UpstreamServicer
+from services.runtime.errors import InvalidRequest
+from services.runtime.tracing import span_context
+
+MOST_NODES_PER_REQUEST = 10_000
+MOST_REQUESTS_PER_FRAME = 1024
+# Frames of one stream that are being stored while the next ones are read.
+MOST_FRAMES_UNDER_WAY = 16
+
+
+def call_context(context: grpc.aio.ServicerContext[object, object]) -> str:
+    """The caller's W3C trace context from the call's metadata, or an empty string."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "traceparent" and isinstance(value, str) and span_context(value):
+            return value
+    return ""
+
+
+def _check(requests: list[pb.PublishRequest]) -> None:
+    if len(requests) > MOST_REQUESTS_PER_FRAME:
+        raise InvalidRequest("requests", f"{len(requests)} in one frame; at most {MOST_REQUESTS_PER_FRAME}")
+    for request in requests:
+        if not request.HasField("message"):
+            raise InvalidRequest("message", "is missing")
+        if len(request.node_ids) > MOST_NODES_PER_REQUEST:
+            raise InvalidRequest("node_ids", f"{len(request.node_ids)} nodes; at most {MOST_NODES_PER_REQUEST}")
+
+
+class DispatcherServicer(DispatcherServiceServicer):
+    """For cloud programs."""
+
+    def __init__(self, publishing: Publishing, upstream: UpstreamServicer) -> None:
+        self._publishing = publishing
+        self._upstream = upstream
+
+    async def Publish(
+        self, request: pb.PublishRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> pb.PublishResponse:
+        """See dispatcher.proto."""
+        _check([request])
+        if not request.node_ids:
+            raise InvalidRequest("node_ids", "names no node")
+        return (await self._publishing.publish([request], call_context(context)))[0]
+
+    async def PublishStream(  # type: ignore[override]  # the coroutine form, with context.read and write
+        self, _: object, context: grpc.aio.ServicerContext[pb.PublishStreamRequest, pb.PublishStreamResponse]
+    ) -> None:
+        """See dispatcher.proto. Reads on while earlier frames are stored; answers in order."""
+        traceparent = call_context(context)  # type: ignore[arg-type]
+        under_way: asyncio.Queue[asyncio.Task[list[pb.PublishResponse]] | None] = asyncio.Queue(
+            MOST_FRAMES_UNDER_WAY
+        )
+
+        async def answer() -> None:
+            while (task := await under_way.get()) is not None:
+                await context.write(pb.PublishStreamResponse(responses=await task))
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(answer(), name="publish-stream-answers")
+            fault: InvalidRequest | None = None
+            while fault is None:
+                frame = await context.read()
+                if not isinstance(frame, pb.PublishStreamRequest):
+                    break
+                requests = list(frame.requests)
+                try:
+                    _check(requests)
+                except InvalidRequest as error:
+                    fault = error
+                    break
+                await under_way.put(group.create_task(self._publishing.publish(requests, traceparent)))
+            await under_way.put(None)
+        if fault is not None:
+            raise fault
+
+    async def Subscribe(  # type: ignore[override]
+        self,
+        request_iterator: AsyncIterator[pb.SubscribeRequest],
+        context: grpc.aio.ServicerContext[pb.SubscribeRequest, pb.SubscribeResponse],
+    ) -> AsyncIterator[pb.SubscribeResponse]:
+        """See dispatcher.proto."""
+        async for response in self._upstream.Subscribe(request_iterator, context):
+            yield response

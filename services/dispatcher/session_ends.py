@@ -1,0 +1,151 @@
+"""How sessions of this dispatcher end: here at once, in the registry as soon as it answers."""
+
+import asyncio
+from collections import deque
+
+import msgspec
+
+from cloudhub.v1.link_pb2 import (
+    CLOSE_REASON_EVICTED,
+    CLOSE_REASON_NODE_DELETED,
+    CLOSE_REASON_OVERLOADED,
+    CloseReason,
+)
+from cloudhub.v1.message_pb2 import Message
+from cloudhub.v1.sessions_pb2 import CloseSession
+from services.dispatcher.delivery import Delivery
+from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.node_session import NodeSession
+from services.dispatcher.sessions_client import SessionsClient
+from services.dispatcher.upstream.upstream import Upstream
+from services.runtime.backoff import Backoff
+from services.runtime.clock import Clock
+from services.runtime.errors import HubError
+from services.runtime.ids import new_id
+from services.runtime.logs import get_log
+from services.runtime.tracing import Tracing, trace_id_of
+
+_log = get_log(__name__)
+
+# The hub gives these up although the link is whole, so the edge is told (docs/protocol.md).
+_TELL_EDGE = frozenset({CLOSE_REASON_EVICTED, CLOSE_REASON_NODE_DELETED, CLOSE_REASON_OVERLOADED})
+
+
+def reason_name(reason: CloseReason.ValueType) -> str:
+    """`keepalive_timeout` for CLOSE_REASON_KEEPALIVE_TIMEOUT."""
+    return CloseReason.Name(reason).removeprefix("CLOSE_REASON_").lower()
+
+
+class SessionEnds:
+    """Ends sessions exactly once. `run` must be awaited by the owner."""
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        sessions: SessionsClient,
+        upstream: Upstream,
+        clock: Clock,
+        metrics: DispatcherMetrics,
+        tracing: Tracing,
+    ) -> None:
+        self._delivery = delivery
+        self._sessions = sessions
+        self._upstream = upstream
+        self._clock = clock
+        self._metrics = metrics
+        self._tracing = tracing
+        # At most one per session ended here; it waits while sessions does not answer.
+        self._waiting: deque[CloseSession] = deque()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def end(
+        self, session: NodeSession, reason: CloseReason.ValueType, detail: str, *, close_link: bool
+    ) -> None:
+        """Ends an active session; a session that has ended already is left alone."""
+        if not session.active:
+            return
+        self._finish(session, reason, detail, close_link=close_link)
+        self.close(session.node_id, session.epoch, reason)
+
+    def superseded(self, session: NodeSession, reason: CloseReason.ValueType) -> None:
+        """The registry has ended this session already."""
+        if session.active:
+            self._finish(session, reason, "the node opened another link", close_link=True)
+
+    def _finish(
+        self, session: NodeSession, reason: CloseReason.ValueType, detail: str, *, close_link: bool
+    ) -> None:
+        name = reason_name(reason)
+        self._delivery.remove(session)
+        if close_link:
+            if reason in _TELL_EDGE:
+                self._tell_edge(session)
+            session.stream.close(session.link, session.epoch, reason, detail)
+        self._metrics.sessions_closed.labels(name).inc()
+        if session.traceparent and self._tracing.enabled:
+            self._tracing.record(
+                "disconnect",
+                session.traceparent,
+                attributes={
+                    "cloudhub.node.id": session.node_id,
+                    "cloudhub.session.epoch": session.epoch,
+                    "cloudhub.reason": name,
+                },
+            )
+        _log.info(
+            "session.closed",
+            node=session.node_id,
+            epoch=session.epoch,
+            reason=name,
+            detail=detail,
+            trace_id=trace_id_of(session.traceparent),
+        )
+
+    def _tell_edge(self, session: NodeSession) -> None:
+        now_ms = self._clock.wall_ms()
+        content = {"event_type": "disconnected", "timestamp": now_ms // 1000, "client_id": session.node_id}
+        message = Message(
+            id=new_id(),
+            timestamp_ms=now_ms,
+            source="cloudhub",
+            group="resource",
+            operation="disconnected",
+            resource=f"node/{session.node_id}",
+            content=msgspec.json.encode(content),
+        )
+        actions = session.policy.direct(message, len(message.content))
+        self._delivery.perform(session, actions or ())
+
+    def close(self, node_id: str, epoch: int, reason: CloseReason.ValueType) -> None:
+        """Tells the registry, as often as it takes."""
+        self._waiting.append(CloseSession(node_id=node_id, epoch=epoch, reason=reason))
+        self._idle.clear()
+        self._wake.set()
+
+    async def flush(self) -> None:
+        """Returns when the registry knows of every end."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Tells the registry until cancelled."""
+        backoff, failures = Backoff(0.1, 5.0), 0
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                batch = [self._waiting[index] for index in range(min(len(self._waiting), 1024))]
+                try:
+                    verdicts = await self._sessions.close(batch)
+                except HubError as error:
+                    failures += 1
+                    _log.warning("sessions.close_failed", error=str(error), sessions=len(self._waiting))
+                    await asyncio.sleep(backoff.random_delay(failures))
+                    continue
+                failures = 0
+                for verdict in verdicts:
+                    self._waiting.popleft()
+                    if verdict.HasField("event"):
+                        self._upstream.session_closed(verdict.event)
+            self._idle.set()

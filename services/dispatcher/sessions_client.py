@@ -1,0 +1,86 @@
+"""The dispatcher's calls to the sessions service, with errors as HubErrors."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import grpc
+
+from cloudhub.v1 import sessions_pb2 as pb
+from cloudhub.v1.sessions_pb2_grpc import SessionsServiceStub
+from services.runtime.backoff import Backoff
+from services.runtime.errors import HubError, Unavailable
+from services.runtime.logs import get_log
+from services.runtime.rpc import error_reason
+
+_log = get_log(__name__)
+T = TypeVar("T")
+
+
+class SessionsClient:
+    """One dispatcher's view of sessions. Every call raises Unavailable when sessions does not answer."""
+
+    def __init__(self, channel: grpc.aio.Channel, dispatcher_id: str, timeout_seconds: float) -> None:
+        self._stub = SessionsServiceStub(channel)
+        self._id = dispatcher_id
+        self._timeout = timeout_seconds
+
+    async def _call(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise Unavailable("SESSIONS_UNAVAILABLE", f"sessions does not answer: {error.details()}") from error
+            raise HubError(error_reason(error), f"sessions refused: {error.details()}") from error
+
+    async def open(self, sessions: Sequence[pb.OpenSession]) -> Sequence[pb.OpenVerdict]:
+        """A verdict per session, in order."""
+        request = pb.OpenSessionsRequest(dispatcher_id=self._id, sessions=sessions)
+        return (await self._call(self._stub.OpenSessions(request, timeout=self._timeout))).verdicts
+
+    async def activate(self, sessions: Sequence[pb.SessionRef]) -> Sequence[pb.ActivateVerdict]:
+        """A verdict per session, in order."""
+        request = pb.ActivateSessionsRequest(dispatcher_id=self._id, sessions=sessions)
+        return (await self._call(self._stub.ActivateSessions(request, timeout=self._timeout))).verdicts
+
+    async def close(self, sessions: Sequence[pb.CloseSession]) -> Sequence[pb.CloseVerdict]:
+        """A verdict per session, in order."""
+        request = pb.CloseSessionsRequest(dispatcher_id=self._id, sessions=sessions)
+        return (await self._call(self._stub.CloseSessions(request, timeout=self._timeout))).verdicts
+
+    async def locate(self, node_ids: Sequence[str]) -> dict[str, pb.Session]:
+        """The live sessions among the nodes."""
+        request = pb.LocateNodesRequest(node_ids=node_ids)
+        answer = await self._call(self._stub.LocateNodes(request, timeout=self._timeout))
+        return {session.node_id: session for session in answer.sessions}
+
+    async def renew(self, name: str, address: str, counter: int, sessions: int) -> pb.RenewLeaseResponse:
+        """Renews this dispatcher's lease."""
+        request = pb.RenewLeaseRequest(
+            dispatcher_id=self._id, name=name, address=address, counter=counter, sessions=sessions
+        )
+        return await self._call(self._stub.RenewLease(request, timeout=self._timeout))
+
+    async def release(self) -> None:
+        """Ends this dispatcher's lease."""
+        request = pb.ReleaseLeaseRequest(dispatcher_id=self._id)
+        await self._call(self._stub.ReleaseLease(request, timeout=self._timeout))
+
+    async def acknowledge_events(self, event_ids: Sequence[str]) -> None:
+        """These lifecycle events were taken by subscribers."""
+        request = pb.AcknowledgeEventsRequest(event_ids=event_ids)
+        await self._call(self._stub.AcknowledgeEvents(request, timeout=self._timeout))
+
+    async def watch(self, on_directive: Callable[[pb.EndDirective], None]) -> None:
+        """Hands on what sessions asks, reconnecting until cancelled."""
+        backoff, failures = Backoff(0.1, 2.0), 0
+        while True:
+            try:
+                async for directives in self._stub.WatchDirectives(pb.WatchDirectivesRequest(dispatcher_id=self._id)):
+                    failures = 0
+                    for directive in directives.end:
+                        on_directive(directive)
+            except grpc.aio.AioRpcError as error:
+                _log.debug("sessions.watch_lost", code=error.code().name, detail=error.details())
+            failures += 1
+            await asyncio.sleep(backoff.random_delay(failures))
