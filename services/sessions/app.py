@@ -1,0 +1,150 @@
+"""The sessions service put together: the only place that reads its settings."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from cloudhub.v1 import sessions_pb2_grpc
+from services.runtime.clock import Clock, SystemClock
+from services.runtime.logs import get_log
+from services.runtime.metrics import MetricsEndpoint
+from services.runtime.rpc import RpcServer
+from services.runtime.store import Store, open_store
+from services.runtime.tracing import Tracing, configure_tracing
+from services.sessions import schema
+from services.sessions.admin import AdminServicer
+from services.sessions.limits import Limits
+from services.sessions.metrics import Metrics
+from services.sessions.notices import Notices
+from services.sessions.reaper import Reaper
+from services.sessions.registry import Registry
+from services.sessions.registry_sql import SqlRegistry
+from services.sessions.servicer import SessionsServicer
+from services.sessions.settings import SessionsSettings
+
+SERVICES = ("cloudhub.v1.SessionsService", "cloudhub.v1.SessionsAdmin")
+
+log = get_log(__name__)
+
+
+class SessionsApp:
+    """One process's worth of the service. `start`, then `work` until cancelled, then `stop`."""
+
+    def __init__(
+        self,
+        settings: SessionsSettings,
+        *,
+        clock: Clock | None = None,
+        tracing: Tracing | None = None,
+        wrap: Callable[[Registry], Registry] = lambda registry: registry,
+    ) -> None:
+        self._settings = settings
+        self._name = settings.name or socket.gethostname()
+        self._clock = clock or SystemClock()
+        self._tracing = tracing
+        self._wrap = wrap
+        self._store: Store | None = None
+        self._endpoint: MetricsEndpoint | None = None
+        self.metrics = Metrics()
+        self.notices = Notices(self.metrics, settings.most_watchers, settings.watch_queue)
+        self._server = RpcServer(settings.listen, SERVICES)
+        self.reaper: Reaper
+
+    @property
+    def port(self) -> int:
+        """The gRPC port in use."""
+        return self._server.port
+
+    @property
+    def metrics_port(self) -> int:
+        """The port of the Prometheus endpoint."""
+        assert self._endpoint
+        return self._endpoint.port
+
+    async def start(self) -> None:
+        """Opens the database and serves; SERVING once the database has answered. StartupError if it cannot
+        be; what had been opened is closed then."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
+        settings = self._settings
+        self._store = await open_store(settings.database, schema.metadata, schema.SERVICE, schema.VERSION)
+        initial = Limits(settings.limit_per_connector, settings.limit_per_project, settings.limit_total)
+        registry = self._wrap(SqlRegistry(self._store, initial))
+        if self._tracing is None:
+            self._tracing = configure_tracing("sessions", self._name)
+        servicer = SessionsServicer(
+            registry,
+            self.notices,
+            self.metrics,
+            self._tracing,
+            self._clock,
+            lease_seconds=settings.lease_seconds,
+            retry_seconds=settings.limit_retry_seconds,
+        )
+        admin = AdminServicer(registry, self.notices, self.metrics, self._clock)
+        grpc_server = self._server.grpc_server
+        sessions_pb2_grpc.add_SessionsServiceServicer_to_server(servicer, grpc_server)
+        sessions_pb2_grpc.add_SessionsAdminServicer_to_server(admin, grpc_server)
+        self._endpoint = MetricsEndpoint(settings.metrics_listen, self.metrics.registry)
+        await self._server.start()
+        self.reaper = Reaper(
+            registry,
+            self.notices,
+            self.metrics,
+            self._clock,
+            lease_seconds=settings.lease_seconds,
+            event_retention_seconds=settings.event_retention_seconds,
+            most_events=settings.most_events,
+            on_health=self._server.set_serving,
+        )
+        await self.reaper.check()
+        log.info("service.started", address=self._server.address, metrics_port=self._endpoint.port)
+
+    async def work(self) -> None:
+        """Looks after leases until cancelled."""
+        await self.reaper.run()
+
+    async def stop(self) -> None:
+        """In this order: not serving, streams ended, gRPC stopped, telemetry flushed, database closed."""
+        await self._server.set_serving(False)
+        self.notices.close()
+        await self._server.stop(self._settings.shutdown_seconds)
+        if self._endpoint:
+            await asyncio.to_thread(self._endpoint.close)
+        if self._tracing:
+            await asyncio.to_thread(self._tracing.close)
+        if self._store:
+            await self._store.close()
+        log.info("service.stopped")
+
+
+@asynccontextmanager
+async def running_app(settings: SessionsSettings, **replaced: object) -> AsyncIterator[SessionsApp]:
+    """The service at work; a loop of it that dies ends the body."""
+    app = SessionsApp(settings, **replaced)  # type: ignore[arg-type]
+    await app.start()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            work = tasks.create_task(app.work(), name="sessions-reaper")
+            try:
+                yield app
+            finally:
+                work.cancel()
+    finally:
+        await app.stop()
+
+
+def main_of(settings: SessionsSettings) -> Callable[[asyncio.Event], Awaitable[None]]:
+    """The process's main: serves until `stop` is set."""
+
+    async def main(stop: asyncio.Event) -> None:
+        async with running_app(settings):
+            await stop.wait()
+
+    return main

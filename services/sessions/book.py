@@ -1,0 +1,233 @@
+"""The working set of one transaction: the sessions, counters and events it touches. Pure.
+
+A registry loads what a batch is about into a Book, lets it decide entry by entry, and writes what
+changed in the same transaction. A later entry of a batch sees what the earlier ones did.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+
+from services.sessions.fencing import NO_EPOCH, grants, next_epoch
+from services.sessions.lifecycle import EventKind, Input, Reason, Session, State, advance
+from services.sessions.limits import Limits, Place, full_place, places
+from services.sessions.records import (
+    NOT_HANDED,
+    ActivateResult,
+    CloseResult,
+    Directive,
+    Ending,
+    Event,
+    Eviction,
+    EvictResult,
+    Opening,
+    OpenResult,
+    Ref,
+)
+
+
+class Book:
+    """See the module. `pending` are the unacknowledged events of the nodes; `renewals` is how often
+    the calling dispatcher renewed. What is to be written stands in the public attributes."""
+
+    def __init__(
+        self,
+        sessions: dict[str, Session],
+        pending: Mapping[str, Iterable[Event]],
+        counts: dict[Place, int],
+        limits: Limits,
+        *,
+        make_id: Callable[[], str],
+        renewals: int = NOT_HANDED,
+    ) -> None:
+        self.sessions = sessions
+        self.pending = {node_id: list(events) for node_id, events in pending.items()}
+        self.counts = counts
+        self.limits = limits
+        # Every state that came to be, in order.
+        self.changes: list[Session] = []
+        self.removed: set[str] = set()
+        self.written: list[Event] = []
+        # Nodes whose earlier events now belong to the caller.
+        self.moved: set[str] = set()
+        self.directives: dict[Ref, Directive] = {}
+        self.confirmed: list[Ref] = []
+        self._make_id = make_id
+        self._renewals = renewals
+
+    def open(self, dispatcher_id: str, wanted: Opening, now_ms: int) -> OpenResult:
+        """Opens a session under a new epoch and supersedes a live one, or refuses and changes nothing."""
+        node_id = wanted.node_id
+        former = self.sessions.get(node_id)
+        live = former if former and former.live else None
+        taken = places(wanted.project_id, wanted.connector_id)
+        full = full_place(self.limits, self.counts, taken, _held(live))
+        if full:
+            return OpenResult(NO_EPOCH, full, self.limits.of(full))
+        earlier = self._take_over(node_id, dispatcher_id)
+        event = superseded = None
+        if live:
+            superseded, event = self._step(
+                live, Input.SUPERSEDE, now_ms, Reason.SUPERSEDED, dispatcher_id, self._renewals
+            )
+            if live.dispatcher_id == dispatcher_id:
+                self.confirmed.append(Ref(node_id, live.epoch))
+            else:
+                self._direct(live, Reason.SUPERSEDED, now_ms)
+        opened = Session(
+            node_id=node_id,
+            project_id=wanted.project_id,
+            epoch=next_epoch(former.epoch if former else NO_EPOCH, now_ms),
+            state=State.OPENING,
+            reason=None,
+            announced=False,
+            connector_id=wanted.connector_id,
+            dispatcher_id=dispatcher_id,
+            link=wanted.link,
+            transport=wanted.transport,
+            peer_address=wanted.peer_address,
+            opened_at_ms=now_ms,
+            closed_at_ms=None,
+        )
+        self._count(taken, 1)
+        self._store(opened)
+        return OpenResult(opened.epoch, superseded=superseded, superseded_event=event, earlier_events=earlier)
+
+    def activate(self, dispatcher_id: str, ref: Ref, now_ms: int) -> ActivateResult:
+        """Turns the caller's OPENING session ACTIVE; one that is ACTIVE already stays so."""
+        session = self._present(dispatcher_id, ref)
+        if not session:
+            return ActivateResult(False)
+        _, event = self._step(
+            session, Input.ACTIVATE, now_ms, Reason.EDGE_CLOSED, dispatcher_id, self._renewals
+        )
+        if self.sessions[ref.node_id].state is not State.ACTIVE:
+            return ActivateResult(False)
+        return ActivateResult(
+            True, event or self._written_before(session, EventKind.CONNECTED, dispatcher_id)
+        )
+
+    def close(self, dispatcher_id: str, ending: Ending, now_ms: int) -> CloseResult:
+        """Ends the caller's session unless it has ended. A deleted node leaves no row."""
+        ref = Ref(ending.node_id, ending.epoch)
+        self.confirmed.append(ref)
+        session = self._present(dispatcher_id, ref)
+        if not session:
+            return CloseResult(False)
+        ended, event = self._step(session, Input.CLOSE, now_ms, ending.reason, dispatcher_id, self._renewals)
+        if ending.reason is Reason.NODE_DELETED:
+            del self.sessions[ref.node_id]
+            self.removed.add(ref.node_id)
+        event = event or self._written_before(session, EventKind.DISCONNECTED, dispatcher_id)
+        final = ended or session
+        return CloseResult(ended is not None, event, final.reason)
+
+    def evict(self, node_id: str, epoch: int, now_ms: int) -> EvictResult:
+        """Asks the holder of a session to end it, or ends it where nobody can be asked. `epoch` 0: any."""
+        session = self.sessions.get(node_id)
+        if not session:
+            return EvictResult(Eviction.UNKNOWN_NODE, None)
+        if not session.live:
+            return EvictResult(Eviction.NO_SESSION, session)
+        if epoch and not grants(session.epoch, epoch):
+            return EvictResult(Eviction.OTHER_EPOCH, session)
+        after, _ = self._step(session, Input.EVICT, now_ms, Reason.EVICTED, session.dispatcher_id, NOT_HANDED)
+        if after:
+            self._direct(session, Reason.EVICTED, now_ms)
+        closed = after is not None and not after.live
+        return EvictResult(Eviction.CLOSED if closed else Eviction.ASKED, after or session)
+
+    def lose(self, node_id: str, now_ms: int) -> None:
+        """The lease of the session's dispatcher ran out."""
+        session = self.sessions[node_id]
+        self._step(session, Input.LOSE, now_ms, Reason.DISPATCHER_LOST, session.dispatcher_id, NOT_HANDED)
+
+    def reclaim(self, node_id: str, now_ms: int) -> None:
+        """The session's dispatcher is back."""
+        session = self.sessions[node_id]
+        self._step(session, Input.RECLAIM, now_ms, Reason.DISPATCHER_LOST, session.dispatcher_id, NOT_HANDED)
+
+    def expire(self, node_id: str, epoch: int, now_ms: int) -> bool:
+        """Ends a session in its dispatcher's stead; that one is told if it ever comes back."""
+        session = self.sessions.get(node_id)
+        if not session or not grants(session.epoch, epoch):
+            return False
+        after, _ = self._step(
+            session, Input.CLOSE, now_ms, Reason.DISPATCHER_LOST, session.dispatcher_id, NOT_HANDED
+        )
+        if after:
+            self._direct(session, after.reason or Reason.DISPATCHER_LOST, now_ms)
+        return after is not None
+
+    def _present(self, dispatcher_id: str, ref: Ref) -> Session | None:
+        session = self.sessions.get(ref.node_id)
+        if not session or not grants(session.epoch, ref.epoch) or session.dispatcher_id != dispatcher_id:
+            return None
+        return session
+
+    def _step(
+        self, session: Session, step: Input, now_ms: int, reason: Reason, owner: str, handed: int
+    ) -> tuple[Session | None, Event | None]:
+        """Advances and notes what is to be written; (None, None) if nothing changes."""
+        change = advance(session, step, now_ms, reason)
+        if not change:
+            return None, None
+        after = change.session
+        if session.live and not after.live:
+            self._count(_held(session), -1)
+        self._store(after)
+        if change.event is None:
+            return after, None
+        event = Event(
+            node_id=after.node_id,
+            epoch=after.epoch,
+            kind=change.event,
+            event_id=self._make_id(),
+            at_ms=now_ms,
+            reason=after.reason if change.event is EventKind.DISCONNECTED else None,
+            dispatcher_id=owner,
+            handed=handed,
+        )
+        self.written.append(event)
+        self.pending.setdefault(after.node_id, []).append(event)
+        return after, event
+
+    def _take_over(self, node_id: str, dispatcher_id: str) -> tuple[Event, ...]:
+        """The node's events that another dispatcher held, now the caller's; all its events move together."""
+        events = self.pending.get(node_id, [])
+        taken = tuple(
+            replace(event, dispatcher_id=dispatcher_id, handed=self._renewals)
+            for event in events
+            if event.dispatcher_id != dispatcher_id
+        )
+        if taken:
+            self.pending[node_id] = [
+                *(event for event in events if event.dispatcher_id == dispatcher_id),
+                *taken,
+            ]
+            self.moved.add(node_id)
+        return taken
+
+    def _written_before(self, session: Session, kind: EventKind, dispatcher_id: str) -> Event | None:
+        for event in self.pending.get(session.node_id, ()):
+            if (event.epoch, event.kind, event.dispatcher_id) == (session.epoch, kind, dispatcher_id):
+                return event
+        return None
+
+    def _direct(self, session: Session, reason: Reason, now_ms: int) -> None:
+        ref = Ref(session.node_id, session.epoch)
+        self.directives[ref] = Directive(
+            session.node_id, session.epoch, session.dispatcher_id, reason, now_ms
+        )
+
+    def _store(self, session: Session) -> None:
+        self.sessions[session.node_id] = session
+        self.removed.discard(session.node_id)
+        self.changes.append(session)
+
+    def _count(self, where: Collection[Place], step: int) -> None:
+        for place in where:
+            self.counts[place] = self.counts.get(place, 0) + step
+
+
+def _held(session: Session | None) -> tuple[Place, ...]:
+    return places(session.project_id, session.connector_id) if session else ()

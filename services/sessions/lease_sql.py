@@ -1,0 +1,119 @@
+"""Leases of dispatchers in SQL, and who hands on which events."""
+
+from sqlalchemy import ColumnElement, Connection, delete, func, or_, select, update
+
+from services.sessions.book_sql import pending_events, renewals_of
+from services.sessions.leases import Observation
+from services.sessions.records import Event, Renewal, Trimmed
+from services.sessions.registry import HAND_AGAIN_AFTER_RENEWALS
+from services.sessions.schema import dispatcher_lease, end_directive, lifecycle_event
+from services.sessions.upsert import insert_missing
+
+# Nodes looked at for one renewal; each has one waiting event at least.
+_MOST_NODES = 256
+
+
+def _blank(dispatcher_id: str) -> dict[str, object]:
+    return {
+        "dispatcher_id": dispatcher_id,
+        "name": "",
+        "address": "",
+        "counter": 0,
+        "renewals": 0,
+        "sessions": 0,
+        "lost": False,
+    }
+
+
+def note_alive(connection: Connection, dispatcher_id: str) -> None:
+    """A dispatcher that opens sessions is there: it has a lease from then on, lost or new."""
+    lease = dispatcher_lease.c
+    connection.execute(insert_missing(connection, dispatcher_lease), _blank(dispatcher_id))
+    connection.execute(
+        update(dispatcher_lease)
+        .where(lease.dispatcher_id == dispatcher_id, lease.lost)
+        .values(lost=False, renewals=lease.renewals + 1)
+    )
+
+
+def renew(connection: Connection, renewal: Renewal) -> int | None:
+    """Notes a renewal; how many there were. None if its counter did not grow: then nobody lives by it."""
+    lease = dispatcher_lease.c
+    connection.execute(insert_missing(connection, dispatcher_lease), _blank(renewal.dispatcher_id))
+    noted = connection.execute(
+        update(dispatcher_lease)
+        .where(lease.dispatcher_id == renewal.dispatcher_id, lease.counter < renewal.counter)
+        .values(
+            name=renewal.name,
+            address=renewal.address,
+            counter=renewal.counter,
+            sessions=renewal.sessions,
+            renewals=lease.renewals + 1,
+            lost=False,
+        )
+    )
+    return renewals_of(connection, renewal.dispatcher_id) if noted.rowcount else None
+
+
+def mark_lost(connection: Connection, seen: Observation) -> bool:
+    """Marks a lease as lost if it is still as it was seen."""
+    lease = dispatcher_lease.c
+    found = connection.execute(
+        select(lease.lost)
+        .where(lease.dispatcher_id == seen.dispatcher_id, lease.renewals == seen.renewals)
+        .with_for_update()
+    ).scalar()
+    if found is None:
+        return False
+    if not found:
+        connection.execute(
+            update(dispatcher_lease).where(lease.dispatcher_id == seen.dispatcher_id).values(lost=True)
+        )
+    return True
+
+
+def hand_over(connection: Connection, dispatcher_id: str, renewals: int, most_events: int) -> list[Event]:
+    """Makes waiting events this dispatcher's: whole nodes, about `most_events` in all."""
+    event, lease = lifecycle_event.c, dispatcher_lease.c
+    alive = select(lease.dispatcher_id).where(~lease.lost)
+    due: ColumnElement[bool] = or_(
+        (event.dispatcher_id == dispatcher_id) & (event.handed <= renewals - HAND_AGAIN_AFTER_RENEWALS),
+        event.dispatcher_id.not_in(alive),
+    )
+    waiting = connection.execute(
+        select(event.node_id, func.count())
+        .where(due)
+        .group_by(event.node_id)
+        .order_by(event.node_id)
+        .limit(min(_MOST_NODES, most_events))
+    ).all()
+    chosen: list[str] = []
+    total = 0
+    for node_id, count in waiting:
+        if chosen and total + count > most_events:
+            break
+        chosen.append(node_id)
+        total += count
+    if not chosen:
+        return []
+    connection.execute(
+        update(lifecycle_event)
+        .where(event.node_id.in_(chosen))
+        .values(dispatcher_id=dispatcher_id, handed=renewals)
+    )
+    pending = pending_events(connection, chosen)
+    return [item for node_id in chosen for item in pending[node_id]]
+
+
+def trim(connection: Connection, oldest_ms: int, most_events: int) -> Trimmed:
+    """Drops what is too old, and of events the oldest above a number with all of the same instant."""
+    event = lifecycle_event.c
+    events = connection.execute(delete(lifecycle_event).where(event.at_ms < oldest_ms)).rowcount
+    directives = connection.execute(delete(end_directive).where(end_directive.c.at_ms < oldest_ms)).rowcount
+    # The instant of the newest row that is one too many.
+    newest_over = connection.execute(
+        select(event.at_ms).order_by(event.at_ms.desc(), event.node_id.desc()).offset(most_events).limit(1)
+    ).scalar()
+    if newest_over is not None:
+        events += connection.execute(delete(lifecycle_event).where(event.at_ms <= newest_over)).rowcount
+    return Trimmed(events, directives)

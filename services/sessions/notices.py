@@ -1,0 +1,133 @@
+"""What is told after a commit: changes to watchers, and to dispatchers that directives wait for them."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from services.runtime.errors import Refused, Unavailable
+from services.sessions.lifecycle import Session
+from services.sessions.metrics import Metrics
+from services.sessions.records import Committed, T
+
+
+class Watch:
+    """The changes that one watcher has not taken; bounded, an overflow ends it."""
+
+    def __init__(self, node_id_prefix: str, most: int) -> None:
+        self._prefix = node_id_prefix
+        self._most = most
+        self._changes: deque[Session] = deque()
+        self._wake = asyncio.Event()
+        self._end: Unavailable | None = None
+
+    def put(self, session: Session) -> bool:
+        """Queues a change that the watcher asked for; False if that ends the watch."""
+        if not session.node_id.startswith(self._prefix):
+            return True
+        if len(self._changes) >= self._most:
+            self._changes.clear()
+            self.end(
+                Unavailable(
+                    "WATCH_OVERFLOW",
+                    f"the watcher fell {self._most} changes behind and missed some; watch again "
+                    "with include_present",
+                )
+            )
+            return False
+        self._changes.append(session)
+        self._wake.set()
+        return True
+
+    def end(self, error: Unavailable) -> None:
+        """The watcher gets this once it has taken what waits."""
+        self._end = error
+        self._wake.set()
+
+    async def take(self) -> list[Session]:
+        """All waiting changes, at least one; raises what ended the watch."""
+        while not self._changes:
+            if self._end:
+                raise self._end
+            self._wake.clear()
+            await self._wake.wait()
+        taken = list(self._changes)
+        self._changes.clear()
+        return taken
+
+
+class Notices:
+    """Watchers and listening dispatchers of this process."""
+
+    def __init__(self, metrics: Metrics, most_watchers: int, watch_queue: int) -> None:
+        self._metrics = metrics
+        self._most_watchers = most_watchers
+        self._watch_queue = watch_queue
+        self._watches: set[Watch] = set()
+        self._bells: dict[str, set[asyncio.Event]] = {}
+        self.stopping = False
+
+    def tell(self, committed: Committed[T]) -> None:
+        """Tells what a transaction changed."""
+        self._metrics.changed(committed.changes)
+        for watch in list(self._watches):
+            if not all(watch.put(session) for session in committed.changes):
+                self._watches.discard(watch)
+                self._metrics.watch_ended("overflow")
+        for dispatcher_id in committed.directed:
+            self.ring(dispatcher_id)
+
+    @contextmanager
+    def watch(self, node_id_prefix: str) -> Iterator[Watch]:
+        """A watch on the changes from now on. Raises Refused at the bound."""
+        self._check_open()
+        if len(self._watches) >= self._most_watchers:
+            raise Refused("TOO_MANY_WATCHERS", f"{self._most_watchers} watchers are the most at a time")
+        watch = Watch(node_id_prefix, self._watch_queue)
+        self._watches.add(watch)
+        try:
+            yield watch
+        finally:
+            self._watches.discard(watch)
+
+    @contextmanager
+    def listen(self, dispatcher_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set when there may be something new for the dispatcher, or `stopping`."""
+        self._check_open()
+        bell = asyncio.Event()
+        self._bells.setdefault(dispatcher_id, set()).add(bell)
+        try:
+            yield bell
+        finally:
+            bells = self._bells[dispatcher_id]
+            bells.discard(bell)
+            if not bells:
+                del self._bells[dispatcher_id]
+
+    def ring(self, dispatcher_id: str) -> None:
+        """There may be directives for this dispatcher."""
+        for bell in self._bells.get(dispatcher_id, ()):
+            bell.set()
+
+    def ring_all(self) -> None:
+        """There may be directives that another replica wrote."""
+        for bells in self._bells.values():
+            for bell in bells:
+                bell.set()
+
+    def close(self) -> None:
+        """Ends every stream, and refuses new ones."""
+        self.stopping = True
+        for watch in self._watches:
+            watch.end(self.gone())
+            self._metrics.watch_ended("stopping")
+        self.ring_all()
+
+    @staticmethod
+    def gone() -> Unavailable:
+        """What streams end with when the process stops."""
+        return Unavailable("STOPPING", "the service is shutting down")
+
+    def _check_open(self) -> None:
+        if self.stopping:
+            raise self.gone()

@@ -1,0 +1,322 @@
+"""The registry in SQL, on any engine that the store opens."""
+
+import uuid
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, true, update
+
+from services.sessions.book import Book
+from services.sessions.book_sql import LockedBook, read_limits
+from services.sessions.lease_sql import hand_over, mark_lost, note_alive, renew, trim
+from services.sessions.leases import Observation
+from services.sessions.lifecycle import LIVE, Session, State
+from services.sessions.limits import Limits, LimitsChange, Scope
+from services.sessions.records import (
+    ActivateResult,
+    CloseResult,
+    Committed,
+    Directive,
+    Ending,
+    Event,
+    EvictResult,
+    Filter,
+    Lease,
+    Opening,
+    OpenResult,
+    Ref,
+    Renewal,
+    Trimmed,
+    Usage,
+)
+from services.sessions.rows import directive_of, session_of
+from services.sessions.schema import (
+    dispatcher_lease,
+    end_directive,
+    lifecycle_event,
+    limit_change,
+    node_session,
+    slot_count,
+)
+from services.sessions.upsert import upsert
+
+T = TypeVar("T")
+
+
+class Transactions(Protocol):
+    """What the registry needs of a store."""
+
+    async def write(self, work: Callable[[Connection], T]) -> T: ...
+
+    async def read(self, work: Callable[[Connection], T]) -> T: ...
+
+
+def _committed(book: Book, results: list[T]) -> Committed[T]:
+    directed = frozenset(directive.dispatcher_id for directive in book.directives.values())
+    return Committed(results, book.changes, directed)
+
+
+class SqlRegistry:
+    """See `services.sessions.registry.Registry`. `initial` are the limits until they are changed."""
+
+    def __init__(
+        self, store: Transactions, initial: Limits, make_id: Callable[[], str] = lambda: str(uuid.uuid4())
+    ) -> None:
+        self._store = store
+        self._initial = initial
+        self._make_id = make_id
+
+    async def open(
+        self, dispatcher_id: str, entries: Sequence[Opening], now_ms: int
+    ) -> Committed[OpenResult]:
+        def work(connection: Connection) -> Committed[OpenResult]:
+            note_alive(connection, dispatcher_id)
+            node_ids = sorted({entry.node_id for entry in entries})
+            locked = LockedBook(
+                connection,
+                node_session.c.node_id.in_(node_ids),
+                self._make_id,
+                openings=entries,
+                limits=read_limits(connection, self._initial),
+                caller=dispatcher_id,
+            )
+            results = [locked.book.open(dispatcher_id, entry, now_ms) for entry in entries]
+            locked.write(dispatcher_id)
+            return _committed(locked.book, results)
+
+        return await self._store.write(work)
+
+    async def activate(
+        self, dispatcher_id: str, refs: Sequence[Ref], now_ms: int
+    ) -> Committed[ActivateResult]:
+        return await self._of_caller(
+            dispatcher_id,
+            [ref.node_id for ref in refs],
+            lambda book: [book.activate(dispatcher_id, ref, now_ms) for ref in refs],
+        )
+
+    async def close(
+        self, dispatcher_id: str, endings: Sequence[Ending], now_ms: int
+    ) -> Committed[CloseResult]:
+        return await self._of_caller(
+            dispatcher_id,
+            [ending.node_id for ending in endings],
+            lambda book: [book.close(dispatcher_id, ending, now_ms) for ending in endings],
+        )
+
+    async def evict(self, node_id: str, epoch: int, now_ms: int) -> Committed[EvictResult]:
+        def work(connection: Connection) -> Committed[EvictResult]:
+            locked = LockedBook(connection, node_session.c.node_id == node_id, self._make_id)
+            result = locked.book.evict(node_id, epoch, now_ms)
+            locked.write()
+            return _committed(locked.book, [result])
+
+        return await self._store.write(work)
+
+    async def locate(self, node_ids: Sequence[str]) -> list[Session]:
+        return await self._sessions(
+            node_session.c.node_id.in_(sorted(set(node_ids))), node_session.c.state.in_(LIVE)
+        )
+
+    async def get(self, node_id: str) -> Session | None:
+        found = await self._sessions(node_session.c.node_id == node_id)
+        return found[0] if found else None
+
+    async def page(self, wanted: Filter, after: str, size: int) -> list[Session]:
+        column = node_session.c
+        where: list[ColumnElement[bool]] = [column.node_id > after, column.state.in_(wanted.states)]
+        if wanted.node_id_prefix:
+            where.append(column.node_id.startswith(wanted.node_id_prefix, autoescape=True))
+        for field in ("project_id", "connector_id", "dispatcher_id"):
+            value = getattr(wanted, field)
+            if value:
+                where.append(column[field] == value)
+        return await self._sessions(*where, most=size)
+
+    async def renew(self, renewal: Renewal, now_ms: int, most_events: int) -> Committed[Event]:
+        def work(connection: Connection) -> Committed[Event]:
+            renewals = renew(connection, renewal)
+            if renewals is None:
+                return Committed([])
+            locked = LockedBook(
+                connection,
+                (node_session.c.dispatcher_id == renewal.dispatcher_id)
+                & (node_session.c.state == State.ORPHANED),
+                self._make_id,
+            )
+            for node_id in list(locked.book.sessions):
+                locked.book.reclaim(node_id, now_ms)
+            locked.write()
+            events = hand_over(connection, renewal.dispatcher_id, renewals, most_events)
+            return _committed(locked.book, events)
+
+        return await self._store.write(work)
+
+    async def release(self, dispatcher_id: str, now_ms: int) -> Committed[None]:
+        def work(connection: Connection) -> Committed[None]:
+            lease = dispatcher_lease.c
+            connection.execute(
+                update(dispatcher_lease).where(lease.dispatcher_id == dispatcher_id).values(lost=True)
+            )
+            return self._orphan(connection, dispatcher_id, now_ms)
+
+        return await self._store.write(work)
+
+    async def leases(self) -> list[Lease]:
+        def work(connection: Connection) -> list[Lease]:
+            lease = dispatcher_lease.c
+            rows = connection.execute(select(lease.dispatcher_id, lease.renewals, lease.lost))
+            return [Lease(row.dispatcher_id, int(row.renewals), bool(row.lost)) for row in rows]
+
+        return await self._store.read(work)
+
+    async def lose(self, seen: Observation, now_ms: int) -> Committed[None]:
+        def work(connection: Connection) -> Committed[None]:
+            if not mark_lost(connection, seen):
+                return Committed([])
+            return self._orphan(connection, seen.dispatcher_id, now_ms)
+
+        return await self._store.write(work)
+
+    async def expire(self, seen: Observation, now_ms: int, most: int) -> Committed[None]:
+        def work(connection: Connection) -> Committed[None]:
+            if not mark_lost(connection, seen):
+                return Committed([])
+            column = node_session.c
+            some = (
+                select(column.node_id)
+                .where(column.dispatcher_id == seen.dispatcher_id, column.state == State.ORPHANED)
+                .order_by(column.node_id)
+                .limit(most)
+            )
+            locked = LockedBook(connection, column.node_id.in_(some), self._make_id)
+            for session in list(locked.book.sessions.values()):
+                locked.book.expire(session.node_id, session.epoch, now_ms)
+            locked.write()
+            return _committed(locked.book, [])
+
+        return await self._store.write(work)
+
+    async def forget_lost(self) -> None:
+        def work(connection: Connection) -> None:
+            lease = dispatcher_lease.c
+            owns = node_session.c.dispatcher_id == lease.dispatcher_id
+            waits = lifecycle_event.c.dispatcher_id == lease.dispatcher_id
+            connection.execute(
+                delete(dispatcher_lease).where(
+                    lease.lost,
+                    ~exists().where(owns, node_session.c.state.in_(LIVE)),
+                    ~exists().where(waits),
+                )
+            )
+
+        await self._store.write(work)
+
+    async def draining(self) -> list[Ref]:
+        sessions = await self._sessions(node_session.c.state == State.DRAINING)
+        return [Ref(session.node_id, session.epoch) for session in sessions]
+
+    async def close_unconfirmed(self, refs: Sequence[Ref], now_ms: int) -> Committed[None]:
+        def work(connection: Connection) -> Committed[None]:
+            where = node_session.c.node_id.in_(sorted({ref.node_id for ref in refs})) & (
+                node_session.c.state == State.DRAINING
+            )
+            locked = LockedBook(connection, where, self._make_id)
+            for ref in refs:
+                locked.book.expire(ref.node_id, ref.epoch, now_ms)
+            locked.write()
+            return _committed(locked.book, [])
+
+        return await self._store.write(work)
+
+    async def directives(self, dispatcher_id: str, most: int) -> list[Directive]:
+        def work(connection: Connection) -> list[Directive]:
+            column = end_directive.c
+            rows = connection.execute(
+                select(end_directive)
+                .where(column.dispatcher_id == dispatcher_id)
+                .order_by(column.node_id, column.epoch)
+                .limit(most)
+            )
+            return [directive_of(row) for row in rows]
+
+        return await self._store.read(work)
+
+    async def acknowledge(self, event_ids: Sequence[str]) -> int:
+        def work(connection: Connection) -> int:
+            wanted = lifecycle_event.c.event_id.in_(sorted(set(event_ids)))
+            return connection.execute(delete(lifecycle_event).where(wanted)).rowcount
+
+        return await self._store.write(work)
+
+    async def trim(self, oldest_ms: int, most_events: int) -> Trimmed:
+        return await self._store.write(partial(trim, oldest_ms=oldest_ms, most_events=most_events))
+
+    async def usage(self) -> Usage:
+        return await self._store.read(self._usage)
+
+    async def change_limits(self, change: LimitsChange) -> Usage:
+        def work(connection: Connection) -> Usage:
+            general = {
+                Scope.CONNECTOR: change.per_connector,
+                Scope.PROJECT: change.per_project,
+                Scope.TOTAL: change.total,
+            }
+            rows = [
+                {"scope": scope, "place": "", "nodes": nodes}
+                for scope, nodes in general.items()
+                if nodes is not None
+            ]
+            rows += [
+                {"scope": Scope.PROJECT, "place": project_id, "nodes": nodes}
+                for project_id, nodes in change.projects.items()
+            ]
+            if rows:
+                connection.execute(upsert(connection, limit_change), rows)
+            return self._usage(connection)
+
+        return await self._store.write(work)
+
+    async def states(self) -> dict[State, int]:
+        def work(connection: Connection) -> dict[State, int]:
+            column = node_session.c
+            rows = connection.execute(select(column.state, func.count()).group_by(column.state))
+            return {State(state): int(count) for state, count in rows}
+
+        return await self._store.read(work)
+
+    async def probe(self) -> None:
+        await self._store.write(lambda connection: connection.execute(select(true())).scalar())
+
+    async def _of_caller(
+        self, dispatcher_id: str, node_ids: Sequence[str], decide: Callable[[Book], list[T]]
+    ) -> Committed[T]:
+        def work(connection: Connection) -> Committed[T]:
+            where = node_session.c.node_id.in_(sorted(set(node_ids)))
+            locked = LockedBook(connection, where, self._make_id, caller=dispatcher_id)
+            results = decide(locked.book)
+            locked.write(dispatcher_id)
+            return _committed(locked.book, results)
+
+        return await self._store.write(work)
+
+    async def _sessions(self, *where: ColumnElement[bool], most: int | None = None) -> list[Session]:
+        statement = select(node_session).where(*where).order_by(node_session.c.node_id).limit(most)
+        return await self._store.read(
+            lambda connection: [session_of(row) for row in connection.execute(statement)]
+        )
+
+    def _orphan(self, connection: Connection, dispatcher_id: str, now_ms: int) -> Committed[None]:
+        held = LIVE - {State.ORPHANED}
+        where = (node_session.c.dispatcher_id == dispatcher_id) & node_session.c.state.in_(held)
+        locked = LockedBook(connection, where, self._make_id)
+        for node_id in list(locked.book.sessions):
+            locked.book.lose(node_id, now_ms)
+        locked.write()
+        return _committed(locked.book, [])
+
+    def _usage(self, connection: Connection) -> Usage:
+        rows = connection.execute(select(slot_count).where(slot_count.c.nodes > 0))
+        counts = {(Scope(row.scope), row.place): int(row.nodes) for row in rows}
+        return Usage(read_limits(connection, self._initial), counts)

@@ -1,0 +1,185 @@
+"""Requests checked and turned into records; a fault names its field."""
+
+from collections.abc import Callable, Iterable, Sized
+
+from cloudhub.v1 import sessions_pb2
+from services.runtime.errors import InvalidRequest
+from services.runtime.names import check_instance_id, check_node_id, check_project_id
+from services.sessions.lifecycle import LIVE, Reason, State
+from services.sessions.limits import LimitsChange
+from services.sessions.records import Ending, Filter, Opening, Ref, Renewal
+
+MOST_ENTRIES = 4096
+# The largest integer that a row holds; requests carry 64 bits without a sign.
+MOST_INTEGER = 2**63 - 1
+MOST_TEXT_CHARS = 253
+_TRANSPORTS = ("websocket", "quic")
+_PREFIX_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-.")
+
+
+def _check(field: str, text: str, rule: Callable[[str], str | None]) -> str:
+    complaint = rule(text)
+    if complaint:
+        raise InvalidRequest(field, complaint)
+    return text
+
+
+def _integer(field: str, value: int, least: int = 0) -> int:
+    if not least <= value <= MOST_INTEGER:
+        raise InvalidRequest(field, f"should be from {least} to {MOST_INTEGER}; got {value}")
+    return value
+
+
+def _text(field: str, value: str) -> str:
+    if len(value) > MOST_TEXT_CHARS:
+        raise InvalidRequest(field, f"should have at most {MOST_TEXT_CHARS} characters; it has {len(value)}")
+    return value
+
+
+def check_size(field: str, entries: Sized) -> None:
+    """Bounds a batch."""
+    if len(entries) > MOST_ENTRIES:
+        raise InvalidRequest(field, f"should have at most {MOST_ENTRIES} entries; it has {len(entries)}")
+
+
+def node_id(field: str, text: str) -> str:
+    """A checked node id."""
+    return _check(field, text, check_node_id)
+
+
+def dispatcher_id(text: str) -> str:
+    """A checked `dispatcher_id`."""
+    return _check("dispatcher_id", text, check_instance_id)
+
+
+def openings(request: sessions_pb2.OpenSessionsRequest) -> list[Opening]:
+    """The entries of OpenSessions."""
+    check_size("sessions", request.sessions)
+    found = []
+    for index, entry in enumerate(request.sessions):
+        at = f"sessions[{index}]."
+        if entry.transport not in _TRANSPORTS:
+            raise InvalidRequest(
+                at + "transport", f"should be 'websocket' or 'quic'; got {entry.transport!r}"
+            )
+        found.append(
+            Opening(
+                node_id=node_id(at + "node_id", entry.node_id),
+                project_id=_check(at + "project_id", entry.project_id, check_project_id),
+                connector_id=_check(at + "connector_id", entry.connector_id, check_instance_id),
+                link=_integer(at + "link", entry.link),
+                transport=entry.transport,
+                peer_address=_text(at + "peer_address", entry.peer_address),
+                traceparent=entry.traceparent,
+            )
+        )
+    return found
+
+
+def refs(entries: Iterable[sessions_pb2.SessionRef]) -> list[Ref]:
+    """The entries of ActivateSessions."""
+    found = [
+        Ref(
+            node_id(f"sessions[{index}].node_id", entry.node_id),
+            _integer(f"sessions[{index}].epoch", entry.epoch, 1),
+        )
+        for index, entry in enumerate(entries)
+    ]
+    check_size("sessions", found)
+    return found
+
+
+def endings(request: sessions_pb2.CloseSessionsRequest) -> list[Ending]:
+    """The entries of CloseSessions."""
+    check_size("sessions", request.sessions)
+    found = []
+    for index, entry in enumerate(request.sessions):
+        at = f"sessions[{index}]."
+        try:
+            reason = Reason(entry.reason)
+        except ValueError:
+            raise InvalidRequest(
+                at + "reason", f"should be a CloseReason from 1 to {max(Reason)}; got {entry.reason}"
+            ) from None
+        found.append(
+            Ending(node_id(at + "node_id", entry.node_id), _integer(at + "epoch", entry.epoch, 1), reason)
+        )
+    return found
+
+
+def renewal(request: sessions_pb2.RenewLeaseRequest) -> Renewal:
+    """A RenewLease."""
+    return Renewal(
+        dispatcher_id=dispatcher_id(request.dispatcher_id),
+        name=_text("name", request.name),
+        address=_text("address", request.address),
+        counter=_integer("counter", request.counter, 1),
+        sessions=min(request.sessions, 2**31 - 1),
+    )
+
+
+def node_ids(request: sessions_pb2.LocateNodesRequest) -> list[str]:
+    """The nodes of LocateNodes."""
+    check_size("node_ids", request.node_ids)
+    return [node_id(f"node_ids[{index}]", text) for index, text in enumerate(request.node_ids)]
+
+
+def event_ids(request: sessions_pb2.AcknowledgeEventsRequest) -> list[str]:
+    """The events of AcknowledgeEvents."""
+    check_size("event_ids", request.event_ids)
+    for index, text in enumerate(request.event_ids):
+        if not 1 <= len(text) <= 36:
+            raise InvalidRequest(
+                f"event_ids[{index}]", f"should be an event id as it was handed out; got {text[:80]!r}"
+            )
+    return list(request.event_ids)
+
+
+def prefix(text: str) -> str:
+    """A checked `node_id_prefix`."""
+    if len(text) > MOST_TEXT_CHARS or not _PREFIX_CHARS.issuperset(text):
+        raise InvalidRequest("node_id_prefix", f"should be the beginning of a node id; got {text[:80]!r}")
+    return text
+
+
+def session_filter(request: sessions_pb2.ListSessionsRequest) -> Filter:
+    """What ListSessions asks for."""
+    try:
+        states = frozenset(State(state) for state in request.states)
+    except ValueError:
+        raise InvalidRequest(
+            "states", f"should be SessionStates from 1 to {max(State)}; got {list(request.states)}"
+        ) from None
+    optional = {
+        "project_id": (request.project_id, check_project_id),
+        "connector_id": (request.connector_id, check_instance_id),
+        "dispatcher_id": (request.dispatcher_id, check_instance_id),
+    }
+    for field, (text, rule) in optional.items():
+        if text:
+            _check(field, text, rule)
+    return Filter(
+        node_id_prefix=prefix(request.node_id_prefix),
+        project_id=request.project_id,
+        connector_id=request.connector_id,
+        dispatcher_id=request.dispatcher_id,
+        states=states or LIVE,
+    )
+
+
+def limits_change(request: sessions_pb2.SetLimitsRequest) -> LimitsChange:
+    """A SetLimits."""
+    check_size("projects", request.projects)
+
+    def given(field: str) -> int | None:
+        return _integer(field, getattr(request, field)) if request.HasField(field) else None  # type: ignore[arg-type]
+
+    return LimitsChange(
+        per_connector=given("per_connector"),
+        per_project=given("per_project"),
+        total=given("total"),
+        projects={
+            _check(f"projects[{key[:80]!r}]", key, check_project_id): _integer(f"projects[{key!r}]", limit)
+            for key, limit in request.projects.items()
+        },
+    )

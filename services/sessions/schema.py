@@ -1,0 +1,105 @@
+"""The tables of the registry. Every key of a node's rows starts with its id."""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+)
+
+from services.runtime.names import MOST_NODE_ID_CHARS
+from services.runtime.store import schema_table
+
+SERVICE = "sessions"
+VERSION = 1
+
+metadata = MetaData()
+schema_version = schema_table(metadata)
+
+# A node's newest session, live or closed: the row stays, so that epochs go on growing.
+node_session = Table(
+    "node_session",
+    metadata,
+    Column("node_id", String(MOST_NODE_ID_CHARS), primary_key=True),
+    Column("project_id", String(63), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("state", SmallInteger, CheckConstraint("state BETWEEN 1 AND 5"), nullable=False),
+    Column("reason", SmallInteger, CheckConstraint("reason BETWEEN 1 AND 12")),
+    Column("announced", Boolean, nullable=False),
+    Column("connector_id", String(128), nullable=False),
+    Column("dispatcher_id", String(128), nullable=False),
+    Column("link", BigInteger, nullable=False),
+    Column("transport", String(16), nullable=False),
+    Column("peer_address", String(256), nullable=False),
+    Column("opened_at_ms", BigInteger, nullable=False),
+    Column("closed_at_ms", BigInteger),
+    Index("node_session_by_dispatcher", "dispatcher_id", "state"),
+    Index("node_session_by_state", "state"),
+)
+
+# `connected` and `disconnected` events that no subscriber has acknowledged.
+lifecycle_event = Table(
+    "lifecycle_event",
+    metadata,
+    Column("node_id", String(MOST_NODE_ID_CHARS), primary_key=True),
+    Column("epoch", BigInteger, primary_key=True),
+    Column("kind", SmallInteger, CheckConstraint("kind IN (1, 2)"), primary_key=True),
+    Column("event_id", String(36), nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("reason", SmallInteger, CheckConstraint("reason BETWEEN 1 AND 12")),
+    Column("dispatcher_id", String(128), nullable=False),
+    Column("handed", BigInteger, nullable=False),
+    Index("lifecycle_event_by_id", "event_id"),
+    Index("lifecycle_event_by_dispatcher", "dispatcher_id", "handed"),
+    Index("lifecycle_event_by_age", "at_ms"),
+)
+
+# Ends asked of dispatchers and not confirmed.
+end_directive = Table(
+    "end_directive",
+    metadata,
+    Column("node_id", String(MOST_NODE_ID_CHARS), primary_key=True),
+    Column("epoch", BigInteger, primary_key=True),
+    Column("dispatcher_id", String(128), nullable=False),
+    Column("reason", SmallInteger, CheckConstraint("reason BETWEEN 1 AND 12"), nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Index("end_directive_by_dispatcher", "dispatcher_id"),
+    Index("end_directive_by_age", "at_ms"),
+)
+
+dispatcher_lease = Table(
+    "dispatcher_lease",
+    metadata,
+    Column("dispatcher_id", String(128), primary_key=True),
+    Column("name", String(253), nullable=False),
+    Column("address", String(261), nullable=False),
+    # The dispatcher's own count; one that did not grow renews nothing.
+    Column("counter", BigInteger, nullable=False),
+    Column("renewals", BigInteger, nullable=False),
+    Column("sessions", Integer, nullable=False),
+    Column("lost", Boolean, nullable=False),
+)
+
+# Nodes that hold a slot, changed in the transaction that opens or ends a session.
+slot_count = Table(
+    "slot_count",
+    metadata,
+    Column("scope", String(16), primary_key=True),
+    Column("place", String(128), primary_key=True),
+    Column("nodes", BigInteger, nullable=False),
+)
+
+# Limits that were changed at run time; the others are the settings'.
+limit_change = Table(
+    "limit_change",
+    metadata,
+    Column("scope", String(16), primary_key=True),
+    Column("place", String(128), primary_key=True),
+    Column("nodes", BigInteger, nullable=False),
+)

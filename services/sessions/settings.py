@@ -1,0 +1,38 @@
+"""Settings of the sessions service."""
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.runtime.settings import Address, ServiceSettings
+
+
+class SessionsSettings(ServiceSettings):
+    """Keeps the registry of node sessions: who is connected where, under which epoch, within which limits."""
+
+    model_config = SettingsConfigDict(env_prefix="CLOUDHUB_SESSIONS_")
+
+    listen: Address = Field("0.0.0.0:50052", description="HOST:PORT of the gRPC server")
+    database: str = Field("sqlite:///cloudhub-sessions.db", description="URL of the database")
+    lease_seconds: float = Field(
+        15.0, gt=0, le=600, description="silence after which a dispatcher's sessions are orphans"
+    )
+    limit_per_connector: int = Field(
+        10_000, ge=0, description="nodes per connector until changed at run time; 0: unlimited"
+    )
+    limit_per_project: int = Field(
+        0, ge=0, description="nodes per project until changed at run time; 0: unlimited"
+    )
+    limit_total: int = Field(0, ge=0, description="nodes in total until changed at run time; 0: unlimited")
+    limit_retry_seconds: float = Field(
+        10.0, ge=0, le=3600, description="when a node refused by a limit is advised to try again"
+    )
+    event_retention_seconds: float = Field(
+        86_400.0, gt=0, description="age at which unacknowledged lifecycle events are dropped"
+    )
+    most_events: int = Field(
+        200_000, ge=1, description="unacknowledged lifecycle events kept; the oldest above are dropped"
+    )
+    most_watchers: int = Field(64, ge=1, le=10_000, description="WatchSessions streams at a time")
+    watch_queue: int = Field(
+        10_000, ge=1, description="changes a WatchSessions stream may lag behind before it is ended"
+    )

@@ -1,0 +1,95 @@
+"""Records as messages of `cloudhub/v1/sessions.proto`."""
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from cloudhub.v1 import link_pb2, sessions_pb2
+from services.sessions.lifecycle import EventKind, Reason, Session, State
+from services.sessions.limits import Scope
+from services.sessions.records import Directive, Event, OpenResult, Usage
+
+
+def timestamp(at_ms: int) -> Timestamp:
+    """An instant of the wall clock."""
+    return Timestamp(seconds=at_ms // 1000, nanos=at_ms % 1000 * 1_000_000)
+
+
+def reason_message(reason: Reason | None) -> link_pb2.CloseReason.ValueType:
+    """A reason; unspecified for None."""
+    return link_pb2.CLOSE_REASON_UNSPECIFIED if reason is None else link_pb2.CloseReason.ValueType(reason)
+
+
+def session_message(session: Session) -> sessions_pb2.Session:
+    """A session as operators and dispatchers see it."""
+    message = sessions_pb2.Session(
+        node_id=session.node_id,
+        project_id=session.project_id,
+        epoch=session.epoch,
+        state=sessions_pb2.SessionState.ValueType(session.state),
+        connector_id=session.connector_id,
+        dispatcher_id=session.dispatcher_id,
+        link=session.link,
+        transport=session.transport,
+        peer_address=session.peer_address,
+        opened_at=timestamp(session.opened_at_ms),
+    )
+    if session.state is State.CLOSED:
+        message.close_reason = reason_message(session.reason)
+    if session.closed_at_ms is not None:
+        message.closed_at.CopyFrom(timestamp(session.closed_at_ms))
+    return message
+
+
+def event_message(event: Event) -> sessions_pb2.LifecycleEvent:
+    """A lifecycle event."""
+    return sessions_pb2.LifecycleEvent(
+        event_id=event.event_id,
+        node_id=event.node_id,
+        epoch=event.epoch,
+        kind="connected" if event.kind is EventKind.CONNECTED else "disconnected",
+        at_ms=event.at_ms,
+        reason=reason_message(event.reason),
+    )
+
+
+def directive_message(directive: Directive) -> sessions_pb2.EndDirective:
+    """What a dispatcher is asked."""
+    return sessions_pb2.EndDirective(
+        node_id=directive.node_id, epoch=directive.epoch, reason=reason_message(directive.reason)
+    )
+
+
+def refusal_detail(result: OpenResult) -> str:
+    """Which limit left no room, for the operator and the edge."""
+    assert result.full
+    scope, key = result.full
+    where = {Scope.CONNECTOR: f"connector {key}", Scope.PROJECT: f"project {key}", Scope.TOTAL: "the cluster"}
+    return f"{where[scope]} has its limit of {result.limit} nodes"
+
+
+def open_message(result: OpenResult, retry_seconds: float) -> sessions_pb2.OpenVerdict:
+    """A verdict; a refusal advises when to try again."""
+    if result.full:
+        return sessions_pb2.OpenVerdict(
+            refusal=link_pb2.Refusal(
+                reason=link_pb2.REFUSAL_REASON_NODE_LIMIT,
+                detail=refusal_detail(result),
+                retry_after_seconds=retry_seconds,
+            )
+        )
+    return sessions_pb2.OpenVerdict(
+        epoch=result.epoch,
+        superseded=session_message(result.superseded) if result.superseded else None,
+        superseded_event=event_message(result.superseded_event) if result.superseded_event else None,
+        earlier_events=[event_message(event) for event in result.earlier_events],
+    )
+
+
+def limits_message(usage: Usage) -> sessions_pb2.Limits:
+    """The limits in force."""
+    limits = usage.limits
+    return sessions_pb2.Limits(
+        per_connector=limits.per_connector,
+        per_project=limits.per_project,
+        total=limits.total,
+        projects=limits.projects,
+    )
