@@ -95,7 +95,7 @@ def create_node_certificates(folder: Path, node_ids: Sequence[str]) -> list[KeyP
     Every id is checked before the first file is written.
     """
     for node_id in node_ids:
-        if not _NODE_ID.match(node_id):
+        if not _NODE_ID.fullmatch(node_id):
             raise CertificateFault(
                 f"node id {node_id!r}: should be 1 to 52 letters, digits, '.', '-' or '_', "
                 "with a letter or digit first and last"
@@ -145,7 +145,7 @@ def _general_name(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
-        if not _HOST_NAME.match(name):
+        if not _HOST_NAME.fullmatch(name):
             raise CertificateFault(f"server name {name!r}: should be a host name or an IP address") from None
         return x509.DNSName(name)
 
