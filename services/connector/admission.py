@@ -1,0 +1,99 @@
+"""Who asks for a link: certificate, path and headers must agree on node and project (docs/protocol.md).
+
+A disagreement is a refusal, never a guess. Everything here is decided before the dispatcher is asked.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from services.runtime.names import check_node_id, check_project_id
+
+ORGANIZATION = "system:nodes"
+NAME_PREFIX = "system:node:"
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateNames:
+    """The subject of a verified client certificate, as far as it says who the peer is."""
+
+    organizations: tuple[str, ...] = ()
+    common_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A peer that proved who it is."""
+
+    node_id: str
+    project_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRefusal:
+    """An answer to the upgrade request. `reason` is the metric label, `text` the response's body."""
+
+    status: int
+    reason: str
+    text: str
+    retry_after_seconds: float = 0.0
+
+
+def check_identity(
+    certificate: CertificateNames, path: str, headers: Iterable[tuple[str, str]]
+) -> Identity | HttpRefusal:
+    """The peer's identity, or why it may not open a link."""
+    parts = path.split("/")
+    if len(parts) != 4 or parts[0] or parts[3] != "events":
+        return HttpRefusal(404, "path", "the path should be /<project_id>/<node_id>/events")
+    project_id, node_id = parts[1], parts[2]
+    for what, complaint in (("node", check_node_id(node_id)), ("project", check_project_id(project_id))):
+        if complaint:
+            return HttpRefusal(403, f"{what}_id_malformed", f"{what} id in the path: {complaint}")
+    refusal = _check_certificate(certificate, node_id) or _check_headers(headers, node_id, project_id)
+    return refusal or Identity(node_id, project_id)
+
+
+def _check_certificate(certificate: CertificateNames, node_id: str) -> HttpRefusal | None:
+    if ORGANIZATION not in certificate.organizations:
+        return HttpRefusal(
+            403,
+            "certificate_organization",
+            f"the certificate's organization should be {ORGANIZATION}, "
+            f"it is {', '.join(certificate.organizations) or 'missing'}",
+        )
+    names = certificate.common_names
+    if len(names) != 1 or not names[0].startswith(NAME_PREFIX):
+        return HttpRefusal(
+            403,
+            "certificate_name",
+            f"the certificate's common name should be {NAME_PREFIX}<node_id>, "
+            f"it is {', '.join(names) or 'missing'}",
+        )
+    certified = names[0].removeprefix(NAME_PREFIX)
+    if certified != node_id:
+        return HttpRefusal(
+            403, "certificate_node", f"the certificate is of node {certified}, the path says {node_id}"
+        )
+    return None
+
+
+def _check_headers(headers: Iterable[tuple[str, str]], node_id: str, project_id: str) -> HttpRefusal | None:
+    found: dict[str, list[str]] = {}
+    for name, value in headers:
+        found.setdefault(name.lower(), []).append(value)
+    for name, expected, label in (("Node_id", node_id, "node"), ("Project_id", project_id, "project")):
+        values = found.get(name.lower(), [])
+        if not values:
+            return HttpRefusal(403, f"header_{label}_missing", f"the header {name} is missing")
+        if values != [expected]:
+            return HttpRefusal(
+                403,
+                f"header_{label}",
+                f"the header {name} says {', '.join(values)}, the path says {expected}",
+            )
+    use = found.get("connectionuse", ["msg"])
+    if use != ["msg"]:
+        return HttpRefusal(
+            403, "header_use", f"the header Connectionuse should be msg, it is {', '.join(use)}"
+        )
+    return None

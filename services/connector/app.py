@@ -1,0 +1,177 @@
+"""The connector put together: the only place that reads its settings and starts its loops."""
+
+import asyncio
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from cloudhub.v1 import connector_pb2_grpc, link_pb2
+from services.connector.dispatchers import Dispatchers
+from services.connector.drain import drain_links
+from services.connector.edge_link import LinkStream, LinkTools
+from services.connector.incoming import IncomingBatches
+from services.connector.links import Links
+from services.connector.listener import EdgeListener
+from services.connector.metrics import ConnectorMetrics
+from services.connector.servicer import ConnectorAdminServicer
+from services.connector.settings import ConnectorSettings
+from services.connector.tls import server_context
+from services.runtime.clock import Clock, SystemClock
+from services.runtime.logs import get_log
+from services.runtime.metrics import MetricsEndpoint
+from services.runtime.rpc import RpcServer
+from services.runtime.tracing import Tracing, configure_tracing
+
+_log = get_log("connector")
+_SERVICE = "cloudhub.v1.ConnectorAdmin"
+# Of the time for a clean stop, what is kept for ending streams and telemetry after the links.
+_AFTER_DRAIN_SECONDS = 3.0
+
+
+class ConnectorApp:
+    """One connector; made by `running_app`."""
+
+    def __init__(self, settings: ConnectorSettings, clock: Clock, tracing: Tracing) -> None:
+        loop = asyncio.get_running_loop()
+        self._settings = settings
+        self.metrics = ConnectorMetrics()
+        self.tracing = tracing
+        self._draining = False
+        self._health_changed = asyncio.Event()
+        context = server_context(
+            settings.certificate, settings.private_key, settings.client_ca, clock.wall_ms()
+        )
+        hello = link_pb2.ConnectorHello(
+            connector_id=uuid.uuid4().hex, name=settings.name or socket.gethostname()
+        )
+        self.dispatchers = Dispatchers(settings.dispatcher_addresses(), hello, self, self.metrics)
+        self.links = Links(
+            self.dispatchers,
+            LinkTools(loop, settings.link_limits(), self.metrics, tracing),
+            clock,
+            most_links=settings.links_most,
+            verdict_timeout=settings.verdict_seconds,
+            retry_after=settings.retry_after_seconds,
+        )
+        self._incoming = IncomingBatches(self.links, self.metrics)
+        self.listener = EdgeListener(
+            settings.listen,
+            context,
+            settings.websocket_limits(),
+            settings.openings_most,
+            self.links,
+            self.metrics,
+        )
+        self._rpc = RpcServer(settings.grpc_listen, [_SERVICE])
+        connector_pb2_grpc.add_ConnectorAdminServicer_to_server(
+            ConnectorAdminServicer(self.links, loop.time, self.drain), self._rpc.grpc_server
+        )
+        self._accepting: asyncio.Task[None] | None = None
+        self._loops: tuple[asyncio.Task[None], ...] = ()
+
+    @property
+    def edge_port(self) -> int:
+        """The port of WebSocket links."""
+        return self.listener.port
+
+    @property
+    def grpc_port(self) -> int:
+        """The port of the gRPC server."""
+        return self._rpc.port
+
+    # dispatcher_stream.StreamUser.
+
+    def received(self, stream: LinkStream, batch: link_pb2.DispatcherBatch) -> None:
+        self._incoming.handle(stream, batch)
+
+    def attachment_changed(self, stream: LinkStream, attached: bool) -> None:
+        self.metrics.dispatchers.set(self.dispatchers.attached)
+        self._health_changed.set()
+        if not attached:
+            self.links.dispatcher_lost(stream)
+
+    async def drain(self, links_per_second: float = 0.0, deadline_seconds: float = 0.0) -> int:
+        """Stops accepting and closes the links at a rate; 0 means as configured."""
+        settings = self._settings
+        if not self._draining:
+            self._draining = True
+            self.links.accepting = False
+            self._health_changed.set()
+            if self._accepting:
+                self._accepting.cancel()
+            _log.info("drain.started", links=len(self.links))
+        closed = await drain_links(
+            self.links,
+            links_per_second or settings.drain_links_per_second,
+            deadline_seconds or settings.drain_seconds,
+        )
+        _log.info("drain.ended", closed=closed)
+        return closed
+
+    async def start(self, group: asyncio.TaskGroup) -> None:
+        """Serves; the loops belong to `group`."""
+        await self._rpc.start()
+        self._accepting = group.create_task(self.listener.run(), name="accept")
+        self._loops = (
+            group.create_task(self._keep_health(), name="health"),
+            group.create_task(self.dispatchers.run(), name="dispatchers"),
+            self._accepting,
+        )
+        _log.info("started", edges=self.edge_port, grpc=self.grpc_port)
+
+    async def stop(self) -> None:
+        """Not serving, nothing accepted, links drained, streams ended, connections closed, gRPC stopped."""
+        left = max(0.1, self._settings.shutdown_seconds - _AFTER_DRAIN_SECONDS)
+        drain_seconds = min(left, self._settings.drain_seconds)
+        await self.drain(deadline_seconds=drain_seconds)
+        await self.dispatchers.finish(_AFTER_DRAIN_SECONDS / 3)
+        await self.close_connections(_AFTER_DRAIN_SECONDS / 3)
+        await self._rpc.stop(_AFTER_DRAIN_SECONDS / 3)
+        for task in self._loops:
+            task.cancel()
+
+    async def close_connections(self, seconds: float) -> None:
+        """Gives edges `seconds` for their part of the close, then cuts what is left."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.listener.wait_closed()
+        except TimeoutError:
+            pass
+        await self.listener.close()
+
+    async def abandon(self) -> None:
+        """After a fault: nothing stays open, nobody is waited for."""
+        await self.listener.close()
+        await self._rpc.stop(0)
+
+    async def _keep_health(self) -> None:
+        while True:
+            await self._health_changed.wait()
+            self._health_changed.clear()
+            await self._rpc.set_serving(self.dispatchers.attached > 0 and not self._draining)
+
+
+@asynccontextmanager
+async def running_app(
+    settings: ConnectorSettings, clock: Clock | None = None, tracing: Tracing | None = None
+) -> AsyncIterator[ConnectorApp]:
+    """A connector that serves until the block is left; then it drains. StartupError if it cannot start."""
+    name = settings.name or socket.gethostname()
+    tracing = tracing or configure_tracing("connector", name)
+    app = ConnectorApp(settings, clock or SystemClock(), tracing)
+    endpoint: MetricsEndpoint | None = None
+    clean = False
+    try:
+        endpoint = MetricsEndpoint(settings.metrics_listen, app.metrics.registry)
+        async with asyncio.TaskGroup() as group:
+            await app.start(group)
+            yield app
+            await app.stop()
+            clean = True
+    finally:
+        if not clean:
+            await app.abandon()
+        if endpoint:
+            endpoint.close()
+        tracing.close()

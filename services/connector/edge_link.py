@@ -1,0 +1,309 @@
+"""One link from its announcement to its end: the shell around `link.Link`.
+
+It is told by its transport (frames, room, end) and by its dispatcher's stream (verdict, frames, receipts,
+closes), synchronously; it has no task of its own.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace.status import Status, StatusCode
+
+from cloudhub.v1 import link_pb2
+from services.connector.admission import Identity
+from services.connector.close_codes import (
+    BINARY_FRAME,
+    FRAME_FAULT_CODES,
+    CloseCode,
+    LinkFault,
+    close_code,
+)
+from services.connector.frames import FrameError, encode_frame, parse_frame
+from services.connector.link import Accepted, Link, LinkLimits, Pause
+from services.connector.metrics import ConnectorMetrics
+from services.connector.outgoing import OutgoingBatches
+from services.connector.transport import EdgeTransport, TransportEnd
+from services.runtime.tracing import Tracing, is_sampled, traceparent_of
+
+# Frames of one transport write; a link's share of the send buffer.
+_CHUNK_BYTES = 64 * 1024
+# A pause over the rate lasts until this part of a second's frames may follow at once.
+_RATE_REST = 0.05
+
+_Reason = link_pb2.CloseReason
+
+
+class LinkStream(Protocol):
+    """The dispatcher's stream as a link sees it."""
+
+    address: str
+    dispatcher_id: str
+    outgoing: OutgoingBatches
+
+    @property
+    def congested(self) -> bool:
+        """Whether links should stop reading until `stream_has_room`."""
+        ...
+
+    def wait_for_room(self, link: "EdgeLink") -> None:
+        """Asks for `stream_has_room`, once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LinkTools:
+    """What all links of a connector share."""
+
+    loop: asyncio.AbstractEventLoop
+    limits: LinkLimits
+    metrics: ConnectorMetrics
+    tracing: Tracing
+
+
+class LinkOwner(Protocol):
+    """Who keeps the links."""
+
+    def link_over(self, link: "EdgeLink", reason: link_pb2.CloseReason.ValueType, detail: str) -> None:
+        """The link has ended and its transport is closing; told exactly once."""
+        ...
+
+
+class EdgeLink:
+    """Implements `transport.LinkHandler`. `state` is None until the dispatcher admitted the link."""
+
+    __slots__ = (
+        "_owner",
+        "_rate_timer",
+        "_tools",
+        "identity",
+        "number",
+        "opened_at_ms",
+        "over",
+        "state",
+        "stream",
+        "traceparent",
+        "transport",
+        "verdict_timer",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        identity: Identity,
+        transport: EdgeTransport,
+        stream: LinkStream,
+        owner: LinkOwner,
+        tools: LinkTools,
+        traceparent: str,
+    ) -> None:
+        self.number = number
+        self.identity = identity
+        self.transport = transport
+        self.stream = stream
+        self.traceparent = traceparent
+        self.state: Link[Span] | None = None
+        self.over = False
+        self.opened_at_ms = 0
+        self.verdict_timer: asyncio.TimerHandle | None = None
+        self._rate_timer: asyncio.TimerHandle | None = None
+        self._owner = owner
+        self._tools = tools
+
+    @property
+    def epoch(self) -> int:
+        """The session's epoch; 0 while there is none."""
+        return self.state.epoch if self.state else 0
+
+    def admit(self, epoch: int) -> None:
+        """The dispatcher opened a session; frames flow from here on."""
+        self.state = Link(epoch, self._tools.limits, self._tools.loop.time())
+        self.transport.accept()
+
+    # From the edge: transport.LinkHandler.
+
+    def frame_received(self, frame: bytes) -> None:
+        state = self.state
+        if state is None:
+            return
+        try:
+            parsed = parse_frame(frame)
+        except FrameError as error:
+            self._refuse_frame(error.fault.value, FRAME_FAULT_CODES[error.fault], error.detail)
+            return
+        stream = self.stream
+        stream.outgoing.upstream(self.number, state.epoch, state.receive(frame), parsed, len(frame))
+        if stream.congested:
+            state.pause(Pause.STREAM)
+            stream.wait_for_room(self)
+        self._spend(state)
+        if not state.reading:
+            self._apply_reading(state)
+
+    def binary_received(self) -> None:
+        self._refuse_frame(LinkFault.BINARY.value, BINARY_FRAME, "")
+
+    def control_received(self) -> None:
+        state = self.state
+        if state is not None:
+            self._spend(state)
+            if not state.reading:
+                self._apply_reading(state)
+
+    def drained(self) -> None:
+        if self.state is not None:
+            self._mark_written(self.state)
+            self.pump()
+
+    def ended(self, end: TransportEnd) -> None:
+        if end.fault:
+            self._tools.metrics.frames_refused.labels(end.fault).inc()
+        self._finish(end.reason, end.detail)
+
+    # From the dispatcher.
+
+    def send(self, frame: link_pb2.DownstreamFrame) -> None:
+        """Queues a message for the edge; the caller pumps when it has queued all it has."""
+        state = self.state
+        assert state is not None
+        message, metrics = frame.message, self._tools.metrics
+        span: Span | None = None
+        traceparent = ""
+        if self._tools.tracing.enabled and is_sampled(message.traceparent):
+            span = self._tools.tracing.start(
+                "send",
+                message.traceparent,
+                kind=SpanKind.PRODUCER,
+                attributes={
+                    "cloudhub.node.id": self.identity.node_id,
+                    "cloudhub.session.epoch": state.epoch,
+                    "cloudhub.ack_mode": "no_ack" if frame.direct else "ack",
+                    "messaging.message.id": message.id,
+                },
+            )
+            traceparent = traceparent_of(span)
+        try:
+            data = encode_frame(message, traceparent)
+        except FrameError as error:
+            # The edge would drop its link over it. An empty frame keeps its place in the numbering.
+            metrics.dropped.labels("downstream", error.fault.value).inc()
+            if span:
+                span.set_status(Status(StatusCode.ERROR, str(error)))
+            data = b""
+        accepted = state.send(frame.number, data, span, direct=frame.direct)
+        if accepted is Accepted.QUEUED:
+            return
+        metrics.dropped.labels("downstream", accepted.value).inc()
+        if span:
+            span.set_status(Status(StatusCode.ERROR, accepted.value))
+            span.end()
+        if accepted is Accepted.OVERFLOW:
+            self.close(
+                _Reason.CLOSE_REASON_OVERLOADED, "the dispatcher sent more than the link's queue holds"
+            )
+
+    def pump(self) -> None:
+        """Writes what is queued as far as the operating system takes it."""
+        state, transport = self.state, self.transport
+        if state is None:
+            return
+        outbound, metrics = state.outbound, self._tools.metrics
+        while outbound and not transport.blocked and not self.over:
+            frames = [frame for frame in outbound.take(_CHUNK_BYTES) if frame]
+            state.frames_sent += len(frames)
+            metrics.frames_sent.inc(len(frames))
+            metrics.bytes_sent.inc(sum(map(len, frames)))
+            if frames and not transport.send(frames):
+                return
+            self._mark_written(state)
+
+    def receipt(self, through: int) -> None:
+        """The dispatcher took upstream frames over."""
+        state = self.state
+        assert state is not None
+        held = not state.reading
+        if not state.receipt(through):
+            self._tools.metrics.dropped.labels("receipt", "number_unknown").inc()
+        if held:
+            self._apply_reading(state)
+
+    def control_reading(self, paused: bool) -> None:
+        """The dispatcher stops or resumes the link's input."""
+        state = self.state
+        assert state is not None
+        if paused:
+            state.pause(Pause.DISPATCHER)
+        else:
+            state.resume(Pause.DISPATCHER)
+        self._apply_reading(state)
+
+    def stream_has_room(self) -> None:
+        """The stream caught up."""
+        if self.state is not None and not self.over:
+            self.state.resume(Pause.STREAM)
+            self._apply_reading(self.state)
+
+    def report_activity(self) -> None:
+        """Answers a probe, behind all input that is queued."""
+        idle = self.transport.idle_seconds(self._tools.loop.time())
+        self.stream.outgoing.activity(self.number, self.epoch, idle)
+
+    def close(
+        self, reason: link_pb2.CloseReason.ValueType, detail: str, code: CloseCode | None = None
+    ) -> None:
+        """Ends the link from our side. What is queued goes first if the operating system takes it now."""
+        if self.over:
+            return
+        self.pump()
+        if self.over:
+            return
+        code = code or close_code(reason)
+        self.transport.close(code.code, code.with_detail(detail))
+        self._finish(reason, detail)
+
+    # Shared.
+
+    def _refuse_frame(self, label: str, code: CloseCode, detail: str) -> None:
+        self._tools.metrics.frames_refused.labels(label).inc()
+        self.close(_Reason.CLOSE_REASON_PROTOCOL_ERROR, f"{label}: {detail}" if detail else label, code)
+
+    def _finish(self, reason: link_pb2.CloseReason.ValueType, detail: str) -> None:
+        if self.over:
+            return
+        self.over = True
+        for timer in (self._rate_timer, self.verdict_timer):
+            if timer:
+                timer.cancel()
+        self._rate_timer = self.verdict_timer = None
+        if self.state is not None:
+            for span in self.state.outbound.unwritten_tags():
+                span.set_status(Status(StatusCode.ERROR, "the link ended before the bytes were written"))
+                span.end()
+        self._owner.link_over(self, reason, detail)
+
+    def _mark_written(self, state: Link[Span]) -> None:
+        marks, spans = state.outbound.written()
+        for span in spans:
+            span.end()
+        if marks and not self.over:
+            self.stream.outgoing.written(
+                self.number, state.epoch, marks.acknowledged_through, marks.direct_through
+            )
+
+    def _spend(self, state: Link[Span]) -> None:
+        loop = self._tools.loop
+        if state.spend_frame(loop.time()) or self._rate_timer:
+            return
+        self._tools.metrics.read_pauses.labels("rate").inc()
+        rest = max(1.0, self._tools.limits.frames_per_second * _RATE_REST)
+        self._rate_timer = loop.call_later(state.rate_pause_seconds(1.0 + rest), self._rate_over)
+
+    def _rate_over(self) -> None:
+        self._rate_timer = None
+        if self.state is not None:
+            self.state.resume(Pause.RATE)
+            self._apply_reading(self.state)
+
+    def _apply_reading(self, state: Link[Span]) -> None:
+        self.transport.hold_input(not state.reading)

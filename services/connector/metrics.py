@@ -1,0 +1,47 @@
+"""The connector's Prometheus metrics. A node id is never a label."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+class ConnectorMetrics:
+    """Everything one connector counts, in a registry of its own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"cloudhub_connector_{name}", text, labels, registry=registry)
+
+        self.links = Gauge("cloudhub_connector_links", "Admitted links", registry=registry)
+        self.openings = Gauge(
+            "cloudhub_connector_openings", "Connections whose upgrade is not answered yet", registry=registry
+        )
+        self.connections = Gauge(
+            "cloudhub_connector_connections", "TCP connections of edges", registry=registry
+        )
+        self.dispatchers = Gauge(
+            "cloudhub_connector_dispatchers_attached", "Dispatchers with a live stream", registry=registry
+        )
+        self.handshake_failures = counter(
+            "handshake_failures_total", "TLS handshakes that failed, certificate faults included", "reason"
+        )
+        self.refusals = counter("refusals_total", "Upgrade requests refused", "status", "reason")
+        self.links_opened = counter("links_opened_total", "Links admitted")
+        self.links_closed = counter("links_closed_total", "Links ended", "reason")
+        self.frames_received = counter("frames_received_total", "Frames read and handed to a dispatcher")
+        self.bytes_received = counter("frame_bytes_received_total", "Bytes of those frames")
+        self.frames_refused = counter("frames_refused_total", "Frames that closed their link", "reason")
+        self.frames_sent = counter("frames_sent_total", "Frames written to links")
+        self.bytes_sent = counter("frame_bytes_sent_total", "Bytes of those frames")
+        self.dropped = counter(
+            "dropped_total", "Elements from a dispatcher that were dropped", "element", "reason"
+        )
+        self.read_pauses = counter("read_pauses_total", "Times a link's input was held", "reason")
+        self.streams_lost = counter("dispatcher_streams_lost_total", "Streams to dispatchers lost", "reason")
+        self.accept_errors = counter("accept_errors_total", "Failures to accept a connection", "reason")
+        self.batch_elements = Histogram(
+            "cloudhub_connector_batch_elements",
+            "Elements per batch to a dispatcher",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+            registry=registry,
+        )

@@ -1,0 +1,91 @@
+"""Settings of the connector."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic_settings import SettingsConfigDict
+
+from services.connector.link import LinkLimits
+from services.connector.websocket import WebSocketLimits
+from services.runtime.settings import Address, ServiceSettings, split_address
+
+
+def _check_addresses(value: str) -> str:
+    for part in value.split(","):
+        host, separator, port = part.strip().rpartition(":")
+        if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ValueError(
+                f"should be HOST:PORT,HOST:PORT,... for example 127.0.0.1:50051; {part.strip()!r} is not HOST:PORT"
+            )
+        split_address(part.strip())
+    return value
+
+
+class ConnectorSettings(ServiceSettings):
+    """Carries the links of edge nodes: WebSocket over mutual TLS towards edges, gRPC towards dispatchers."""
+
+    model_config = SettingsConfigDict(env_prefix="CLOUDHUB_CONNECTOR_")
+
+    listen: Address = Field("0.0.0.0:10000", description="HOST:PORT for WebSocket links of edges")
+    grpc_listen: Address = Field("0.0.0.0:50053", description="HOST:PORT of the gRPC server (admin, health)")
+    dispatchers: Annotated[str, AfterValidator(_check_addresses)] = Field(
+        "127.0.0.1:50051", description="HOST:PORT of every dispatcher, separated by commas"
+    )
+    certificate: Path = Field(
+        Path("certs/server.crt"), description="server certificate (PEM, with its chain)"
+    )
+    private_key: Path = Field(Path("certs/server.key"), description="the certificate's private key (PEM)")
+    client_ca: Path = Field(Path("certs/ca.crt"), description="CA of the edges' certificates (PEM)")
+    frame_most_bytes: int = Field(
+        1024 * 1024, ge=1024, le=16 * 1024 * 1024, description="largest frame an edge may send"
+    )
+    frames_per_second: float = Field(
+        1000.0, gt=0, description="frames an edge may send per second before its reads pause"
+    )
+    frames_burst: float = Field(2000.0, ge=1, description="frames an edge may send at once")
+    unreceipted_most_frames: int = Field(
+        256, ge=1, description="frames of one edge that wait for the dispatcher before its reads pause"
+    )
+    unreceipted_most_bytes: int = Field(1024 * 1024, ge=1, description="the same in bytes")
+    queued_most_frames: int = Field(
+        4096, ge=1, description="frames that wait for one edge; more ends the link as overloaded"
+    )
+    queued_most_bytes: int = Field(8 * 1024 * 1024, ge=1, description="the same in bytes")
+    links_most: int = Field(20_000, ge=1, description="links of this connector; further ones get 503")
+    openings_most: int = Field(
+        1024, ge=1, description="connections between TCP and an answered upgrade; further ones wait"
+    )
+    opening_seconds: float = Field(
+        10.0, gt=0, le=120, description="time for TLS handshake and request together"
+    )
+    verdict_seconds: float = Field(10.0, gt=0, le=120, description="time for a dispatcher's verdict")
+    close_seconds: float = Field(5.0, gt=0, le=120, description="time for the edge's part of a close")
+    retry_after_seconds: float = Field(
+        5.0, gt=0, le=3600, description="advice to an edge that is refused for a passing reason"
+    )
+    drain_links_per_second: float = Field(500.0, gt=0, description="rate at which a drain closes links")
+    drain_seconds: float = Field(
+        15.0, gt=0, le=600, description="time after which a drain closes what is left at once"
+    )
+
+    def dispatcher_addresses(self) -> list[str]:
+        """The addresses, in the order given."""
+        return [part.strip() for part in self.dispatchers.split(",")]
+
+    def link_limits(self) -> LinkLimits:
+        """The bounds of one link."""
+        return LinkLimits(
+            self.queued_most_frames,
+            self.queued_most_bytes,
+            self.unreceipted_most_frames,
+            self.unreceipted_most_bytes,
+            self.frames_per_second,
+            self.frames_burst,
+        )
+
+    def websocket_limits(self) -> WebSocketLimits:
+        """The bounds of one connection."""
+        return WebSocketLimits(
+            self.frame_most_bytes, self.opening_seconds, self.close_seconds, min(2.0, self.close_seconds)
+        )

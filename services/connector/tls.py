@@ -1,0 +1,179 @@
+"""TLS of edge links, without I/O: ciphertext in, plaintext out, and the other way.
+
+The shell owns the plain TCP transport, so it knows exactly which bytes the operating system has, and
+a failed handshake is an exception with a reason instead of a log line of the event loop.
+"""
+
+import ssl
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from services.connector.admission import CertificateNames
+from services.runtime.errors import StartupError
+
+_RECORD_BYTES = 16384
+# X509_V_ERR_* of OpenSSL.
+_VERIFY_REASONS = {
+    9: "certificate_not_yet_valid",
+    10: "certificate_expired",
+    18: "certificate_untrusted",
+    19: "certificate_untrusted",
+    20: "certificate_untrusted",
+    21: "certificate_untrusted",
+    26: "certificate_purpose",
+}
+_TLS_REASONS = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "certificate_missing",
+    "HTTP_REQUEST": "not_tls",
+    "HTTPS_PROXY_REQUEST": "not_tls",
+    "WRONG_VERSION_NUMBER": "not_tls",
+    "UNKNOWN_PROTOCOL": "not_tls",
+    "UNSUPPORTED_PROTOCOL": "tls_version",
+    "NO_SHARED_CIPHER": "tls_no_shared_cipher",
+    "PACKET_LENGTH_TOO_LONG": "not_tls",
+    "RECORD_LAYER_FAILURE": "not_tls",
+}
+
+
+class TlsFault(Exception):
+    """The peer's TLS cannot go on. `reason` is the metric label, `detail` OpenSSL's words."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def _fault(error: ssl.SSLError) -> TlsFault:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        reason = _VERIFY_REASONS.get(error.verify_code, "certificate_invalid")
+        return TlsFault(reason, error.verify_message)
+    name = error.reason or "unknown"
+    reason = _TLS_REASONS.get(name, "peer_alert" if "ALERT" in name else "tls_protocol")
+    return TlsFault(reason, name.lower().replace("_", " "))
+
+
+class TlsChannel:
+    """The server's side of one connection."""
+
+    __slots__ = ("_incoming", "_object", "_outgoing", "ended", "established")
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self.established = False
+        # True after the peer's close_notify: no plaintext follows.
+        self.ended = False
+
+    def receive(self, ciphertext: bytes) -> bytes:
+        """The plaintext that came complete. Raises TlsFault; `outgoing` then holds the alert."""
+        self._incoming.write(ciphertext)
+        try:
+            if not self.established:
+                self._object.do_handshake()
+                self.established = True
+            return self._read()
+        except ssl.SSLWantReadError:
+            return b""
+        except ssl.SSLError as error:
+            raise _fault(error) from None
+
+    def _read(self) -> bytes:
+        parts: list[bytes] = []
+        tls = self._object
+        try:
+            # Asking only while something is there saves the exception in the common case.
+            while self._incoming.pending or tls.pending():
+                part = tls.read(_RECORD_BYTES)
+                if not part:
+                    self.ended = True
+                    break
+                parts.append(part)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.ended = True
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def encrypt(self, plaintext: bytes) -> bytes:
+        """The ciphertext of `plaintext`, behind whatever was waiting to go out."""
+        view = memoryview(plaintext)
+        try:
+            while view:
+                view = view[self._object.write(view) :]
+        except ssl.SSLError as error:
+            raise _fault(error) from None
+        return self._outgoing.read()
+
+    def outgoing(self) -> bytes:
+        """Handshake records and alerts that wait to go out."""
+        return self._outgoing.read() if self._outgoing.pending else b""
+
+    def close(self) -> bytes:
+        """The close_notify alert; nothing can be encrypted afterwards."""
+        try:
+            self._object.unwrap()
+        except ssl.SSLError:
+            # The peer's own close_notify has not come (yet), or the session never was or broke.
+            pass
+        return self._outgoing.read()
+
+    def names(self) -> CertificateNames:
+        """Who the verified client certificate names."""
+        subject = (self._object.getpeercert() or {}).get("subject", ())
+        found: dict[str, list[str]] = {"organizationName": [], "commonName": []}
+        for relative_name in subject:
+            for key, value in relative_name:
+                if key in found:
+                    found[key].append(value)
+        return CertificateNames(tuple(found["organizationName"]), tuple(found["commonName"]))
+
+
+def _read_certificate(path: Path, what: str) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except OSError as error:
+        raise StartupError(f"cannot read the {what} {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise StartupError(f"the {what} {path} is not a certificate in PEM form") from error
+
+
+def server_context(certificate: Path, private_key: Path, client_ca: Path, now_ms: int) -> ssl.SSLContext:
+    """The context of all edge links: TLS 1.2 or newer, client certificate required, no resumption.
+
+    Raises StartupError with one sentence if a file is unreadable, expired or does not fit.
+    """
+    own = _read_certificate(certificate, "server certificate")
+    authority = _read_certificate(client_ca, "client CA certificate")
+    for found, path in ((own, certificate), (authority, client_ca)):
+        if found.not_valid_after_utc.timestamp() * 1000 <= now_ms:
+            raise StartupError(f"the certificate {path} expired on {found.not_valid_after_utc:%Y-%m-%d}")
+        if found.not_valid_before_utc.timestamp() * 1000 > now_ms:
+            raise StartupError(
+                f"the certificate {path} is not valid before {found.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+            )
+    try:
+        key = load_pem_private_key(private_key.read_bytes(), None)
+    except OSError as error:
+        raise StartupError(f"cannot read the private key {private_key}: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise StartupError(f"the private key {private_key} is not an unencrypted key in PEM form") from error
+    if key.public_key() != own.public_key():
+        raise StartupError(f"the private key {private_key} does not belong to the certificate {certificate}")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    # Resumption would keep a session per edge in memory and skip the look at its certificate.
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    try:
+        context.load_cert_chain(certificate, private_key)
+        context.load_verify_locations(client_ca)
+    except ssl.SSLError as error:
+        raise StartupError(
+            f"cannot use the certificate {certificate} with its key and the CA {client_ca}: {error.reason}"
+        ) from error
+    return context

@@ -1,0 +1,561 @@
+"""A WebSocket link over mutual TLS: one asyncio.Protocol per connection, no task.
+
+TLS is `tls.TlsChannel`, the protocol is `websockets`' Sans-I/O ServerProtocol; this module moves bytes
+between them and the TCP transport and says what happened to a `LinkHandler`.
+"""
+
+import asyncio
+import enum
+import logging
+import ssl
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Protocol
+
+from websockets.exceptions import PayloadTooBig
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import SEND_EOF, State
+from websockets.server import ServerProtocol
+
+from cloudhub.v1 import link_pb2
+from services.connector.admission import HttpRefusal
+from services.connector.close_codes import LinkFault
+from services.connector.tls import TlsChannel, TlsFault
+from services.connector.transport import LinkHandler, LinkRequest, TransportEnd
+
+# Input is looked at in slices, so that a paused link holds few parsed frames.
+_SLICE_BYTES = 16 * 1024
+# What a peer may send before its upgrade is answered: a request, with room for what an eager one adds.
+_REQUEST_MOST_BYTES = 16 * 1024
+_HELD_MOST_BYTES = 64 * 1024
+_REQUEST_END = b"\r\n\r\n"
+
+# The library logs every connection; the hub has lines of its own.
+_quiet = logging.getLogger("services.connector.websocket.library")
+_quiet.setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True, slots=True)
+class WebSocketLimits:
+    """Bounds of one connection. Times in seconds."""
+
+    frame_most_bytes: int = 1024 * 1024
+    # From the TCP connection to a whole request: TLS handshake and HTTP together.
+    opening_timeout: float = 10.0
+    # For the peer's part of the closing handshake.
+    close_timeout: float = 5.0
+    # For the peer to read a refusal before the connection is cut.
+    linger_timeout: float = 2.0
+
+
+class ConnectionHost(Protocol):
+    """Who owns connections: the listener."""
+
+    context: ssl.SSLContext
+    limits: WebSocketLimits
+
+    def requested(self, connection: "EdgeConnection", request: LinkRequest) -> None:
+        """A peer asks for a link. Answered by `start` and `accept`, or by `refuse`, now or later."""
+        ...
+
+    def opened(self, connection: "EdgeConnection") -> None:
+        """The opening is over: admitted or refused."""
+        ...
+
+    def handshake_failed(self, connection: "EdgeConnection", reason: str, detail: str) -> None:
+        """TLS, or the request in it, failed before there was anything to answer."""
+        ...
+
+    def refused(self, connection: "EdgeConnection", refusal: HttpRefusal) -> None:
+        """A request was refused."""
+        ...
+
+    def gone(self, connection: "EdgeConnection") -> None:
+        """The connection is closed; nothing of it is left."""
+        ...
+
+
+class Phase(enum.Enum):
+    """Where a connection is in its life."""
+
+    HANDSHAKE = enum.auto()
+    REQUEST = enum.auto()
+    # The request is whole, its answer is being decided; nothing the peer sends is looked at.
+    DECIDING = enum.auto()
+    OPEN = enum.auto()
+    # A close frame or a refusal is on its way; input is discarded but for the peer's close frame.
+    CLOSING = enum.auto()
+    # Our direction is closed; waiting for the peer's end.
+    FINISHED = enum.auto()
+    GONE = enum.auto()
+
+
+class EdgeConnection(asyncio.Protocol):
+    """One connection; implements `transport.EdgeTransport`."""
+
+    __slots__ = (
+        "_blocked",
+        "_decided",
+        "_events",
+        "_handler",
+        "_held",
+        "_host",
+        "_inbox",
+        "_last_input_at",
+        "_loop",
+        "_partial",
+        "_pong",
+        "_reading",
+        "_tcp",
+        "_tcp_paused",
+        "_timer",
+        "_tls",
+        "_ws",
+        "peer_address",
+        "phase",
+    )
+
+    kind = "websocket"
+
+    def __init__(self, host: ConnectionHost, loop: asyncio.AbstractEventLoop) -> None:
+        self._host = host
+        self._loop = loop
+        self._tls = TlsChannel(host.context)
+        self._ws = ServerProtocol(max_size=host.limits.frame_most_bytes, logger=_quiet)
+        self._tcp: asyncio.Transport | None = None
+        self._handler: LinkHandler | None = None
+        self._events: deque[Frame] = deque()
+        self._inbox = bytearray()
+        self._partial: bytearray | None = None
+        self._pong = b""
+        self._decided: Response | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_input_at = loop.time()
+        self._blocked = False
+        self._held = False
+        self._tcp_paused = False
+        self._reading = False
+        self.peer_address = ""
+        self.phase = Phase.HANDSHAKE
+
+    # What the event loop says.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._tcp = transport
+        # With a high-water mark of 0, `resume_writing` means that the operating system has every byte.
+        transport.set_write_buffer_limits(high=0)
+        peer = transport.get_extra_info("peername")
+        if peer:
+            self.peer_address = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+        self._set_timer(self._host.limits.opening_timeout, self._opening_timed_out)
+
+    def data_received(self, data: bytes) -> None:
+        if self.phase is Phase.GONE or self.phase is Phase.FINISHED:
+            return
+        self._last_input_at = self._loop.time()
+        established = self._tls.established
+        try:
+            plaintext = self._tls.receive(data)
+        except TlsFault as fault:
+            self._tls_failed(fault)
+            return
+        outgoing = self._tls.outgoing()
+        if outgoing:
+            self._write_tcp(outgoing)
+        if not established and self._tls.established:
+            self.phase = Phase.REQUEST
+        if plaintext:
+            self._inbox += plaintext
+            self._read_on()
+        if self._tls.ended:
+            self._input_ended()
+
+    def eof_received(self) -> bool:
+        self._input_ended()
+        return False
+
+    def pause_writing(self) -> None:
+        self._blocked = True
+
+    def resume_writing(self) -> None:
+        self._blocked = False
+        if self._pong and self.phase is Phase.OPEN:
+            pong, self._pong = self._pong, b""
+            self._write(pong)
+        if self._handler and not self._blocked:
+            self._handler.drained()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.phase in (Phase.HANDSHAKE, Phase.REQUEST):
+            detail = str(error) if error else "the peer closed the connection"
+            self._host.handshake_failed(self, "peer_closed", detail)
+        self._end(
+            TransportEnd(
+                link_pb2.CLOSE_REASON_TRANSPORT_ERROR,
+                f"connection lost: {error}" if error else "the connection ended without a close frame",
+            )
+        )
+        self.phase = Phase.GONE
+        self._cancel_timer()
+        self._tcp = None
+        self._inbox.clear()
+        self._events.clear()
+        self._host.gone(self)
+
+    # What the link asks for: transport.EdgeTransport.
+
+    @property
+    def blocked(self) -> bool:
+        return self._blocked
+
+    def start(self, handler: LinkHandler) -> None:
+        """The link that is told from here on; before `accept`, only its end."""
+        self._handler = handler
+
+    def accept(self) -> None:
+        if self.phase is not Phase.DECIDING or not self._decided:
+            return
+        self.phase = Phase.OPEN
+        self._cancel_timer()
+        response, self._decided = self._decided, None
+        self._ws.send_response(response)
+        self._flush_ws()
+        self._host.opened(self)
+        # Not from within the caller's decision: what is in the inbox comes after `accept` returned.
+        self._loop.call_soon(self._read_on)
+
+    def refuse(self, refusal: HttpRefusal) -> None:
+        if self.phase is not Phase.DECIDING:
+            return
+        self._handler = None
+        response = self._ws.reject(HTTPStatus(refusal.status), refusal.text + "\n")
+        if refusal.retry_after_seconds > 0:
+            response.headers["Retry-After"] = str(max(1, round(refusal.retry_after_seconds)))
+        self._refuse_with(response, refusal)
+
+    def send(self, frames: Sequence[bytes]) -> bool:
+        if self.phase is not Phase.OPEN or self._ws.eof_sent:
+            return False
+        parts: list[bytes] = []
+        for frame in frames:
+            # A text frame in one piece, not masked, no extension: the header is all there is to say.
+            size = len(frame)
+            if size < 126:
+                parts.append(b"\x81" + size.to_bytes(1, "big"))
+            elif size < 65536:
+                parts.append(b"\x81\x7e" + size.to_bytes(2, "big"))
+            else:
+                parts.append(b"\x81\x7f" + size.to_bytes(8, "big"))
+            parts.append(frame)
+        self._write(b"".join(parts))
+        return not self._blocked
+
+    def close(self, code: int, text: str) -> None:
+        self._handler = None
+        if self.phase is Phase.DECIDING:
+            self._abort()
+        if self.phase is not Phase.OPEN:
+            return
+        self.phase = Phase.CLOSING
+        self._drop_held()
+        self._set_timer(self._host.limits.close_timeout, self._abort)
+        if self._ws.state is State.OPEN:
+            self._ws.send_close(code, text)
+            self._write(b"".join(self._ws.data_to_send()))
+        self._resume_tcp()
+
+    def hold_input(self, held: bool) -> None:
+        if held == self._held:
+            return
+        self._held = held
+        if held:
+            return
+        # Silence cannot be told from input that was not looked at: the clock starts anew.
+        self._last_input_at = self._loop.time()
+        self._loop.call_soon(self._read_on)
+
+    def idle_seconds(self, now: float) -> float:
+        if self._held or self._inbox or self._events:
+            return 0.0
+        return max(0.0, now - self._last_input_at)
+
+    def abort(self) -> None:
+        """Cuts the connection without a word."""
+        self._abort()
+
+    # Input.
+
+    def _read_on(self) -> None:
+        """Looks at input as far as it may be looked at now."""
+        if self._reading:
+            return
+        self._reading = True
+        try:
+            while self._step():
+                pass
+        finally:
+            self._reading = False
+        if self.phase in (Phase.OPEN, Phase.DECIDING) and (self._held or self.phase is Phase.DECIDING):
+            if (self._held or len(self._inbox) > _HELD_MOST_BYTES) and not self._tcp_paused and self._tcp:
+                self._tcp_paused = True
+                self._tcp.pause_reading()
+        else:
+            self._resume_tcp()
+
+    def _step(self) -> bool:
+        """One event or one slice; False if there is nothing to look at now."""
+        phase = self.phase
+        if phase is Phase.OPEN:
+            if self._held:
+                return False
+            if self._events:
+                self._handle_frame(self._events.popleft())
+                return True
+            if self._ws.state is not State.OPEN:
+                self._protocol_over()
+                return False
+        elif phase is Phase.CLOSING:
+            self._events.clear()
+        elif phase is not Phase.REQUEST:
+            return False
+        inbox = self._inbox
+        if not inbox:
+            return False
+        if phase is Phase.REQUEST:
+            return self._look_for_request()
+        if len(inbox) <= _SLICE_BYTES:
+            part, self._inbox = inbox, bytearray()
+        else:
+            part = inbox[:_SLICE_BYTES]
+            del inbox[:_SLICE_BYTES]
+        self._ws.receive_data(part)
+        for event in self._ws.events_received():
+            assert isinstance(event, Frame)
+            self._events.append(event)
+        self._flush_ws()
+        return True
+
+    def _look_for_request(self) -> bool:
+        """Hands the library the request and not a byte more; False if it is not whole yet."""
+        end = self._inbox.find(_REQUEST_END)
+        if end < 0 or end > _REQUEST_MOST_BYTES:
+            if len(self._inbox) > _REQUEST_MOST_BYTES:
+                self._request_failed(
+                    "request_too_large",
+                    f"over {_REQUEST_MOST_BYTES} bytes",
+                    b"HTTP/1.1 431 Request Header Fields Too Large",
+                )
+            return False
+        end += len(_REQUEST_END)
+        part = self._inbox[:end]
+        del self._inbox[:end]
+        self._ws.receive_data(part)
+        events = self._ws.events_received()
+        if events and isinstance(events[0], Request):
+            self._requested(events[0])
+            return False
+        self._ws.data_to_send()
+        error = self._ws.handshake_exc
+        detail = str((error and error.__cause__) or error or "no HTTP request")
+        self._request_failed("bad_request", detail, b"HTTP/1.1 400 Bad Request")
+        return False
+
+    def _request_failed(self, reason: str, detail: str, status: bytes) -> None:
+        self._host.handshake_failed(self, reason, detail)
+        body = f"{detail}\n".encode()
+        self._finish(
+            b"%b\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
+            % (status, len(body), body),
+            told=True,
+        )
+
+    def _requested(self, request: Request) -> None:
+        self.phase = Phase.DECIDING
+        self._cancel_timer()
+        response = self._ws.accept(request)
+        if response.status_code != 101:
+            text = (response.body or b"").decode(errors="replace").strip()
+            self._refuse_with(response, HttpRefusal(response.status_code, "upgrade", text))
+            return
+        self._decided = response
+        self._host.requested(
+            self,
+            LinkRequest(self._tls.names(), request.path, tuple(request.headers.raw_items())),
+        )
+
+    def _handle_frame(self, frame: Frame) -> None:
+        handler = self._handler
+        if handler is None:
+            return
+        opcode = frame.opcode
+        if opcode is Opcode.TEXT and frame.fin:
+            handler.frame_received(bytes(frame.data))
+        elif opcode is Opcode.TEXT:
+            self._partial = bytearray(frame.data)
+            handler.control_received()
+        elif opcode is Opcode.CONT:
+            partial = self._partial
+            if partial is None:
+                return
+            partial += frame.data
+            if frame.fin:
+                self._partial = None
+                handler.frame_received(bytes(partial))
+            else:
+                handler.control_received()
+        elif opcode is Opcode.BINARY:
+            handler.binary_received()
+        elif opcode is Opcode.CLOSE:
+            close = self._ws.close_rcvd
+            detail = f"{close.code} {close.reason}".strip() if close else ""
+            self._end(TransportEnd(link_pb2.CLOSE_REASON_EDGE_CLOSED, detail))
+        else:
+            handler.control_received()
+
+    def _protocol_over(self) -> None:
+        """The library ended the protocol: the peer's close frame, or its breach of the protocol."""
+        error = self._ws.parser_exc
+        fault = LinkFault.TOO_BIG if isinstance(error, PayloadTooBig) else LinkFault.WEBSOCKET
+        self._end(TransportEnd(link_pb2.CLOSE_REASON_PROTOCOL_ERROR, str(error or "closed"), fault.value))
+
+    def _input_ended(self) -> None:
+        """The peer closed its direction: what it sent before is looked at, then we close ours."""
+        if self.phase in (Phase.HANDSHAKE, Phase.REQUEST):
+            self._abort()
+            return
+        if self.phase in (Phase.OPEN, Phase.DECIDING):
+            self._end(
+                TransportEnd(
+                    link_pb2.CLOSE_REASON_TRANSPORT_ERROR, "the connection ended without a close frame"
+                )
+            )
+        if self._tcp:
+            self._tcp.close()
+            # A peer that does not read would keep what is not written yet, and the descriptor, for ever.
+            if self._timer is None:
+                self._set_timer(self._host.limits.linger_timeout, self._abort)
+
+    # Output.
+
+    def _write(self, plaintext: bytes) -> None:
+        try:
+            ciphertext = self._tls.encrypt(plaintext)
+        except TlsFault as fault:
+            self._tls_failed(fault)
+            return
+        self._write_tcp(ciphertext)
+
+    def _write_tcp(self, data: bytes) -> None:
+        if self._tcp and not self._tcp.is_closing():
+            self._tcp.write(data)
+
+    def _flush_ws(self) -> None:
+        """Writes what the library wants written: pongs, close frames, the end of our direction."""
+        writes = self._ws.data_to_send()
+        if not writes:
+            return
+        if self._blocked and self.phase is Phase.OPEN and self._ws.state is State.OPEN:
+            # The peer pings and does not read: only the last ping needs an answer (RFC 6455, 5.5.3).
+            self._pong = writes[-1]
+            return
+        ending = writes[-1] == SEND_EOF
+        data = b"".join(writes)
+        if ending:
+            self._finish(data, told=False)
+        elif not self._blocked or self.phase is not Phase.CLOSING:
+            self._write(data)
+
+    def _refuse_with(self, response: Response, refusal: HttpRefusal) -> None:
+        self._ws.send_response(response)
+        self._host.refused(self, refusal)
+        self._finish(b"".join(self._ws.data_to_send()), told=True)
+
+    def _finish(self, last_words: bytes, *, told: bool) -> None:
+        """Writes the last words, ends TLS and our direction, and gives the peer time to read them.
+
+        With `told` false, frames that came before the end are still to be handled.
+        """
+        if self._tcp is None or self.phase in (Phase.FINISHED, Phase.GONE):
+            return
+        opening = self.phase in (Phase.REQUEST, Phase.DECIDING)
+        if last_words:
+            self._write(last_words)
+        if self._tcp is None:
+            return
+        self._write_tcp(self._tls.close())
+        if self._tcp.can_write_eof() and not self._tcp.is_closing():
+            self._tcp.write_eof()
+        if told or self.phase is Phase.CLOSING:
+            self.phase = Phase.FINISHED
+            self._drop_held()
+            self._resume_tcp()
+        self._set_timer(self._host.limits.linger_timeout, self._abort)
+        if opening:
+            self._host.opened(self)
+
+    # Ends.
+
+    def _end(self, end: TransportEnd) -> None:
+        """Tells the link, once, that the connection is over."""
+        handler, self._handler = self._handler, None
+        if self.phase is Phase.OPEN:
+            self.phase = Phase.FINISHED if self._ws.eof_sent else Phase.CLOSING
+            self._drop_held()
+            if self._timer is None:
+                self._set_timer(self._host.limits.linger_timeout, self._abort)
+            self._resume_tcp()
+        if handler:
+            handler.ended(end)
+
+    def _tls_failed(self, fault: TlsFault) -> None:
+        self._write_tcp(self._tls.outgoing())
+        if self.phase is Phase.HANDSHAKE:
+            self._host.handshake_failed(self, fault.reason, fault.detail)
+            self.phase = Phase.FINISHED
+            self._host.opened(self)
+            # Time for the peer to read the alert: closing at once could reset the connection before.
+            if self._tcp and not self._tcp.is_closing():
+                self._tcp.write_eof()
+            self._set_timer(self._host.limits.linger_timeout, self._abort)
+            return
+        self._end(TransportEnd(link_pb2.CLOSE_REASON_TRANSPORT_ERROR, f"TLS: {fault.detail}"))
+        self._abort()
+
+    def _opening_timed_out(self) -> None:
+        self._timer = None
+        self._host.handshake_failed(
+            self,
+            "handshake_timeout" if self.phase is Phase.HANDSHAKE else "request_timeout",
+            f"not finished within {self._host.limits.opening_timeout:g} s",
+        )
+        self.phase = Phase.FINISHED
+        self._host.opened(self)
+        self._abort()
+
+    def _abort(self) -> None:
+        self._cancel_timer()
+        if self._tcp:
+            self._tcp.abort()
+
+    def _drop_held(self) -> None:
+        self._held = False
+        self._partial = None
+        self._pong = b""
+
+    def _resume_tcp(self) -> None:
+        if self._tcp_paused and self._tcp and not self._tcp.is_closing():
+            self._tcp_paused = False
+            self._tcp.resume_reading()
+
+    def _set_timer(self, seconds: float, call: Callable[[], None]) -> None:
+        self._cancel_timer()
+        self._timer = self._loop.call_later(seconds, call)
+
+    def _cancel_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
