@@ -256,8 +256,6 @@ class EdgeLink:
         if self.over:
             return
         self.pump()
-        if self.over:
-            return
         code = code or close_code(reason)
         self.transport.close(code.code, code.with_detail(detail))
         self._finish(reason, detail)

@@ -16,7 +16,8 @@ def _check_addresses(value: str) -> str:
         host, separator, port = part.strip().rpartition(":")
         if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise ValueError(
-                f"should be HOST:PORT,HOST:PORT,... for example 127.0.0.1:50051; {part.strip()!r} is not HOST:PORT"
+                "should be HOST:PORT,HOST:PORT,... for example 127.0.0.1:50051; "
+                f"{part.strip()!r} is not HOST:PORT"
             )
         split_address(part.strip())
     return value

@@ -6,6 +6,7 @@ a failed handshake is an exception with a reason instead of a log line of the ev
 
 import ssl
 from pathlib import Path
+from typing import Any, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -123,7 +124,8 @@ class TlsChannel:
 
     def names(self) -> CertificateNames:
         """Who the verified client certificate names."""
-        subject = (self._object.getpeercert() or {}).get("subject", ())
+        certificate = cast("dict[str, Any]", self._object.getpeercert() or {})
+        subject: tuple[tuple[tuple[str, str], ...], ...] = certificate.get("subject", ())
         found: dict[str, list[str]] = {"organizationName": [], "commonName": []}
         for relative_name in subject:
             for key, value in relative_name:

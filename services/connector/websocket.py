@@ -368,8 +368,8 @@ class EdgeConnection(asyncio.Protocol):
         self._host.handshake_failed(self, reason, detail)
         body = f"{detail}\n".encode()
         self._finish(
-            b"%b\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%b"
-            % (status, len(body), body),
+            b"%b\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (status, len(body), body),
             told=True,
         )
 
@@ -479,16 +479,15 @@ class EdgeConnection(asyncio.Protocol):
 
         With `told` false, frames that came before the end are still to be handled.
         """
-        if self._tcp is None or self.phase in (Phase.FINISHED, Phase.GONE):
+        tcp = self._tcp
+        if tcp is None or self.phase in (Phase.FINISHED, Phase.GONE):
             return
         opening = self.phase in (Phase.REQUEST, Phase.DECIDING)
         if last_words:
             self._write(last_words)
-        if self._tcp is None:
-            return
         self._write_tcp(self._tls.close())
-        if self._tcp.can_write_eof() and not self._tcp.is_closing():
-            self._tcp.write_eof()
+        if not tcp.is_closing():
+            tcp.write_eof()
         if told or self.phase is Phase.CLOSING:
             self.phase = Phase.FINISHED
             self._drop_held()
