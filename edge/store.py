@@ -115,9 +115,13 @@ class EdgeStore:
             self._connection = sqlite3.connect(
                 path, isolation_level=None, check_same_thread=False, cached_statements=64, timeout=5
             )
-            self._prepare(path, sync)
         except sqlite3.Error as error:
             self._lock.close()
+            raise StoreFault(f"cannot open the database {path}: {error}") from error
+        try:
+            self._prepare(path, sync)
+        except sqlite3.Error as error:
+            self.close()
             raise StoreFault(f"cannot use the database {path}: {error}") from error
         except StoreFault:
             self.close()
@@ -125,18 +129,20 @@ class EdgeStore:
 
     def _prepare(self, path: Path, sync: str) -> None:
         execute = self._connection.execute
-        execute("PRAGMA journal_mode=WAL")
-        execute(f"PRAGMA synchronous={sync}")
-        execute("PRAGMA cache_size=-32768")
-        execute("PRAGMA wal_autocheckpoint=4000")
+        # Looked at before anything is set, so that somebody else's database stays as it is.
         version = execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and not execute("SELECT 1 FROM sqlite_master").fetchone():
-            self._connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT")
-        elif version != SCHEMA_VERSION:
+        is_new = version == 0 and not execute("SELECT 1 FROM sqlite_master").fetchone()
+        if not is_new and version != SCHEMA_VERSION:
             raise StoreFault(
                 f"database {path} holds schema {version}, not {SCHEMA_VERSION} of an edge agent; "
                 "name another file"
             )
+        execute("PRAGMA journal_mode=WAL")
+        execute(f"PRAGMA synchronous={sync}")
+        execute("PRAGMA cache_size=-32768")
+        execute("PRAGMA wal_autocheckpoint=4000")
+        if is_new:
+            self._connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT")
         self._last_n: int = execute(
             "SELECT max(coalesce((SELECT max(n) FROM history), 0),"
             " coalesce((SELECT max(applied_n) FROM object), 0))"
