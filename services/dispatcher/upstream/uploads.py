@@ -4,8 +4,9 @@ A row's `n` grows with arrival, so a node's rows in order of `n` are in the orde
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from google.protobuf.message import DecodeError
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -49,12 +50,25 @@ class StoredUploads:
 
 @dataclass(frozen=True, slots=True)
 class LoadWanted:
-    """Rows of a node with an `n` above `after`: at most `limit`, and no further once `most_bytes` are read."""
+    """Rows of a node with an `n` above `after`: at most `limit`, ending once `most_bytes` are read."""
 
     node_id: str
     after: int
     limit: int
     most_bytes: int
+
+
+@dataclass(slots=True)
+class LoadedUploads:
+    """Rows in order of `n`; `reached` is the last `n` looked at, `is_all` says that none came behind it.
+
+    `unreadable` are those whose content is no message; they stay where they are.
+    """
+
+    rows: list[UploadRow] = field(default_factory=list)
+    unreadable: list[int] = field(default_factory=list)
+    reached: int = 0
+    is_all: bool = True
 
 
 def upload_table(metadata: MetaData) -> Table:
@@ -73,7 +87,10 @@ def upload_table(metadata: MetaData) -> Table:
 
 
 def store_uploads(connection: Connection, table: Table, rows: Sequence[UploadRow]) -> set[tuple[str, int]]:
-    """Inserts rows and gives back the keys of the new ones; the others repeat a stored message id."""
+    """Inserts rows and gives back the keys of those now stored; the others repeat a stored message id.
+
+    May be run again after a commit whose outcome is unknown: rows of the first run count as stored.
+    """
     if not rows:
         return set()
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
@@ -89,7 +106,17 @@ def store_uploads(connection: Connection, table: Table, rows: Sequence[UploadRow
         }
         for row in rows
     ]
-    return {(node_id, n) for node_id, n in connection.execute(statement, values)}
+    stored = {(node_id, n) for node_id, n in connection.execute(statement, values)}
+    for row in rows:
+        key = (row.node_id, row.n)
+        if key not in stored and _is_stored(connection, table, *key):
+            stored.add(key)
+    return stored
+
+
+def _is_stored(connection: Connection, table: Table, node_id: str, n: int) -> bool:
+    query = select(table.c.n).where(table.c.node_id == node_id, table.c.n == n)
+    return connection.execute(query).first() is not None
 
 
 def delete_uploads(connection: Connection, table: Table, keys: Sequence[tuple[str, int]]) -> None:
@@ -101,23 +128,31 @@ def delete_uploads(connection: Connection, table: Table, keys: Sequence[tuple[st
         connection.execute(statement, [{"settled_node": node_id, "settled_n": n} for node_id, n in keys])
 
 
-def load_uploads(connection: Connection, table: Table, wanted: LoadWanted) -> tuple[list[UploadRow], bool]:
-    """The rows in order of `n`, at least one if there is one; True if these are all there are."""
+def load_uploads(connection: Connection, table: Table, wanted: LoadWanted) -> LoadedUploads:
+    """What is wanted, in order of `n`; at least one row if there is one."""
     query = (
         select(table.c.n, table.c.epoch, table.c.size_bytes, table.c.message)
         .where(table.c.node_id == wanted.node_id, table.c.n > wanted.after)
         .order_by(table.c.n)
         .limit(wanted.limit)
     )
-    rows: list[UploadRow] = []
-    size = 0
+    loaded = LoadedUploads(reached=wanted.after)
+    left, size = wanted.limit, 0
     with connection.execute(query) as result:
-        for n, epoch, size_bytes, message in result:
-            rows.append(UploadRow(wanted.node_id, n, epoch, size_bytes, Message.FromString(message)))
+        for n, epoch, size_bytes, content in result:
+            loaded.reached = n
+            try:
+                message = Message.FromString(content)
+            except DecodeError:
+                loaded.unreadable.append(n)
+            else:
+                loaded.rows.append(UploadRow(wanted.node_id, n, epoch, size_bytes, message))
+            left -= 1
             size += size_bytes
-            if size >= wanted.most_bytes:
-                return rows, False
-    return rows, len(rows) < wanted.limit
+            if not left or size >= wanted.most_bytes:
+                loaded.is_all = False
+                break
+    return loaded
 
 
 def stored_uploads(connection: Connection, table: Table) -> StoredUploads:

@@ -1,0 +1,37 @@
+"""One message on its way to the subscribers of one module."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from cloudhub.v1.message_pb2 import Message
+
+
+class Kind(Enum):
+    """What happens to a parcel that finds no room, and when it is settled."""
+
+    MESSAGE = "message"  # bounded: may be dropped or refused
+    EVENT = "event"  # never dropped; its row at sessions goes when it is settled
+    UPLOAD = "upload"  # never dropped; its row here goes when it is settled
+
+
+@dataclass(slots=True, eq=False)
+class Parcel:
+    """A message for a module.
+
+    `message` has the resource as subscribers see it, `resource` is as the node knows it. `merge_key`
+    is empty unless it is a report that may be merged. `place` is an upload's place in the store.
+    `number` is given by the queue. `handed_at_ms` is set when a subscriber gets it.
+    """
+
+    module: str
+    node_id: str
+    epoch: int
+    message: Message
+    size_bytes: int
+    kind: Kind = Kind.MESSAGE
+    resource: str = ""
+    merge_key: str = ""
+    place: int = 0
+    number: int = 0
+    redelivered: bool = False
+    handed_at_ms: int = 0

@@ -1,0 +1,201 @@
+"""Stored uploads: which of them are in memory, and what must wait behind them. No I/O, no clock.
+
+Each node may have some uploads in memory, and all nodes together some more; what is beyond stays on
+disk and is loaded, node by node in turn, as subscribers settle what is there. Lifecycle events for
+the same module pass here, since they have their place among a node's uploads.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from services.dispatcher.upstream.parcel import Parcel
+
+MOST_REMEMBERED = 65_536
+REMEMBERED_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class WindowBounds:
+    """Uploads in memory, waiting for subscribers or held by them."""
+
+    per_node: int = 256
+    total: int = 16_384
+    bytes_total: int = 64 * 1024 * 1024
+    per_load: int = 64
+    nodes_per_load: int = 16
+    bytes_per_load: int = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Uploads of a node with a place above `after` are wanted; the last known is at `through`."""
+
+    node_id: str
+    after: int
+    through: int
+    limit: int
+
+
+@dataclass(slots=True)
+class _Line:
+    """One node. `after` < `through`: uploads in between are on disk only."""
+
+    after: int
+    through: int
+    in_memory: int = 0
+    unstored: deque[int] = field(default_factory=deque)
+    behind: deque[tuple[int, Parcel]] = field(default_factory=deque)
+
+
+class UploadWindow:
+    """What of the stored uploads is in memory."""
+
+    def __init__(self, bounds: WindowBounds) -> None:
+        self._bounds = bounds
+        self._lines: dict[str, _Line] = {}
+        self._spilled: OrderedDict[str, None] = OrderedDict()
+        self._in_memory = 0
+        self._size_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @property
+    def in_memory(self) -> int:
+        """Uploads of all nodes that are."""
+        return self._in_memory
+
+    def found(self, node_id: str, after: int, through: int) -> None:
+        """At start: a node has uploads on disk above `after` and up to `through`."""
+        line = self._line(node_id)
+        line.after, line.through = after, through
+        self._spilled[node_id] = None
+
+    def expect(self, node_id: str, place: int) -> None:
+        """An upload is on its way to the store."""
+        self._line(node_id).unstored.append(place)
+
+    def stored(self, parcel: Parcel, *, is_new: bool) -> list[Parcel]:
+        """An expected upload is on disk (or was already). Gives back what is to be queued now."""
+        line = self._lines[parcel.node_id]
+        line.unstored.popleft()
+        queue: list[Parcel] = []
+        if is_new:
+            if line.after == line.through and self._has_room(line):
+                self._enter(line, parcel)
+                line.after = line.through = parcel.place
+                queue.append(parcel)
+            else:
+                line.through = parcel.place
+                self._spilled[parcel.node_id] = None
+        return [*queue, *self._released(parcel.node_id, line)]
+
+    def pass_event(self, parcel: Parcel, place: int) -> list[Parcel]:
+        """An event comes after the uploads up to `place`. Gives it back when those are queued."""
+        line = self._lines.get(parcel.node_id)
+        if line is None:
+            return [parcel]
+        line.behind.append((place, parcel))
+        return self._released(parcel.node_id, line)
+
+    def wanted(self) -> list[Load]:
+        """What to load now, at most one load per node; ends with `loaded` for each."""
+        bounds = self._bounds
+        loads: list[Load] = []
+        room = bounds.total - self._in_memory
+        if self._size_bytes >= bounds.bytes_total:
+            return loads
+        for node_id in list(self._spilled):
+            if room <= 0 or len(loads) >= bounds.nodes_per_load:
+                break
+            line = self._lines[node_id]
+            if line.in_memory * 2 > bounds.per_node:
+                continue
+            self._spilled.move_to_end(node_id)
+            limit = min(bounds.per_load, room, bounds.per_node - line.in_memory)
+            loads.append(Load(node_id, line.after, line.through, limit))
+            room -= limit
+        return loads
+
+    def loaded(self, load: Load, parcels: Sequence[Parcel], reached: int) -> list[Parcel]:
+        """What the disk had for `load`, up to the place `reached`. Gives back what is to be queued."""
+        line = self._lines[load.node_id]
+        queue: list[Parcel] = []
+        for parcel in parcels:
+            line.after = parcel.place
+            self._enter(line, parcel)
+            queue += self._released(load.node_id, line, before=parcel.place)
+            queue.append(parcel)
+        line.after = max(line.after, reached)
+        if line.after >= line.through:
+            line.through = line.after
+            self._spilled.pop(load.node_id, None)
+        return [*queue, *self._released(load.node_id, line)]
+
+    def settled(self, parcel: Parcel) -> None:
+        """A subscriber is done with an upload."""
+        line = self._lines[parcel.node_id]
+        line.in_memory -= 1
+        self._in_memory -= 1
+        self._size_bytes -= parcel.size_bytes
+        self._forget_if_idle(parcel.node_id, line)
+
+    def _line(self, node_id: str) -> _Line:
+        line = self._lines.get(node_id)
+        if line is None:
+            line = self._lines[node_id] = _Line(after=0, through=0)
+        return line
+
+    def _has_room(self, line: _Line) -> bool:
+        bounds = self._bounds
+        return (
+            line.in_memory < bounds.per_node
+            and self._in_memory < bounds.total
+            and self._size_bytes < bounds.bytes_total
+        )
+
+    def _enter(self, line: _Line, parcel: Parcel) -> None:
+        line.in_memory += 1
+        self._in_memory += 1
+        self._size_bytes += parcel.size_bytes
+
+    def _released(self, node_id: str, line: _Line, before: int | None = None) -> list[Parcel]:
+        """Events that wait for no upload any more; with `before` those in front of that place."""
+        released: list[Parcel] = []
+        while line.behind:
+            place, parcel = line.behind[0]
+            on_disk = line.after < line.through and line.after < place
+            if before is not None:
+                if place >= before:
+                    break
+            elif on_disk or (line.unstored and line.unstored[0] <= place):
+                break
+            line.behind.popleft()
+            released.append(parcel)
+        self._forget_if_idle(node_id, line)
+        return released
+
+    def _forget_if_idle(self, node_id: str, line: _Line) -> None:
+        if not (line.in_memory or line.unstored or line.behind or line.after < line.through):
+            del self._lines[node_id]
+
+
+class SettledIds:
+    """Message ids of uploads settled lately, so that a repeat of one is answered and not handed on again."""
+
+    def __init__(self) -> None:
+        self._at: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def add(self, node_id: str, message_id: str, now: float) -> None:
+        """An upload was settled."""
+        self._at[node_id, message_id] = now
+        self._at.move_to_end((node_id, message_id))
+        while len(self._at) > MOST_REMEMBERED or next(iter(self._at.values())) < now - REMEMBERED_SECONDS:
+            self._at.popitem(last=False)
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return key in self._at

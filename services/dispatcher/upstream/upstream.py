@@ -1,0 +1,297 @@
+"""The upstream half of a dispatcher: what nodes say goes to cloud modules, in order, once taken in."""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry
+from sqlalchemy import Table
+
+from cloudhub.v1.dispatcher_pb2 import UpstreamDelivery
+from cloudhub.v1.link_pb2 import CloseReason
+from cloudhub.v1.message_pb2 import Message
+from cloudhub.v1.sessions_pb2 import LifecycleEvent
+from services.dispatcher.upstream.answers import answer
+from services.dispatcher.upstream.lifecycle_events import EventCopies, event_message
+from services.dispatcher.upstream.merging import merge_key
+from services.dispatcher.upstream.metrics import UpstreamMetrics
+from services.dispatcher.upstream.node_queues import NodeQueues
+from services.dispatcher.upstream.parcel import Kind, Parcel
+from services.dispatcher.upstream.room import Bounds
+from services.dispatcher.upstream.routing import (
+    EVENTS_MODULE,
+    ROUTER,
+    CaRequest,
+    DurableUpload,
+    Noise,
+    Route,
+    ToModule,
+)
+from services.dispatcher.upstream.settings import UpstreamSettings
+from services.dispatcher.upstream.spans import UpstreamSpans
+from services.dispatcher.upstream.upload_keeper import UploadKeeper
+from services.runtime.clock import Clock
+from services.runtime.store import Store
+from services.runtime.tracing import Tracing
+
+OVERLOADED = "the hub is overloaded: send it again later"
+
+
+class EdgePort(Protocol):
+    """The links, as the upstream half needs them. Calls for an epoch that is gone change nothing."""
+
+    def answer(self, node_id: str, epoch: int, message: Message) -> None:
+        """Send a message of the hub's own over the direct lane."""
+        ...
+
+    def pause_reads(self, node_id: str, epoch: int, paused: bool) -> None:
+        """Stop or go on reading from the link."""
+        ...
+
+    def close_link(self, node_id: str, epoch: int, reason: CloseReason.ValueType, detail: str) -> None:
+        """End the link's session."""
+        ...
+
+
+class Upstream:
+    """Takes what links deliver and hands it to subscribers (see `subscriptions`).
+
+    All methods but `run` are synchronous and quick; they are called from the event loop's thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        edge: EdgePort,
+        store: Store,
+        uploads: Table,
+        clock: Clock,
+        tracing: Tracing,
+        registry: CollectorRegistry,
+        settings: UpstreamSettings,
+        events_done: Callable[[Sequence[str]], None],
+        cluster_ca: bytes | None,
+    ) -> None:
+        self._edge = edge
+        self._clock = clock
+        self._events_done = events_done
+        self._cluster_ca = cluster_ca
+        self.metrics = UpstreamMetrics(registry)
+        self._spans = UpstreamSpans(tracing)
+        self._queues = NodeQueues(
+            Bounds(
+                settings.most_waiting_per_node,
+                settings.most_waiting_bytes_per_node,
+                settings.most_waiting_total,
+                settings.most_waiting_bytes_total,
+            )
+        )
+        self._copies = EventCopies()
+        self._done: list[str] = []
+        self._some_done = asyncio.Event()
+        self._wakes: dict[int, asyncio.Event] = {}
+        self._keeper = UploadKeeper(
+            links=self,
+            store=store,
+            table=uploads,
+            clock=clock,
+            metrics=self.metrics,
+            queue=self._queue,
+            pause_seconds=settings.upload_pause_seconds,
+            most_rows=settings.uploads_most_rows,
+        )
+        self.metrics.waiting.set_function(lambda: self._queues.waiting)
+        self.metrics.unsettled_bytes.set_function(lambda: self._queues.room.size_bytes)
+        self.metrics.subscribers.set_function(lambda: self._queues.subscribers)
+
+    async def run(self) -> None:
+        """Stores uploads and reports settled events until cancelled; awaited by the app."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keeper.run(), name="uploads")
+            tasks.create_task(self._report_events(), name="events-done")
+
+    # -- from the links ------------------------------------------------------------------------
+
+    def session_opened(self, event: LifecycleEvent) -> None:
+        """Tells `connected`; call it before any message of that session."""
+        self._tell(event)
+
+    def session_closed(self, event: LifecycleEvent) -> None:
+        """Tells `disconnected`; call it after the session's last message."""
+        self._keeper.link_ended(event.node_id, event.epoch)
+        self._tell(event)
+
+    def adopt_events(self, events: Sequence[LifecycleEvent]) -> None:
+        """Tells events that another dispatcher left; those told already are not told again."""
+        for event in events:
+            self._tell(event)
+
+    def receive(self, node_id: str, epoch: int, route: Route, message: Message, size_bytes: int) -> None:
+        """A message that is neither keepalive nor acknowledgement. It belongs to the upstream from here on."""
+        match route:
+            case ToModule(module):
+                self.metrics.received.labels("module").inc()
+                self._to_module(module, node_id, epoch, message, size_bytes)
+            case DurableUpload():
+                self.metrics.received.labels("upload").inc()
+                self._spans.received(message, ROUTER, node_id, epoch)
+                self._keeper.receive(node_id, epoch, message, size_bytes)
+            case CaRequest():
+                self.metrics.received.labels("ca").inc()
+                self._answer_ca(node_id, epoch, message)
+            case Noise(reason):
+                self.metrics.received.labels("noise").inc()
+                self.metrics.noise.labels(reason).inc()
+            case _:
+                raise ValueError(f"{type(route).__name__} is the link's to handle")
+
+    def _to_module(self, module: str, node_id: str, epoch: int, message: Message, size_bytes: int) -> None:
+        if message.sync and not self._queues.is_served(module):
+            self.metrics.answered.labels("no_subscriber").inc()
+            self.reply(node_id, epoch, message, "error", f"nobody serves module {module} now")
+            return
+        self._spans.received(message, module, node_id, epoch)
+        key = merge_key(message)
+        resource = message.resource
+        message.resource = f"node/{node_id}/{resource}"
+        self._put(Parcel(module, node_id, epoch, message, size_bytes, Kind.MESSAGE, resource, key))
+        self._wake()
+
+    def _answer_ca(self, node_id: str, epoch: int, message: Message) -> None:
+        if self._cluster_ca is None:
+            self.metrics.answered.labels("no_ca").inc()
+            self.reply(node_id, epoch, message, "error", "the hub has no cluster CA configured")
+        else:
+            self.metrics.answered.labels("ca").inc()
+            self.reply(node_id, epoch, message, "response", self._cluster_ca.decode("ascii"))
+
+    # -- to the links --------------------------------------------------------------------------
+
+    def reply(self, node_id: str, epoch: int, request: Message, operation: str, content: str) -> None:
+        """Answers a request whose resource is as the edge wrote it."""
+        self._reply(node_id, epoch, request, request.resource, operation, content)
+
+    def _reply(
+        self, node_id: str, epoch: int, request: Message, resource: str, operation: str, content: str
+    ) -> None:
+        message = answer(
+            request,
+            resource=resource,
+            message_id=str(uuid.uuid4()),
+            at_ms=self._clock.wall_ms(),
+            content=content,
+            operation=operation,
+        )
+        self._edge.answer(node_id, epoch, message)
+
+    def pause(self, node_id: str, epoch: int, paused: bool) -> None:
+        """Passes on what uploads ask of a link."""
+        self._edge.pause_reads(node_id, epoch, paused)
+
+    def close(self, node_id: str, epoch: int, detail: str) -> None:
+        """Closes a link whose uploads found no room."""
+        self._edge.close_link(node_id, epoch, CloseReason.CLOSE_REASON_OVERLOADED, detail)
+
+    # -- queues --------------------------------------------------------------------------------
+
+    def _tell(self, event: LifecycleEvent) -> None:
+        if self._copies.is_done(event.event_id):
+            # It was settled, but sessions did not hear of it.
+            self._done.append(event.event_id)
+            self._some_done.set()
+            return
+        modules = dict.fromkeys([EVENTS_MODULE, *self._queues.served()])
+        if not self._copies.opened(event.event_id, len(modules)):
+            return
+        self.metrics.events.labels(event.kind).inc()
+        message = event_message(event)
+        size_bytes = message.ByteSize()
+        for module in modules:
+            parcel = Parcel(module, event.node_id, event.epoch, message, size_bytes, Kind.EVENT)
+            if module == ROUTER:
+                self._keeper.event(parcel)
+            else:
+                self._put(parcel)
+        self._wake()
+
+    def _queue(self, parcels: Iterable[Parcel]) -> None:
+        for parcel in parcels:
+            self._put(parcel)
+        self._wake()
+
+    def _put(self, parcel: Parcel) -> None:
+        put = self._queues.put(parcel, by_epoch=parcel.kind is Kind.EVENT)
+        if put.merged:
+            self.metrics.merged.inc()
+        for lost, bound in put.dropped:
+            self.metrics.dropped.labels(bound).inc()
+            if lost.message.sync:
+                self._reply(lost.node_id, lost.epoch, lost.message, lost.resource, "error", OVERLOADED)
+
+    def _wake(self) -> None:
+        for subscriber_id in self._queues.woken():
+            self._wakes[subscriber_id].set()
+
+    async def _report_events(self) -> None:
+        while True:
+            await self._some_done.wait()
+            self._some_done.clear()
+            done, self._done = self._done, []
+            self.metrics.events_done.inc(len(done))
+            self._events_done(done)
+
+    # -- for the subscribers -------------------------------------------------------------------
+
+    def subscribe(self, modules: Sequence[str], most_unacknowledged: int) -> tuple[int, asyncio.Event]:
+        """A subscriber comes. Gives back its id and the event that is set when there may be something."""
+        subscriber_id = self._queues.subscribe(modules, most_unacknowledged)
+        wake = self._wakes[subscriber_id] = asyncio.Event()
+        wake.set()
+        return subscriber_id, wake
+
+    def take(self, subscriber_id: int, most: int, most_bytes: int) -> list[UpstreamDelivery]:
+        """What the subscriber gets now; empty if nothing is there or it holds as much as it may."""
+        deliveries: list[UpstreamDelivery] = []
+        now_ms = self._clock.wall_ms()
+        again = 0
+        for delivery_id, parcel in self._queues.take(subscriber_id, most, most_bytes):
+            parcel.handed_at_ms = now_ms
+            again += parcel.redelivered
+            deliveries.append(
+                UpstreamDelivery(
+                    delivery_id=delivery_id,
+                    module=parcel.module,
+                    node_id=parcel.node_id,
+                    epoch=parcel.epoch,
+                    redelivered=parcel.redelivered,
+                    message=parcel.message,
+                )
+            )
+        self.metrics.handed.inc(len(deliveries))
+        self.metrics.redelivered.inc(again)
+        return deliveries
+
+    def acknowledge(self, subscriber_id: int, delivery_ids: Iterable[int]) -> None:
+        """The subscriber is done with these; ids it does not hold are counted and change nothing."""
+        settled, unknown = self._queues.settle(subscriber_id, delivery_ids)
+        self.metrics.settled.inc(len(settled))
+        self.metrics.unknown_acknowledgements.inc(unknown)
+        uploads: list[Parcel] = []
+        for parcel in settled:
+            self._spans.handed_over(parcel)
+            if parcel.kind is Kind.UPLOAD:
+                uploads.append(parcel)
+            elif parcel.kind is Kind.EVENT and self._copies.settled(parcel.message.id):
+                self._done.append(parcel.message.id)
+                self._some_done.set()
+        if uploads:
+            self._keeper.settled(uploads)
+        self._wake()
+
+    def leave(self, subscriber_id: int) -> int:
+        """The subscriber is gone; what it held goes to others. Gives back how much that was."""
+        del self._wakes[subscriber_id]
+        returned = self._queues.leave(subscriber_id)
+        self._wake()
+        return len(returned)
