@@ -13,7 +13,9 @@ _OPERATIONS = frozenset(
     }
 )
 _SOURCES = frozenset({"taskmanager", "nodeupgradejobcontroller"})
-_EDGE_CONTROLLER_TYPES = frozenset({"lease", "nodepatch", "podpatch", "podstatus", "certificatesigningrequest"})
+_EDGE_CONTROLLER_TYPES = frozenset(
+    {"lease", "nodepatch", "podpatch", "podstatus", "certificatesigningrequest"}
+)
 
 
 def resource_type(resource: str) -> str:

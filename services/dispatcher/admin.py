@@ -82,7 +82,9 @@ class DispatcherAdmin(DispatcherAdminServicer):
             raise InvalidRequest("page_token", "is not a next_page_token of this call")
         summary = await self._outbox.summary(node_id)
         if summary is None:
-            raise NotFound("NODE_UNKNOWN", f"nothing was ever published to node {node_id}, nor did it connect")
+            raise NotFound(
+                "NODE_UNKNOWN", f"nothing was ever published to node {node_id}, nor did it connect"
+            )
         rows = await self._outbox.pending(node_id, int(token), size + 1)
         return pb.InspectNodeResponse(
             node=self._node(summary),
@@ -101,8 +103,12 @@ class DispatcherAdmin(DispatcherAdminServicer):
         events = await self._outbox.history(node_id, message_id, key, MOST_EVENTS)
         if row is None and not events:
             what = f"message {message_id}" if message_id else f"object {key}"
-            raise NotFound("MESSAGE_UNKNOWN", f"node {node_id} has no {what}, or its history has been dropped")
-        response = pb.ExplainDeliveryResponse(node_id=node_id, message_id=message_id or (row.message_id if row else ""))
+            raise NotFound(
+                "MESSAGE_UNKNOWN", f"node {node_id} has no {what}, or its history has been dropped"
+            )
+        response = pb.ExplainDeliveryResponse(
+            node_id=node_id, message_id=message_id or (row.message_id if row else "")
+        )
         if row is not None:
             response.object.CopyFrom(self._object(row))
         if row is not None and (not message_id or row.message_id == message_id):

@@ -156,8 +156,13 @@ class Delivery:
             return
         now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
         row = result.row
-        if isinstance(result, Duplicate) and not result.unparked:
-            self.perform(session, session.policy.republished(row.key, row.seq, now, wall_ms))
+        if isinstance(result, Duplicate):
+            self.perform(
+                session,
+                session.policy.reread()
+                if result.unparked
+                else session.policy.republished(row.key, row.seq, now, wall_ms),
+            )
         else:
             self.perform(session, session.policy.accepted(self.entry(row, now, wall_ms), now, wall_ms))
 
@@ -283,7 +288,11 @@ class Delivery:
             self._tracing.record(
                 "record",
                 op.traceparent,
-                attributes={**MESSAGING, "messaging.message.id": op.message_id, "cloudhub.node.id": op.node_id},
+                attributes={
+                    **MESSAGING,
+                    "messaging.message.id": op.message_id,
+                    "cloudhub.node.id": op.node_id,
+                },
             )
 
     # -- timers and loading ------------------------------------------------------------------------

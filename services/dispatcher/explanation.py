@@ -14,9 +14,7 @@ def delivery_state(row: ObjectRow, present: EntryState | None) -> pb.DeliverySta
     return pb.DELIVERY_STATE_ACKNOWLEDGED if row.reason == "acknowledged" else pb.DELIVERY_STATE_ENDED
 
 
-def explain_row(
-    row: ObjectRow, present: EntryState | None, connected: bool, blocked_by: Entry | None
-) -> str:
+def explain_row(row: ObjectRow, present: EntryState | None, connected: bool, blocked_by: Entry | None) -> str:
     """About the object's current message."""
     if row.state == RowState.SETTLED:
         if row.reason == "acknowledged":
@@ -29,7 +27,10 @@ def explain_row(
     if not connected:
         return "Pending: the node is not connected to this dispatcher; it is sent when the node comes back."
     if present == EntryState.IN_FLIGHT:
-        return f"In flight: sent over the present link, {row.attempts} intervals without an acknowledgement so far."
+        return (
+            "In flight: sent over the present link; "
+            f"{row.attempts} intervals without an acknowledgement so far."
+        )
     if blocked_by is not None:
         return (
             f"Pending: an earlier object of the same path ({blocked_by.key}) has to be acknowledged first, "

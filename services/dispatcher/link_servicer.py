@@ -16,14 +16,17 @@ from services.dispatcher.openings import Opening, Openings
 from services.dispatcher.session_ends import SessionEnds
 from services.dispatcher.upstream.routing import (
     Acknowledgement,
-    Keepalive as KeepaliveRoute,
     NegativeAcknowledgement,
     classify,
+)
+from services.dispatcher.upstream.routing import (
+    Keepalive as KeepaliveRoute,
 )
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.clock import Clock
 from services.runtime.errors import InvalidRequest
 from services.runtime.logs import get_log
+from services.runtime.rpc import next_request
 
 _log = get_log(__name__)
 
@@ -67,8 +70,8 @@ class LinkServicer(LinkServiceServicer):
         self, _: object, context: grpc.aio.ServicerContext[pb.ConnectorBatch, pb.DispatcherBatch]
     ) -> None:
         """One connector's stream, until it ends or falls silent for a lease."""
-        first = await context.read()
-        if not isinstance(first, pb.ConnectorBatch) or not first.hello.connector_id:
+        first = await next_request(context)
+        if first is None or not first.hello.connector_id:
             raise InvalidRequest("hello.connector_id", "the first batch must say which connector attaches")
         stream = ConnectorStream(first.hello.connector_id, first.hello.name)
         stream.hello(self._id, self._name, self._lease_seconds)
@@ -85,13 +88,15 @@ class LinkServicer(LinkServiceServicer):
             self._detach(stream)
 
     async def _read(
-        self, stream: ConnectorStream, context: grpc.aio.ServicerContext[pb.ConnectorBatch, pb.DispatcherBatch]
+        self,
+        stream: ConnectorStream,
+        context: grpc.aio.ServicerContext[pb.ConnectorBatch, pb.DispatcherBatch],
     ) -> None:
         try:
             while True:
                 async with asyncio.timeout(self._lease_seconds):
-                    batch = await context.read()
-                if not isinstance(batch, pb.ConnectorBatch):
+                    batch = await next_request(context)
+                if batch is None:
                     return
                 self._handle(stream, batch)
         except TimeoutError:
@@ -114,7 +119,9 @@ class LinkServicer(LinkServiceServicer):
             if isinstance(link, Opening):
                 link.gone = True
             else:
-                self._ends.end(link, pb.CLOSE_REASON_CONNECTOR_LOST, "its connector is gone", close_link=False)
+                self._ends.end(
+                    link, pb.CLOSE_REASON_CONNECTOR_LOST, "its connector is gone", close_link=False
+                )
 
     # -- one batch ---------------------------------------------------------------------------------
 
@@ -174,7 +181,7 @@ class LinkServicer(LinkServiceServicer):
             self._ends.end(link, end.reason or pb.CLOSE_REASON_TRANSPORT_ERROR, end.detail, close_link=False)
 
     def _session(self, stream: ConnectorStream, link: int, epoch: int) -> NodeSession | None:
-        """The live session of a link, if the element carries its epoch: the one place where it is compared."""
+        """The link's live session, if the element carries its epoch: the one place that compares it."""
         session = stream.links.get(link)
         if isinstance(session, NodeSession) and session.epoch == epoch and session.active:
             return session

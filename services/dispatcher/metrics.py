@@ -28,9 +28,7 @@ class DispatcherMetrics:
         self.sessions_opened = counter("links", "Announced links by verdict.", "verdict")
         self.sessions_closed = counter("sessions_closed", "Sessions ended here.", "reason")
         self.rereads = counter("rereads", "Times a node's pending rows were read again.")
-        self.connectors = Gauge(
-            "cloudhub_dispatcher_connectors", "Connectors attached.", registry=registry
-        )
+        self.connectors = Gauge("cloudhub_dispatcher_connectors", "Connectors attached.", registry=registry)
         self.sessions = Gauge("cloudhub_dispatcher_sessions", "Sessions held.", registry=registry)
         self.pending_rows = Gauge(
             "cloudhub_dispatcher_pending_messages", "Accepted and not settled, all nodes.", registry=registry

@@ -192,7 +192,10 @@ class Openings:
         )
         if opening.gone:
             self._ends.end(
-                session, link_pb.CLOSE_REASON_TRANSPORT_ERROR, "the link ended while it was opened", close_link=False
+                session,
+                link_pb.CLOSE_REASON_TRANSPORT_ERROR,
+                "the link ended while it was opened",
+                close_link=False,
             )
 
     def _give_up(self, opening: Opening, session: NodeSession, detail: str) -> None:

@@ -53,6 +53,7 @@ class NodeDelivery:
         "_paths",
         "_paused",
         "_ready",
+        "_reread_again",
         "_rereading",
         "_settings",
         "_spread",
@@ -86,6 +87,7 @@ class NodeDelivery:
         self._last_seq: int | None = None  # None until loaded
         self._early: list[Entry] = []  # accepted before loading or rereading ended
         self._rereading: set[int] | None = None  # seqs that ended meanwhile
+        self._reread_again = False
         self._paused = False
 
     # -- what the outbox holds ---------------------------------------------------------------------
@@ -117,7 +119,10 @@ class NodeDelivery:
 
     def reread(self) -> list[Action]:
         """The outbox was changed by somebody else (a sweep or an operator says so)."""
-        if self._last_seq is None or self._rereading is not None:
+        if self._last_seq is None:
+            return []
+        if self._rereading is not None:
+            self._reread_again = True  # the answer on its way may be older than this change
             return []
         self._rereading = set()
         return [Reread()]
@@ -134,15 +139,23 @@ class NodeDelivery:
             known = self._entries.get(entry.key)
             if known is None or known.seq < entry.seq:
                 self._replace(entry)
+            elif known.state == PARKED and entry.state == READY:
+                known.state, known.attempts = READY, 0
+                self._push(known)
         early, self._early = self._early, []
+        again = self._reread_again
         for entry in early:
             if entry.seq > self._last_seq:
+                again = again or entry.seq != self._last_seq + 1
                 self._take(entry)
-        return self._pump(now, wall_ms)
+        self._reread_again = False
+        actions = self._pump(now, wall_ms)
+        return [*actions, *self.reread()] if again else actions
 
     def reread_failed(self) -> None:
         """The outbox did not answer; the next hint or sweep tries again."""
         self._rereading = None
+        self._reread_again = False
         self._early.clear()
 
     def republished(self, key: str, seq: int, now: float, wall_ms: int) -> list[Action]:
@@ -193,7 +206,9 @@ class NodeDelivery:
         self._direct_bytes += size_bytes
         return [SendDirect(message, self._direct_number)]
 
-    def written(self, acknowledged_through: int, direct_through: int, now: float, wall_ms: int) -> list[Action]:
+    def written(
+        self, acknowledged_through: int, direct_through: int, now: float, wall_ms: int
+    ) -> list[Action]:
         """Bytes went into the socket: the timers of these messages start now."""
         while self._direct and self._direct[0][0] <= direct_through:
             self._direct_bytes -= self._direct.popleft()[1]
@@ -207,16 +222,20 @@ class NodeDelivery:
             actions.append(
                 Record(
                     Attempt(
-                        self.node_id, self.epoch, entry.key, entry.message_id, entry.version, entry.sends, wall_ms
+                        self.node_id,
+                        self.epoch,
+                        entry.key,
+                        entry.message_id,
+                        entry.version,
+                        entry.sends,
+                        wall_ms,
                     ),
                     entry,
                 )
             )
         return actions
 
-    def acknowledged(
-        self, message_id: str, now: float, wall_ms: int, traceparent: str = ""
-    ) -> list[Action]:
+    def acknowledged(self, message_id: str, now: float, wall_ms: int, traceparent: str = "") -> list[Action]:
         """The edge acknowledged; it settles the seq that this message has, whoever sent it."""
         entry = self._by_id.get(message_id)
         if entry is None:
@@ -282,7 +301,9 @@ class NodeDelivery:
                 continue
             if entry.expires_at is not None and entry.expires_at <= now and not entry.superseded:
                 actions += self._finish(entry, "expired", wall_ms, "")
-            elif entry.state == IN_FLIGHT and entry.written and sends == entry.sends and at == entry.resend_at:
+            elif (
+                entry.state == IN_FLIGHT and entry.written and sends == entry.sends and at == entry.resend_at
+            ):
                 if self._paused:
                     continue
                 actions += self._unacknowledged(entry, wall_ms)
@@ -500,7 +521,15 @@ class NodeDelivery:
             if other.state == READY:
                 self._push(other)
         op = Park(
-            self.node_id, self.epoch, entry.key, entry.seq, entry.message_id, reason, wall_ms, refused, traceparent
+            self.node_id,
+            self.epoch,
+            entry.key,
+            entry.seq,
+            entry.message_id,
+            reason,
+            wall_ms,
+            refused,
+            traceparent,
         )
         return [Record(op, entry)]
 

@@ -184,7 +184,9 @@ def check_request(
             "an acknowledged message that is neither a delete nor an answer needs a version",
         )
     if acknowledged and not uid and not resource:
-        return Rejection("OBJECT_UNNAMED", "message.resource", "needs metadata.uid in its content or a resource path")
+        return Rejection(
+            "OBJECT_UNNAMED", "message.resource", "needs metadata.uid in its content or a resource path"
+        )
 
     expires_at_ms = 0
     if request.HasField("time_to_live"):

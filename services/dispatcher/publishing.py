@@ -10,7 +10,16 @@ from opentelemetry.trace import Span, SpanKind
 from cloudhub.v1 import dispatcher_pb2 as pb
 from services.dispatcher.delivery import MESSAGING, Delivery
 from services.dispatcher.metrics import DispatcherMetrics
-from services.dispatcher.outbox.records import Accept, Accepted, Duplicate, Event, EventKind, Op, Result, Stale
+from services.dispatcher.outbox.records import (
+    Accept,
+    Accepted,
+    Duplicate,
+    Event,
+    EventKind,
+    Op,
+    Result,
+    Stale,
+)
 from services.dispatcher.outbox.writer import GroupResults
 from services.dispatcher.publication import Publication, PublishLimits, Rejection, check_request
 from services.dispatcher.sessions_client import SessionsClient
@@ -128,7 +137,9 @@ class Publishing:
         for node_id in request.node_ids:
             self._address(work, item, checked, item.response.outcomes.add(node_id=node_id))
 
-    def _address(self, work: _Work, item: _Request, publication: Publication, outcome: pb.NodeOutcome) -> None:
+    def _address(
+        self, work: _Work, item: _Request, publication: Publication, outcome: pb.NodeOutcome
+    ) -> None:
         fault = check_node_id(outcome.node_id)
         if fault:
             _reject(outcome, Rejection("NODE_ID_MALFORMED", "node_ids", fault))

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceServicer
 from services.dispatcher.publishing import Publishing
-from services.dispatcher.upstream.servicer import UpstreamServicer
+from services.dispatcher.upstream.subscriptions import UpstreamServicer
 from services.runtime.errors import InvalidRequest
+from services.runtime.rpc import next_request
 from services.runtime.tracing import span_context
 
 MOST_NODES_PER_REQUEST = 10_000
@@ -18,7 +20,7 @@ MOST_REQUESTS_PER_FRAME = 1024
 MOST_FRAMES_UNDER_WAY = 16
 
 
-def call_context(context: grpc.aio.ServicerContext[object, object]) -> str:
+def call_context(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     """The caller's W3C trace context from the call's metadata, or an empty string."""
     for key, value in context.invocation_metadata() or ():
         if key == "traceparent" and isinstance(value, str) and span_context(value):
@@ -33,7 +35,9 @@ def _check(requests: list[pb.PublishRequest]) -> None:
         if not request.HasField("message"):
             raise InvalidRequest("message", "is missing")
         if len(request.node_ids) > MOST_NODES_PER_REQUEST:
-            raise InvalidRequest("node_ids", f"{len(request.node_ids)} nodes; at most {MOST_NODES_PER_REQUEST}")
+            raise InvalidRequest(
+                "node_ids", f"{len(request.node_ids)} nodes; at most {MOST_NODES_PER_REQUEST}"
+            )
 
 
 class DispatcherServicer(DispatcherServiceServicer):
@@ -44,7 +48,7 @@ class DispatcherServicer(DispatcherServiceServicer):
         self._upstream = upstream
 
     async def Publish(
-        self, request: pb.PublishRequest, context: grpc.aio.ServicerContext[object, object]
+        self, request: pb.PublishRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.PublishResponse:
         """See dispatcher.proto."""
         _check([request])
@@ -56,7 +60,7 @@ class DispatcherServicer(DispatcherServiceServicer):
         self, _: object, context: grpc.aio.ServicerContext[pb.PublishStreamRequest, pb.PublishStreamResponse]
     ) -> None:
         """See dispatcher.proto. Reads on while earlier frames are stored; answers in order."""
-        traceparent = call_context(context)  # type: ignore[arg-type]
+        traceparent = call_context(context)
         under_way: asyncio.Queue[asyncio.Task[list[pb.PublishResponse]] | None] = asyncio.Queue(
             MOST_FRAMES_UNDER_WAY
         )
@@ -69,8 +73,8 @@ class DispatcherServicer(DispatcherServiceServicer):
             group.create_task(answer(), name="publish-stream-answers")
             fault: InvalidRequest | None = None
             while fault is None:
-                frame = await context.read()
-                if not isinstance(frame, pb.PublishStreamRequest):
+                frame = await next_request(context)
+                if frame is None:
                     break
                 requests = list(frame.requests)
                 try:

@@ -30,7 +30,9 @@ class SessionsClient:
             return await call
         except grpc.aio.AioRpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise Unavailable("SESSIONS_UNAVAILABLE", f"sessions does not answer: {error.details()}") from error
+                raise Unavailable(
+                    "SESSIONS_UNAVAILABLE", f"sessions does not answer: {error.details()}"
+                ) from error
             raise HubError(error_reason(error), f"sessions refused: {error.details()}") from error
 
     async def open(self, sessions: Sequence[pb.OpenSession]) -> Sequence[pb.OpenVerdict]:
@@ -76,7 +78,9 @@ class SessionsClient:
         backoff, failures = Backoff(0.1, 2.0), 0
         while True:
             try:
-                async for directives in self._stub.WatchDirectives(pb.WatchDirectivesRequest(dispatcher_id=self._id)):
+                async for directives in self._stub.WatchDirectives(
+                    pb.WatchDirectivesRequest(dispatcher_id=self._id)
+                ):
                     failures = 0
                     for directive in directives.end:
                         on_directive(directive)

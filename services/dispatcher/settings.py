@@ -19,16 +19,23 @@ class DispatcherSettings(ServiceSettings):
     sessions_seconds: float = Field(5.0, gt=0, le=60, description="time limit of a call to sessions")
     database: str = Field("sqlite:///cloudhub-dispatcher.db", description="URL of the outbox")
     cluster_ca: Path | None = Field(
-        None, description="PEM file that edges get when they ask for k8s/ca.crt; none: such requests get an error"
+        None,
+        description="PEM file that edges get when they ask for k8s/ca.crt; none: such requests get an error",
     )
-    keepalive_seconds: float = Field(45.0, gt=0, le=3600, description="silence after which a link is given up")
-    lease_seconds: float = Field(15.0, gt=0, le=600, description="silence after which a stream counts as lost")
+    keepalive_seconds: float = Field(
+        45.0, gt=0, le=3600, description="silence after which a link is given up"
+    )
+    lease_seconds: float = Field(
+        15.0, gt=0, le=600, description="silence after which a stream counts as lost"
+    )
 
     window_messages: int = Field(64, ge=1, le=65536, description="messages in flight per node")
     window_bytes: int = Field(256 * 1024, ge=1024, description="bytes in flight per node")
     ack_seconds: float = Field(5.0, gt=0, le=3600, description="first interval without ack before a resend")
     ack_most_seconds: float = Field(60.0, gt=0, le=3600, description="longest such interval")
-    most_attempts: int = Field(10, ge=1, le=1000, description="intervals without ack before a message is parked")
+    most_attempts: int = Field(
+        10, ge=1, le=1000, description="intervals without ack before a message is parked"
+    )
 
     content_most_bytes: int = Field(900 * 1024, ge=1024, le=16 * 1024 * 1024, description="size of a content")
     answer_seconds: float = Field(60.0, gt=0, le=3600, description="how long an answer to an edge waits")
@@ -39,8 +46,12 @@ class DispatcherSettings(ServiceSettings):
     unknown_nodes: Literal["accept", "refuse"] = Field(
         "accept", description="publishes to nodes that never connected"
     )
-    unknown_node_most_rows: int = Field(100, ge=1, description="pending messages of a node that never connected")
+    unknown_node_most_rows: int = Field(
+        100, ge=1, description="pending messages of a node that never connected"
+    )
     unknown_node_most_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="pending bytes of such a node")
     unknown_node_seconds: float = Field(7 * 86_400.0, gt=0, description="expiry of messages to such a node")
     event_seconds: float = Field(7 * 86_400.0, gt=0, description="how long delivery history is kept")
-    tombstone_seconds: float = Field(7 * 86_400.0, gt=0, description="how long a deleted object is remembered")
+    tombstone_seconds: float = Field(
+        7 * 86_400.0, gt=0, description="how long a deleted object is remembered"
+    )

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import grpc
 from google.protobuf import any_pb2
@@ -14,6 +14,8 @@ from grpc_status import rpc_status
 
 from services.runtime.errors import HubError, StartupError
 from services.runtime.settings import split_address
+
+Request = TypeVar("Request")
 
 ERROR_DOMAIN = "cloudhub.dev"
 # A batch of the link stream holds many frames of up to 1 MiB; senders keep batches below a quarter of this.
@@ -162,6 +164,12 @@ class RpcServer:
         """Health to NOT_SERVING, no new calls, running ones get the grace."""
         await self._health.enter_graceful_shutdown()
         await self.grpc_server.stop(grace_seconds)
+
+
+async def next_request(context: grpc.aio.ServicerContext[Request, Any]) -> Request | None:
+    """The next request of a streaming call; None when the caller has no more."""
+    request: object = await context.read()
+    return None if request is grpc.aio.EOF else cast("Request", request)
 
 
 def open_channel(address: str) -> grpc.aio.Channel:

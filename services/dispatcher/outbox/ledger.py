@@ -15,7 +15,6 @@ from services.dispatcher.outbox.records import (
     CountUnacknowledged,
     Done,
     Duplicate,
-    End,
     Event,
     EventKind,
     Fenced,
@@ -118,7 +117,9 @@ class Ledger:
         if op.epoch != node.owner_epoch:
             return Fenced()
         if isinstance(op, Attempt):
-            self._event(op.node_id, EventKind.SENT, op.at_ms, op.message_id, op.key, op.version, op.attempt, op.epoch)
+            self._event(
+                op.node_id, EventKind.SENT, op.at_ms, op.message_id, op.key, op.version, op.attempt, op.epoch
+            )
             return Done()
         row = self._rows(op.node_id).get(op.key)
         if isinstance(op, Settle):
@@ -147,9 +148,13 @@ class Ledger:
         verdict: Result | None = self._check_id(op.node_id, publication, row)
         if verdict is None and self.quotas.refuse_unknown_nodes and not node.known:
             verdict = Rejection("UNKNOWN_NODE", "node_ids", f"node {op.node_id} has never connected")
-        verdict = verdict or self._judge(node, row, publication, op.at_ms) or self._quota(node, row, publication)
+        verdict = (
+            verdict or self._judge(node, row, publication, op.at_ms) or self._quota(node, row, publication)
+        )
         if verdict is not None:
-            reason = "" if isinstance(verdict, (Accepted, Duplicate, Done, Fenced, Loaded)) else verdict.reason
+            reason = (
+                "" if isinstance(verdict, (Accepted, Duplicate, Done, Fenced, Loaded)) else verdict.reason
+            )
             if reason:
                 self._event(
                     op.node_id,
@@ -232,9 +237,10 @@ class Ledger:
         return Duplicate(copy(row), parked)
 
     def unpark(self, node: NodeRow, row: ObjectRow, at_ms: int) -> None:
-        """A parked message waits again, at the end of its node's order."""
+        """A parked message waits again at its old place: behind a later object of its path a delete
+        would destroy that object. The node's order grows all the same, so that its owner notices."""
         node.last_seq += 1
-        row.seq, row.state, row.attempts, row.reason = node.last_seq, RowState.PENDING, 0, ""
+        row.state, row.attempts, row.reason = RowState.PENDING, 0, ""
         self._touch(row, at_ms)
         self.changed_nodes.add(node.node_id)
         self._row_event(row, EventKind.REDELIVERED, at_ms, 0)
@@ -248,11 +254,15 @@ class Ledger:
         most_bytes = quotas.node_bytes if node.known else quotas.unknown_node_bytes
         kind = "node" if node.known else "never connected node"
         if rows and node.pending_rows >= most_rows:
-            return Rejection("NODE_QUOTA_ROWS", "node_ids", f"{kind} has {node.pending_rows} messages pending")
+            return Rejection(
+                "NODE_QUOTA_ROWS", "node_ids", f"{kind} has {node.pending_rows} messages pending"
+            )
         if grows > 0 and node.pending_bytes + grows > most_bytes:
             return Rejection("NODE_QUOTA_BYTES", "node_ids", f"{kind} has {node.pending_bytes} bytes pending")
         if rows and self.totals.rows >= quotas.total_rows:
-            return Rejection("TOTAL_QUOTA_ROWS", "node_ids", f"{self.totals.rows} messages are pending in all")
+            return Rejection(
+                "TOTAL_QUOTA_ROWS", "node_ids", f"{self.totals.rows} messages are pending in all"
+            )
         if grows > 0 and self.totals.bytes + grows > quotas.total_bytes:
             return Rejection("TOTAL_QUOTA_BYTES", "node_ids", f"{self.totals.bytes} bytes are pending in all")
         return None
@@ -319,7 +329,9 @@ class Ledger:
             self._count(node, -1, -row.size_bytes)
             row.acknowledged = max(row.acknowledged or 0, op.version or 0)
             self._clear(row, "acknowledged", op.at_ms)
-        elif op.version is not None and not row.deleted and (row.acknowledged or 0) <= op.version <= row.floor:
+        elif (
+            op.version is not None and not row.deleted and (row.acknowledged or 0) <= op.version <= row.floor
+        ):
             row.acknowledged = op.version
             self._touch(row, op.at_ms)
 
@@ -388,7 +400,15 @@ class Ledger:
         self, row: ObjectRow, kind: EventKind, at_ms: int, epoch: int, reason: str = "", attempt: int = 0
     ) -> None:
         self._event(
-            row.node_id, kind, at_ms, row.message_id, row.key, row.version, attempt or row.attempts, epoch, reason
+            row.node_id,
+            kind,
+            at_ms,
+            row.message_id,
+            row.key,
+            row.version,
+            attempt or row.attempts,
+            epoch,
+            reason,
         )
 
     def _event(

@@ -1,9 +1,7 @@
 """Between rows of the tables and records."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from sqlalchemy import Row
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.records import Event, EventKind, NodeRow, ObjectRow, RowState
@@ -21,7 +19,7 @@ def version_number(text: str | None) -> int | None:
     return None if text is None else int(text)
 
 
-def object_row(row: Row[Any], message: Message | None = None) -> ObjectRow:
+def object_row(row: Sequence[Any], message: Message | None = None) -> ObjectRow:
     """From the columns of `delivery` in the order of `sql.DELIVERY_COLUMNS`."""
     return ObjectRow(
         row[0],
@@ -76,7 +74,7 @@ def object_values(row: ObjectRow) -> dict[str, Any]:
     }
 
 
-def node_row(row: Row[Any]) -> NodeRow:
+def node_row(row: Sequence[Any]) -> NodeRow:
     """From the columns of `node` in order."""
     return NodeRow(row[0], row[1], row[2], row[3], row[4], row[5], row[6])
 
@@ -94,9 +92,11 @@ def node_values(row: NodeRow) -> Mapping[str, Any]:
     }
 
 
-def event_of(row: Row[Any]) -> Event:
+def event_of(row: Sequence[Any]) -> Event:
     """From (node_id, kind, at_ms, message_id, object_key, version, attempt, epoch, reason)."""
-    return Event(row[0], EventKind(row[1]), row[2], row[3], row[4], version_number(row[5]), row[6], row[7], row[8])
+    return Event(
+        row[0], EventKind(row[1]), row[2], row[3], row[4], version_number(row[5]), row[6], row[7], row[8]
+    )
 
 
 def event_values(event: Event, event_id: int) -> dict[str, Any]:

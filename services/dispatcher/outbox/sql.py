@@ -26,7 +26,17 @@ from services.runtime.store import Store
 
 _EVENT_COLUMNS = [
     delivery_event.c[name]
-    for name in ("node_id", "kind", "at_ms", "message_id", "object_key", "version", "attempt", "epoch", "reason")
+    for name in (
+        "node_id",
+        "kind",
+        "at_ms",
+        "message_id",
+        "object_key",
+        "version",
+        "attempt",
+        "epoch",
+        "reason",
+    )
 ]
 # What the driver raises for a value it cannot store, as opposed to a database that does not answer.
 _BAD_DATA = (DataError, IntegrityError, InterfaceError, ProgrammingError)
@@ -46,7 +56,8 @@ class SqlOutbox:
 
         def read(connection: Connection) -> Totals:
             query = select(
-                func.coalesce(func.sum(node.c.pending_rows), 0), func.coalesce(func.sum(node.c.pending_bytes), 0)
+                func.coalesce(func.sum(node.c.pending_rows), 0),
+                func.coalesce(func.sum(node.c.pending_bytes), 0),
             )
             rows, size = connection.execute(query).one()
             return Totals(int(rows), int(size))
@@ -287,4 +298,3 @@ class SqlOutbox:
             return len(events) + len(tombstones)
 
         return await self.store.write(work)
-

@@ -62,14 +62,14 @@ def load_nodes(connection: Connection, node_ids: Collection[str]) -> dict[str, N
     return {row[0]: node_row(row) for row in connection.execute(query)}
 
 
-def _deliveries(where: Callable[[Any], Any], columns: Sequence[str], rows: Collection[Sequence[str]]) -> Select[Any]:
+def _deliveries(
+    where: Callable[[Any], Any], columns: Sequence[str], rows: Collection[Sequence[str]]
+) -> Select[Any]:
     wanted = wanted_rows("wanted", columns, rows)
     return select(*DELIVERY_COLUMNS).join_from(wanted, delivery, where(wanted.c)).with_for_update(of=delivery)
 
 
-def load_ledger(
-    connection: Connection, needs: Needs, quotas: Quotas, totals: Totals
-) -> Ledger:
+def load_ledger(connection: Connection, needs: Needs, quotas: Quotas, totals: Totals) -> Ledger:
     """Everything the operations look at."""
     objects: defaultdict[str, dict[str, ObjectRow]] = defaultdict(dict)
     queries: list[Select[Any]] = []
@@ -118,7 +118,9 @@ def load_ledger(
 def write_ledger(connection: Connection, ledger: Ledger, event_ids: EventIds) -> None:
     """Writes what changed, sorted by key so that concurrent transactions lock in one order."""
     if ledger.changed_nodes:
-        connection.execute(_upsert_node, [node_values(ledger.nodes[name]) for name in sorted(ledger.changed_nodes)])
+        connection.execute(
+            _upsert_node, [node_values(ledger.nodes[name]) for name in sorted(ledger.changed_nodes)]
+        )
     whole: list[dict[str, Any]] = []
     parts: list[dict[str, Any]] = []
     for where in sorted(ledger.changed_objects):
@@ -154,5 +156,3 @@ def apply_ops(
     results = [ledger.apply(op) for op in listed]
     write_ledger(connection, ledger, event_ids)
     return results
-
-

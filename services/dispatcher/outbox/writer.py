@@ -151,8 +151,8 @@ class OutboxWriter:
             elif isinstance(result, Exception):
                 self._metrics.bad_rows.inc()
                 _log.error("outbox.record_refused", op=type(op).__name__, error=str(result))
-            else:
-                self._recorded(op)  # type: ignore[arg-type]  # only OwnedOp has no group
+            elif isinstance(op, OwnedOp):
+                self._recorded(op)
         return True
 
     def _failed(self, batch: list[tuple[Op, _Group | None]], error: StoreUnavailable) -> None:

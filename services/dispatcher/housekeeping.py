@@ -1,0 +1,123 @@
+"""What a dispatcher does by the clock: its lease, expiry, retention, and the truth of its health."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from services.dispatcher.delivery import MESSAGING, Delivery
+from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.outbox.sql import SqlOutbox
+from services.dispatcher.sessions_client import SessionsClient
+from services.dispatcher.upstream.upstream import Upstream
+from services.runtime.clock import Clock
+from services.runtime.errors import HubError, StoreUnavailable
+from services.runtime.logs import get_log
+from services.runtime.rpc import RpcServer
+from services.runtime.tracing import Tracing, is_sampled
+
+_log = get_log(__name__)
+
+DISPATCHER_SERVICE = "cloudhub.v1.DispatcherService"
+ADMIN_SERVICE = "cloudhub.v1.DispatcherAdmin"
+LINK_SERVICE = "cloudhub.v1.LinkService"
+
+EXPIRE_INTERVAL = 5.0
+# A live session expires its own messages to the millisecond; the sweep is for all others.
+EXPIRE_GRACE_MS = 10_000
+SWEEP_INTERVAL = 60.0
+SWEEP_ROWS = 5_000
+
+
+@dataclass(slots=True)
+class Housekeeping:
+    """Owns no state but the health; `run` must be awaited by the owner."""
+
+    name: str
+    server: RpcServer
+    sessions: SessionsClient
+    delivery: Delivery
+    outbox: SqlOutbox
+    upstream: Upstream
+    clock: Clock
+    metrics: DispatcherMetrics
+    tracing: Tracing
+    lease_seconds: float
+    event_seconds: float
+    tombstone_seconds: float
+    _sessions_answer: bool = False
+    _store_answers: bool = False
+
+    async def run(self) -> None:
+        """Works until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._renew(), name="lease-renewal")
+            group.create_task(self._every(EXPIRE_INTERVAL, self._expire), name="expiry")
+            group.create_task(self._every(SWEEP_INTERVAL, self._sweep), name="retention")
+
+    async def _renew(self) -> None:
+        counter = self.clock.wall_ms()
+        while True:
+            counter += 1
+            try:
+                answer = await self.sessions.renew(
+                    self.name, self.server.address, counter, len(self.delivery.sessions)
+                )
+            except HubError as error:
+                if self._sessions_answer:
+                    _log.warning("sessions.lost", error=str(error))
+                await self._health(sessions=False)
+            else:
+                if answer.adopted_events:
+                    self.upstream.adopt_events(answer.adopted_events)
+                await self._health(sessions=True)
+            await asyncio.sleep(self.lease_seconds / 3 if self._sessions_answer else 0.5)
+
+    async def _every(self, seconds: float, work: Callable[[], object]) -> None:
+        while True:
+            try:
+                result = work()
+                if asyncio.iscoroutine(result):
+                    await result
+            except StoreUnavailable as error:
+                _log.warning("store.unavailable", error=str(error))
+                await self._health(store=False)
+            else:
+                await self._health(store=True)
+            await asyncio.sleep(seconds)
+
+    async def _health(self, sessions: bool | None = None, store: bool | None = None) -> None:
+        """Publishing needs the store; links need sessions too."""
+        self._sessions_answer = self._sessions_answer if sessions is None else sessions
+        self._store_answers = self._store_answers if store is None else store
+        for service in (DISPATCHER_SERVICE, ADMIN_SERVICE):
+            await self.server.set_serving(self._store_answers, service)
+        both = self._store_answers and self._sessions_answer
+        await self.server.set_serving(both, LINK_SERVICE)
+        await self.server.set_serving(both, "")
+
+    async def _expire(self) -> None:
+        now_ms = self.clock.wall_ms()
+        rows = await self.outbox.expire(now_ms - EXPIRE_GRACE_MS, 1000)
+        for row in rows:
+            self.metrics.ended.labels("expired").inc()
+            if is_sampled(row.traceparent) and self.tracing.enabled:
+                self.tracing.record(
+                    "end",
+                    row.traceparent,
+                    attributes={
+                        **MESSAGING,
+                        "messaging.message.id": row.message_id,
+                        "cloudhub.node.id": row.node_id,
+                        "cloudhub.reason": "expired",
+                    },
+                    error="expired",
+                )
+        self.metrics.pending_rows.set(self.outbox.totals.rows)
+        self.metrics.pending_bytes.set(self.outbox.totals.bytes)
+
+    async def _sweep(self) -> None:
+        now_ms = self.clock.wall_ms()
+        events_before = now_ms - int(self.event_seconds * 1000)
+        tombstones_before = now_ms - int(self.tombstone_seconds * 1000)
+        while await self.outbox.sweep(events_before, tombstones_before, SWEEP_ROWS) >= SWEEP_ROWS:
+            pass

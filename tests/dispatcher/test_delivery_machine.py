@@ -1,0 +1,407 @@
+"""Invariants 1 to 4 of docs/architecture.md under everything that can happen to one node.
+
+The machine joins the real policy and the real ledger with a model of the link and of an edge that, as
+stock edges do, stores whatever comes, deletes by path and acknowledges. Commits, frames and
+acknowledgements are delayed, lost and reordered only as the real parts may do it: a link keeps order
+and dies as a whole; records of a dead process are gone; records of a fenced session still arrive.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.actions import Action, Fetch, Record, Reread, Send
+from services.dispatcher.delivery import Delivery
+from services.dispatcher.entry import Entry
+from services.dispatcher.outbox.ledger import Ledger, Quotas, Totals
+from services.dispatcher.outbox.records import (
+    Accept,
+    Accepted,
+    Claim,
+    Duplicate,
+    Event,
+    EventKind,
+    Fenced,
+    Loaded,
+    NodeRow,
+    ObjectRow,
+    Op,
+    Reload,
+    RowState,
+)
+from services.dispatcher.policy import NodeDelivery, PolicySettings
+from services.dispatcher.publication import Publication
+
+NODE = "edge-1"
+PATHS = ("default/configmap/a", "default/configmap/b")
+SETTINGS = PolicySettings(window_messages=3, window_bytes=3000, most_attempts=3, held_bytes=1500)
+
+
+RARELY = st.integers(0, 4)  # 0 does it
+ANSWERS = ["ack", "ack", "ack", "nack", "silence", "silence"]
+
+
+@dataclass
+class Published:
+    """One accepted publication."""
+
+    message_id: str
+    path: str
+    key: str
+    version: int
+    is_delete: bool
+    seq: int
+
+
+@dataclass
+class Session:
+    """A policy, the link below it, and what it has asked of others."""
+
+    policy: NodeDelivery
+    frames: deque[tuple[int, Message, int | None]] = field(default_factory=deque)
+    acks: deque[tuple[str, bool]] = field(default_factory=deque)
+    fetches: deque[tuple[tuple[str, int], ...]] = field(default_factory=deque)
+
+
+class DeliveryMachine(RuleBasedStateMachine):
+    """One node, any number of sessions one after the other."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.now = 1000.0
+        self.rows: dict[str, ObjectRow] = {}
+        self.node = NodeRow(NODE)
+        self.used_ids: dict[tuple[str, str], tuple[str, int | None]] = {}
+        self.events: list[Event] = []
+        self.queue: deque[tuple[Op, Session | None]] = deque()
+        self.session: Session | None = None
+        self.epoch = 0
+        self.ids = 0
+        self.accepted: list[Published] = []
+        self.publications: dict[str, Publication] = {}
+        self.generation = dict.fromkeys(PATHS, 1)
+        self.version = dict.fromkeys(PATHS, 0)
+        self.deleted = dict.fromkeys(PATHS, False)
+        # The edge: path -> (uid, version), and every message it got, in order.
+        self.edge: dict[str, tuple[str, int]] = {}
+        self.received: list[str] = []
+        self.highest_sent: dict[str, int] = {}
+        self.open_session(0)
+
+    # -- helpers -----------------------------------------------------------------------------------
+
+    @property
+    def wall_ms(self) -> int:
+        return int(self.now * 1000)
+
+    def perform(self, session: Session, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                entry = action.entry
+                assert entry.message is not None
+                self.check_send(session, entry)
+                session.frames.append((action.number, entry.message, entry.version))
+            elif isinstance(action, Record):
+                self.queue.append((action.op, session))
+            elif isinstance(action, Fetch):
+                session.fetches.append(action.wanted)
+            elif isinstance(action, Reread):
+                self.queue.append((Reload(NODE), session))
+
+    def check_send(self, session: Session, entry: Entry) -> None:
+        """Invariant 4: only the newest session sends. Invariant 2: never an older version after a newer."""
+        assert session is self.session
+        version = entry.version or 0
+        assert version >= self.highest_sent.get(entry.key, 0), "an older version was sent after a newer one"
+        self.highest_sent[entry.key] = version
+        policy = session.policy
+        assert policy.in_flight <= SETTINGS.window_messages
+        row = self.rows.get(entry.key)
+        assert row is not None, "sent before it was durable"
+        assert row.seq >= entry.seq
+
+    def publish(
+        self, path: str, version: int, *, is_delete: bool = False, uid: str = "", ttl: float = 0, priority: int = 0
+    ) -> None:
+        uid = uid or f"{path}#{self.generation[path]}"
+        self.ids += 1
+        message_id = f"m{self.ids}"
+        message = Message(id=message_id, resource=path, operation="delete" if is_delete else "update", content=b"{}")
+        publication = Publication(
+            message=message,
+            acknowledged=True,
+            key=uid,
+            uid=uid,
+            version=version,
+            is_delete=is_delete,
+            is_answer=False,
+            own_id=True,
+            priority=priority,
+            expires_at_ms=int((self.now + ttl) * 1000) if ttl else 0,
+            force=False,
+            size_bytes=700,
+            traceparent="",
+        )
+        self.publications[message_id] = publication
+        self.queue.append((Accept(NODE, publication, self.wall_ms), None))
+
+    def commit_one(self) -> None:
+        op, session = self.queue.popleft()
+        ledger = Ledger(Quotas(), Totals(), {NODE: self.node}, {NODE: self.rows}, self.used_ids)
+        owner = self.node.owner_epoch
+        result = ledger.apply(op)
+        self.events += ledger.events
+        live = self.session
+        if isinstance(op, Accept) and isinstance(result, (Accepted, Duplicate)):
+            if isinstance(result, Accepted):
+                row = result.row
+                self.accepted.append(
+                    Published(row.message_id, row.path, row.key, row.version or 0, row.deleted, row.seq)
+                )
+            if live is not None:
+                if isinstance(result, Duplicate) and result.unparked:
+                    self.perform(live, live.policy.reread())
+                elif isinstance(result, Duplicate):
+                    self.perform(
+                        live, live.policy.republished(result.row.key, result.row.seq, self.now, self.wall_ms)
+                    )
+                else:
+                    entry = Delivery.entry(result.row, self.now, self.wall_ms)
+                    self.perform(live, live.policy.accepted(entry, self.now, self.wall_ms))
+        elif isinstance(op, Reload) and isinstance(result, Loaded):
+            if session is live and live is not None:
+                entries = [Delivery.entry(row, self.now, self.wall_ms) for row in result.rows]
+                self.perform(live, live.policy.reloaded(entries, result.last_seq, self.now, self.wall_ms))
+        elif not isinstance(op, (Accept, Claim, Reload, Event)):
+            assert isinstance(result, Fenced) == (op.epoch != owner), "a fenced session changed the outbox"
+
+    def commit_all(self) -> None:
+        while self.queue:
+            self.commit_one()
+
+    # -- rules: publishers -------------------------------------------------------------------------
+
+    @rule(
+        path=st.sampled_from(PATHS),
+        step=st.integers(1, 3),
+        ttl=st.sampled_from([0.0, 0.0, 0.0, 8.0]),
+        priority=st.sampled_from([0, 0, 5]),
+        commit=st.sampled_from([True, True, False]),
+    )
+    def update(self, path: str, step: int, ttl: float, priority: int, commit: bool) -> None:
+        if self.deleted[path]:
+            self.generation[path] += 1
+            self.deleted[path] = False
+        self.version[path] += step
+        self.publish(path, self.version[path], ttl=ttl, priority=priority)
+        if commit:
+            self.commit_all()
+
+    @rule(path=st.sampled_from(PATHS), back=st.integers(0, 3))
+    def publish_old_or_equal_version(self, path: str, back: int) -> None:
+        if not self.deleted[path]:
+            self.publish(path, max(0, self.version[path] - back))
+
+    @rule(path=st.sampled_from(PATHS), again=st.booleans())
+    def delete(self, path: str, again: bool) -> None:
+        """And, as often happens, an object of the same name right after."""
+        if self.version[path] and not self.deleted[path]:
+            self.publish(path, self.version[path], is_delete=True)
+            self.deleted[path] = True
+            if again:
+                self.update(path, 1, 0.0, 0, True)
+
+    # -- rules: the store --------------------------------------------------------------------------
+
+    @precondition(lambda self: bool(self.queue))
+    @rule(count=st.integers(1, 6))
+    def commit(self, count: int) -> None:
+        for _ in range(min(count, len(self.queue))):
+            self.commit_one()
+
+    @rule(chance=RARELY)
+    def operator_redelivers_all_parked(self, chance: int) -> None:
+        if chance:
+            return
+        ledger = Ledger(Quotas(), Totals(), {NODE: self.node}, {NODE: self.rows}, self.used_ids)
+        for row in sorted(self.rows.values(), key=lambda row: row.seq):
+            if row.state == RowState.PARKED:
+                ledger.unpark(self.node, row, self.wall_ms)
+        if self.session is not None:
+            self.perform(self.session, self.session.policy.reread())
+
+    @precondition(lambda self: self.session is not None and bool(self.session.fetches))
+    @rule(fails=st.booleans())
+    def fetch_bodies(self, fails: bool) -> None:
+        session = self.session
+        assert session is not None
+        wanted = session.fetches.popleft()
+        if fails:
+            session.policy.fetch_failed(wanted)
+            return
+        found: list[tuple[str, int, Message | None]] = []
+        for key, seq in wanted:
+            row = self.rows.get(key)
+            moved = row is None or row.seq != seq or row.state == RowState.SETTLED
+            found.append((key, seq, None if moved or row is None else self.body(row)))
+        self.perform(session, session.policy.bodies(found, self.now, self.wall_ms))
+
+    def body(self, row: ObjectRow) -> Message:
+        return self.publications[row.message_id].message
+
+    # -- rules: sessions ---------------------------------------------------------------------------
+
+    @rule(chance=RARELY)
+    def open_session(self, chance: int) -> None:
+        """Also a takeover: the former session may still have records on their way."""
+        if chance and self.session is not None:
+            return
+        self.epoch += 1
+        policy = NodeDelivery(NODE, self.epoch, SETTINGS, lambda: 0.5)
+        self.session = Session(policy)
+        ledger = Ledger(Quotas(), Totals(), {NODE: self.node}, {NODE: self.rows}, self.used_ids)
+        loaded = ledger.apply(Claim(NODE, self.epoch, self.wall_ms))
+        assert isinstance(loaded, Loaded)
+        assert not loaded.fenced
+        self.events += ledger.events
+        entries = [Delivery.entry(row, self.now, self.wall_ms) for row in loaded.rows]
+        for entry in entries:
+            entry.message = None
+        self.perform(self.session, policy.loaded(entries, loaded.last_seq, self.now, self.wall_ms))
+
+    @rule(chance=RARELY)
+    def cut_link(self, chance: int) -> None:
+        if self.session is not None and not chance:
+            self.perform(self.session, self.session.policy.closed(self.wall_ms))
+            self.session = None
+
+    @rule(chance=RARELY)
+    def kill_dispatcher(self, chance: int) -> None:
+        """Everything in memory is gone: records not yet written, publishes not yet answered."""
+        if chance:
+            return
+        self.queue.clear()
+        self.session = None
+
+    # -- rules: the link and the edge --------------------------------------------------------------
+
+    @precondition(lambda self: self.session is not None and bool(self.session.frames))
+    @rule(answers=st.lists(st.sampled_from(ANSWERS), min_size=1, max_size=3))
+    def frames_reach_edge(self, answers: list[str]) -> None:
+        for answer in answers:
+            if self.session is not None and self.session.frames:
+                self.frame_reaches_edge(answer)
+
+    def frame_reaches_edge(self, answer: str) -> None:
+        session = self.session
+        assert session is not None
+        number, message, version = session.frames.popleft()
+        self.perform(session, session.policy.written(number, 0, self.now, self.wall_ms))
+        self.received.append(message.id)
+        if answer == "nack":
+            session.acks.append((message.id, False))
+            return
+        if answer == "silence":
+            return
+        self.apply_at_edge(message, version or 0)
+        session.acks.append((message.id, True))
+
+    def apply_at_edge(self, message: Message, version: int) -> None:
+        if message.operation == "delete":
+            self.edge.pop(message.resource, None)
+        else:
+            self.edge[message.resource] = (self.publications[message.id].key, version)
+
+    @precondition(lambda self: self.session is not None and bool(self.session.acks))
+    @rule(twice=st.booleans())
+    def ack_arrives(self, twice: bool) -> None:
+        session = self.session
+        assert session is not None
+        message_id, positive = session.acks.popleft()
+        for _ in range(2 if twice else 1):
+            if positive:
+                actions = session.policy.acknowledged(message_id, self.now, self.wall_ms)
+            else:
+                actions = session.policy.refused(message_id, "no space left", self.now, self.wall_ms)
+            self.perform(session, actions)
+
+    @rule(message=st.sampled_from(["unknown", "m1", "m2"]))
+    def wrong_ack_arrives(self, message: str) -> None:
+        """Of a message never sent in this life: harmless."""
+        if self.session is not None and message not in self.publications:
+            before = self.session.policy.in_flight
+            self.session.policy.acknowledged(message, self.now, self.wall_ms)
+            assert self.session.policy.in_flight == before
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 6.0, 30.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        if self.session is not None:
+            self.perform(self.session, self.session.policy.deadline(self.now, self.wall_ms))
+
+    # -- invariants --------------------------------------------------------------------------------
+
+    @invariant()
+    def nothing_accepted_is_just_gone(self) -> None:
+        """Invariant 1."""
+        ended = {event.message_id for event in self.events if event.kind == EventKind.ENDED}
+        acknowledged = {event.message_id for event in self.events if event.kind == EventKind.ACKNOWLEDGED}
+        for item in self.accepted:
+            row = self.rows[item.key]
+            if row.message_id == item.message_id and row.state != RowState.SETTLED:
+                continue
+            assert item.message_id in ended or item.message_id in acknowledged, item
+        for message_id in acknowledged:
+            assert message_id in self.received, "acknowledged without having been received"
+
+    @invariant()
+    def counters_are_true(self) -> None:
+        pending = [row for row in self.rows.values() if row.state != RowState.SETTLED]
+        assert self.node.pending_rows == len(pending)
+        assert self.node.pending_bytes == sum(row.size_bytes for row in pending)
+        assert self.session is None or self.session.policy.in_flight >= 0
+
+    def teardown(self) -> None:
+        """Invariant 3: on a good link, with a good edge, everything ends as it was last accepted."""
+        if not hasattr(self, "now"):
+            return
+        self.commit_all()
+        self.operator_redelivers_all_parked(0)
+        self.session = None
+        self.open_session(0)
+        session = self.session
+        assert session is not None
+        for _ in range(400):
+            self.commit_all()
+            if session.fetches:
+                self.fetch_bodies(fails=False)
+            elif session.frames:
+                self.frame_reaches_edge("ack")
+            elif session.acks:
+                self.ack_arrives(False)
+            elif self.queue:
+                continue
+            else:
+                break
+        assert not [row for row in self.rows.values() if row.state != RowState.SETTLED], "not all was delivered"
+        for path in PATHS:
+            of_path = [item for item in self.accepted if item.path == path]
+            expired = {
+                event.message_id
+                for event in self.events
+                if event.kind == EventKind.ENDED and event.reason != "superseded"
+            }
+            if not of_path or any(item.message_id in expired for item in of_path):
+                continue  # an expired version leaves the edge with what it had
+            last = max(of_path, key=lambda item: item.seq)
+            assert self.edge.get(path) == (None if last.is_delete else (last.key, last.version))
+
+
+TestDeliveryMachine = DeliveryMachine.TestCase
+TestDeliveryMachine.settings = settings(
+    max_examples=250, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+)
