@@ -17,7 +17,7 @@ from edge.store import Batch, Change, StoreFault
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 # A transaction no longer than this keeps acknowledgements prompt; links bound what can wait.
-MOST_CHANGES_PER_BATCH = 8192
+MOST_CHANGES_PER_BATCH = 1024
 
 
 class Commits(Protocol):

@@ -631,3 +631,36 @@ def test_certificates_that_cannot_be_used_are_named(certificates: Path, tmp_path
     )
     with pytest.raises(SettingsFault, match="cannot be used"):
         settings.tls("edge-1")
+
+
+async def test_an_upload_that_is_being_stored_when_the_agent_stops_fails_and_may_be_repeated(
+    cloud: CloudSide, make_settings: MakeSettings
+) -> None:
+    """C31: not answered, so not promised."""
+    store = ControlledStore()
+    async with EdgeFleet(make_settings(), ["edge-1"], store=store) as fleet:
+        await fleet.connected()
+        store.gate.clear()
+        uploading = asyncio.create_task(fleet["edge-1"].upload(b"{}"))
+        await asyncio.to_thread(store.waiting.wait, 10)
+        fleet["edge-1"].stop()
+        with pytest.raises(StoreFault, match="the agent stops"):
+            await uploading
+        store.gate.set()
+
+
+async def test_stopping_while_blocked_or_waiting_to_dial_does_not_wait(
+    cloud: CloudSide, make_settings: MakeSettings
+) -> None:
+    cloud.refuse = (HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "3600"})
+    async with asyncio.timeout(5):
+        async with EdgeFleet(make_settings(), ["edge-1", "edge-2"]) as fleet:
+            fleet["edge-2"].block(3600.0)
+            await eventually(lambda: fleet["edge-1"].counters.dials_failed == 1)
+
+
+async def test_few_dial_at_once(cloud: CloudSide, make_settings: MakeSettings) -> None:
+    """A fleet that comes back together does not time itself out in TLS."""
+    async with EdgeFleet(make_settings(dials_at_once=1), [f"edge-{n}" for n in range(1, 6)]) as fleet:
+        await fleet.connected()
+        assert fleet.total("dials_failed") == 0
