@@ -33,4 +33,6 @@ def check_instance_id(text: str) -> str | None:
     """What is wrong with the id of a connector or dispatcher process, None if nothing."""
     if _INSTANCE_ID.fullmatch(text):
         return None
-    return f"should be an instance id of 1 to 128 printable ASCII characters without spaces; got {text[:80]!r}"
+    return (
+        f"should be an instance id of 1 to 128 printable ASCII characters without spaces; got {text[:80]!r}"
+    )

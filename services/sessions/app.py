@@ -112,6 +112,8 @@ class SessionsApp:
 
     async def stop(self) -> None:
         """In this order: not serving, streams ended, gRPC stopped, telemetry flushed, database closed."""
+        if not self._store:
+            return
         await self._server.set_serving(False)
         self.notices.close()
         await self._server.stop(self._settings.shutdown_seconds)
@@ -119,8 +121,8 @@ class SessionsApp:
             await asyncio.to_thread(self._endpoint.close)
         if self._tracing:
             await asyncio.to_thread(self._tracing.close)
-        if self._store:
-            await self._store.close()
+        await self._store.close()
+        self._store = None
         log.info("service.stopped")
 
 

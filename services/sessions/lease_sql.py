@@ -1,6 +1,8 @@
 """Leases of dispatchers in SQL, and who hands on which events."""
 
-from sqlalchemy import ColumnElement, Connection, delete, func, or_, select, update
+from dataclasses import replace
+
+from sqlalchemy import Connection, delete, select, update
 
 from services.sessions.book_sql import pending_events, renewals_of
 from services.sessions.leases import Observation
@@ -8,9 +10,6 @@ from services.sessions.records import Event, Renewal, Trimmed
 from services.sessions.registry import HAND_AGAIN_AFTER_RENEWALS
 from services.sessions.schema import dispatcher_lease, end_directive, lifecycle_event
 from services.sessions.upsert import insert_missing
-
-# Nodes looked at for one renewal; each has one waiting event at least.
-_MOST_NODES = 256
 
 
 def _blank(dispatcher_id: str) -> dict[str, object]:
@@ -75,34 +74,40 @@ def mark_lost(connection: Connection, seen: Observation) -> bool:
 def hand_over(connection: Connection, dispatcher_id: str, renewals: int, most_events: int) -> list[Event]:
     """Makes waiting events this dispatcher's: whole nodes, about `most_events` in all."""
     event, lease = lifecycle_event.c, dispatcher_lease.c
-    alive = select(lease.dispatcher_id).where(~lease.lost)
-    due: ColumnElement[bool] = or_(
-        (event.dispatcher_id == dispatcher_id) & (event.handed <= renewals - HAND_AGAIN_AFTER_RENEWALS),
-        event.dispatcher_id.not_in(alive),
+    # A lost lease stays on record while events are its dispatcher's.
+    lost = select(lease.dispatcher_id).where(lease.lost)
+    own_again = (event.dispatcher_id == dispatcher_id) & (
+        event.handed <= renewals - HAND_AGAIN_AFTER_RENEWALS
     )
-    waiting = connection.execute(
-        select(event.node_id, func.count())
-        .where(due)
-        .group_by(event.node_id)
-        .order_by(event.node_id)
-        .limit(min(_MOST_NODES, most_events))
-    ).all()
-    chosen: list[str] = []
-    total = 0
-    for node_id, count in waiting:
-        if chosen and total + count > most_events:
-            break
-        chosen.append(node_id)
-        total += count
-    if not chosen:
+    waiting: dict[str, None] = {}
+    for due in (own_again, event.dispatcher_id.in_(lost)):
+        # In the order of the index, so that only as many rows are looked at as are wanted.
+        some = (
+            select(event.node_id)
+            .where(due)
+            .order_by(event.dispatcher_id, event.handed, event.node_id)
+            .limit(most_events)
+        )
+        waiting.update(dict.fromkeys(connection.execute(some).scalars()))
+    if not waiting:
         return []
+    handed: dict[str, list[Event]] = {}
+    total = 0
+    for node_id, events in pending_events(connection, list(waiting)).items():
+        if handed and total + len(events) > most_events:
+            break
+        handed[node_id] = events
+        total += len(events)
     connection.execute(
         update(lifecycle_event)
-        .where(event.node_id.in_(chosen))
+        .where(event.node_id.in_(list(handed)))
         .values(dispatcher_id=dispatcher_id, handed=renewals)
     )
-    pending = pending_events(connection, chosen)
-    return [item for node_id in chosen for item in pending[node_id]]
+    return [
+        replace(item, dispatcher_id=dispatcher_id, handed=renewals)
+        for events in handed.values()
+        for item in events
+    ]
 
 
 def trim(connection: Connection, oldest_ms: int, most_events: int) -> Trimmed:

@@ -56,7 +56,7 @@ lifecycle_event = Table(
     Column("dispatcher_id", String(128), nullable=False),
     Column("handed", BigInteger, nullable=False),
     Index("lifecycle_event_by_id", "event_id"),
-    Index("lifecycle_event_by_dispatcher", "dispatcher_id", "handed"),
+    Index("lifecycle_event_by_dispatcher", "dispatcher_id", "handed", "node_id"),
     Index("lifecycle_event_by_age", "at_ms"),
 )
 

@@ -1,6 +1,6 @@
 """INSERT that copes with rows that exist, in the words of the engine at hand."""
 
-from sqlalchemy import Connection, Executable, Table
+from sqlalchemy import Connection, Insert, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
 
@@ -10,7 +10,7 @@ def _insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.
     return sqlite.insert(table)
 
 
-def upsert(connection: Connection, table: Table) -> Executable:
+def upsert(connection: Connection, table: Table) -> Insert:
     """Inserts rows; those whose primary key exists are overwritten."""
     statement = _insert(connection, table)
     keys = [column.name for column in table.primary_key]
@@ -18,6 +18,6 @@ def upsert(connection: Connection, table: Table) -> Executable:
     return statement.on_conflict_do_update(index_elements=keys, set_=values)
 
 
-def insert_missing(connection: Connection, table: Table) -> Executable:
+def insert_missing(connection: Connection, table: Table) -> Insert:
     """Inserts rows; those whose primary key exists stay as they are."""
     return _insert(connection, table).on_conflict_do_nothing()
