@@ -1,0 +1,251 @@
+"""The demo put together: hub, fleet, cloud program, bad network, table, verdict."""
+
+import asyncio
+import fcntl
+import json
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+
+import grpc
+from rich.console import Console
+
+from demo.checker import Verdict, check
+from demo.display import Display, Figures
+from demo.fleet import Fleet, running_fleet
+from demo.hub import Hub, HubPorts, choose_ports, running_hub
+from demo.latency import RecentLatencies
+from demo.ledger import Ledger
+from demo.manifests import Manifest, load_manifests
+from demo.network import BadNetwork
+from demo.operator import HubFigures, Operator
+from demo.processes import Child, ProcessFault
+from demo.settings import DemoSettings
+from demo.subscriber import Subscriber
+from demo.workload import Workload
+from edge.certificates import create_node_certificates, create_server_certificate
+from services.runtime.rpc import open_channel
+
+CONNECT_SECONDS = 60.0
+REFRESH_SECONDS = 0.5
+LATENCY_SECONDS = 60.0
+
+
+class DemoFault(Exception):
+    """The demo cannot run; the text is one sentence."""
+
+
+@contextmanager
+def _alone(settings: DemoSettings) -> Iterator[None]:
+    """One demo at a time uses a data folder."""
+    settings.data.mkdir(parents=True, exist_ok=True)
+    with (settings.data / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DemoFault(f"a demo runs on {settings.data} already; stop it, or give --data") from None
+        yield
+
+
+class Demo:
+    """One run of the demo. `stop` asks it to end; it then settles and gives its verdict."""
+
+    def __init__(self, settings: DemoSettings, console: Console) -> None:
+        self._settings = settings
+        self._console = console
+        self._stop = asyncio.Event()
+        self._ledger = Ledger()
+        self.running = False
+        """Up and publishing: `stop` leads to a verdict."""
+
+    def stop(self) -> None:
+        """Publishes no more."""
+        self._stop.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stop.is_set()
+
+    async def run(self) -> Verdict:
+        """Starts everything, works, stops everything. Raises DemoFault, ProcessFault and others of this
+        folder, each with a text for people."""
+        settings = self._settings
+        manifests = load_manifests(settings.manifests)
+        with _alone(settings):
+            node_ids = [f"edge-{number}" for number in range(1, settings.nodes + 1)]
+            await asyncio.to_thread(create_server_certificate, settings.certificates)
+            await asyncio.to_thread(create_node_certificates, settings.certificates, node_ids)
+            wanted = HubPorts()
+            ports = choose_ports(wanted)
+            self._say(f"data, certificates and logs: {settings.data}")
+            for name in HubPorts.__dataclass_fields__:
+                if getattr(ports, name) != getattr(wanted, name):
+                    self._say(f"port {getattr(wanted, name)} is taken: {name} uses {getattr(ports, name)}")
+            async with (
+                running_hub(settings.data, settings.certificates, ports) as hub,
+                running_fleet(
+                    *(settings.nodes, ports.server, settings.certificates, settings.edges_database),
+                    settings.data / "logs" / "edges.log",
+                    *("--upload-every", "10", "--status-every", "10"),
+                ) as fleet,
+                open_channel(hub.dispatcher_address) as dispatcher,
+                open_channel(hub.sessions_address) as sessions,
+            ):
+                try:
+                    async with _watched(hub, fleet):
+                        operator = Operator(dispatcher, sessions)
+                        return await self._work(hub, fleet, dispatcher, operator, manifests)
+                finally:
+                    self._say("stopping: edges, connector, dispatcher, sessions")
+
+    async def _work(
+        self,
+        hub: Hub,
+        fleet: Fleet,
+        channel: grpc.aio.Channel,
+        operator: Operator,
+        manifests: list[Manifest],
+    ) -> Verdict:
+        settings, loop = self._settings, asyncio.get_running_loop()
+        took = await fleet.connected(CONNECT_SECONDS)
+        self._say(f"{settings.nodes} edge nodes connected in {took:.2f} s over {hub.ports.server}")
+        self._say("try:", *_commands(hub, manifests[0]))
+        known = (await operator.figures()).last_seq > 0
+        figures = Figures(nodes=settings.nodes)
+        self.running = True
+        if settings.seconds:
+            loop.call_later(settings.seconds, self._stop.set)
+        with Display(self._console) as display:
+            workload = Workload(channel, manifests, fleet.node_ids, self._ledger, display.tell)
+            subscriber = Subscriber(channel)
+            network = BadNetwork(fleet, display.tell)
+            async with asyncio.TaskGroup() as group:
+                refreshing = group.create_task(
+                    self._refresh(display, figures, operator, fleet, subscriber, network), name="table"
+                )
+                receiving = group.create_task(subscriber.run(), name="subscriber")
+                cutting = None
+                if settings.cut_every:
+                    cutting = group.create_task(network.run(settings.cut_every), name="bad network")
+
+                async def whole_network() -> None:
+                    if cutting is not None:
+                        cutting.cancel()
+                    fleet.heal()
+                    display.tell("publishing stops, the network is whole; what is pending settles")
+
+                await workload.run(self._stop, settings.update_every, known=known, settle=whole_network)
+                await self._settled(operator)
+                verdict = await check(self._ledger, operator, settings.edges_database)
+                await self._refresh_once(figures, operator, fleet, subscriber, network)
+                display.show(figures)
+                refreshing.cancel()
+                receiving.cancel()
+        if verdict.superseded:
+            self._say(f"{verdict.superseded} were superseded by newer versions before their node had them")
+        for reason, count in self._ledger.refused.items():
+            self._say(f"{count} publishes were answered {reason}")
+        return verdict
+
+    async def _settled(self, operator: Operator) -> None:
+        """Until nothing is pending but what is parked, or the time is over."""
+        deadline = time.monotonic() + self._settings.settle
+        while time.monotonic() < deadline:
+            hub = await operator.figures()
+            if hub.pending == hub.parked:
+                return
+            await asyncio.sleep(0.2)
+
+    async def _refresh(
+        self,
+        display: Display,
+        figures: Figures,
+        operator: Operator,
+        fleet: Fleet,
+        subscriber: Subscriber,
+        network: BadNetwork,
+    ) -> None:
+        recent = RecentLatencies(LATENCY_SECONDS)
+        while True:
+            await self._refresh_once(figures, operator, fleet, subscriber, network)
+            recent.add_counts(fleet.latencies.take(), time.monotonic())
+            figures.p50_ms, figures.p99_ms = recent.quantiles_ms((0.5, 0.99))
+            display.show(figures)
+            await asyncio.sleep(REFRESH_SECONDS)
+
+    async def _refresh_once(
+        self,
+        figures: Figures,
+        operator: Operator,
+        fleet: Fleet,
+        subscriber: Subscriber,
+        network: BadNetwork,
+    ) -> None:
+        try:
+            figures.hub = await operator.figures()
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise
+            # A service that is gone for good ends the demo elsewhere.
+            figures.hub = HubFigures()
+        report = fleet.report
+        figures.links, figures.acknowledged = report.links, report.acknowledged
+        figures.repeated = report.repeated
+        figures.reconnects = max(0, report.links_opened - figures.nodes)
+        figures.published, figures.refused = self._ledger.accepted, self._ledger.refused
+        figures.upstream, figures.cuts = subscriber.received, network.cuts
+
+    def _say(self, *lines: str) -> None:
+        for line in lines:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@asynccontextmanager
+async def _watched(hub: Hub, fleet: Fleet) -> AsyncIterator[None]:
+    """Ends its body with a ProcessFault when a child dies."""
+    children = (*hub.children, fleet.child)
+    try:
+        async with asyncio.TaskGroup() as group:
+            watchers = [group.create_task(child.died(), name=f"watch {child.name}") for child in children]
+            yield
+            for watcher in watchers:
+                watcher.cancel()
+    except BaseExceptionGroup as faults:
+        # A call may fail an instant before the death of its server is noticed.
+        death = _death_among(faults) or await _death_within(children, 1.0)
+        if death is not None:
+            raise death from None
+        raise
+
+
+def _death_among(error: BaseException) -> ProcessFault | None:
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(_death_among, error.exceptions)), None)
+    return error if isinstance(error, ProcessFault) else None
+
+
+async def _death_within(children: Sequence[Child], seconds: float) -> ProcessFault | None:
+    watchers = [asyncio.create_task(child.died(), name=f"watch {child.name}") for child in children]
+    done, _ = await asyncio.wait(watchers, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for watcher in watchers:
+        watcher.cancel()
+    await asyncio.gather(*watchers, return_exceptions=True)
+    return next((death for task in done if (death := _death_among(task.exception() or OSError()))), None)
+
+
+def _commands(hub: Hub, manifest: Manifest) -> list[str]:
+    """Three commands that work while the demo runs."""
+    about = json.dumps({"node_id": "edge-1", "object_key": manifest.uid})
+    message = {"source": "edgecontroller", "group": "resource", "operation": "update"}
+    publish = {
+        "message": {**message, "resource": "site/configmap/hello", "resource_version": str(time.time_ns())},
+        "node_ids": ["edge-1", "edge-2"],
+        "content_json": '{"data": {"hello": "edge"}}',
+    }
+    grpcurl, dispatcher = "  grpcurl -plaintext", f"{hub.dispatcher_address} cloudhub.v1"
+    return [
+        f"{grpcurl} -d '{json.dumps(publish)}' {dispatcher}.DispatcherService/Publish",
+        f"{grpcurl} -d '{about}' {dispatcher}.DispatcherAdmin/ExplainDelivery",
+        f"{grpcurl} {hub.sessions_address} cloudhub.v1.SessionsAdmin/ListSessions",
+    ]

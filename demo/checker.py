@@ -1,0 +1,80 @@
+"""Whether everything that was accepted is where it should be: compares the hub with the edges' disks."""
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cloudhub.v1 import dispatcher_pb2 as pb
+from demo.ledger import Expected, Ledger, ObjectKey
+from demo.operator import Operator
+from edge.store import read_history, read_objects
+
+MOST_EXAMPLES = 5
+_WAITING = (pb.DELIVERY_STATE_PENDING, pb.DELIVERY_STATE_IN_FLIGHT, pb.DELIVERY_STATE_PARKED)
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What became of the messages that were accepted since the demo started."""
+
+    published: int
+    acknowledged: int
+    pending: int
+    lost: int
+    ended: int = 0
+    """Newest versions that ended with a reason on record: expired or purged."""
+    examples: list[str] = field(default_factory=list)
+    """Some of the lost, in words."""
+
+    @property
+    def superseded(self) -> int:
+        """Accepted, but a newer version took their place before the node had them."""
+        return max(0, self.published - self.acknowledged - self.pending - self.ended - self.lost)
+
+    def __str__(self) -> str:
+        return f"published={self.published} acked={self.acknowledged} pending={self.pending} lost={self.lost}"
+
+
+def _on_disk(database: Path, ledger: Ledger) -> tuple[dict[ObjectKey, int], int]:
+    """What the edges hold, and how many distinct messages of this run they have stored."""
+    uids = {uid for _, uid in ledger.expected}
+    held = {(row.node_id, row.uid): int(row.version) for row in read_objects(database) if row.uid in uids}
+    applied = {
+        (row.node_id, row.uid, row.version)
+        for row in read_history(database)
+        if row.uid in uids and ledger.first_version and int(row.version) >= ledger.first_version
+    }
+    return held, len(applied)
+
+
+def _ended_rightly(expected: Expected, explained: pb.ExplainDeliveryResponse) -> bool:
+    """The newest version ended without an acknowledgement, for a reason that is on record."""
+    return explained.object.state == pb.DELIVERY_STATE_ENDED and any(
+        event.version == str(expected.version) and event.kind == "ended" and event.reason
+        for event in explained.events
+    )
+
+
+async def check(ledger: Ledger, operator: Operator, database: Path) -> Verdict:
+    """Compares what was last accepted per node and object with the edges' files and with the hub."""
+    held, acknowledged = await asyncio.to_thread(_on_disk, database, ledger)
+    verdict = Verdict(ledger.accepted, acknowledged, 0, 0)
+    for (node_id, uid), expected in ledger.missing(held):
+        explained = await operator.explain(node_id, uid)
+        if explained is not None and explained.object.state in _WAITING:
+            if int(explained.object.version or "0") >= expected.version:
+                verdict.pending += 1
+                continue
+        elif explained is not None and _ended_rightly(expected, explained):
+            verdict.ended += 1
+            continue
+        verdict.lost += 1
+        if len(verdict.examples) < MOST_EXAMPLES:
+            there = held.get((node_id, uid))
+            verdict.examples.append(
+                f"{node_id}: {expected.resource} version {expected.version}"
+                f"{' (delete)' if expected.deleted else ''}; "
+                f"the node holds {'nothing' if there is None else f'version {there}'}; "
+                f"the hub says: {explained.explanation if explained else 'unknown'}"
+            )
+    return verdict

@@ -1,0 +1,98 @@
+"""The edge fleet seen from its parent: commands go in, reports come out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from demo.fleet_worker import Command, Report
+from demo.latency import Latencies
+from demo.processes import Child
+
+STOP_SECONDS = 10.0
+
+
+class FleetFault(Exception):
+    """The fleet did not do in time what it should."""
+
+
+class Fleet:
+    """A running fleet. `follow` must be awaited by the owner."""
+
+    def __init__(self, child: Child, nodes: int) -> None:
+        self.child = child
+        self.node_ids = [f"edge-{number}" for number in range(1, nodes + 1)]
+        self.report = Report(0, 0, 0, 0, 0, {})
+        self.latencies = Latencies()
+        self._reported = asyncio.Condition()
+
+    async def follow(self) -> None:
+        """Takes reports until the fleet ends."""
+        decoder = msgspec.json.Decoder(Report)
+        while line := await self.child.stdout.readline():
+            report = decoder.decode(line)
+            self.latencies.add_counts(report.latencies)
+            async with self._reported:
+                self.report = report
+                self._reported.notify_all()
+
+    async def until(self, condition: Callable[[Report], bool], what: str, seconds: float) -> Report:
+        """The first report, from the present one on, that meets the condition. Raises FleetFault."""
+        try:
+            async with asyncio.timeout(seconds), self._reported:
+                await self._reported.wait_for(lambda: condition(self.report))
+                return self.report
+        except TimeoutError:
+            raise FleetFault(f"{what}: not within {seconds:g} s; the last report was {self.report}") from None
+
+    async def changed(self) -> None:
+        """Returns with the next report."""
+        async with self._reported:
+            await self._reported.wait()
+
+    async def connected(self, seconds: float) -> float:
+        """Waits until every node has a link; seconds from the first dial. Raises FleetFault."""
+        report = await self.until(lambda report: report.all_connected_seconds > 0, "all connected", seconds)
+        return report.all_connected_seconds
+
+    def cut(self, node_id: str) -> None:
+        """Drops a node's link as a broken network would."""
+        self._tell(Command("cut", node_id))
+
+    def block(self, node_id: str, seconds: float) -> None:
+        """Black-holes a node for so long."""
+        self._tell(Command("block", node_id, seconds))
+
+    def heal(self) -> None:
+        """Ends all black holes."""
+        self._tell(Command("heal"))
+
+    def _tell(self, command: Command) -> None:
+        if not self.child.stdin.is_closing():
+            self.child.stdin.write(msgspec.json.encode(command) + b"\n")
+
+
+@asynccontextmanager
+async def running_fleet(
+    nodes: int, server: str, certificates: Path, database: Path, log_path: Path, *flags: str
+) -> AsyncIterator[Fleet]:
+    """A fleet in a process of its own, dialling already; stopped when the context ends."""
+    arguments = [
+        *("-m", "demo.fleet_worker"),
+        *("--server", server),
+        *("--certificates", str(certificates)),
+        *("--database", str(database)),
+        *("--nodes", str(nodes)),
+        *flags,
+    ]
+    child = await Child.start("edges", arguments, log_path, piped=True)
+    fleet = Fleet(child, nodes)
+    follower = asyncio.create_task(fleet.follow(), name="fleet reports")
+    try:
+        yield fleet
+    finally:
+        await child.stop(STOP_SECONDS)
+        follower.cancel()
+        await asyncio.gather(follower, return_exceptions=True)

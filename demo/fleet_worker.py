@@ -1,0 +1,213 @@
+"""The edge fleet as a process of its own: `python -m demo.fleet_worker`.
+
+Commands come as JSON lines on stdin, reports go as JSON lines to stdout; the end of stdin ends the
+process. Versions of the messages that it receives are the microseconds since the Unix epoch at
+which they were published: the difference to the time of the acknowledgement is the latency.
+"""
+
+import asyncio
+import json
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+import uvloop
+
+from demo.latency import Latencies
+from edge.__main__ import LogFormat, Sync, configure_logs, prepare_process
+from edge.agent import EdgeFleet
+from edge.node import OutboxFull
+from edge.settings import EdgeSettings, SettingsFault
+from edge.store import Change, StoreFault
+
+
+class Command(msgspec.Struct):
+    """What the parent asks for."""
+
+    do: str
+    """`cut`, `block` (with seconds) or `heal`."""
+    node: str = ""
+    seconds: float = 0.0
+
+
+class Report(msgspec.Struct, omit_defaults=True):
+    """What the fleet has come to, since its start unless it says otherwise."""
+
+    links: int
+    acknowledged: int
+    """Distinct messages."""
+    repeated: int
+    """Acknowledgements of messages that had been acknowledged before."""
+    links_opened: int
+    uploads_confirmed: int
+    latencies: dict[int, int]
+    """Publish to acknowledgement, since the last report."""
+    by_node: list[int] = []
+    """Distinct messages acknowledged, in order of the node list; only if asked for."""
+    all_connected_seconds: float = 0.0
+    """From the first dial until every node was connected; 0 until then."""
+
+
+class Acknowledgements:
+    """What the fleet has acknowledged, each message counted once."""
+
+    def __init__(self, node_ids: Sequence[str]) -> None:
+        self.latencies = Latencies()
+        self.by_node = dict.fromkeys(node_ids, 0)
+        self.total = 0
+        self.repeated = 0
+        self._last: dict[tuple[str, str], int] = {}
+
+    def add(self, changes: Sequence[Change]) -> None:
+        """Counts messages whose acknowledgements have just been written."""
+        now = time.time_ns() // 1000
+        for change in changes:
+            text = change.message.header.resourceversion
+            if not text.isdecimal():
+                continue
+            version, key = int(text), (change.node_id, change.step.uid or change.message.route.resource)
+            if version <= self._last.get(key, 0):
+                self.repeated += 1
+                continue
+            self._last[key] = version
+            self.total += 1
+            self.by_node[change.node_id] += 1
+            self.latencies.add(now - version)
+
+
+class FleetProcess:
+    """Runs the fleet, obeys and reports."""
+
+    def __init__(self, settings: EdgeSettings, node_ids: list[str], *, by_node: bool) -> None:
+        self._by_node = by_node
+        self._acknowledged = Acknowledgements(node_ids)
+        self._fleet = EdgeFleet(settings, node_ids, on_acknowledged=self._acknowledged.add)
+        self._all_connected_seconds = 0.0
+        self._blocked: set[str] = set()
+
+    async def serve(self, report_every: float, upload_every: float, status_every: float) -> None:
+        """Runs until stdin or a signal says stop."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        reader = asyncio.StreamReader()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        started = loop.time()
+        async with self._fleet, asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._obey(reader, stop), name="commands"),
+                group.create_task(self._reports(report_every), name="reports"),
+                group.create_task(self._first_connect(started), name="first connect"),
+            ]
+            if upload_every:
+                tasks.append(group.create_task(self._uploads(upload_every), name="uploads"))
+            if status_every:
+                tasks.append(group.create_task(self._statuses(status_every), name="status reports"))
+            await stop.wait()
+            for task in tasks:
+                task.cancel()
+        self._report()
+
+    async def _first_connect(self, started: float) -> None:
+        await self._fleet.connected()
+        self._all_connected_seconds = asyncio.get_running_loop().time() - started
+
+    async def _obey(self, reader: asyncio.StreamReader, stop: asyncio.Event) -> None:
+        decoder = msgspec.json.Decoder(Command)
+        while line := await reader.readline():
+            command = decoder.decode(line)
+            if command.do == "cut":
+                self._fleet[command.node].cut()
+            elif command.do == "block":
+                self._blocked.add(command.node)
+                self._fleet[command.node].block(command.seconds)
+            elif command.do == "heal":
+                for node_id in self._blocked:
+                    self._fleet[node_id].block(0.0)
+                self._blocked.clear()
+        stop.set()
+
+    async def _reports(self, every: float) -> None:
+        while True:
+            await asyncio.sleep(every)
+            self._report()
+
+    def _report(self) -> None:
+        report = Report(
+            links=self._fleet.links,
+            acknowledged=self._acknowledged.total,
+            repeated=self._acknowledged.repeated,
+            links_opened=self._fleet.total("links_opened"),
+            uploads_confirmed=self._fleet.total("uploads_confirmed"),
+            latencies=self._acknowledged.latencies.take(),
+            by_node=list(self._acknowledged.by_node.values()) if self._by_node else [],
+            all_connected_seconds=self._all_connected_seconds,
+        )
+        try:
+            sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            pass  # the parent is gone; the end of stdin stops us
+
+    async def _uploads(self, every: float) -> None:
+        while True:
+            for agent in self._fleet:
+                reading = {"sensor": "cold-chain", "celsius": round(random.gauss(4.0, 0.6), 2)}
+                try:
+                    await agent.upload(json.dumps(reading).encode(), "telemetry/fridge")
+                except OutboxFull:
+                    pass  # the node has been away for long; the next readings matter more
+                await asyncio.sleep(every / len(self._fleet))
+
+    async def _statuses(self, every: float) -> None:
+        while True:
+            for agent in self._fleet:
+                status = {"phase": "Running", "received": agent.counters.received}
+                content = json.dumps({"name": f"{agent.node_id}-till", "status": status}).encode()
+                agent.report_status(f"retail/podstatus/{agent.node_id}-till", content)
+                await asyncio.sleep(every / len(self._fleet))
+
+
+def run(
+    server: Annotated[str, typer.Option()],
+    certificates: Annotated[Path, typer.Option()],
+    database: Annotated[Path, typer.Option()],
+    nodes: Annotated[int, typer.Option(min=1)],
+    sync: Annotated[Sync, typer.Option()] = Sync.FULL,
+    history: Annotated[bool, typer.Option()] = True,
+    most_delay: Annotated[float, typer.Option()] = 5.0,
+    report_every: Annotated[float, typer.Option(min=0.005)] = 0.25,
+    by_node: Annotated[bool, typer.Option()] = False,
+    upload_every: Annotated[float, typer.Option(min=0)] = 0.0,
+    status_every: Annotated[float, typer.Option(min=0)] = 0.0,
+) -> None:
+    """Runs edge nodes edge-1 to edge-n; commands on stdin, reports on stdout."""
+    configure_logs(LogFormat.AUTO)
+    prepare_process()
+    settings = EdgeSettings(
+        server=server,
+        ca=certificates / "ca.crt",
+        database=database,
+        certificates=certificates,
+        sync=sync.value,
+        history=history,
+        most_delay_seconds=most_delay,
+    )
+    worker = FleetProcess(settings, [f"edge-{number}" for number in range(1, nodes + 1)], by_node=by_node)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(worker.serve(report_every, upload_every, status_every))
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(run)
+    except (SettingsFault, StoreFault) as fault:
+        print(f"fleet: {fault}", file=sys.stderr)
+        raise SystemExit(1) from None

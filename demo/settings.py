@@ -1,0 +1,32 @@
+"""Settings of the demo: flags or DEMO_* variables, read in `__main__`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSettings:
+    """Times in seconds."""
+
+    seconds: float = 0.0
+    """How long to publish; 0: until Ctrl-C."""
+    nodes: int = 20
+    update_every: float = 2.0
+    cut_every: float = 7.0
+    """0: never."""
+    settle: float = 20.0
+    """Longest wait at the end for what is pending."""
+    data: Path = REPOSITORY / ".run"
+    manifests: Path = REPOSITORY / "examples" / "manifests"
+
+    @property
+    def certificates(self) -> Path:
+        """Kept for the next start, like all data."""
+        return self.data / "certificates"
+
+    @property
+    def edges_database(self) -> Path:
+        """The disk of all edge nodes."""
+        return self.data / "edges.db"
