@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol
+from typing import Protocol, cast
 
 from websockets.exceptions import PayloadTooBig
 from websockets.frames import Frame, Opcode
@@ -144,11 +144,11 @@ class EdgeConnection(asyncio.Protocol):
     # What the event loop says.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._tcp = transport
+        # uvloop's transports are no subclasses of asyncio's.
+        self._tcp = tcp = cast("asyncio.Transport", transport)
         # With a high-water mark of 0, `resume_writing` means that the operating system has every byte.
-        transport.set_write_buffer_limits(high=0)
-        peer = transport.get_extra_info("peername")
+        tcp.set_write_buffer_limits(high=0)
+        peer = tcp.get_extra_info("peername")
         if peer:
             self.peer_address = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
         self._set_timer(self._host.limits.opening_timeout, self._opening_timed_out)
