@@ -1,0 +1,1 @@
+"""The sessions service: who is connected where, under which epoch, within which limits."""

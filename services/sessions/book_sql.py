@@ -202,8 +202,5 @@ class LockedBook:
         matching = [(row.node_id, row.epoch) for row in rows if (row.node_id, row.epoch) in shown]
         if matching:
             self._connection.execute(
-                delete(end_directive).where(
-                    tuple_(directive.node_id, directive.epoch).in_(matching),
-                    directive.dispatcher_id == caller,
-                )
+                delete(end_directive).where(tuple_(directive.node_id, directive.epoch).in_(matching))
             )

@@ -131,6 +131,21 @@ async def test_a_takeover_hands_the_former_sessions_event_to_the_opener(registry
     await exact_counts(registry)
 
 
+async def test_events_that_moved_are_no_longer_the_former_dispatchers(registry: Registry) -> None:
+    """C8: each event is one dispatcher's at a time, also when the former one is lost."""
+    old, connected = await active(registry, dispatcher_id="d1")
+    await registry.renew(renewal("d2"), NOW, 10)
+    result = (await registry.open("d2", [opening()], NOW)).results[0]
+    late = (await registry.close("d1", [Ending("edge-1", old.epoch, Reason.EDGE_CLOSED)], NOW)).results[0]
+    assert late.event is None
+    await registry.lose(Observation("d1", 0), NOW)
+    assert (await registry.renew(renewal("d3"), NOW, 10)).results == []
+    await registry.lose(Observation("d2", 1), NOW)
+    adopted = (await registry.renew(renewal("d3", 2), NOW, 10)).results
+    assert result.superseded_event
+    assert [e.event_id for e in adopted] == [connected.event_id, result.superseded_event.event_id]
+
+
 async def test_a_takeover_by_the_same_dispatcher_needs_no_directive(registry: Registry) -> None:
     await active(registry)
     committed = await registry.open("d1", [opening(link=2)], NOW)
