@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,7 +143,7 @@ class UnsteadyStore(Store):
 class Hub:
     """One upstream half at work."""
 
-    upstream: Upstream
+    upstream: "WatchedUpstream"
     edge: ScriptedEdge
     store: UnsteadyStore
     registry: CollectorRegistry
@@ -160,6 +160,13 @@ class Hub:
     def metric(self, name: str, **labels: str) -> float:
         """The value of one of the upstream's metrics, 0 if it was never touched."""
         return self.registry.get_sample_value(f"cloudhub_dispatcher_upstream_{name}", labels) or 0.0
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Waits until what subscribers did, or the end of one, fulfils `condition`."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not condition():
+                self.upstream.changed.clear()
+                await self.upstream.changed.wait()
 
     async def until_done(self, event_ids: Sequence[str]) -> None:
         """Waits until these events were reported as taken."""
@@ -230,15 +237,36 @@ class Subscriber:
         await asyncio.wait([with_code], timeout=PATIENCE_SECONDS)
 
 
+class WatchedUpstream(Upstream):
+    """Tells when a subscriber acknowledged or went."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.changed = asyncio.Event()
+
+    def acknowledge(self, subscriber_id: int, delivery_ids: Iterable[int]) -> None:
+        super().acknowledge(subscriber_id, delivery_ids)
+        self.changed.set()
+
+    def leave(self, subscriber_id: int) -> int:
+        returned = super().leave(subscriber_id)
+        self.changed.set()
+        return returned
+
+
 class _Servicer(DispatcherServiceServicer):
     """What the dispatcher's servicer does with Subscribe."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._inner = UpstreamServicer(upstream)
 
-    async def Subscribe(  # type: ignore[override]
-        self, request_iterator: Any, context: Any
-    ) -> AsyncIterator[SubscribeResponse]:
+    def Publish(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    def PublishStream(self, request_iterator: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    async def Subscribe(self, request_iterator: Any, context: Any) -> AsyncIterator[SubscribeResponse]:
         async for response in self._inner.Subscribe(request_iterator, context):
             yield response
 
@@ -252,12 +280,17 @@ async def open_hub(
     tracing: Tracing | None = None,
     cluster_ca: bytes | None = b"-----BEGIN CERTIFICATE-----\n",
     started: bool = True,
+    unreadable: bool = False,
 ) -> AsyncIterator[Hub]:
-    """An upstream half over the database in `folder`; with `started` false its work waits for nothing yet."""
+    """An upstream half over the database in `folder`.
+
+    With `started` false it takes in but does not work; with `unreadable` its store fails from the start.
+    """
     metadata = MetaData()
     schema_table(metadata)
     table = upload_table(metadata)
     store = UnsteadyStore(await open_store(f"sqlite:///{folder / 'hub.db'}", metadata, "dispatcher", 1))
+    store.fails_before = unreadable
     registry = CollectorRegistry()
     edge = ScriptedEdge()
     done: list[str] = []
@@ -267,7 +300,7 @@ async def open_hub(
         done.extend(event_ids)
         changed.set()
 
-    upstream = Upstream(
+    upstream = WatchedUpstream(
         edge=edge,
         store=store,
         uploads=table,

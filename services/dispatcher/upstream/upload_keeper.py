@@ -87,7 +87,7 @@ class UploadKeeper:
         self._window = UploadWindow(window or WindowBounds())
         self._settled = SettledIds()
         self._deletes: deque[Parcel] = deque()
-        self._early_events: list[Parcel] = []
+        self._early_events: list[tuple[Parcel, int]] = []
         self._opened = False
         self._rows = 0
         # A row's n is `base + place`: places of this process begin at 1, those of earlier rows are below.
@@ -123,7 +123,7 @@ class UploadKeeper:
         if self._opened:
             self._queue(self._window.pass_event(parcel, self._last_place))
         else:
-            self._early_events.append(parcel)
+            self._early_events.append((parcel, self._last_place))
 
     def settled(self, parcels: Sequence[Parcel]) -> None:
         """Subscribers are done with these uploads."""
@@ -158,8 +158,8 @@ class UploadKeeper:
         for node_id, last_n in found.last_by_node.items():
             self._window.found(node_id, -self._base, last_n - self._base)
         self._opened = True
-        for parcel in self._early_events:
-            self.event(parcel)
+        for parcel, place in self._early_events:
+            self._queue(self._window.pass_event(parcel, place))
         self._early_events.clear()
         self._to_load.set()
 

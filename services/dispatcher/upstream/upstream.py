@@ -128,7 +128,7 @@ class Upstream:
             self._tell(event)
 
     def receive(self, node_id: str, epoch: int, route: Route, message: Message, size_bytes: int) -> None:
-        """A message that is neither keepalive nor acknowledgement. It belongs to the upstream from here on."""
+        """A message but keepalives and acknowledgements. It belongs to the upstream from here on."""
         match route:
             case ToModule(module):
                 self.metrics.received.labels("module").inc()

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.upstream.merging import merge_key
@@ -120,10 +120,10 @@ class QueueMachine(RuleBasedStateMachine):
             self.waiting[parcel.module, parcel.node_id].insert(0, parcel)
         self.passed.clear()
 
-    @rule(target=subscribers)
-    def wake(self) -> object:
-        self.queues.woken()
-        return multiple()
+    @rule()
+    def wake(self) -> None:
+        woken = self.queues.woken()
+        assert woken <= set(self.held)
 
     # -- what always holds ---------------------------------------------------------------------
 
