@@ -183,20 +183,18 @@ class Ledger:
         )
 
     def _target(self, node_id: str, publication: Publication) -> ObjectRow | None:
-        """The row a publication is about; a delete without uid takes the path's newest live object."""
+        """The row a publication is about; a delete without uid takes the path's newest live object, or
+        if all are deleted the one deleted last, so that repeating it makes no second delete."""
         row = self._rows(node_id).get(publication.key)
         if publication.is_delete and not publication.uid:
-            live = self._live_at(node_id, publication.message.resource)
-            if live:
-                return live[-1]
+            found = self._all_at(node_id, publication.message.resource)
+            live = [other for other in found if not other.deleted]
+            return live[-1] if live else found[-1] if found else None
         return row
 
-    def _live_at(self, node_id: str, path: str) -> list[ObjectRow]:
-        found = [
-            row
-            for row in self._rows(node_id).values()
-            if row.path == path and not row.deleted and not row.is_answer
-        ]
+    def _all_at(self, node_id: str, path: str) -> list[ObjectRow]:
+        """The objects of a path in order of seq, deleted ones included."""
+        found = [row for row in self._rows(node_id).values() if row.path == path and not row.is_answer]
         return sorted(found, key=lambda row: row.seq)
 
     def _judge(
@@ -274,8 +272,8 @@ class Ledger:
             self._rows(op.node_id)[publication.key] = row
         superseded_id = ""
         if publication.is_delete and not publication.uid:
-            for other in self._live_at(op.node_id, message.resource):
-                if other is not row:
+            for other in self._all_at(op.node_id, message.resource):
+                if other is not row and not other.deleted:
                     if other.state != RowState.SETTLED:
                         self._end(other, node, "deleted with its path", op.at_ms, 0)
                     other.deleted = True
@@ -366,7 +364,8 @@ class Ledger:
         return self._load(node)
 
     def _load(self, node: NodeRow) -> Loaded:
-        return Loaded(node.node_id, node.last_seq, self._pending(node.node_id))
+        """A snapshot: operations that follow in the same batch must not show in it."""
+        return Loaded(node.node_id, node.last_seq, [copy(row) for row in self._pending(node.node_id)])
 
     def _pending(self, node_id: str) -> list[ObjectRow]:
         rows = [row for row in self._rows(node_id).values() if row.state != RowState.SETTLED]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, select
 from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, ProgrammingError
 
@@ -21,8 +22,11 @@ from services.dispatcher.outbox.transaction import (
     write_ledger,
 )
 from services.runtime.errors import StoreUnavailable
+from services.runtime.logs import get_log
 from services.runtime.rowsets import wanted_rows
 from services.runtime.store import Store
+
+_log = get_log(__name__)
 
 _EVENT_COLUMNS = [
     delivery_event.c[name]
@@ -40,6 +44,8 @@ _EVENT_COLUMNS = [
 ]
 # What the driver raises for a value it cannot store, as opposed to a database that does not answer.
 _BAD_DATA = (DataError, IntegrityError, InterfaceError, ProgrammingError)
+# The same, found on this side of the driver: a number too large, or a row that somebody else wrote.
+_BAD_VALUES = (ValueError, TypeError, OverflowError)
 
 
 @dataclass(slots=True)
@@ -52,34 +58,44 @@ class SqlOutbox:
     _event_ids: EventIds = field(default_factory=EventIds)
 
     async def open(self) -> None:
-        """Reads the totals that the quotas are held against."""
+        """Reads the totals that the quotas are held against, and where the history goes on: a clock that
+        stepped back while the process was away must not give an event's id twice."""
 
-        def read(connection: Connection) -> Totals:
+        def read(connection: Connection) -> tuple[Totals, int]:
             query = select(
                 func.coalesce(func.sum(node.c.pending_rows), 0),
                 func.coalesce(func.sum(node.c.pending_bytes), 0),
             )
             rows, size = connection.execute(query).one()
-            return Totals(int(rows), int(size))
+            last_event = connection.execute(select(func.max(delivery_event.c.event_id))).scalar()
+            return Totals(int(rows), int(size)), int(last_event or 0)
 
-        self.totals = await self.store.read(read)
+        self.totals, last_event = await self.store.read(read)
+        self._event_ids = EventIds(last_event)
 
     async def commit(self, ops: Sequence[Op]) -> list[Result | Exception]:
         """See `contract.Outbox.commit`."""
-        try:
-            return list(await self._commit(ops))
-        except StoreUnavailable as error:
-            if len(ops) == 1 or not isinstance(error.__cause__, _BAD_DATA):
-                raise
+        whole = await self._try(ops)
+        if not isinstance(whole, StoreUnavailable):
+            return list(whole)
+        if len(ops) == 1:
+            return [whole]
         results: list[Result | Exception] = []
         for op in ops:
-            try:
-                results.extend(await self._commit([op]))
-            except StoreUnavailable as error:
-                if not isinstance(error.__cause__, _BAD_DATA):
-                    raise
-                results.append(error)
+            alone = await self._try([op])
+            results.extend([alone] if isinstance(alone, StoreUnavailable) else alone)
         return results
+
+    async def _try(self, ops: Sequence[Op]) -> list[Result] | StoreUnavailable:
+        """The results, or what the database or its content has against one of the operations."""
+        try:
+            return await self._commit(ops)
+        except StoreUnavailable as error:
+            if not isinstance(error.__cause__, _BAD_DATA):
+                raise
+            return error
+        except _BAD_VALUES as error:
+            return StoreUnavailable(f"a value cannot be stored, or a stored one not be read: {error}")
 
     async def _commit(self, ops: Sequence[Op]) -> list[Result]:
         trial = Totals(self.totals.rows, self.totals.bytes)
@@ -99,11 +115,15 @@ class SqlOutbox:
                 delivery,
                 and_(delivery.c.node_id == rows.c.node_id, delivery.c.object_key == rows.c.object_key),
             )
-            return {
-                (row[0], row[1], row[2]): Message.FromString(row[3])
-                for row in connection.execute(query)
-                if row[3] is not None
-            }
+            found: dict[tuple[str, str, int], Message] = {}
+            for node_id, key, seq, body in connection.execute(query):
+                if body is None:
+                    continue
+                try:
+                    found[node_id, key, seq] = Message.FromString(body)
+                except DecodeError:
+                    _log.error("outbox.body_unreadable", node=node_id, object_key=key, seq=seq)
+            return found
 
         found = await self.store.read(read)
         return {key: found[key] for key in wanted if key in found}
@@ -112,7 +132,9 @@ class SqlOutbox:
         """See `contract.Outbox.list_nodes`."""
         conditions: list[ColumnElement[bool]] = [node.c.node_id > after]
         if only.prefix:
-            conditions.append(node.c.node_id.startswith(only.prefix, autoescape=True))
+            # Not LIKE, which folds capitals on SQLite.
+            conditions.append(node.c.node_id >= only.prefix)
+            conditions.append(func.substr(node.c.node_id, 1, len(only.prefix)) == only.prefix)
         return await self.store.read(lambda c: self._summaries(c, conditions, limit, only))
 
     async def summary(self, node_id: str) -> NodeSummary | None:

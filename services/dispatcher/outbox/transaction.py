@@ -44,10 +44,10 @@ _insert_event = insert(delivery_event)
 
 
 class EventIds:
-    """Event ids that grow with time and never repeat within this process."""
+    """Event ids that grow with time and never repeat: `last` is the highest given out before."""
 
-    def __init__(self) -> None:
-        self._last = 0
+    def __init__(self, last: int = 0) -> None:
+        self._last = last
 
     def next(self, at_ms: int) -> int:
         """Microseconds since the Unix epoch, or one above the last."""

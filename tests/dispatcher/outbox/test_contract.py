@@ -1,0 +1,886 @@
+"""What every outbox must do, run on SQLite and on the fake of `tests.support.outbox`."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from services.dispatcher.outbox import schema
+from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, Outbox
+from services.dispatcher.outbox.ledger import Quotas, Totals
+from services.dispatcher.outbox.records import (
+    Accepted,
+    Attempt,
+    Claim,
+    CountUnacknowledged,
+    Done,
+    Duplicate,
+    End,
+    Event,
+    EventKind,
+    Fenced,
+    Loaded,
+    ObjectRow,
+    Op,
+    Park,
+    Reload,
+    Result,
+    RowState,
+    Settle,
+    Stale,
+)
+from services.dispatcher.outbox.sql import SqlOutbox
+from services.dispatcher.publication import Rejection
+from services.runtime.errors import StoreUnavailable
+from services.runtime.store import Store, open_store
+from tests.support.outbox import NODE, NOW_MS, PATH, MemoryOutbox, accept, publication, settle
+
+EVERY_NODE = NodeFilter()
+OTHER = "edge-2"
+
+
+async def opened(path: Path, quotas: Quotas | None = None) -> SqlOutbox:
+    store = await open_store(f"sqlite:///{path}", schema.metadata, "dispatcher", schema.SCHEMA_VERSION)
+    outbox = SqlOutbox(store, quotas or Quotas())
+    await outbox.open()
+    return outbox
+
+
+async def refuse_key(store: Store, key: str) -> None:
+    """Makes the database refuse every row of this object, as it would a value it cannot hold."""
+    await store.write(
+        lambda connection: connection.execute(
+            text(
+                f"CREATE TRIGGER refuse_{key} BEFORE INSERT ON delivery WHEN NEW.object_key = '{key}' "
+                "BEGIN SELECT RAISE(ABORT, 'the row is refused'); END"
+            )
+        )
+    )
+
+
+class Case:
+    """An outbox under test, and how to make it refuse the rows of one object."""
+
+    def __init__(self, outbox: MemoryOutbox | SqlOutbox) -> None:
+        self.outbox: Outbox = outbox
+        self._outbox = outbox
+
+    @property
+    def totals(self) -> Totals:
+        return self._outbox.totals
+
+    async def refuse(self, key: str) -> None:
+        if isinstance(self._outbox, MemoryOutbox):
+            self._outbox.bad_keys.add(key)
+        else:
+            await refuse_key(self._outbox.store, key)
+
+
+Opener = Callable[..., Awaitable[SqlOutbox]]
+
+
+@pytest.fixture
+async def open_outbox(tmp_path: Path) -> AsyncIterator[Opener]:
+    """Opens databases by name; opening one again is a restart. What is open at the end is closed."""
+    held: dict[str, SqlOutbox] = {}
+
+    async def open_it(name: str = "outbox.db", quotas: Quotas | None = None) -> SqlOutbox:
+        if name in held:
+            await held.pop(name).store.close()
+        held[name] = await opened(tmp_path / name, quotas)
+        return held[name]
+
+    yield open_it
+    for outbox in held.values():
+        await outbox.store.close()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def case(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Case]:
+    if request.param == "memory":
+        yield Case(MemoryOutbox())
+        return
+    outbox = await opened(tmp_path / "outbox.db")
+    yield Case(outbox)
+    await outbox.store.close()
+
+
+@pytest.fixture
+def outbox(case: Case) -> Outbox:
+    return case.outbox
+
+
+async def commit(outbox: Outbox, *ops: Op) -> list[Result]:
+    """All results, none of which may be a failure."""
+    results: list[Result] = []
+    for result in await outbox.commit(ops):
+        assert not isinstance(result, Exception), result
+        results.append(result)
+    return results
+
+
+async def accepted(outbox: Outbox, *ops: Op) -> list[ObjectRow]:
+    rows: list[ObjectRow] = []
+    for result in await commit(outbox, *ops):
+        assert isinstance(result, Accepted), result
+        rows.append(result.row)
+    return rows
+
+
+async def claim(outbox: Outbox, epoch: int, node_id: str = NODE, at_ms: int = NOW_MS) -> Loaded:
+    (loaded,) = await commit(outbox, Claim(node_id, epoch, at_ms))
+    assert isinstance(loaded, Loaded)
+    return loaded
+
+
+async def kinds(outbox: Outbox, message_id: str, node_id: str = NODE) -> list[EventKind]:
+    return [event.kind for event in await outbox.history(node_id, message_id, "", 100)]
+
+
+# Accepting
+
+
+async def test_an_accepted_message_is_pending_with_all_that_was_said(outbox: Outbox) -> None:
+    what = publication(
+        7, uid="u1", message_id="m1", priority=3, size_bytes=300, expires_at_ms=NOW_MS + 9, traceparent="tp"
+    )
+    await accepted(outbox, accept(what))
+    (row,) = await outbox.pending(NODE, 0, 10)
+    assert row == ObjectRow(
+        NODE,
+        "u1",
+        PATH,
+        "u1",
+        floor=7,
+        state=RowState.PENDING,
+        seq=1,
+        message_id="m1",
+        version=7,
+        operation="update",
+        priority=3,
+        accepted_at_ms=NOW_MS,
+        changed_at_ms=NOW_MS,
+        expires_at_ms=NOW_MS + 9,
+        size_bytes=300,
+        traceparent="tp",
+    )
+    assert await outbox.bodies([(NODE, "u1", 1)]) == {(NODE, "u1", 1): what.message}
+
+
+async def test_seqs_count_each_nodes_accepted_messages(outbox: Outbox) -> None:
+    await claim(outbox, 1)
+    rows = await accepted(
+        outbox,
+        accept(publication(1, uid="a")),
+        accept(publication(1, uid="a"), OTHER),
+        accept(publication(1, uid="b")),
+    )
+    rows += await accepted(outbox, accept(publication(2, uid="a")))
+    assert [(row.node_id, row.seq) for row in rows] == [(NODE, 1), (OTHER, 1), (NODE, 2), (NODE, 3)]
+    assert [row.key for row in await outbox.pending(NODE, 0, 10)] == ["b", "a"]
+
+
+async def test_an_empty_batch_is_no_fault(outbox: Outbox) -> None:
+    assert await outbox.commit([]) == []
+    assert await outbox.bodies([]) == {}
+
+
+async def test_results_come_in_the_order_of_operations(outbox: Outbox) -> None:
+    """C13: of one batch too: newer replaces, lower is stale, equal is a duplicate."""
+    results = await commit(
+        outbox,
+        accept(publication(5, message_id="m5")),
+        accept(publication(4, message_id="m4")),
+        accept(publication(5, message_id="m5b")),
+        accept(publication(6, message_id="m6")),
+        accept(publication(None, message_id="m7", is_delete=True, path="x")),
+    )
+    assert [type(result) for result in results] == [Accepted, Stale, Duplicate, Accepted, Accepted]
+    assert isinstance(results[2], Duplicate)
+    assert results[2].row.message_id == "m5"
+    assert isinstance(results[3], Accepted)
+    assert results[3].superseded_id == "m5"
+
+
+async def test_versions_of_twenty_digits_compare_as_integers(outbox: Outbox) -> None:
+    """C17."""
+    await accepted(outbox, accept(publication(9)))
+    await accepted(outbox, accept(publication(10)))
+    await accepted(outbox, accept(publication(10**20 - 2)))
+    (stale,) = await commit(outbox, accept(publication(10**20 - 3)))
+    assert isinstance(stale, Stale)
+    (row,) = await accepted(outbox, accept(publication(10**20 - 1)))
+    assert (row.floor, row.version) == (10**20 - 1, 10**20 - 1)
+    found = await outbox.find(NODE, "", PATH)
+    assert found
+    assert found.floor == 10**20 - 1
+
+
+async def test_a_row_the_database_refuses_fails_alone(case: Case) -> None:
+    outbox = case.outbox
+    await case.refuse("bad")
+    results = await outbox.commit(
+        [accept(publication(1, uid="a")), accept(publication(1, uid="bad")), accept(publication(1, uid="b"))]
+    )
+    assert isinstance(results[0], Accepted)
+    assert isinstance(results[1], Exception)
+    assert isinstance(results[2], Accepted)
+    assert [(row.key, row.seq) for row in await outbox.pending(NODE, 0, 10)] == [("a", 1), ("b", 2)]
+    assert case.totals == Totals(2, 200)
+
+
+async def test_a_refused_row_that_is_alone_in_its_batch_is_a_result_too(case: Case) -> None:
+    await case.refuse("bad")
+    (result,) = await case.outbox.commit([accept(publication(1, uid="bad"))])
+    assert isinstance(result, Exception)
+    assert case.totals == Totals(0, 0)
+    assert await case.outbox.summary(NODE) is None
+
+
+async def test_a_used_message_id_is_rejected_for_another_version_in_a_later_batch(outbox: Outbox) -> None:
+    """C24."""
+    await accepted(outbox, accept(publication(1, message_id="m1")))
+    (again,) = await commit(outbox, accept(publication(1, message_id="m1")))
+    assert isinstance(again, Duplicate)
+    (reused,) = await commit(outbox, accept(publication(2, message_id="m1")))
+    assert isinstance(reused, Rejection)
+    assert (reused.reason, reused.field) == ("MESSAGE_ID_REUSED", "message.id")
+
+
+async def test_a_delete_by_path_can_be_repeated_with_its_id(outbox: Outbox) -> None:
+    """C14: exactly one final delete; repeating a publish with its message id is safe."""
+    await accepted(outbox, accept(publication(3, uid="u1")))
+    delete = publication(None, message_id="d1", is_delete=True)
+    await accepted(outbox, accept(delete))
+    (again,) = await commit(outbox, accept(delete))
+    assert isinstance(again, Duplicate)
+    assert [row.message_id for row in await outbox.pending(NODE, 0, 10)] == ["d1"]
+
+
+# Owning
+
+
+async def test_a_claim_loads_what_is_pending_in_order(outbox: Outbox) -> None:
+    await accepted(
+        outbox,
+        accept(publication(1, uid="a")),
+        accept(publication(1, uid="b")),
+        accept(publication(2, uid="a")),
+        accept(publication(1, uid="z"), OTHER),
+    )
+    loaded = await claim(outbox, 5)
+    assert (loaded.node_id, loaded.last_seq, loaded.fenced) == (NODE, 3, False)
+    assert [(row.key, row.seq, row.version) for row in loaded.rows] == [("b", 2, 1), ("a", 3, 2)]
+
+
+async def test_a_claim_of_an_unknown_node_makes_it_known(outbox: Outbox) -> None:
+    assert await outbox.summary(NODE) is None
+    assert await claim(outbox, 5) == Loaded(NODE, 0, [])
+    summary = await outbox.summary(NODE)
+    assert summary
+    assert (summary.node.known, summary.node.owner_epoch) == (True, 5)
+
+
+@pytest.mark.parametrize("epoch", [4, 5])
+async def test_an_epoch_that_does_not_grow_is_fenced(outbox: Outbox, epoch: int) -> None:
+    await accepted(outbox, accept(publication(1)))
+    await claim(outbox, 5)
+    assert (await claim(outbox, epoch)).fenced
+    summary = await outbox.summary(NODE)
+    assert summary
+    assert summary.node.owner_epoch == 5
+
+
+def owned_ops(row: ObjectRow, epoch: int) -> list[Op]:
+    return [
+        Settle(NODE, epoch, row.key, row.seq, row.version, row.message_id, NOW_MS),
+        Attempt(NODE, epoch, row.key, row.message_id, row.version, 1, NOW_MS),
+        CountUnacknowledged(NODE, epoch, row.key, row.seq, row.message_id, 3, NOW_MS),
+        Park(NODE, epoch, row.key, row.seq, row.message_id, "why", NOW_MS),
+        End(NODE, epoch, row.key, row.seq, row.message_id, "why", NOW_MS),
+    ]
+
+
+@pytest.mark.parametrize("epoch", [0, 6, 8])
+async def test_records_under_another_epoch_change_nothing(outbox: Outbox, epoch: int) -> None:
+    """C36: who lost the node can neither settle, count, park nor end."""
+    (row,) = await accepted(outbox, accept(publication(1, message_id="m1")))
+    await claim(outbox, 7)
+    before = await outbox.find(NODE, "", PATH)
+    assert await commit(outbox, *owned_ops(row, epoch)) == [Fenced()] * 5
+    assert await outbox.find(NODE, "", PATH) == before
+    assert await kinds(outbox, "m1") == [EventKind.ACCEPTED]
+
+
+async def test_a_settled_row_drops_its_body_and_keeps_floor_and_mark(outbox: Outbox) -> None:
+    (result,) = await commit(outbox, accept(publication(4, message_id="m1")))
+    await claim(outbox, 1)
+    assert await commit(outbox, settle(result, 1, NOW_MS + 5)) == [Done()]
+    row = await outbox.find(NODE, "", PATH)
+    assert row
+    assert (row.state, row.reason, row.floor, row.acknowledged) == (RowState.SETTLED, "acknowledged", 4, 4)
+    assert await outbox.bodies([(NODE, PATH, 1)]) == {}
+    assert await outbox.pending(NODE, 0, 10) == []
+    summary = await outbox.summary(NODE)
+    assert summary
+    assert (summary.node.pending_rows, summary.node.pending_bytes, summary.node.last_ack_ms) == (
+        0,
+        0,
+        NOW_MS + 5,
+    )
+
+
+async def test_counts_parks_and_ends_are_kept(outbox: Outbox) -> None:
+    row_a, row_b = await accepted(outbox, accept(publication(1, uid="a")), accept(publication(1, uid="b")))
+    await claim(outbox, 1)
+    await commit(
+        outbox,
+        CountUnacknowledged(NODE, 1, "a", row_a.seq, row_a.message_id, 3, NOW_MS + 1),
+        Park(NODE, 1, "a", row_a.seq, row_a.message_id, "no space left", NOW_MS + 2, refused=True),
+        End(NODE, 1, "b", row_b.seq, row_b.message_id, "expired", NOW_MS + 3),
+    )
+    (row,) = await outbox.pending(NODE, 0, 10)
+    assert (row.key, row.state, row.attempts, row.reason) == ("a", RowState.PARKED, 3, "no space left")
+    ended = await outbox.find(NODE, "", "b")
+    assert ended
+    assert (ended.state, ended.reason, ended.floor) == (RowState.SETTLED, "expired", 1)
+    assert await kinds(outbox, row_a.message_id) == [
+        EventKind.ACCEPTED,
+        EventKind.UNACKNOWLEDGED,
+        EventKind.REFUSED,
+        EventKind.PARKED,
+    ]
+    assert await outbox.bodies([(NODE, "a", row_a.seq)]) != {}
+
+
+async def test_records_of_a_message_that_moved_on_change_nothing(outbox: Outbox) -> None:
+    old, new = await accepted(outbox, accept(publication(1)), accept(publication(2)))
+    await claim(outbox, 1)
+    await commit(outbox, *owned_ops(old, 1)[2:])
+    (row,) = await outbox.pending(NODE, 0, 10)
+    assert (row.seq, row.state, row.attempts) == (new.seq, RowState.PENDING, 0)
+
+
+async def test_a_reload_sees_everything_submitted_before_it_in_its_batch(outbox: Outbox) -> None:
+    """And nothing that comes after it, though that is in the same transaction."""
+    (row,) = await accepted(outbox, accept(publication(1, uid="a")))
+    await claim(outbox, 1)
+    results = await commit(
+        outbox,
+        accept(publication(1, uid="b")),
+        Reload(NODE),
+        Settle(NODE, 1, "a", row.seq, 1, row.message_id, NOW_MS),
+        accept(publication(2, uid="b")),
+        Reload(NODE),
+    )
+    first, second = results[1], results[4]
+    assert isinstance(first, Loaded)
+    assert isinstance(second, Loaded)
+    assert [(row.key, row.seq, row.state) for row in first.rows] == [
+        ("a", 1, RowState.PENDING),
+        ("b", 2, RowState.PENDING),
+    ]
+    assert first.last_seq == 2
+    assert [(row.key, row.seq) for row in second.rows] == [("b", 3)]
+
+
+async def test_answers_end_when_another_session_claims_the_node(outbox: Outbox) -> None:
+    """C40: an answer ends with its session, and leaves no row."""
+    await claim(outbox, 1)
+    await accepted(outbox, accept(publication(None, is_answer=True, message_id="r1")))
+    loaded = await claim(outbox, 2)
+    assert loaded.rows == []
+    assert await outbox.find(NODE, "", "answer:r1") is None
+    assert await kinds(outbox, "r1") == [EventKind.ACCEPTED, EventKind.ENDED]
+
+
+# Bodies
+
+
+async def test_bodies_of_messages_that_moved_on_are_absent(outbox: Outbox) -> None:
+    await accepted(outbox, accept(publication(1)), accept(publication(2)))
+    found = await outbox.bodies([(NODE, PATH, 1), (NODE, PATH, 2), (OTHER, PATH, 2), (NODE, "no", 1)])
+    assert {key: body.resource_version for key, body in found.items()} == {(NODE, PATH, 2): "2"}
+
+
+# Operators
+
+
+async def parked(outbox: Outbox, *uids: str, node_id: str = NODE, epoch: int = 1) -> None:
+    await claim(outbox, epoch, node_id)
+    for uid in uids:
+        (row,) = await accepted(outbox, accept(publication(1, uid=uid, message_id=f"m-{uid}"), node_id))
+        await commit(
+            outbox,
+            CountUnacknowledged(node_id, epoch, uid, row.seq, row.message_id, 10, NOW_MS),
+            Park(node_id, epoch, uid, row.seq, row.message_id, "silence", NOW_MS),
+        )
+
+
+async def test_redeliver_unparks_one_object(outbox: Outbox) -> None:
+    """C20: the message keeps its place; the node's order grows, so that its owner notices."""
+    await parked(outbox, "a", "b")
+    assert await outbox.redeliver(NODE, "a", NOW_MS + 1) == 1
+    first, second = await outbox.pending(NODE, 0, 10)
+    assert (first.key, first.seq, first.state, first.attempts, first.reason) == (
+        "a",
+        1,
+        RowState.PENDING,
+        0,
+        "",
+    )
+    assert (second.key, second.state) == ("b", RowState.PARKED)
+    summary = await outbox.summary(NODE)
+    assert summary
+    assert (summary.parked, summary.node.last_seq) == (1, 3)
+    assert (await kinds(outbox, "m-a"))[-1] == EventKind.REDELIVERED
+
+
+async def test_redeliver_unparks_all_of_a_node_and_of_no_other(outbox: Outbox) -> None:
+    await parked(outbox, "a", "b")
+    await parked(outbox, "c", node_id=OTHER)
+    await accepted(outbox, accept(publication(1, uid="waits")))
+    assert await outbox.redeliver(NODE, "", NOW_MS) == 2
+    assert await outbox.redeliver(NODE, "", NOW_MS) == 0
+    assert {row.state for row in await outbox.pending(NODE, 0, 10)} == {RowState.PENDING}
+    assert [row.state for row in await outbox.pending(OTHER, 0, 10)] == [RowState.PARKED]
+    assert await outbox.redeliver("nobody", "", NOW_MS) == 0
+    assert await outbox.summary("nobody") is None
+
+
+async def test_purge_ends_one_object_and_keeps_its_floor(case: Case) -> None:
+    """C13: stale below the floor also after a purge."""
+    outbox = case.outbox
+    await claim(outbox, 1)
+    await accepted(outbox, accept(publication(5, uid="a", message_id="m1")), accept(publication(1, uid="b")))
+    assert await outbox.purge(NODE, "a", NOW_MS) == 1
+    assert await outbox.purge(NODE, "a", NOW_MS) == 0
+    assert [row.key for row in await outbox.pending(NODE, 0, 10)] == ["b"]
+    row = await outbox.find(NODE, "m1", "")
+    assert row
+    assert (row.state, row.reason, row.floor) == (RowState.SETTLED, "purged", 5)
+    assert case.totals == Totals(1, 100)
+    (stale,) = await commit(outbox, accept(publication(4, uid="a")))
+    assert isinstance(stale, Stale)
+    assert (await outbox.history(NODE, "m1", "", 10))[-1].reason == "purged"
+
+
+async def test_purge_ends_everything_pending_of_a_node(case: Case) -> None:
+    await parked(case.outbox, "a", "b")
+    await accepted(case.outbox, accept(publication(1, uid="c")), accept(publication(1, uid="c"), OTHER))
+    assert await case.outbox.purge(NODE, "", NOW_MS) == 3
+    assert await case.outbox.pending(NODE, 0, 10) == []
+    assert case.totals == Totals(1, 100)
+
+
+async def test_resync_forgets_marks_and_keeps_floors(outbox: Outbox) -> None:
+    """C13: equal and acknowledged is stale, unless after `ResyncNode`."""
+    await claim(outbox, 1)
+    results = await commit(outbox, accept(publication(4, uid="a")), accept(publication(1, uid="b")))
+    await commit(outbox, settle(results[0], 1))
+    (stale,) = await commit(outbox, accept(publication(4, uid="a")))
+    assert isinstance(stale, Stale)
+    assert await outbox.resync(NODE, NOW_MS) == 1
+    assert await outbox.resync(NODE, NOW_MS) == 0
+    assert await outbox.resync("nobody", NOW_MS) == 0
+    (below,) = await commit(outbox, accept(publication(3, uid="a")))
+    assert isinstance(below, Stale)
+    await accepted(outbox, accept(publication(4, uid="a")))
+
+
+async def test_resync_leaves_acknowledged_deletes_alone(outbox: Outbox) -> None:
+    """C14: a node without its disk has nothing to delete."""
+    await claim(outbox, 1)
+    (result,) = await commit(outbox, accept(publication(4, uid="a", is_delete=True)))
+    await commit(outbox, settle(result, 1))
+    assert await outbox.resync(NODE, NOW_MS) == 0
+    (stale,) = await commit(outbox, accept(publication(4, uid="a", is_delete=True)))
+    assert isinstance(stale, Stale)
+
+
+# Expiry and retention
+
+
+async def test_expiry_ends_what_is_over_and_says_which(case: Case) -> None:
+    """C19."""
+    outbox = case.outbox
+    await claim(outbox, 1)
+    await accepted(
+        outbox,
+        accept(publication(1, uid="a", message_id="m1", expires_at_ms=NOW_MS + 10, traceparent="tp")),
+        accept(publication(1, uid="b", expires_at_ms=NOW_MS + 11)),
+        accept(publication(1, uid="c")),
+    )
+    assert await outbox.expire(NOW_MS + 9, 10) == []
+    (row,) = await outbox.expire(NOW_MS + 10, 10)
+    assert (row.key, row.message_id, row.traceparent, row.state) == ("a", "m1", "tp", RowState.SETTLED)
+    assert [row.key for row in await outbox.pending(NODE, 0, 10)] == ["b", "c"]
+    assert case.totals == Totals(2, 200)
+    assert (await outbox.history(NODE, "m1", "", 10))[-1].reason == "expired"
+    assert await outbox.expire(NOW_MS + 10, 10) == []
+    (stale,) = await commit(outbox, accept(publication(0, uid="a")))
+    assert isinstance(stale, Stale)
+
+
+async def test_expiry_ends_parked_messages_and_answers_too(outbox: Outbox) -> None:
+    """C40: a late answer expires."""
+    await claim(outbox, 1)
+    (row, _) = await accepted(
+        outbox,
+        accept(publication(1, uid="a", expires_at_ms=NOW_MS + 1)),
+        accept(publication(None, is_answer=True, message_id="r1", expires_at_ms=NOW_MS + 1)),
+    )
+    await commit(outbox, Park(NODE, 1, "a", row.seq, row.message_id, "silence", NOW_MS))
+    assert {row.key for row in await outbox.expire(NOW_MS + 1, 10)} == {"a", "answer:r1"}
+    assert await outbox.find(NODE, "", "answer:r1") is None
+
+
+async def test_expiry_is_bounded(outbox: Outbox) -> None:
+    await claim(outbox, 1)
+    await accepted(outbox, *(accept(publication(1, uid=f"u{n}", expires_at_ms=NOW_MS + 1)) for n in range(5)))
+    assert [len(await outbox.expire(NOW_MS + 1, 2)) for _ in range(4)] == [2, 2, 1, 0]
+
+
+async def test_sweep_drops_old_events_and_old_tombstones(outbox: Outbox) -> None:
+    await claim(outbox, 1)
+    (result,) = await commit(outbox, accept(publication(1, uid="a", message_id="m1", is_delete=True)))
+    await commit(outbox, settle(result, 1, NOW_MS + 1))
+    await accepted(outbox, accept(publication(1, uid="b", message_id="m2")))
+    assert await outbox.sweep(NOW_MS, NOW_MS + 1, 10) == 0
+    assert await outbox.sweep(NOW_MS + 10, NOW_MS + 2, 10) == 3
+    assert await outbox.find(NODE, "", "a") is None
+    assert await kinds(outbox, "m1") == []
+    # What is still pending keeps its acceptance, so that its message id stays known.
+    assert await kinds(outbox, "m2") == [EventKind.ACCEPTED]
+    assert await outbox.find(NODE, "m2", "") is not None
+
+
+async def test_sweep_keeps_floors_and_pending_deletes(outbox: Outbox) -> None:
+    """C14: a delete is sent until acknowledged, also after a long offline time."""
+    await claim(outbox, 1)
+    results = await commit(
+        outbox, accept(publication(5, uid="a")), accept(publication(1, uid="b", is_delete=True))
+    )
+    await commit(outbox, settle(results[0], 1))
+    await outbox.sweep(NOW_MS + 10**9, NOW_MS + 10**9, 100)
+    (stale,) = await commit(outbox, accept(publication(4, uid="a")))
+    assert isinstance(stale, Stale)
+    assert [row.key for row in await outbox.pending(NODE, 0, 10)] == ["b"]
+
+
+async def test_sweep_is_bounded(outbox: Outbox) -> None:
+    await commit(
+        outbox,
+        *(Event(NODE, EventKind.REJECTED, NOW_MS, f"m{n}", reason="X") for n in range(5)),
+    )
+    assert [await outbox.sweep(NOW_MS + 10, 0, 2) for _ in range(4)] == [2, 2, 1, 0]
+
+
+# Questions
+
+
+async def names(
+    outbox: Outbox, after: str = "", limit: int = 100, only: NodeFilter = EVERY_NODE
+) -> list[str]:
+    return [summary.node.node_id for summary in await outbox.list_nodes(after, limit, only)]
+
+
+async def test_nodes_are_listed_in_order_and_in_pages(outbox: Outbox) -> None:
+    for node_id in ("n3", "n1", "n2", "m9"):
+        await accepted(outbox, accept(publication(1), node_id))
+    assert await names(outbox) == ["m9", "n1", "n2", "n3"]
+    assert await names(outbox, limit=2) == ["m9", "n1"]
+    assert await names(outbox, after="n1") == ["n2", "n3"]
+    assert await names(outbox, after="n3") == []
+
+
+async def test_nodes_are_filtered_by_prefix_without_wildcards(outbox: Outbox) -> None:
+    for node_id in ("shop-1", "shop-2", "shopx1", "plant-1"):
+        await claim(outbox, 1, node_id)
+    assert await names(outbox, only=NodeFilter(prefix="shop-")) == ["shop-1", "shop-2"]
+    assert await names(outbox, only=NodeFilter(prefix="shop_")) == []
+    assert await names(outbox, only=NodeFilter(prefix="%")) == []
+
+
+async def test_a_prefix_in_capitals_names_no_node_in_small_letters(outbox: Outbox) -> None:
+    await claim(outbox, 1, "shop-1")
+    assert await names(outbox, only=NodeFilter(prefix="SHOP")) == []
+
+
+async def test_nodes_are_filtered_by_parked_messages_and_by_age(outbox: Outbox) -> None:
+    await parked(outbox, "a", node_id="parked")
+    await accepted(outbox, accept(publication(1), "old", NOW_MS - 100))
+    await claim(outbox, 1, "idle")
+    assert await names(outbox, only=NodeFilter(only_parked=True)) == ["parked"]
+    assert await names(outbox, only=NodeFilter(older_than_ms=NOW_MS)) == ["old"]
+    assert await names(outbox, only=NodeFilter(older_than_ms=NOW_MS + 1)) == ["old", "parked"]
+    assert await names(outbox, only=NodeFilter(older_than_ms=NOW_MS + 1, only_parked=True)) == ["parked"]
+    assert await names(outbox, after="old", limit=1, only=NodeFilter(older_than_ms=NOW_MS + 1)) == ["parked"]
+
+
+async def test_a_summary_has_the_nodes_figures(outbox: Outbox) -> None:
+    await parked(outbox, "a")
+    await accepted(outbox, accept(publication(1, uid="b", size_bytes=50), at_ms=NOW_MS - 7))
+    summary = await outbox.summary(NODE)
+    assert summary
+    assert (summary.parked, summary.oldest_pending_ms) == (1, NOW_MS - 7)
+    node = summary.node
+    assert (node.pending_rows, node.pending_bytes, node.last_seq, node.owner_epoch) == (2, 150, 2, 1)
+
+
+async def test_pending_rows_come_in_pages(outbox: Outbox) -> None:
+    await claim(outbox, 1)
+    await accepted(outbox, *(accept(publication(1, uid=f"u{n}")) for n in range(5)))
+    page = await outbox.pending(NODE, 0, 2)
+    assert [row.seq for row in page] == [1, 2]
+    assert [row.seq for row in await outbox.pending(NODE, 2, 2)] == [3, 4]
+    assert [row.seq for row in await outbox.pending(NODE, 4, 2)] == [5]
+    assert await outbox.pending(OTHER, 0, 2) == []
+
+
+async def test_an_object_is_found_by_key_and_by_any_message_it_had(outbox: Outbox) -> None:
+    await accepted(
+        outbox,
+        accept(publication(1, uid="a", message_id="m1")),
+        accept(publication(2, uid="a", message_id="m2")),
+    )
+    for message_id, key in (("m1", ""), ("m2", ""), ("", "a")):
+        row = await outbox.find(NODE, message_id, key)
+        assert row
+        assert (row.key, row.message_id) == ("a", "m2")
+    assert await outbox.find(NODE, "m3", "") is None
+    assert await outbox.find(NODE, "", "b") is None
+    assert await outbox.find(OTHER, "m1", "") is None
+
+
+async def test_history_has_the_newest_events_oldest_first(outbox: Outbox) -> None:
+    await claim(outbox, 1)
+    (row,) = await accepted(outbox, accept(publication(3, uid="a", message_id="m1")))
+    await commit(outbox, Attempt(NODE, 1, "a", "m1", 3, 1, NOW_MS + 1))
+    await commit(outbox, Settle(NODE, 1, "a", row.seq, 3, "m1", NOW_MS + 2))
+    events = await outbox.history(NODE, "m1", "", 10)
+    assert events == [
+        Event(NODE, EventKind.ACCEPTED, NOW_MS, "m1", "a", 3),
+        Event(NODE, EventKind.SENT, NOW_MS + 1, "m1", "a", 3, attempt=1, epoch=1),
+        Event(NODE, EventKind.ACKNOWLEDGED, NOW_MS + 2, "m1", "a", 3, epoch=1),
+    ]
+    assert await outbox.history(NODE, "", "a", 10) == events
+    assert await outbox.history(NODE, "m1", "", 2) == events[1:]
+    assert await outbox.history(OTHER, "m1", "", 10) == []
+
+
+async def test_a_refused_publish_is_in_the_history_with_its_reason(outbox: Outbox) -> None:
+    await accepted(outbox, accept(publication(5)))
+    await commit(
+        outbox,
+        accept(publication(4, message_id="old")),
+        Event(NODE, EventKind.REJECTED, NOW_MS, "noted", reason="CONTENT_NOT_JSON"),
+    )
+    (event,) = await outbox.history(NODE, "old", "", 10)
+    assert (event.kind, event.reason, event.version) == (EventKind.REJECTED, "BELOW_FLOOR", 4)
+    (noted,) = await outbox.history(NODE, "noted", "", 10)
+    assert noted.reason == "CONTENT_NOT_JSON"
+
+
+# What a database does
+
+
+async def test_what_was_committed_is_there_without_a_close(tmp_path: Path, open_outbox: Opener) -> None:
+    """C12: the process is gone without a word; the file has all that was answered."""
+    outbox = await open_outbox()
+    await claim(outbox, 3)
+    await accepted(outbox, accept(publication(9, uid="a", message_id="m1")), accept(publication(1, uid="b")))
+    await outbox.purge(NODE, "b", NOW_MS)
+    (tmp_path / "copy").mkdir()
+    for file in tmp_path.glob("outbox.db*"):
+        shutil.copy(file, tmp_path / "copy" / file.name)
+    survivor = await open_outbox("copy/outbox.db")
+    assert survivor.totals == outbox.totals == Totals(1, 100)
+    assert await visible(survivor) == await visible(outbox)
+    assert (await survivor.bodies([(NODE, "a", 1)]))[NODE, "a", 1].id == "m1"
+
+
+async def test_totals_and_rules_go_on_after_a_restart(open_outbox: Opener) -> None:
+    """C18, C13, C24: quotas, floors and message ids outlive the process."""
+    quotas = Quotas(total_rows=2)
+    outbox = await open_outbox(quotas=quotas)
+    await claim(outbox, 1)
+    await accepted(outbox, accept(publication(5, uid="a", message_id="m1")), accept(publication(1, uid="b")))
+    outbox = await open_outbox(quotas=quotas)
+    assert outbox.totals == Totals(2, 200)
+    results = await commit(
+        outbox,
+        accept(publication(1, uid="c")),
+        accept(publication(4, uid="a")),
+        accept(publication(6, uid="a", message_id="m1")),
+    )
+    assert isinstance(results[0], Rejection)
+    assert results[0].reason == "TOTAL_QUOTA_ROWS"
+    assert isinstance(results[1], Stale)
+    assert isinstance(results[2], Rejection)
+    assert results[2].reason == "MESSAGE_ID_REUSED"
+    assert (await claim(outbox, 1)).fenced
+
+
+async def test_history_goes_on_after_a_restart_with_a_clock_that_stepped_back(open_outbox: Opener) -> None:
+    """C36: a clock stepped by an hour harms nothing; no event takes the place of an earlier one."""
+    outbox = await open_outbox()
+    await claim(outbox, 1)
+    await accepted(outbox, *(accept(publication(n, message_id=f"m{n}")) for n in (1, 2, 3)))
+    outbox = await open_outbox()
+    await accepted(outbox, *(accept(publication(n, message_id=f"m{n}")) for n in (4, 5)))
+    events = await outbox.history(NODE, "", PATH, 100)
+    accepted_ids = [event.message_id for event in events if event.kind == EventKind.ACCEPTED]
+    assert accepted_ids == ["m1", "m2", "m3", "m4", "m5"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("floor", "'not a number'"), ("state", "7"), ("version", "'x'"), ("message", "x'ff'")],
+)
+async def test_a_row_that_cannot_be_read_harms_nothing_else(
+    open_outbox: Opener, column: str, value: str
+) -> None:
+    """Invariant 10: bad database content gives an error to whoever asks for it and harms nothing else."""
+    outbox = await open_outbox()
+    await accepted(outbox, accept(publication(1, uid="a")), accept(publication(1, uid="b"), OTHER))
+    await outbox.store.write(
+        lambda c: c.execute(text(f"UPDATE delivery SET {column} = {value} WHERE object_key = 'a'"))
+    )
+    if column != "message":
+        results = await outbox.commit([accept(publication(2, uid="a")), Claim(NODE, 1, NOW_MS)])
+        assert [type(result) for result in results] == [StoreUnavailable, StoreUnavailable]
+    results = await outbox.commit(
+        [accept(publication(3, uid="a")), accept(publication(2, uid="b"), OTHER), Claim(OTHER, 1, NOW_MS)]
+        if column != "message"
+        else [Claim(NODE, 1, NOW_MS), accept(publication(2, uid="b"), OTHER)]
+    )
+    assert isinstance(results[1], Accepted)
+    found = await outbox.bodies([(NODE, "a", 1), (OTHER, "b", 2)])
+    assert found[OTHER, "b", 2].resource_version == "2"
+    assert (NODE, "a", 1) not in found or column != "message"
+
+
+# Both alike, whatever is done to them
+
+NODES = ("n1", "n2")
+KEYS = ("a", "b", "")
+small = st.integers(1, 4)
+publications = st.builds(
+    publication,
+    version=st.one_of(st.integers(0, 6), st.just(10**20 - 1)),
+    uid=st.sampled_from(KEYS),
+    path=st.sampled_from(["p/x/1", "p/x/2"]),
+    message_id=st.sampled_from(["", "", "", "m1", "m2", "m3"]),
+    is_delete=st.sampled_from([False, False, True]),
+    is_answer=st.just(False),
+    force=st.sampled_from([False, False, True]),
+    size_bytes=st.integers(1, 300),
+    expires_at_ms=st.sampled_from([0, 0, NOW_MS + 40]),
+) | st.builds(
+    publication,
+    version=st.none(),
+    is_answer=st.just(True),
+    message_id=st.sampled_from(["r1", "r2"]),
+    expires_at_ms=st.just(NOW_MS + 20),
+)
+node_ids = st.sampled_from(NODES)
+keys = st.sampled_from(["a", "b", "p/x/1", "p/x/2", "answer:r1"])
+ids = st.sampled_from(["m1", "m2", "hub-a-1-update"])
+at = st.integers(NOW_MS, NOW_MS + 60)
+operations: st.SearchStrategy[Op] = st.one_of(
+    st.builds(accept, publications, node_ids, at),
+    st.builds(accept, publications, node_ids, at),
+    st.builds(Claim, node_ids, small, at),
+    st.builds(Reload, node_ids),
+    st.builds(Settle, node_ids, small, keys, st.integers(1, 8), st.integers(0, 6), ids, at),
+    st.builds(Attempt, node_ids, small, keys, ids, st.integers(0, 6), small, at),
+    st.builds(CountUnacknowledged, node_ids, small, keys, st.integers(1, 8), ids, small, at),
+    st.builds(Park, node_ids, small, keys, st.integers(1, 8), ids, st.just("why"), at, st.booleans()),
+    st.builds(End, node_ids, small, keys, st.integers(1, 8), ids, st.just("why"), at),
+    st.builds(Event, node_ids, st.just(EventKind.REJECTED), at, ids),
+)
+
+Step = Callable[[Outbox], Awaitable[object]]
+
+
+def named_step(name: str, step: Step) -> Step:
+    step.__name__ = name
+    return step
+
+
+async def expired_keys(outbox: Outbox, at_ms: int) -> object:
+    return sorted((row.node_id, row.key, row.message_id) for row in await outbox.expire(at_ms, 100))
+
+
+steps: st.SearchStrategy[Step] = st.one_of(
+    st.lists(operations, min_size=1, max_size=6).map(
+        lambda ops: named_step(f"commit {ops}", lambda outbox: outbox.commit(ops))
+    ),
+    st.tuples(node_ids, keys | st.just(""), at).map(
+        lambda args: named_step(f"redeliver {args}", lambda outbox: outbox.redeliver(*args))
+    ),
+    st.tuples(node_ids, keys | st.just(""), at).map(
+        lambda args: named_step(f"purge {args}", lambda outbox: outbox.purge(*args))
+    ),
+    st.tuples(node_ids, at).map(
+        lambda args: named_step(f"resync {args}", lambda outbox: outbox.resync(*args))
+    ),
+    at.map(lambda now: named_step(f"expire {now}", lambda outbox: expired_keys(outbox, now))),
+    st.tuples(at, at).map(lambda args: named_step(f"sweep {args}", lambda outbox: outbox.sweep(*args, 1000))),
+)
+
+
+async def visible(outbox: Outbox) -> dict[str, object]:
+    """Everything an outbox shows."""
+    shown: dict[str, object] = {}
+    summaries: Sequence[NodeSummary] = await outbox.list_nodes("", 100, EVERY_NODE)
+    shown["nodes"] = summaries
+    for summary in summaries:
+        node_id = summary.node.node_id
+        pending = await outbox.pending(node_id, 0, 1000)
+        shown[f"pending {node_id}"] = pending
+        shown[f"bodies {node_id}"] = await outbox.bodies([(node_id, row.key, row.seq) for row in pending])
+    for node_id in (*NODES, NODE):
+        for key in ("a", "b", "p/x/1", "p/x/2", "answer:r1", "answer:r2"):
+            shown[f"row {node_id} {key}"] = await outbox.find(node_id, "", key)
+            shown[f"events {node_id} {key}"] = await outbox.history(node_id, "", key, 1000)
+        for message_id in ("m1", "m2", "m3"):
+            shown[f"events {node_id} {message_id}"] = await outbox.history(node_id, message_id, "", 1000)
+    return shown
+
+
+def without_bodies(answer: object) -> object:
+    """Rows just accepted carry their body; whether rows loaded in the same batch do is nobody's business."""
+    if isinstance(answer, list):
+        return [without_bodies(item) for item in answer]
+    if isinstance(answer, Loaded):
+        return replace(answer, rows=[replace(row, message=None) for row in answer.rows])
+    return answer
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(script=st.lists(steps, min_size=1, max_size=12))
+def test_both_outboxes_show_the_same_after_any_operations(
+    script: list[Step], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    quotas = Quotas(node_rows=3, node_bytes=700, unknown_node_rows=2, unknown_node_seconds=0.05, total_rows=5)
+
+    async def run() -> None:
+        real = await opened(tmp_path_factory.mktemp("outbox") / "outbox.db", quotas)
+        fake = MemoryOutbox(quotas)
+        try:
+            for step in script:
+                assert without_bodies(await step(real)) == without_bodies(await step(fake)), step.__name__
+                assert real.totals == fake.totals
+            assert await visible(real) == await visible(fake)
+        finally:
+            await real.store.close()
+
+    asyncio.run(run())

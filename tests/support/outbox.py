@@ -1,0 +1,313 @@
+"""An outbox in memory, and builders; the fake passes the contract suite of the real one."""
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
+
+from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.outbox.contract import NodeFilter, NodeSummary
+from services.dispatcher.outbox.ledger import Ledger, Quotas, Totals
+from services.dispatcher.outbox.records import (
+    Accept,
+    Accepted,
+    Event,
+    EventKind,
+    NodeRow,
+    ObjectRow,
+    Op,
+    Result,
+    RowState,
+    Settle,
+)
+from services.dispatcher.outbox.transaction import EventIds
+from services.dispatcher.publication import Publication
+from services.runtime.errors import StoreUnavailable
+
+NODE = "edge-1"
+PATH = "default/configmap/a"
+NOW_MS = 1_700_000_000_000
+
+
+def publication(
+    version: int | None = 1,
+    *,
+    key: str = "",
+    uid: str = "",
+    path: str = PATH,
+    message_id: str = "",
+    is_delete: bool = False,
+    is_answer: bool = False,
+    acknowledged: bool = True,
+    force: bool = False,
+    size_bytes: int = 100,
+    priority: int = 0,
+    expires_at_ms: int = 0,
+    traceparent: str = "",
+) -> Publication:
+    """A checked message: of the object `uid`, else of its path; `message_id` empty: the hub's own choice."""
+    chosen = message_id or f"hub-{uid or path}-{version}-{'delete' if is_delete else 'update'}"
+    operation = "delete" if is_delete else "response" if is_answer else "update"
+    message = Message(
+        id=chosen,
+        resource=path,
+        operation=operation,
+        resource_version="" if version is None else str(version),
+        content=b'{"n":1}',
+    )
+    return Publication(
+        message=message,
+        acknowledged=acknowledged,
+        key=key or (f"answer:{chosen}" if is_answer else uid or path),
+        uid=uid,
+        version=version,
+        is_delete=is_delete,
+        is_answer=is_answer,
+        own_id=bool(message_id),
+        priority=priority,
+        expires_at_ms=expires_at_ms,
+        force=force,
+        size_bytes=size_bytes,
+        traceparent=traceparent,
+    )
+
+
+def accept(what: Publication, node_id: str = NODE, at_ms: int = NOW_MS) -> Accept:
+    """The operation that takes it."""
+    return Accept(node_id, what, at_ms)
+
+
+def settle(result: object, epoch: int, at_ms: int = NOW_MS) -> Settle:
+    """The node's acknowledgement of a message just accepted."""
+    assert isinstance(result, Accepted), result
+    row = result.row
+    return Settle(row.node_id, epoch, row.key, row.seq, row.version, row.message_id, at_ms)
+
+
+class MemoryOutbox:
+    """Implements `contract.Outbox` in dictionaries. `away` makes every call fail as an absent database
+    does; an operation on one of `bad_keys` fails as a value that the database refuses."""
+
+    def __init__(self, quotas: Quotas | None = None) -> None:
+        self.quotas = quotas or Quotas()
+        self.totals = Totals()
+        self.nodes: dict[str, NodeRow] = {}
+        self.objects: dict[str, dict[str, ObjectRow]] = {}
+        self.bodies_held: dict[tuple[str, str], Message] = {}
+        self.events: list[tuple[int, Event]] = []
+        self.away = False
+        self.bad_keys: set[str] = set()
+        self.batches: list[list[Op]] = []
+        self._event_ids = EventIds()
+
+    def _check(self) -> None:
+        if self.away:
+            raise StoreUnavailable("the database is away")
+
+    async def commit(self, ops: Sequence[Op]) -> list[Result | Exception]:
+        """See `contract.Outbox.commit`."""
+        self._check()
+        self.batches.append(list(ops))
+        if not any(self._is_bad(op) for op in ops):
+            return list(self._commit(ops))
+        results: list[Result | Exception] = []
+        for op in ops:
+            if self._is_bad(op):
+                results.append(StoreUnavailable("the database refused the value"))
+            else:
+                results.extend(self._commit([op]))
+        return results
+
+    def _is_bad(self, op: Op) -> bool:
+        key = op.publication.key if isinstance(op, Accept) else getattr(op, "key", "")
+        return key in self.bad_keys
+
+    def _commit(self, ops: Sequence[Op]) -> list[Result]:
+        ledger = self._ledger()
+        results = [ledger.apply(op) for op in ops]
+        self._write(ledger)
+        return results
+
+    def _ledger(self) -> Ledger:
+        used = {
+            (event.node_id, event.message_id): (event.key, event.version)
+            for _, event in self.events
+            if event.kind == EventKind.ACCEPTED
+        }
+        return Ledger(
+            self.quotas,
+            Totals(self.totals.rows, self.totals.bytes),
+            {node_id: copy(row) for node_id, row in self.nodes.items()},
+            {node: {key: copy(row) for key, row in rows.items()} for node, rows in self.objects.items()},
+            used,
+        )
+
+    def _write(self, ledger: Ledger) -> None:
+        """Only what the ledger says has changed, as a database would have it."""
+        self.totals = ledger.totals
+        for node_id in ledger.changed_nodes:
+            self.nodes[node_id] = copy(ledger.nodes[node_id])
+        for (node_id, key), with_body in ledger.changed_objects.items():
+            row = copy(ledger.objects[node_id][key])
+            if with_body and row.message is None:
+                self.bodies_held.pop((node_id, key), None)
+            elif with_body and row.message is not None:
+                self.bodies_held[node_id, key] = row.message
+            row.message = None
+            self.objects.setdefault(node_id, {})[key] = row
+        for node_id, key in ledger.removed_objects:
+            self.objects.get(node_id, {}).pop(key, None)
+            self.bodies_held.pop((node_id, key), None)
+        self.events += [(self._event_ids.next(event.at_ms), event) for event in ledger.events]
+
+    async def bodies(self, wanted: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str, int], Message]:
+        """See `contract.Outbox.bodies`."""
+        self._check()
+        found: dict[tuple[str, str, int], Message] = {}
+        for node_id, key, seq in wanted:
+            row = self.objects.get(node_id, {}).get(key)
+            body = self.bodies_held.get((node_id, key))
+            if row is not None and row.seq == seq and body is not None:
+                found[node_id, key, seq] = body
+        return found
+
+    def _pending(self, node_id: str) -> list[ObjectRow]:
+        rows = self.objects.get(node_id, {}).values()
+        return sorted((row for row in rows if row.state != RowState.SETTLED), key=lambda row: row.seq)
+
+    def _summary(self, node: NodeRow) -> NodeSummary:
+        pending = self._pending(node.node_id)
+        parked = sum(row.state == RowState.PARKED for row in pending)
+        return NodeSummary(copy(node), parked, min((row.accepted_at_ms for row in pending), default=0))
+
+    async def list_nodes(self, after: str, limit: int, only: NodeFilter) -> list[NodeSummary]:
+        """See `contract.Outbox.list_nodes`."""
+        self._check()
+        found: list[NodeSummary] = []
+        for node_id in sorted(self.nodes):
+            summary = self._summary(self.nodes[node_id])
+            oldest = summary.oldest_pending_ms
+            if (
+                node_id > after
+                and node_id.startswith(only.prefix)
+                and (summary.parked or not only.only_parked)
+                and (not only.older_than_ms or 0 < oldest < only.older_than_ms)
+            ):
+                found.append(summary)
+        return found[:limit]
+
+    async def summary(self, node_id: str) -> NodeSummary | None:
+        """See `contract.Outbox.summary`."""
+        self._check()
+        node = self.nodes.get(node_id)
+        return self._summary(node) if node else None
+
+    async def pending(self, node_id: str, after_seq: int, limit: int) -> list[ObjectRow]:
+        """See `contract.Outbox.pending`."""
+        self._check()
+        return [copy(row) for row in self._pending(node_id) if row.seq > after_seq][:limit]
+
+    async def find(self, node_id: str, message_id: str, key: str) -> ObjectRow | None:
+        """See `contract.Outbox.find`."""
+        self._check()
+        if not key:
+            for _, event in self.events:
+                if (event.node_id, event.message_id, event.kind) == (node_id, message_id, EventKind.ACCEPTED):
+                    key = event.key
+        row = self.objects.get(node_id, {}).get(key)
+        return copy(row) if row else None
+
+    async def history(self, node_id: str, message_id: str, key: str, limit: int) -> list[Event]:
+        """See `contract.Outbox.history`."""
+        self._check()
+        found = [
+            event
+            for _, event in self.events
+            if event.node_id == node_id
+            and (event.message_id == message_id if message_id else event.key == key)
+        ]
+        return found[-limit:]
+
+    async def redeliver(self, node_id: str, key: str, at_ms: int) -> int:
+        """See `contract.Outbox.redeliver`."""
+
+        def unpark(ledger: Ledger, row: ObjectRow) -> None:
+            ledger.unpark(ledger.nodes[node_id], row, at_ms)
+
+        return self._each(node_id, key, {RowState.PARKED}, unpark)
+
+    async def purge(self, node_id: str, key: str, at_ms: int) -> int:
+        """See `contract.Outbox.purge`."""
+        return self._each(
+            node_id,
+            key,
+            {RowState.PENDING, RowState.PARKED},
+            lambda ledger, row: ledger.end(row, "purged", at_ms),
+        )
+
+    def _each(
+        self, node_id: str, key: str, states: set[RowState], change: Callable[[Ledger, ObjectRow], None]
+    ) -> int:
+        self._check()
+        ledger = self._ledger()
+        rows = [
+            row
+            for row in sorted(ledger.objects.get(node_id, {}).values(), key=lambda row: row.seq)
+            if row.state in states and key in ("", row.key)
+        ]
+        for row in rows:
+            change(ledger, row)
+        self._write(ledger)
+        return len(rows)
+
+    async def resync(self, node_id: str, at_ms: int) -> int:
+        """See `contract.Outbox.resync`."""
+        self._check()
+        rows = self.objects.get(node_id, {})
+        marked = [row for row in rows.values() if row.acknowledged is not None and not row.deleted]
+        for row in marked:
+            rows[row.key] = replace(row, acknowledged=None, changed_at_ms=at_ms)
+        return len(marked)
+
+    async def expire(self, at_ms: int, limit: int) -> list[ObjectRow]:
+        """See `contract.Outbox.expire`."""
+        self._check()
+        ledger = self._ledger()
+        due = [
+            row
+            for rows in ledger.objects.values()
+            for row in rows.values()
+            if row.state != RowState.SETTLED and row.expires_at_ms and row.expires_at_ms <= at_ms
+        ]
+        due = sorted(due, key=lambda row: row.expires_at_ms)[:limit]
+        for row in due:
+            ledger.end(row, "expired", at_ms)
+        self._write(ledger)
+        return due
+
+    async def sweep(self, events_before_ms: int, tombstones_before_ms: int, limit: int) -> int:
+        """See `contract.Outbox.sweep`."""
+        self._check()
+        still_pending = {
+            (row.node_id, row.key, row.message_id)
+            for rows in self.objects.values()
+            for row in rows.values()
+            if row.state != RowState.SETTLED
+        }
+
+        def is_old(event_id: int, event: Event) -> bool:
+            is_kept = event.kind == EventKind.ACCEPTED and (
+                (event.node_id, event.key, event.message_id) in still_pending
+            )
+            return event_id < events_before_ms * 1000 and not is_kept
+
+        old = [item for item in self.events if is_old(*item)][:limit]
+        self.events = [item for item in self.events if item not in old]
+        tombstones = [
+            (row.node_id, row.key)
+            for rows in self.objects.values()
+            for row in rows.values()
+            if row.deleted and row.state == RowState.SETTLED and row.changed_at_ms < tombstones_before_ms
+        ][:limit]
+        for node_id, key in tombstones:
+            del self.objects[node_id][key]
+        return len(old) + len(tombstones)
