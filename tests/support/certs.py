@@ -1,0 +1,98 @@
+"""Certificate authorities and certificates for tests."""
+
+import datetime as dt
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+_HOUR = dt.timedelta(hours=1)
+
+
+def _name(common_name: str, organization: str | None) -> x509.Name:
+    parts = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
+    if organization is not None:
+        parts.insert(0, x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization))
+    return x509.Name(parts)
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A certificate and its key as PEM files."""
+
+    certificate: Path
+    key: Path
+
+
+class TestAuthority:
+    """A CA in a directory of its own."""
+
+    __test__ = False
+
+    def __init__(self, directory: Path, name: str = "cloudhub-test-ca") -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = _name(name, None)
+        now = dt.datetime.now(dt.UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(self._name)
+            .issuer_name(self._name)
+            .public_key(self._key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - _HOUR)
+            .not_valid_after(now + 24 * _HOUR)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .sign(self._key, hashes.SHA256())
+        )
+        self.certificate = directory / "ca.crt"
+        self.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
+
+    def issue(
+        self,
+        common_name: str,
+        organization: str | None = "system:nodes",
+        *,
+        starts: dt.timedelta = -_HOUR,
+        ends: dt.timedelta = _HOUR,
+        file: str = "",
+    ) -> Issued:
+        """A certificate valid from now + `starts` to now + `ends`."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = dt.datetime.now(dt.UTC)
+        names: list[x509.GeneralName] = [x509.DNSName("localhost")]
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(_name(common_name, organization))
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now + starts)
+            .not_valid_after(now + ends)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        stem = file or common_name.replace(":", "-")
+        issued = Issued(self._directory / f"{stem}.crt", self._directory / f"{stem}.key")
+        issued.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
+        issued.key.write_bytes(
+            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        )
+        return issued
+
+    def node(self, node_id: str) -> Issued:
+        """The certificate of an edge node."""
+        return self.issue(f"system:node:{node_id}")
+
+    def client_context(self, issued: Issued | None) -> ssl.SSLContext:
+        """The TLS settings of an edge that trusts this CA; without a certificate if None."""
+        context = ssl.create_default_context(cafile=str(self.certificate))
+        if issued is not None:
+            context.load_cert_chain(issued.certificate, issued.key)
+        return context

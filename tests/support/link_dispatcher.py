@@ -1,0 +1,177 @@
+"""A dispatcher as connectors see it: an in-process LinkService that tests script."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from cloudhub.v1 import link_pb2, link_pb2_grpc, message_pb2
+
+
+class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
+    """Keeps everything connectors send and sends what tests say.
+
+    By default every announced link is admitted, with epochs counting up from 101.
+    """
+
+    def __init__(self, dispatcher_id: str = "dispatcher-1", lease_seconds: float = 15.0) -> None:
+        self.dispatcher_id = dispatcher_id
+        self.lease_seconds = lease_seconds
+        self.admit = True
+        self.receipts = True
+        self.hold_hello = False
+        self.hellos: list[link_pb2.ConnectorHello] = []
+        self.announcements: list[link_pb2.LinkAnnouncement] = []
+        self.written: list[link_pb2.WrittenReport] = []
+        self.upstream: list[link_pb2.UpstreamFrame] = []
+        self.activity: list[link_pb2.ActivityReport] = []
+        self.ended: list[link_pb2.LinkEnd] = []
+        self.batches: list[link_pb2.ConnectorBatch] = []
+        self.heartbeats = 0
+        self.streams = 0
+        self.streams_ended = 0
+        self.epochs: dict[int, int] = {}
+        self.port = 0
+        self._next_epoch = 101
+        self._changed = asyncio.Event()
+        self._out: asyncio.Queue[link_pb2.DispatcherBatch | None] = asyncio.Queue()
+        self._numbers: dict[tuple[int, bool], int] = {}
+
+    @asynccontextmanager
+    async def running(self, port: int = 0) -> AsyncIterator["LinkDispatcher"]:
+        """Serves on a free port, or the one given, until the block is left."""
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        link_pb2_grpc.add_LinkServiceServicer_to_server(self, server)
+        self.port = server.add_insecure_port(f"127.0.0.1:{port}")
+        await server.start()
+        try:
+            yield self
+        finally:
+            await server.stop(0)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    # What tests do.
+
+    def send(self, batch: link_pb2.DispatcherBatch) -> None:
+        """Sends a batch as it is."""
+        self._out.put_nowait(batch)
+
+    def end_stream(self) -> None:
+        """Ends the stream from the dispatcher's side."""
+        self._out.put_nowait(None)
+
+    def message(
+        self, link: int, message: message_pb2.Message, *, direct: bool = False, epoch: int | None = None
+    ) -> link_pb2.DownstreamFrame:
+        """A frame with the lane's next number and the link's epoch."""
+        key = (link, direct)
+        self._numbers[key] = self._numbers.get(key, 0) + 1
+        return link_pb2.DownstreamFrame(
+            link=link,
+            epoch=self.epochs[link] if epoch is None else epoch,
+            number=self._numbers[key],
+            direct=direct,
+            message=message,
+        )
+
+    def send_messages(self, link: int, *messages: message_pb2.Message, direct: bool = False) -> None:
+        """Sends messages to a link in one batch."""
+        self.send(
+            link_pb2.DispatcherBatch(
+                downstream=[self.message(link, message, direct=direct) for message in messages]
+            )
+        )
+
+    def close_link(self, link: int, reason: link_pb2.CloseReason.ValueType, detail: str = "") -> None:
+        """Asks the connector to close a link."""
+        self.send(
+            link_pb2.DispatcherBatch(
+                closes=[
+                    link_pb2.LinkClose(link=link, epoch=self.epochs[link], reason=reason, detail=detail)
+                ]
+            )
+        )
+
+    def give_verdict(self, link: int, refusal: link_pb2.Refusal | None = None) -> int:
+        """Admits or refuses; answers the epoch (0 if refused)."""
+        epoch = 0
+        if refusal is None:
+            epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
+            self.epochs[link] = epoch
+        self.send(
+            link_pb2.DispatcherBatch(
+                verdicts=[link_pb2.LinkVerdict(link=link, epoch=epoch, refusal=refusal)]
+            )
+        )
+        return epoch
+
+    async def until(self, condition: Callable[[], Any], seconds: float = 10.0) -> None:
+        """Returns when the condition holds; it is looked at after every batch."""
+        async with asyncio.timeout(seconds):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def announced(self, count: int = 1) -> link_pb2.LinkAnnouncement:
+        """The announcement number `count`, waiting for it."""
+        await self.until(lambda: len(self.announcements) >= count)
+        return self.announcements[count - 1]
+
+    # What connectors call.
+
+    async def Attach(
+        self, request_iterator: AsyncIterator[link_pb2.ConnectorBatch], context: Any
+    ) -> AsyncIterator[link_pb2.DispatcherBatch]:
+        self.streams += 1
+        self._out = asyncio.Queue()
+        reader = asyncio.create_task(self._read(request_iterator))
+        try:
+            if self.hold_hello:
+                await asyncio.Event().wait()
+            yield link_pb2.DispatcherBatch(
+                hello=link_pb2.DispatcherHello(
+                    dispatcher_id=self.dispatcher_id, name="test", lease_seconds=self.lease_seconds
+                )
+            )
+            self._changed.set()
+            while (batch := await self._out.get()) is not None:
+                yield batch
+        finally:
+            reader.cancel()
+            self.streams_ended += 1
+            self._changed.set()
+
+    async def _read(self, batches: AsyncIterator[link_pb2.ConnectorBatch]) -> None:
+        async for batch in batches:
+            self._note(batch)
+        self._out.put_nowait(None)
+
+    def _note(self, batch: link_pb2.ConnectorBatch) -> None:
+        self.batches.append(batch)
+        if batch.HasField("hello"):
+            self.hellos.append(batch.hello)
+        self.announcements.extend(batch.announcements)
+        self.written.extend(batch.written)
+        self.upstream.extend(batch.upstream)
+        self.activity.extend(batch.activity)
+        self.ended.extend(batch.ended)
+        self.heartbeats += batch.heartbeat
+        if self.admit:
+            for announcement in batch.announcements:
+                self.give_verdict(announcement.link)
+        if self.receipts and batch.upstream:
+            through = {frame.link: frame for frame in batch.upstream}
+            self.send(
+                link_pb2.DispatcherBatch(
+                    receipts=[
+                        link_pb2.Receipt(link=link, epoch=frame.epoch, through=frame.number)
+                        for link, frame in through.items()
+                    ]
+                )
+            )
+        self._changed.set()
