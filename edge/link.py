@@ -80,7 +80,7 @@ class Link(asyncio.Protocol):
         except ssl.SSLError as error:
             self._finish(LinkEnd("failed", f"TLS: {error.reason or error}"))
         except OSError as error:
-            self._finish(LinkEnd("failed", error.strerror or str(error)))
+            self._finish(LinkEnd("failed", error.strerror or str(error) or type(error).__name__))
 
     # What asyncio tells
 
