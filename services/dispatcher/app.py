@@ -34,7 +34,8 @@ from services.dispatcher.session_ends import SessionEnds
 from services.dispatcher.sessions_client import SessionsClient
 from services.dispatcher.settings import DispatcherSettings
 from services.dispatcher.upstream.subscriptions import UpstreamServicer
-from services.dispatcher.upstream.upstream import Upstream, UpstreamSettings
+from services.dispatcher.upstream.settings import UpstreamSettings
+from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.clock import SystemClock
 from services.runtime.errors import HubError, StartupError
 from services.runtime.ids import new_id
@@ -260,7 +261,7 @@ def _end_by_directive(delivery: Delivery, ends: SessionEnds, directive: EndDirec
     session = delivery.sessions.get(directive.node_id)
     if session is not None and session.epoch == directive.epoch:
         ends.end(session, directive.reason, "sessions asked for it", close_link=True)
-    elif session is None or session.epoch > directive.epoch:
+    else:
         ends.close(directive.node_id, directive.epoch, directive.reason)
 
 

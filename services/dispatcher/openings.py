@@ -140,6 +140,8 @@ class Openings:
         former = self._delivery.sessions.get(announcement.node_id)
         if former is not None:
             self._ends.superseded(former, link_pb.CLOSE_REASON_SUPERSEDED)
+        if verdict.earlier_events:
+            self._upstream.adopt_events(verdict.earlier_events)
         if verdict.HasField("superseded_event"):
             self._upstream.session_closed(verdict.superseded_event)
         session = NodeSession(

@@ -87,7 +87,7 @@ class DispatcherServicer(DispatcherServiceServicer):
         if fault is not None:
             raise fault
 
-    async def Subscribe(  # type: ignore[override]
+    async def Subscribe(
         self,
         request_iterator: AsyncIterator[pb.SubscribeRequest],
         context: grpc.aio.ServicerContext[pb.SubscribeRequest, pb.SubscribeResponse],

@@ -125,12 +125,21 @@ class DeliveryMachine(RuleBasedStateMachine):
         assert row.seq >= entry.seq
 
     def publish(
-        self, path: str, version: int, *, is_delete: bool = False, uid: str = "", ttl: float = 0, priority: int = 0
+        self,
+        path: str,
+        version: int,
+        *,
+        is_delete: bool = False,
+        uid: str = "",
+        ttl: float = 0,
+        priority: int = 0,
     ) -> None:
         uid = uid or f"{path}#{self.generation[path]}"
         self.ids += 1
         message_id = f"m{self.ids}"
-        message = Message(id=message_id, resource=path, operation="delete" if is_delete else "update", content=b"{}")
+        message = Message(
+            id=message_id, resource=path, operation="delete" if is_delete else "update", content=b"{}"
+        )
         publication = Publication(
             message=message,
             acknowledged=True,
@@ -387,7 +396,9 @@ class DeliveryMachine(RuleBasedStateMachine):
                 continue
             else:
                 break
-        assert not [row for row in self.rows.values() if row.state != RowState.SETTLED], "not all was delivered"
+        assert not [row for row in self.rows.values() if row.state != RowState.SETTLED], (
+            "not all was delivered"
+        )
         for path in PATHS:
             of_path = [item for item in self.accepted if item.path == path]
             expired = {
