@@ -1,7 +1,6 @@
 """`python -m demo`: what `make run` does."""
 
 import asyncio
-import os
 import signal
 import sys
 from pathlib import Path
@@ -99,8 +98,6 @@ def run(
     ] = _DEFAULT.manifests,
 ) -> None:
     """Runs the three services and a fleet of edge nodes on this machine, and shows messages go."""
-    # Of no use to us, and it speaks up at every child that is started.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     settings = DemoSettings(seconds, nodes, update_every, cut_every, settle, data.absolute(), manifests)
     # Without a terminal lines are long and are left so.
     console = Console() if sys.stdout.isatty() else Console(width=200, force_terminal=False)

@@ -1,0 +1,97 @@
+"""`python -m bench`: what `make bench` does."""
+
+import asyncio
+import datetime
+import resource
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+import uvloop
+from rich.console import Console
+
+from bench.case import run_case
+from bench.figures import Results
+from bench.load import KEYS_PER_NODE, MESSAGE_BYTES, MOST_PER_FRAME, MOST_UNACKNOWLEDGED, LoadFault
+from bench.machine import machine_facts
+from bench.report import print_results
+from bench.settings import BenchSettings, Part
+from demo.fleet import FleetFault
+from demo.processes import ProcessFault
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+_FAULTS = (ProcessFault, FleetFault, LoadFault)
+
+
+async def measure(settings: BenchSettings, console: Console) -> Results:
+    """All cases, one after the other."""
+    results = Results(
+        at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        machine=machine_facts(settings.data),
+        settings={
+            "seconds": settings.seconds,
+            "message_bytes": MESSAGE_BYTES,
+            "keys_per_node": KEYS_PER_NODE,
+            "most_per_frame": MOST_PER_FRAME,
+            "most_unacknowledged": MOST_UNACKNOWLEDGED,
+            "hub_synchronous": "full",
+            "edges_synchronous": "normal",
+            "transport": "websocket, tls",
+            "profiled": int(settings.profile),
+        },
+    )
+    for nodes in settings.nodes:
+        results.cases.append(await run_case(settings, nodes, lambda text: console.print(f"  {text}")))
+    return results
+
+
+def _nodes(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 0 < int(part) <= 10_000 for part in parts):
+        raise typer.BadParameter(f"should be numbers from 1 to 10000 with commas between, got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def run(
+    seconds: Annotated[float, typer.Option(min=0.5, help="for each measurement")] = 10.0,
+    nodes: Annotated[str, typer.Option(help="sizes of the fleet")] = "1,100,1000",
+    only: Annotated[list[Part] | None, typer.Option(help="this part only; repeat for several")] = None,
+    rate: Annotated[
+        float, typer.Option(min=0, help="messages/s for the latency; 0: a fifth of the throughput")
+    ] = 0.0,
+    out: Annotated[Path, typer.Option(help="folder for latest.json")] = REPOSITORY / "bench" / "out",
+    profile: Annotated[bool, typer.Option(help="services under cProfile; keeps data/*/*.prof")] = False,
+) -> None:
+    """Measures the hub on this machine: real processes, TLS, SQLite on the disk of `--out`."""
+    settings = BenchSettings(seconds, _nodes(nodes), frozenset(only or Part), out.absolute(), rate, profile)
+    settings.data.mkdir(parents=True, exist_ok=True)
+    # A thousand links need more descriptors than shells allow by default; children inherit the limit.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            results = runner.run(measure(settings, console))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (*_FAULTS, BaseExceptionGroup) as error:
+        fault: BaseException = error
+        while isinstance(fault, BaseExceptionGroup):
+            fault = fault.exceptions[0]
+        if not isinstance(fault, _FAULTS):
+            raise
+        print(f"bench: {fault}", file=sys.stderr)
+        raise SystemExit(1) from None
+    path = settings.out / "latest.json"
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
+    print_results(console, results)
+    console.print(f"as JSON: {path}", highlight=False, soft_wrap=True)
+    if not profile:
+        shutil.rmtree(settings.data)
+
+
+if __name__ == "__main__":
+    typer.run(run)

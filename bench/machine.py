@@ -1,0 +1,84 @@
+"""What the figures were measured on, and what each process took of it."""
+
+import os
+import platform
+import sqlite3
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_SYNCS = 50
+
+
+def machine_facts(folder: Path) -> dict[str, str | int | float]:
+    """Of this machine; `folder` is on the disk that the databases are on."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count() or 0,
+        "memory_mib": psutil.virtual_memory().total // 2**20,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "sync_4k_ms": round(_sync_ms(folder), 3),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return found[0] if found else platform.machine()
+
+
+def _sync_ms(folder: Path) -> float:
+    """Median time to append 4 KiB and have it on the disk."""
+    path = folder / "sync-probe"
+    times: list[float] = []
+    try:
+        with path.open("wb") as file:
+            for _ in range(_SYNCS):
+                file.write(bytes(4096))
+                file.flush()
+                started = time.perf_counter()
+                os.fdatasync(file.fileno())
+                times.append(time.perf_counter() - started)
+    finally:
+        path.unlink(missing_ok=True)
+    return statistics.median(times) * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What processes have used since they started."""
+
+    cpu_seconds: Mapping[str, float]
+    resident_bytes: Mapping[str, int]
+
+    def cpu_since(self, before: "Usage") -> dict[str, float]:
+        """CPU seconds of each process since `before`."""
+        return {name: seconds - before.cpu_seconds[name] for name, seconds in self.cpu_seconds.items()}
+
+
+class Processes:
+    """Reads the use of processes by name."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
+
+    def usage(self) -> Usage:
+        """Now."""
+        cpu: dict[str, float] = {}
+        resident: dict[str, int] = {}
+        for name, process in self._processes.items():
+            with process.oneshot():
+                times = process.cpu_times()
+                cpu[name] = times.user + times.system
+                resident[name] = process.memory_info().rss
+        return Usage(cpu, resident)
