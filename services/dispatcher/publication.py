@@ -11,6 +11,8 @@ from services.dispatcher.ack_mode import wants_acknowledgement
 MOST_VERSION_DIGITS = 20
 MOST_TEXT_BYTES = 1024
 MOST_PRIORITY = 9
+# A duration may hold what no clock and no column does.
+MOST_LIFETIME_MS = 100 * 366 * 86_400_000
 # The JSON around the content on the edge link: field names, quotes, timestamps.
 ENVELOPE_BYTES = 256
 
@@ -191,8 +193,12 @@ def check_request(
     expires_at_ms = 0
     if request.HasField("time_to_live"):
         lifetime_ms = request.time_to_live.ToMilliseconds()
-        if lifetime_ms <= 0:
-            return Rejection("TIME_TO_LIVE_MALFORMED", "time_to_live", "must be above zero")
+        if not 0 < lifetime_ms <= MOST_LIFETIME_MS:
+            return Rejection(
+                "TIME_TO_LIVE_MALFORMED",
+                "time_to_live",
+                "must be at least a millisecond and at most 100 years; leave it away for no limit",
+            )
         expires_at_ms = now_ms + lifetime_ms
     if is_answer and acknowledged:
         most = now_ms + int(limits.answer_seconds * 1000)

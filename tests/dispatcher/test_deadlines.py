@@ -1,0 +1,61 @@
+"""One heap of deadlines: `services.dispatcher.deadlines`."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from services.dispatcher.deadlines import Deadlines
+from services.runtime.clock import SystemClock
+from tests.support.dispatcher import SteppedClock
+
+
+@asynccontextmanager
+async def running(fire: Callable[[str], None]) -> AsyncIterator[Deadlines[str]]:
+    deadlines = Deadlines(SystemClock(), fire)
+    task = asyncio.create_task(deadlines.run())
+    yield deadlines
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_tokens_fire_in_order_of_their_instants_and_not_before() -> None:
+    clock, fired = SteppedClock(100.0), list[str]()
+    deadlines = Deadlines(clock, fired.append)
+    for at, token in ((103.0, "c"), (101.0, "a"), (102.0, "b"), (102.0, "b2")):
+        deadlines.set(at, token)
+    deadlines.fire_due()
+    assert fired == []
+    clock.advance(2.0)
+    deadlines.fire_due()
+    assert fired == ["a", "b", "b2"]
+    assert len(deadlines) == 1
+
+
+def test_a_token_may_set_the_next_one_while_it_fires() -> None:
+    clock, fired = SteppedClock(100.0), list[str]()
+
+    def fire(token: str) -> None:
+        fired.append(token)
+        if len(fired) < 3:
+            deadlines.set(100.0, "again")
+
+    deadlines = Deadlines(clock, fire)
+    deadlines.set(100.0, "first")
+    deadlines.fire_due()
+    assert fired == ["first", "again", "again"]
+
+
+async def test_an_earlier_deadline_wakes_the_waiting_task() -> None:
+    fired = asyncio.Queue[str]()
+    async with running(fired.put_nowait) as deadlines:
+        deadlines.set(time.monotonic() + 3600, "late")
+        await asyncio.wait_for(asyncio.shield(asyncio.sleep(0)), 1)
+        deadlines.set(time.monotonic() + 0.01, "soon")
+        assert await asyncio.wait_for(fired.get(), 5) == "soon"
+        deadlines.set(time.monotonic() - 1, "past")
+        assert await asyncio.wait_for(fired.get(), 5) == "past"
+        assert len(deadlines) == 1

@@ -1,0 +1,93 @@
+"""Where a message is, in one sentence: `services.dispatcher.explanation`."""
+
+import pytest
+
+from cloudhub.v1 import dispatcher_pb2 as pb
+from services.dispatcher.entry import Entry, EntryState
+from services.dispatcher.explanation import (
+    delivery_state,
+    event_kind_name,
+    explain_events,
+    explain_row,
+)
+from services.dispatcher.outbox.records import Event, EventKind, ObjectRow, RowState
+
+
+def row(state: RowState = RowState.PENDING, reason: str = "", attempts: int = 0) -> ObjectRow:
+    return ObjectRow("edge-1", "u1", state=state, reason=reason, attempts=attempts)
+
+
+@pytest.mark.parametrize(
+    ("what", "present", "expected"),
+    [
+        (row(RowState.PARKED), None, pb.DELIVERY_STATE_PARKED),
+        (row(RowState.PARKED), EntryState.PARKED, pb.DELIVERY_STATE_PARKED),
+        (row(), None, pb.DELIVERY_STATE_PENDING),
+        (row(), EntryState.READY, pb.DELIVERY_STATE_PENDING),
+        (row(), EntryState.FETCHING, pb.DELIVERY_STATE_PENDING),
+        (row(), EntryState.IN_FLIGHT, pb.DELIVERY_STATE_IN_FLIGHT),
+        (row(RowState.SETTLED, "acknowledged"), None, pb.DELIVERY_STATE_ACKNOWLEDGED),
+        (row(RowState.SETTLED, "expired"), None, pb.DELIVERY_STATE_ENDED),
+        (row(RowState.SETTLED), None, pb.DELIVERY_STATE_ENDED),
+    ],
+)
+def test_the_state_joins_row_and_session(
+    what: ObjectRow, present: EntryState | None, expected: pb.DeliveryState.ValueType
+) -> None:
+    assert delivery_state(what, present) == expected
+
+
+@pytest.mark.parametrize(
+    ("what", "present", "connected", "blocker", "words"),
+    [
+        (row(RowState.SETTLED, "acknowledged"), None, True, None, ["acknowledged it", "nothing newer"]),
+        (row(RowState.SETTLED, "expired"), None, True, None, ["without an acknowledgement", "expired"]),
+        (row(RowState.SETTLED), None, True, None, ["unknown"]),
+        (row(RowState.PARKED, "no space"), None, False, None, ["Parked: no space", "Redeliver"]),
+        (row(), None, False, None, ["not connected"]),
+        (row(attempts=3), EntryState.IN_FLIGHT, True, None, ["In flight", "3 intervals"]),
+        (row(), EntryState.READY, True, Entry("u0", 1, "m0"), ["earlier object", "(u0)"]),
+        (row(), EntryState.READY, True, None, ["waits for its turn"]),
+    ],
+)
+def test_a_row_is_explained_in_a_sentence(
+    what: ObjectRow, present: EntryState | None, connected: bool, blocker: Entry | None, words: list[str]
+) -> None:
+    text = explain_row(what, present, connected, blocker)
+    assert all(word in text for word in words), text
+    assert text.endswith(".")
+
+
+def event(kind: EventKind, reason: str = "") -> Event:
+    return Event("edge-1", kind, 1, "m1", reason=reason)
+
+
+@pytest.mark.parametrize(
+    ("events", "state", "words"),
+    [
+        ([event(EventKind.ACCEPTED), event(EventKind.ACKNOWLEDGED)], pb.DELIVERY_STATE_ACKNOWLEDGED, "newer"),
+        (
+            [event(EventKind.SENT), event(EventKind.ENDED, "superseded")],
+            pb.DELIVERY_STATE_ENDED,
+            "superseded",
+        ),
+        ([event(EventKind.REJECTED, "BELOW_FLOOR")], pb.DELIVERY_STATE_ENDED, "turned down: BELOW_FLOOR"),
+        (
+            [event(EventKind.ENDED, "superseded"), event(EventKind.ACKNOWLEDGED), event(EventKind.SENT)],
+            pb.DELIVERY_STATE_ACKNOWLEDGED,
+            "acknowledged",
+        ),
+        ([event(EventKind.SENT)], pb.DELIVERY_STATE_UNSPECIFIED, "Nothing more"),
+        ([], pb.DELIVERY_STATE_UNSPECIFIED, "Nothing more"),
+    ],
+)
+def test_a_former_message_is_explained_by_its_last_event(
+    events: list[Event], state: pb.DeliveryState.ValueType, words: str
+) -> None:
+    found, text = explain_events(events)
+    assert found == state
+    assert words in text
+
+
+def test_operators_see_small_letters() -> None:
+    assert event_kind_name(EventKind.UNACKNOWLEDGED) == "unacknowledged"

@@ -1,0 +1,338 @@
+"""What a publish request may be: `services.dispatcher.publication`."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cloudhub.v1 import dispatcher_pb2 as pb
+from services.dispatcher.publication import (
+    ENVELOPE_BYTES,
+    Publication,
+    PublishLimits,
+    Rejection,
+    check_request,
+    content_uid,
+    parse_version,
+    strip_node_prefix,
+)
+from tests.support.dispatcher import NOW_MS, request
+
+LIMITS = PublishLimits(content_most_bytes=1000, answer_seconds=60.0)
+Change = Callable[[pb.PublishRequest], object]
+
+
+def check(what: pb.PublishRequest) -> Publication | Rejection:
+    return check_request(what, LIMITS, "made-here", NOW_MS, "tp")
+
+
+def taken(what: pb.PublishRequest) -> Publication:
+    result = check(what)
+    assert isinstance(result, Publication), result
+    return result
+
+
+def set_message(**fields: object) -> Change:
+    def change(what: pb.PublishRequest) -> None:
+        for name, value in fields.items():
+            setattr(what.message, name, value)
+
+    return change
+
+
+def change_all(*changes: Change) -> Change:
+    return lambda what: [change(what) for change in changes]
+
+
+def ttl(seconds: int = 0, nanos: int = 0) -> Change:
+    return lambda what: what.time_to_live.CopyFrom(Duration(seconds=seconds, nanos=nanos))
+
+
+def put(name: str, value: object) -> Change:
+    return lambda what: setattr(what, name, value)
+
+
+LONG = "x" * 1025
+REJECTIONS: list[tuple[str, Change, str, str]] = [
+    ("no version", set_message(resource_version=""), "VERSION_MISSING", "message.resource_version"),
+    *(
+        (
+            f"version {text!r}",
+            set_message(resource_version=text),
+            "VERSION_MALFORMED",
+            "message.resource_version",
+        )
+        for text in ("-1", "+1", "1.0", "0x1", " 1", "1 ", "v1", "1" * 21, "٣", "²", "1_0", "1e3")
+    ),
+    (
+        "malformed version of a delete",
+        set_message(operation="delete", resource_version="x"),
+        "VERSION_MALFORMED",
+        "message.resource_version",
+    ),
+    (
+        "no uid and no path",
+        set_message(resource="", content=b"{}"),
+        "OBJECT_UNNAMED",
+        "message.resource",
+    ),
+    ("no content", set_message(content=b""), "CONTENT_MISSING", "message.content"),
+    ("no JSON", set_message(content=b"{oops"), "CONTENT_NOT_JSON", "message.content"),
+    ("two values", set_message(content=b"1 2"), "CONTENT_NOT_JSON", "message.content"),
+    ("no UTF-8", set_message(content=b'"\xff"'), "CONTENT_NOT_JSON", "message.content"),
+    ("deep", set_message(content=b"[" * 500), "CONTENT_NOT_JSON", "message.content"),
+    ("large", set_message(content=b" " * 1000 + b"1"), "CONTENT_TOO_LARGE", "message.content"),
+    ("content twice", put("content_json", "{}"), "CONTENT_TWICE", "content_json"),
+    (
+        "long uid",
+        set_message(
+            content=json.dumps({"metadata": {"uid": "u" * 900}}).encode().replace(b"u" * 900, b"\\u00e9\\n")
+        ),
+        "UID_MALFORMED",
+        "message.content",
+    ),
+    ("no operation", set_message(operation=""), "OPERATION_MISSING", "message.operation"),
+    ("priority", put("priority", 10), "PRIORITY_OUT_OF_RANGE", "priority"),
+    ("ack mode", put("ack_mode", 17), "ACK_MODE_UNKNOWN", "ack_mode"),
+    ("no lifetime", ttl(0), "TIME_TO_LIVE_MALFORMED", "time_to_live"),
+    ("negative lifetime", ttl(-5), "TIME_TO_LIVE_MALFORMED", "time_to_live"),
+    ("lifetime below a millisecond", ttl(0, 999_999), "TIME_TO_LIVE_MALFORMED", "time_to_live"),
+    ("endless lifetime", ttl(2**62), "TIME_TO_LIVE_MALFORMED", "time_to_live"),
+    *(
+        (f"long {field}", set_message(**{field: LONG}), "FIELD_TOO_LONG", f"message.{field}")
+        for field in ("id", "parent_id", "type", "source", "destination", "group", "operation", "resource")
+    ),
+    ("control character", set_message(id="a\x00b"), "FIELD_NOT_PRINTABLE", "message.id"),
+    ("line break", set_message(resource="a\nb"), "FIELD_NOT_PRINTABLE", "message.resource"),
+    (
+        "extra",
+        lambda what: what.message.extra.update({"header.x": b"{"}),
+        "EXTRA_NOT_JSON",
+        "message.extra[header.x]",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "field"), [case[1:] for case in REJECTIONS], ids=[c[0] for c in REJECTIONS]
+)
+def test_a_malformed_request_is_rejected_with_its_field(change: Change, reason: str, field: str) -> None:
+    """C16."""
+    what = request("edge-1")
+    change(what)
+    result = check(what)
+    assert isinstance(result, Rejection)
+    assert (result.reason, result.field) == (reason, field)
+    assert result.detail
+
+
+def test_a_rejection_says_what_came_but_not_all_of_a_long_text() -> None:
+    """C16."""
+    result = check(request(version="9" * 100_000))
+    assert isinstance(result, Rejection)
+    assert "9999" in result.detail
+    assert len(result.detail) < 300
+
+
+def test_a_request_is_taken_as_it_came() -> None:
+    what = request("edge-1", message_id="m1", version="00042")
+    what.priority, what.force = 9, True
+    what.message.extra["header.x"] = b"[1]"
+    found = taken(what)
+    assert (found.acknowledged, found.key, found.uid, found.version) == (True, "u1", "u1", 42)
+    assert (found.is_delete, found.is_answer, found.own_id) == (False, False, True)
+    assert (found.priority, found.force, found.expires_at_ms) == (9, True, 0)
+    assert found.size_bytes == len(what.message.content) + ENVELOPE_BYTES + len(what.message.resource)
+    assert found.message.content == what.message.content
+    assert found.message.resource_version == "00042"
+    assert found.message.extra == {"header.x": b"[1]"}
+    assert (found.message.id, found.message.timestamp_ms, found.message.traceparent) == ("m1", NOW_MS, "tp")
+    assert what.message.timestamp_ms == 0, "the caller's request is not changed"
+
+
+def test_what_the_publisher_said_itself_is_kept() -> None:
+    what = request(message_id="")
+    what.message.timestamp_ms = 5
+    found = taken(what)
+    assert (found.message.id, found.own_id, found.message.timestamp_ms) == ("made-here", False, 5)
+
+
+def test_content_as_text_is_carried_as_bytes() -> None:
+    what = request(content=b"")
+    what.content_json = '{"metadata":{"uid":"ü"}}'
+    found = taken(what)
+    assert found.message.content.decode() == what.content_json
+    assert found.key == "ü"
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        (b'{"metadata":{"uid":"u1"}}', "u1"),
+        (b'{"metadata":{"uid":""}}', "default/configmap/a"),
+        (b'{"metadata":{"uid":5}}', "default/configmap/a"),
+        (b'{"metadata":[]}', "default/configmap/a"),
+        (b'{"uid":"u1"}', "default/configmap/a"),
+        (b'"text"', "default/configmap/a"),
+        (b"null", "default/configmap/a"),
+    ],
+)
+def test_the_key_is_the_uid_else_the_path(content: bytes, key: str) -> None:
+    assert taken(request(content=content)).key == key
+
+
+def test_an_object_needs_a_uid_or_a_path_but_not_both() -> None:
+    assert taken(request(resource="")).key == "u1"
+    assert taken(request(content=b"1")).key == "default/configmap/a"
+
+
+@pytest.mark.parametrize(
+    ("resource", "expected"),
+    [
+        ("node/edge-1/default/pod/p", "default/pod/p"),
+        ("default/pod/p", "default/pod/p"),
+        ("node/edge-1", "node/edge-1"),
+        ("node/edge-1/", "node/edge-1/"),
+        ("nodes/edge-1/default/pod/p", "nodes/edge-1/default/pod/p"),
+        ("", ""),
+    ],
+)
+def test_the_node_prefix_of_a_path_is_cut_off(resource: str, expected: str) -> None:
+    assert strip_node_prefix(resource) == expected
+    if resource:
+        assert taken(request(resource=resource)).message.resource == expected
+
+
+def test_a_delete_needs_no_version() -> None:
+    """C16."""
+    found = taken(request(operation="delete", version=""))
+    assert (found.is_delete, found.version) == (True, None)
+
+
+def test_an_unacknowledged_message_needs_neither_version_nor_name() -> None:
+    """C26."""
+    found = taken(request(version="", resource="", content=b"1", ack_mode=pb.ACK_MODE_NO_ACK))
+    assert (found.acknowledged, found.version) == (False, None)
+
+
+def test_the_publishers_ack_mode_goes_before_the_rules() -> None:
+    lease = request(resource="default/lease/x")
+    assert not taken(lease).acknowledged
+    lease.ack_mode = pb.ACK_MODE_ACK
+    assert taken(lease).acknowledged
+    assert not taken(request(ack_mode=pb.ACK_MODE_NO_ACK)).acknowledged
+
+
+def test_an_answer_is_keyed_by_its_id_and_ends_soon() -> None:
+    """C40."""
+    answer = request(operation="response", parent_id="q1", version="", message_id="r1")
+    found = taken(answer)
+    assert (found.key, found.uid, found.is_answer, found.version) == ("answer:r1", "", True, None)
+    assert found.expires_at_ms == NOW_MS + 60_000
+    ttl(10)(answer)
+    assert taken(answer).expires_at_ms == NOW_MS + 10_000
+    ttl(100)(answer)
+    assert taken(answer).expires_at_ms == NOW_MS + 60_000
+
+
+def test_a_response_without_a_parent_is_no_answer() -> None:
+    assert not taken(request(operation="response")).is_answer
+
+
+def test_the_lifetime_becomes_an_instant() -> None:
+    """C19."""
+    what = request()
+    ttl(1, 500_000_000)(what)
+    assert taken(what).expires_at_ms == NOW_MS + 1500
+
+
+@given(st.integers(0, 10**20 - 1), st.integers(0, 10**20 - 1))
+def test_versions_compare_as_integers(one: int, other: int) -> None:
+    """C17."""
+    first, second = parse_version(str(one)), parse_version(str(other).zfill(20))
+    assert first is not None
+    assert second is not None
+    assert (first < second) == (one < other)
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_version_or_none(text: str) -> None:
+    """C16, C17."""
+    version = parse_version(text)
+    if version is None:
+        assert not (text.isascii() and text.isdecimal() and len(text) <= 20)
+    else:
+        assert str(version).zfill(len(text)) == text
+
+
+def is_strict_json(content: bytes) -> bool:
+    """Exactly one JSON value in UTF-8, by the standard library; half a surrogate pair is no text."""
+
+    def refuse(constant: str) -> object:
+        raise ValueError(constant)
+
+    try:
+        value = json.loads(content.decode(), parse_constant=refuse, parse_int=float)
+        json.dumps(value, ensure_ascii=False).encode()
+    except ValueError:
+        return False
+    return True
+
+
+fragments = st.sampled_from(
+    [
+        text.encode()
+        for text in '{ } [ ] , : " \\ \\u00e9 \\ud800 \\udc00 1 - 0 .5 e9 true null NaN Infinity é'.split()
+    ]
+) | st.sampled_from([b" ", b"\n", b"\x00", b"\xef\xbb\xbf", b"\xff", b'"metadata"', b'"uid"'])
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.just("metadata"), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+contents = (
+    st.binary(max_size=40)
+    | st.lists(fragments, max_size=12).map(b"".join)
+    | json_values.map(lambda value: json.dumps(value).encode())
+    | json_values.map(lambda value: json.dumps(value, ensure_ascii=False).encode())
+)
+
+
+@given(contents)
+@example(b'{"metadata":{"uid":"\\ud800"}}')
+@example(b'{"a":"\\q"}')
+@example(b'{"metadata":5,"a":01}')
+@example(b'{"a":"\\ud83d\\ude00"}')
+@example(b'{"a":"\\ud83d"}')
+def test_any_bytes_are_refused_exactly_when_they_are_no_json(content: bytes) -> None:
+    """C16, C29: nothing crashes, and an edge is never sent what is no JSON."""
+    try:
+        content_uid(content)
+    except ValueError:
+        assert not is_strict_json(content)
+    else:
+        assert is_strict_json(content)
+
+
+@given(json_values, st.text())
+def test_the_uid_is_found_wherever_it_stands(rest: object, uid: str) -> None:
+    content = json.dumps({"spec": rest, "metadata": {"labels": rest, "uid": uid}, "status": rest}).encode()
+    assert content_uid(content) == uid
+
+
+@given(st.binary(max_size=60))
+def test_any_request_is_taken_or_refused(encoded: bytes) -> None:
+    """C16: whatever the fields hold, the answer is a publication or a rejection with its field."""
+    what = request("edge-1")
+    try:
+        what.MergeFromString(encoded)
+    except DecodeError:
+        return
+    result = check(what)
+    assert isinstance(result, Publication) or result.field
