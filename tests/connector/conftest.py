@@ -90,7 +90,7 @@ async def until_attached(app: ConnectorApp, count: int = 1, seconds: float = 10.
 async def poll(condition: Callable[[], Any], seconds: float = 10.0) -> None:
     """Returns when the condition holds: for state of real sockets that tells nobody when it changes."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
