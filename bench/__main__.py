@@ -19,11 +19,12 @@ from bench.load import KEYS_PER_NODE, MESSAGE_BYTES, MOST_PER_FRAME, MOST_UNACKN
 from bench.machine import machine_facts
 from bench.report import print_results
 from bench.settings import BenchSettings, Part
+from demo.exclusive import FolderInUse, exclusive
 from demo.fleet import FleetFault
 from demo.processes import ProcessFault
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-_FAULTS = (ProcessFault, FleetFault, LoadFault)
+_FAULTS = (FolderInUse, ProcessFault, FleetFault, LoadFault)
 
 
 async def measure(settings: BenchSettings, console: Console) -> Results:
@@ -67,14 +68,18 @@ def run(
 ) -> None:
     """Measures the hub on this machine: real processes, TLS, SQLite on the disk of `--out`."""
     settings = BenchSettings(seconds, _nodes(nodes), frozenset(only or Part), out.absolute(), rate, profile)
-    settings.data.mkdir(parents=True, exist_ok=True)
     # A thousand links need more descriptors than shells allow by default; children inherit the limit.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     console = Console() if sys.stdout.isatty() else Console(width=160)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with (
+            exclusive(settings.out, "--out"),
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            settings.data.mkdir(exist_ok=True)
             results = runner.run(measure(settings, console))
+            _keep(settings, results)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (*_FAULTS, BaseExceptionGroup) as error:
@@ -83,13 +88,16 @@ def run(
             fault = fault.exceptions[0]
         if not isinstance(fault, _FAULTS):
             raise
-        print(f"bench: {fault}", file=sys.stderr)
+        print(f"bench: {fault}\nbench: logs and databases: {settings.data}", file=sys.stderr)
         raise SystemExit(1) from None
-    path = settings.out / "latest.json"
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
     print_results(console, results)
-    console.print(f"as JSON: {path}", highlight=False, soft_wrap=True)
-    if not profile:
+    console.print(f"as JSON: {settings.latest}", highlight=False, soft_wrap=True)
+
+
+def _keep(settings: BenchSettings, results: Results) -> None:
+    """Writes the figures; what the runs left goes, unless it is wanted."""
+    settings.latest.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n")
+    if not settings.profile:
         shutil.rmtree(settings.data)
 
 

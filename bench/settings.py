@@ -37,3 +37,8 @@ class BenchSettings:
     def data(self) -> Path:
         """Databases, certificates and logs of the runs."""
         return self.out / "data"
+
+    @property
+    def latest(self) -> Path:
+        """The figures of the last run that ended well."""
+        return self.out / "latest.json"

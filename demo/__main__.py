@@ -11,7 +11,8 @@ import typer
 import uvloop
 from rich.console import Console
 
-from demo.app import Demo, DemoFault
+from demo.app import Demo
+from demo.exclusive import FolderInUse
 from demo.fleet import FleetFault
 from demo.manifests import ManifestFault
 from demo.processes import ProcessFault
@@ -20,7 +21,7 @@ from edge.certificates import CertificateFault
 
 _DEFAULT = DemoSettings()
 _FAULTS = (
-    DemoFault,
+    FolderInUse,
     ProcessFault,
     FleetFault,
     ManifestFault,

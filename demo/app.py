@@ -1,17 +1,17 @@
 """The demo put together: hub, fleet, cloud program, bad network, table, verdict."""
 
 import asyncio
-import fcntl
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import grpc
 from rich.console import Console
 
 from demo.checker import Verdict, check
 from demo.display import Display, Figures
+from demo.exclusive import exclusive
 from demo.fleet import Fleet, running_fleet
 from demo.hub import Hub, HubPorts, choose_ports, running_hub
 from demo.latency import RecentLatencies
@@ -29,22 +29,6 @@ from services.runtime.rpc import open_channel
 CONNECT_SECONDS = 60.0
 REFRESH_SECONDS = 0.5
 LATENCY_SECONDS = 60.0
-
-
-class DemoFault(Exception):
-    """The demo cannot run; the text is one sentence."""
-
-
-@contextmanager
-def _alone(settings: DemoSettings) -> Iterator[None]:
-    """One demo at a time uses a data folder."""
-    settings.data.mkdir(parents=True, exist_ok=True)
-    with (settings.data / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DemoFault(f"a demo runs on {settings.data} already; stop it, or give --data") from None
-        yield
 
 
 class Demo:
@@ -68,11 +52,11 @@ class Demo:
         return self._stop.is_set()
 
     async def run(self) -> Verdict:
-        """Starts everything, works, stops everything. Raises DemoFault, ProcessFault and others of this
+        """Starts everything, works, stops everything. Raises FolderInUse, ProcessFault and others of this
         folder, each with a text for people."""
         settings = self._settings
         manifests = load_manifests(settings.manifests)
-        with _alone(settings):
+        with exclusive(settings.data, "--data"):
             node_ids = [f"edge-{number}" for number in range(1, settings.nodes + 1)]
             await asyncio.to_thread(create_server_certificate, settings.certificates)
             await asyncio.to_thread(create_node_certificates, settings.certificates, node_ids)

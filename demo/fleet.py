@@ -45,7 +45,11 @@ class Fleet:
                 await self._reported.wait_for(lambda: condition(self.report))
                 return self.report
         except TimeoutError:
-            raise FleetFault(f"{what}: not within {seconds:g} s; the last report was {self.report}") from None
+            report = self.report
+            raise FleetFault(
+                f"{what}: not within {seconds:g} s; the last report says {report.links} links, "
+                f"{report.acknowledged} messages acknowledged, {report.links_opened} links opened so far"
+            ) from None
 
     async def changed(self) -> None:
         """Returns with the next report."""
