@@ -1,5 +1,6 @@
 """The Prometheus endpoint of a process. Each service declares its metrics in its own `metrics.py`."""
 
+import socket
 import threading
 from wsgiref.simple_server import WSGIServer
 
@@ -28,6 +29,13 @@ class MetricsEndpoint:
 
     def close(self) -> None:
         """Stops serving; returns when the thread has ended."""
-        self._server.shutdown()
+        stopping = threading.Thread(target=self._server.shutdown)
+        stopping.start()
+        # The server looks at the request to stop twice a second, and after each connection.
+        try:
+            socket.create_connection(self._server.server_address[:2], 0.5).close()
+        except OSError:
+            pass
+        stopping.join()
         self._server.server_close()
         self._thread.join()

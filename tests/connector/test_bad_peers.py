@@ -9,7 +9,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
-from cloudhub.v1 import link_pb2
+from cloudhub.v1 import link_pb2, message_pb2
 from services.connector.app import ConnectorApp
 from tests.connector.conftest import StartApp, metric, poll
 from tests.support.certs import TestAuthority
@@ -173,7 +173,7 @@ async def test_a_peer_that_leaves_during_the_handshake_is_counted(app: Connector
     ("frame", "code", "label"),
     [
         ("not json", 1007, "invalid_json"),
-        ("[" * 100_000, 1007, "nested_too_deep"),
+        ('{"content":' + "[" * 100_000, 1007, "nested_too_deep"),
         ("[]", 1008, "wrong_shape"),
         ('{"header":{"timestamp":1e999}}', 1008, "wrong_shape"),
         (b"\x00\x01", 1003, "binary_frame"),
@@ -258,7 +258,7 @@ async def test_a_peer_that_pings_and_reads_nothing_costs_no_memory(
     ping = Frame(Opcode.PING, b"x" * 125).serialize(mask=True)
     await dispatcher.announced()
     content = b'"' + b"y" * 6_000_000 + b'"'
-    dispatcher.send_messages(1, link_pb2.DownstreamFrame().message.__class__(id="m", content=content))
+    dispatcher.send_messages(1, message_pb2.Message(id="m", content=content))
     await poll(lambda: (link := app.links.get(1)) and link.transport.blocked)
     writer.write(ping * 1000 + Frame(Opcode.TEXT, keepalive("end").encode()).serialize(mask=True))
     await dispatcher.until(lambda: dispatcher.upstream)
@@ -277,6 +277,7 @@ async def test_a_peer_that_ignores_a_close_is_cut(
         writer.write(request_bytes())
         await reader.readuntil(b"\r\n\r\n")
         dispatcher.close_link(1, link_pb2.CLOSE_REASON_KEEPALIVE_TIMEOUT)
+        await dispatcher.until(lambda: dispatcher.ended)
         writer.write(Frame(Opcode.TEXT, keepalive("ignored").encode()).serialize(mask=True))
         with pytest.raises(_REFUSED):
             await reader.readexactly(10_000)

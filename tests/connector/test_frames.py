@@ -103,10 +103,12 @@ def test_any_bytes_are_a_message_or_a_frame_error(data: bytes) -> None:
 @given(_JSON)
 def test_any_json_is_a_message_or_a_shape_error(value: Any) -> None:
     """C29: wrong types are told apart from what is not JSON."""
+    fault: FrameFault | None = None
     try:
         decode_frame(_encoded(value))
     except FrameError as error:
-        assert error.fault is FrameFault.SHAPE or "\\ud" in json.dumps(value)
+        fault = error.fault
+    assert fault in (None, FrameFault.SHAPE)
 
 
 @given(

@@ -200,7 +200,8 @@ async def test_a_link_without_receipts_stops_at_its_bound(
 ) -> None:
     dispatcher.receipts = False
     async with start_app(unreceipted_most_frames=8) as app:
-        async with EdgePeers(authority, app.edge_port).link() as peer:
+        peers = EdgePeers(authority, app.edge_port)
+        async with peers.link() as peer:
             for number in range(30):
                 await peer.send(keepalive(f"k{number}"))
             await dispatcher.until(lambda: len(dispatcher.upstream) == 8)
@@ -220,7 +221,8 @@ async def test_a_link_over_its_rate_is_slowed_and_not_closed(
     start_app: StartApp, authority: TestAuthority, dispatcher: LinkDispatcher
 ) -> None:
     async with start_app(frames_per_second=500.0, frames_burst=10.0) as app:
-        async with EdgePeers(authority, app.edge_port).link() as peer:
+        peers = EdgePeers(authority, app.edge_port)
+        async with peers.link() as peer:
             for number in range(60):
                 await peer.send(keepalive(f"k{number}"))
             await dispatcher.until(lambda: len(dispatcher.upstream) == 60)
@@ -285,7 +287,7 @@ async def test_an_edge_that_reads_nothing_blocks_only_itself(
             await dispatcher.until(lambda: 2 in dispatcher.epochs)
             slow_link = next(a.link for a in dispatcher.announcements if a.node_id == "slow")
             quick_link = next(a.link for a in dispatcher.announcements if a.node_id == "quick")
-            big = b'"' + b"x" * 60_000 + b'"'
+            big = b'"' + b"x" * 20_000 + b'"'
             for _ in range(10):
                 dispatcher.send_messages(slow_link, *(_message("big", big) for _ in range(20)))
                 dispatcher.send_messages(quick_link, _message("q"))

@@ -81,9 +81,7 @@ class TestAuthority:
         stem = file or common_name.replace(":", "-")
         issued = Issued(self._directory / f"{stem}.crt", self._directory / f"{stem}.key")
         issued.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
-        issued.key.write_bytes(
-            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        )
+        issued.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return issued
 
     def node(self, node_id: str) -> Issued:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -69,10 +70,13 @@ class EdgePeers:
     async def raw(
         self, node_id: str = "edge-1", *, context: ssl.SSLContext | None = None, **options: Any
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A TLS connection without WebSocket, for peers that misbehave."""
+        """A TLS connection without WebSocket, for peers that misbehave; its receive buffer is small."""
+        connected = socket.socket()
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        connected.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connected, ("127.0.0.1", self.port))
         return await asyncio.open_connection(
-            "127.0.0.1",
-            self.port,
+            sock=connected,
             ssl=context or self.context(node_id),
             server_hostname="localhost",
             **options,

@@ -91,9 +91,7 @@ class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
         """Asks the connector to close a link."""
         self.send(
             link_pb2.DispatcherBatch(
-                closes=[
-                    link_pb2.LinkClose(link=link, epoch=self.epochs[link], reason=reason, detail=detail)
-                ]
+                closes=[link_pb2.LinkClose(link=link, epoch=self.epochs[link], reason=reason, detail=detail)]
             )
         )
 
@@ -104,9 +102,7 @@ class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
             epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
             self.epochs[link] = epoch
         self.send(
-            link_pb2.DispatcherBatch(
-                verdicts=[link_pb2.LinkVerdict(link=link, epoch=epoch, refusal=refusal)]
-            )
+            link_pb2.DispatcherBatch(verdicts=[link_pb2.LinkVerdict(link=link, epoch=epoch, refusal=refusal)])
         )
         return epoch
 
