@@ -113,7 +113,8 @@ class EdgeListener:
             self.gone(connection)
 
     async def close(self) -> None:
-        """Cuts what is left and returns when nothing is."""
+        """Accepts nothing more, cuts what is left and returns when nothing is."""
+        self._socket.close()
         for connection in tuple(self._connections):
             connection.abort()
         await self._none_left.wait()

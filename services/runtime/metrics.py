@@ -19,6 +19,7 @@ class MetricsEndpoint:
             started = start_http_server(port, host, registry)
         except OSError as error:
             raise StartupError(f"cannot serve metrics on {listen}: {error.strerror or error}") from error
+        self._host = host
         self._server: WSGIServer = started[0]
         self._thread: threading.Thread = started[1]
 
@@ -33,7 +34,7 @@ class MetricsEndpoint:
         stopping.start()
         # The server looks at the request to stop twice a second, and after each connection.
         try:
-            socket.create_connection(self._server.server_address[:2], 0.5).close()
+            socket.create_connection((self._host, self.port), 0.5).close()
         except OSError:
             pass
         stopping.join()

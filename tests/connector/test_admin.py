@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -13,7 +14,7 @@ from services.connector.app import ConnectorApp
 from services.connector.drain import due
 from tests.connector.conftest import StartApp, poll
 from tests.support.certs import TestAuthority
-from tests.support.edge_peer import EdgePeers, keepalive
+from tests.support.edge_peer import EdgePeers, keepalive, request_bytes
 from tests.support.link_dispatcher import LinkDispatcher
 
 
@@ -24,7 +25,8 @@ async def channel(app: ConnectorApp) -> AsyncIterator[grpc.aio.Channel]:
 
 
 async def _health(channel: grpc.aio.Channel) -> int:
-    answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    answer = await stub.Check(health_pb2.HealthCheckRequest())
     return int(answer.status)
 
 
@@ -135,8 +137,6 @@ async def test_a_request_during_a_drain_is_answered_503(
         reader, writer = await peers.raw()
         await poll(lambda: app.listener.connections == 1)
         await app.drain()
-        from tests.support.edge_peer import request_bytes
-
         writer.write(request_bytes())
         assert (await reader.readline()).startswith(b"HTTP/1.1 503 ")
         writer.close()

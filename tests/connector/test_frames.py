@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cloudhub.v1 import message_pb2
 from services.connector.frames import FrameError, FrameFault, decode_frame, encode_frame
 
-_TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
+_TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _TEXT,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_TEXT, inner, max_size=4),

@@ -134,14 +134,13 @@ async def test_elements_of_another_epoch_are_dropped_and_counted(
     app: ConnectorApp, peers: EdgePeers, dispatcher: LinkDispatcher
 ) -> None:
     async with peers.link() as peer:
-        other = {"link": 1, "epoch": 99}
         dispatcher.send(
             link_pb2.DispatcherBatch(
                 downstream=[dispatcher.message(1, _message("stale"), epoch=99)],
-                receipts=[link_pb2.Receipt(through=1, **other)],
-                read_controls=[link_pb2.ReadControl(paused=True, **other)],
-                probes=[link_pb2.Probe(**other)],
-                closes=[link_pb2.LinkClose(**other), link_pb2.LinkClose(link=77, epoch=1)],
+                receipts=[link_pb2.Receipt(through=1, link=1, epoch=99)],
+                read_controls=[link_pb2.ReadControl(paused=True, link=1, epoch=99)],
+                probes=[link_pb2.Probe(link=1, epoch=99)],
+                closes=[link_pb2.LinkClose(link=1, epoch=99), link_pb2.LinkClose(link=77, epoch=1)],
             )
         )
         dispatcher.send_messages(1, _message("fresh"))
@@ -314,16 +313,26 @@ async def test_what_was_blocked_is_reported_written_when_the_edge_reads_again(
     app: ConnectorApp, peers: EdgePeers, dispatcher: LinkDispatcher
 ) -> None:
     """The timer of a message starts when its bytes are with the operating system, not before."""
-    async with peers.link(max_queue=1, max_size=None) as peer:
-        await dispatcher.announced()
-        big = b'"' + b"x" * 200_000 + b'"'
-        dispatcher.send_messages(1, *(_message(f"m{n}", big) for n in range(80)))
-        await poll(lambda: (link := app.links.get(1)) and link.transport.blocked)
-        blocked_at = max((r.acknowledged_through for r in dispatcher.written), default=0)
-        assert blocked_at < 80
-        for _ in range(80):
-            await peer.recv()
-        await dispatcher.until(lambda: dispatcher.written[-1].acknowledged_through == 80)
+    reader, writer = await peers.raw(limit=1024)
+    writer.write(request_bytes())
+    await reader.readuntil(b"\r\n\r\n")
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    content = b'"' + b"x" * 20_000 + b'"'
+    dispatcher.send_messages(1, *(_message(f"m{n}", content) for n in range(200)))
+    await poll(lambda: (link := app.links.get(1)) and link.transport.blocked)
+    link = app.links.get(1)
+    assert link is not None
+    assert link.state is not None
+    assert len(link.state.outbound) > 50
+    assert max((r.acknowledged_through for r in dispatcher.written), default=0) < 150
+    writer.transport.resume_reading()  # type: ignore[attr-defined]
+    received = 0
+    while received < 200 * 20_000:
+        received += len(await reader.read(65536))
+    await dispatcher.until(lambda: dispatcher.written[-1].acknowledged_through == 200)
+    through = [report.acknowledged_through for report in dispatcher.written]
+    assert through == sorted(set(through))
+    writer.close()
 
 
 async def test_a_node_limit_is_answered_429_and_nothing_stays(

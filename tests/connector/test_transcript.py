@@ -52,7 +52,8 @@ async def test_the_recorded_links_work_with_the_recorded_bytes(
         before = len(dispatcher.upstream)
         for text in ups:
             writer.write(Frame(Opcode.TEXT, text.encode()).serialize(mask=True))
-        await dispatcher.until(lambda n=before + len(ups): len(dispatcher.upstream) >= n)  # type: ignore[misc]
+        after = before + len(ups)
+        await dispatcher.until(lambda n=after: len(dispatcher.upstream) >= n)  # type: ignore[misc]
         received = dispatcher.upstream[before:]
         assert [frame.size_bytes for frame in received] == [len(text) for text in ups]
         for frame, text in zip(received, ups, strict=True):
