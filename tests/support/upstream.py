@@ -243,6 +243,18 @@ class WatchedUpstream(Upstream):
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
         self.changed = asyncio.Event()
+        self._taken = asyncio.Event()
+
+    async def until_taken(self) -> None:
+        """Waits until the stream of a subscriber was given something to write."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await self._taken.wait()
+
+    def take(self, subscriber_id: int, most: int, most_bytes: int) -> list[UpstreamDelivery]:
+        deliveries = super().take(subscriber_id, most, most_bytes)
+        if deliveries:
+            self._taken.set()
+        return deliveries
 
     def acknowledge(self, subscriber_id: int, delivery_ids: Iterable[int]) -> None:
         super().acknowledge(subscriber_id, delivery_ids)

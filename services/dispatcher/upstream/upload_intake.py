@@ -158,8 +158,6 @@ class UploadIntake:
         if line is not None and line.epoch == epoch:
             line.closed = True
             self._paused.pop(node_id, None)
-            if not line.messages:
-                del self._lines[node_id]
 
     def deadline(self) -> float | None:
         """When the longest pause is over."""

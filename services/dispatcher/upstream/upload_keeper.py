@@ -134,7 +134,6 @@ class UploadKeeper:
             self._deletes.append(parcel)
         self._metrics.uploads_settled.inc(len(parcels))
         self._to_write.set()
-        self._to_load.set()
 
     def link_ended(self, node_id: str, epoch: int) -> None:
         """The link's session is over; what it sent is stored all the same."""
@@ -144,14 +143,15 @@ class UploadKeeper:
 
     async def run(self) -> None:
         """Works until cancelled."""
-        await self._open()
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._close_overdue(), name="uploads-overdue")
+            await self._open()
             tasks.create_task(self._write(), name="uploads-write")
             tasks.create_task(self._load(), name="uploads-load")
-            tasks.create_task(self._close_overdue(), name="uploads-overdue")
 
     async def _open(self) -> None:
-        found = await self._retried(partial(stored_uploads, table=self._table))
+        found = await self._read(partial(stored_uploads, table=self._table), self._troubled)
+        self._carry_out(self._intake.stored([]))
         self._base = max(self._clock.wall_ms() * 1000, found.last_n)
         self._rows = found.rows
         self._metrics.uploads_rows.set(self._rows)
@@ -163,7 +163,7 @@ class UploadKeeper:
         self._early_events.clear()
         self._to_load.set()
 
-    async def _retried(self, work: Callable[[Connection], T]) -> T:
+    async def _read(self, work: Callable[[Connection], T], on_failure: Callable[[], None]) -> T:
         attempt = 0
         while True:
             try:
@@ -171,7 +171,11 @@ class UploadKeeper:
             except StoreUnavailable:
                 attempt += 1
                 self._metrics.store_failures.inc()
+                on_failure()
                 await asyncio.sleep(RETRY.random_delay(attempt))
+
+    def _troubled(self) -> None:
+        self._carry_out(self._intake.troubled("the store does not answer", self._clock.monotonic()))
 
     async def _write(self) -> None:
         attempt = 0
@@ -187,7 +191,7 @@ class UploadKeeper:
                 self._metrics.store_failures.inc()
                 if attempt == 1:
                     log.warning("uploads.store_unavailable", detail=error.detail)
-                self._carry_out(self._intake.troubled("the store does not answer", self._clock.monotonic()))
+                self._troubled()
                 await asyncio.sleep(RETRY.random_delay(attempt))
 
     async def _commit_once(self) -> None:
@@ -231,6 +235,7 @@ class UploadKeeper:
             )
             self._queue(self._window.stored(parcel, is_new=is_new))
         self._metrics.uploads_stored.inc(len(stored))
+        # Settled uploads (whose rows went with this commit) made room, or new ones went to disk only.
         self._to_load.set()
 
     async def _load(self) -> None:
@@ -238,11 +243,12 @@ class UploadKeeper:
             await self._to_load.wait()
             self._to_load.clear()
             while loads := self._window.wanted():
-                loaded = await self._retried(partial(self._read, loads))
+                # That reads fail stops no link: what they would bring is on disk already.
+                loaded = await self._read(partial(self._load_all, loads), lambda: None)
                 for load, found in zip(loads, loaded, strict=True):
                     self._take_loaded(load, found)
 
-    def _read(self, loads: Sequence[Load], connection: Connection) -> list[LoadedUploads]:
+    def _load_all(self, loads: Sequence[Load], connection: Connection) -> list[LoadedUploads]:
         wanted = (
             LoadWanted(load.node_id, self._base + load.after, load.limit, self._bytes_per_load)
             for load in loads

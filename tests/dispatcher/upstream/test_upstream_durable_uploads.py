@@ -76,6 +76,34 @@ async def test_a_repeat_is_answered_and_not_handed_on_twice(tmp_path: Path) -> N
         assert hub.metric("uploads_repeated_total") == 3
 
 
+async def test_a_repeat_that_waited_while_the_first_was_settled_is_not_handed_on(tmp_path: Path) -> None:
+    """C31: it came in before and is stored after the settlement."""
+    async with open_hub(tmp_path) as hub, hub.subscriber("router") as cloud:
+        hub.receive("edge-1", 5, upload(1))
+        (delivery,) = await cloud.next()
+        hub.store.fails_before = True
+        hub.receive("edge-1", 5, upload(1, sync=True))
+        await cloud.acknowledge(delivery)
+        await hub.until(lambda: hub.metric("uploads_settled_total") == 1)
+        hub.store.fails_before = False
+        await hub.edge.until(lambda: len(hub.edge.answers) == 1)
+        assert await rows(hub) == 0
+        hub.receive("edge-1", 5, upload(2))
+        assert [one.message.id for one in await cloud.next()] == ["upload-2"]
+
+
+async def test_a_session_that_ended_is_not_closed_for_its_uploads(tmp_path: Path) -> None:
+    settings = UpstreamSettings(upload_pause_seconds=0.05)
+    async with open_hub(tmp_path, settings=settings) as hub:
+        hub.store.fails_before = True
+        hub.receive("edge-1", 5, upload(1))
+        hub.receive("edge-2", 6, upload(1))
+        await hub.edge.until(lambda: len(hub.edge.pauses) == 2)
+        hub.upstream.session_closed(event("edge-1", 5, "disconnected"))
+        await hub.edge.until(lambda: bool(hub.edge.closes))
+        assert [(node_id, epoch) for node_id, epoch, _, _ in hub.edge.closes] == [("edge-2", 6)]
+
+
 async def test_what_memory_has_no_room_for_comes_from_disk_in_order(tmp_path: Path) -> None:
     """C31: no subscriber for long; the backlog of one node does not delay another's uploads."""
     async with open_hub(tmp_path) as hub:

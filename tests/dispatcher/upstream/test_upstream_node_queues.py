@@ -108,6 +108,8 @@ def test_a_node_stays_with_one_subscriber_until_all_is_settled() -> None:
     assert queues.woken() >= {first, second}
     assert texts(take(queues, second)) == ["2", "3"]
     assert take(queues, first) == []
+    queues.put(parcel("a", "4"))
+    assert queues.woken() == {second}
 
 
 def test_what_a_subscriber_held_goes_to_another_in_order_and_marked() -> None:

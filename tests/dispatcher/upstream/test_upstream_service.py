@@ -1,5 +1,6 @@
 """The upstream half with a real gRPC server, a real store and scripted links."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,18 @@ async def test_adopted_events_are_told_once_and_acknowledged_again(tmp_path: Pat
         hub.upstream.adopt_events(left)
         await hub.until_done([one.event_id for one in left])
         assert hub.metric("handed_total") == 2
+
+
+async def test_an_adopted_event_comes_before_what_the_next_session_said(tmp_path: Path) -> None:
+    """C8: in order per node, as far as nothing was handed on yet."""
+    async with open_hub(tmp_path) as hub:
+        hub.upstream.session_opened(event("edge-1", 6, "connected"))
+        hub.receive("edge-1", 6, report("p"))
+        hub.upstream.adopt_events([event("edge-1", 5, "disconnected")])
+        async with hub.subscriber("edgecontroller") as cloud:
+            got = await cloud.take(3)
+            assert [one.message.operation for one in got] == ["disconnected", "connected", "update"]
+            assert [one.epoch for one in got] == [5, 6, 6]
 
 
 async def test_noise_is_counted_and_harms_nothing(tmp_path: Path) -> None:
@@ -354,3 +367,34 @@ async def test_a_sampled_message_leaves_its_spans(tmp_path: Path) -> None:
         assert received.attributes is not None
         assert received.attributes["messaging.destination.name"] == "edgecontroller"
     tracing.close()
+
+
+async def test_a_subscriber_that_reads_nothing_is_given_up_with_all_it_held(tmp_path: Path) -> None:
+    """C32: also when its stream ends in the middle of a write that never got through."""
+    async with open_hub(tmp_path) as hub:
+        async with hub.subscriber("edgecontroller", credit=1000):
+            for number in range(200):
+                message = report("p", str(number), operation="insert")
+                message.content = b"x" * 100_000
+                hub.receive(f"node-{number}", 1, message)
+            await hub.upstream.until_taken()
+        await hub.until(lambda: hub.metric("subscribers") == 0)
+        assert hub.metric("waiting") == 200
+
+
+async def test_subscribers_that_come_and_go_leave_nothing_behind(tmp_path: Path) -> None:
+    """C2: no task and no queue object outlives a subscription."""
+    async with open_hub(tmp_path) as hub:
+        settled = 0
+        for number in range(30):
+            async with hub.subscriber("edgecontroller", f"module-{number}") as cloud:
+                hub.receive("a", 1, report("p", str(number)))
+                await cloud.take(1)
+                settled += 1
+                await hub.until(lambda settled=settled: hub.metric("settled_total") == settled)  # type: ignore[misc]
+            await hub.until(lambda: hub.metric("subscribers") == 0)
+        readers = [one for one in asyncio.all_tasks() if one.get_name().startswith("subscription-")]
+        if readers:
+            _, alive = await asyncio.wait(readers, timeout=10)
+            assert not alive
+        assert hub.metric("waiting") == 0
