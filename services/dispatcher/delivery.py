@@ -33,6 +33,7 @@ from services.runtime.errors import HubError, StoreUnavailable
 from services.runtime.tracing import Tracing, is_sampled
 
 MESSAGING = {"messaging.system": "cloudhub"}
+STORE_RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,11 +327,18 @@ class Delivery:
                 self.perform(session, session.policy.reloaded(entries, result.last_seq, now, wall_ms))
             else:
                 session.policy.reread_failed()
+                self._try_again(session)
 
         try:
             self.writer.submit([Reload(session.node_id)], done)
         except HubError:
             session.policy.reread_failed()
+            self._try_again(session)
+
+    def _try_again(self, session: NodeSession) -> None:
+        """The store did not answer: the policy asks again when its deadline comes."""
+        session.timer_at = self._clock.monotonic() + STORE_RETRY_SECONDS
+        self._deadlines.set(session.timer_at, session)
 
     async def _fetch_bodies(self) -> None:
         while True:
@@ -343,8 +351,7 @@ class Delivery:
             except StoreUnavailable:
                 for item in wanted:
                     item.session.policy.fetch_failed(item.keys)
-                    self._deadlines.set(self._clock.monotonic() + 1.0, item.session)
-                    item.session.timer_at = self._clock.monotonic() + 1.0
+                    self._try_again(item.session)
                 continue
             now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
             for item in wanted:

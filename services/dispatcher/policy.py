@@ -94,15 +94,11 @@ class NodeDelivery:
 
     def loaded(self, entries: Iterable[Entry], last_seq: int, now: float, wall_ms: int) -> list[Action]:
         """Everything pending at the time the session took the node over. Must be called once, first
-        of all but `accepted` and `direct`; sending starts here."""
+        of all but `accepted`, `reread` and `direct`; sending starts here."""
         self._last_seq = last_seq
         for entry in entries:
             self._add(entry)
-        early, self._early = self._early, []
-        for entry in early:
-            if entry.seq > last_seq:
-                self._take(entry)
-        return self._pump(now, wall_ms)
+        return self._caught_up(now, wall_ms)
 
     def accepted(self, entry: Entry, now: float, wall_ms: int) -> list[Action]:
         """A hint: this was committed. If it is not the node's next seq, the outbox is read again."""
@@ -119,9 +115,7 @@ class NodeDelivery:
 
     def reread(self) -> list[Action]:
         """The outbox was changed by somebody else (a sweep or an operator says so)."""
-        if self._last_seq is None:
-            return []
-        if self._rereading is not None:
+        if self._last_seq is None or self._rereading is not None:
             self._reread_again = True  # the answer on its way may be older than this change
             return []
         self._rereading = set()
@@ -142,20 +136,12 @@ class NodeDelivery:
             elif known.state == PARKED and entry.state == READY:
                 known.state, known.attempts = READY, 0
                 self._push(known)
-        early, self._early = self._early, []
-        again = self._reread_again
-        for entry in early:
-            if entry.seq > self._last_seq:
-                again = again or entry.seq != self._last_seq + 1
-                self._take(entry)
-        self._reread_again = False
-        actions = self._pump(now, wall_ms)
-        return [*actions, *self.reread()] if again else actions
+        return self._caught_up(now, wall_ms)
 
     def reread_failed(self) -> None:
-        """The outbox did not answer; the next hint or sweep tries again."""
+        """The outbox did not answer; the next hint or deadline tries again."""
         self._rereading = None
-        self._reread_again = False
+        self._reread_again = True
         self._early.clear()
 
     def republished(self, key: str, seq: int, now: float, wall_ms: int) -> list[Action]:
@@ -271,10 +257,12 @@ class NodeDelivery:
             self._timers = [timer for timer in self._timers if timer[3].state != IN_FLIGHT]
             heapq.heapify(self._timers)
             for entry in self._by_id.values():
-                if entry.state == IN_FLIGHT and entry.written:
+                if entry.state != IN_FLIGHT:
+                    continue
+                if entry.written:
                     self._arm(entry, now)
-                    if entry.expires_at is not None:
-                        self._set_timer(entry.expires_at, entry)
+                if entry.expires_at is not None:
+                    self._set_timer(entry.expires_at, entry)
         self._paused = is_paused
 
     def closed(self, wall_ms: int) -> list[Action]:
@@ -307,8 +295,20 @@ class NodeDelivery:
                 if self._paused:
                     continue
                 actions += self._unacknowledged(entry, wall_ms)
+        while self._timers and self._is_idle(self._timers[0]):
+            heapq.heappop(self._timers)  # else every acknowledged message would wake us once more
+        if self._reread_again and self._rereading is None and self._last_seq is not None:
+            self._reread_again = False
+            actions += self.reread()
         actions += self._pump(now, wall_ms)
         return actions
+
+    @staticmethod
+    def _is_idle(timer: tuple[float, int, int, Entry]) -> bool:
+        at, _, sends, entry = timer
+        if entry.state == GONE:
+            return True
+        return at != entry.expires_at and (entry.state != IN_FLIGHT or sends != entry.sends)
 
     # -- figures -----------------------------------------------------------------------------------
 
@@ -343,6 +343,20 @@ class NodeDelivery:
         return self._earlier(entry) if entry else None
 
     # -- inside ------------------------------------------------------------------------------------
+
+    def _caught_up(self, now: float, wall_ms: int) -> list[Action]:
+        """The outbox was read: takes the hints that follow on it. One that does not (or a change told
+        meanwhile) means that something else was committed in between; it waits for the next reading."""
+        early, self._early = self._early, []
+        for entry in early:
+            if entry.seq == (self._last_seq or 0) + 1:
+                self._take(entry)
+            elif entry.seq > (self._last_seq or 0):
+                self._early.append(entry)
+        again = self._reread_again or bool(self._early)
+        self._reread_again = False
+        actions = self._pump(now, wall_ms)
+        return [*actions, *self.reread()] if again else actions
 
     def _take(self, entry: Entry) -> None:
         self._last_seq = entry.seq

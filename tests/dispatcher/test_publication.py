@@ -283,12 +283,10 @@ def is_strict_json(content: bytes) -> bool:
     return True
 
 
-fragments = st.sampled_from(
-    [
-        text.encode()
-        for text in '{ } [ ] , : " \\ \\u00e9 \\ud800 \\udc00 1 - 0 .5 e9 true null NaN Infinity é'.split()
-    ]
-) | st.sampled_from([b" ", b"\n", b"\x00", b"\xef\xbb\xbf", b"\xff", b'"metadata"', b'"uid"'])
+PUNCTUATION = [b"{", b"}", b"[", b"]", b",", b":", b'"', b" ", b"\n", b"\x00", b"\xff", b"\xef\xbb\xbf"]
+ESCAPES = [b"\\", b"\\u00e9", b"\\ud800", b"\\udc00", "é".encode(), b'"metadata"', b'"uid"']
+ATOMS = [b"1", b"-", b"0", b".5", b"e9", b"true", b"null", b"NaN", b"Infinity"]
+fragments = st.sampled_from(PUNCTUATION + ESCAPES + ATOMS)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: (
