@@ -6,9 +6,10 @@ import ssl
 from typing import Protocol
 
 from services.connector.admission import HttpRefusal
+from services.connector.connections import HostedConnection, Phase, WebSocketLimits
 from services.connector.metrics import ConnectorMetrics
 from services.connector.transport import LinkRequest
-from services.connector.websocket import EdgeConnection, Phase, WebSocketLimits
+from services.connector.websocket import EdgeConnection
 from services.runtime.errors import StartupError
 from services.runtime.logs import get_log
 from services.runtime.settings import split_address
@@ -22,7 +23,7 @@ _SEND_BUFFER_BYTES = 64 * 1024
 class Gate(Protocol):
     """Who decides about requests for links."""
 
-    def requested(self, connection: EdgeConnection, request: LinkRequest) -> None:
+    def requested(self, connection: HostedConnection, request: LinkRequest) -> None:
         """Answered by `connection.start` and `accept`, or `refuse`, now or later."""
         ...
 
@@ -45,8 +46,8 @@ class EdgeListener:
         self._gate = gate
         self._metrics = metrics
         self._openings_most = openings_most
-        self._connections: set[EdgeConnection] = set()
-        self._opening: set[EdgeConnection] = set()
+        self._connections: set[HostedConnection] = set()
+        self._opening: set[HostedConnection] = set()
         self._room = asyncio.Event()
         self._room.set()
         self._none_left = asyncio.Event()
@@ -133,14 +134,14 @@ class EdgeListener:
 
     # What connections tell: websocket.ConnectionHost.
 
-    def requested(self, connection: EdgeConnection, request: LinkRequest) -> None:
+    def requested(self, connection: HostedConnection, request: LinkRequest) -> None:
         self._gate.requested(connection, request)
 
-    def opened(self, connection: EdgeConnection) -> None:
+    def opened(self, connection: HostedConnection) -> None:
         self._opening.discard(connection)
         self._count()
 
-    def handshake_failed(self, connection: EdgeConnection, reason: str, detail: str) -> None:
+    def handshake_failed(self, connection: HostedConnection, reason: str, detail: str) -> None:
         self._metrics.handshake_failures.labels(reason).inc()
         _log.info(
             "handshake.failed",
@@ -150,7 +151,7 @@ class EdgeListener:
             phase="tls" if connection.phase is Phase.HANDSHAKE else "request",
         )
 
-    def refused(self, connection: EdgeConnection, refusal: HttpRefusal) -> None:
+    def refused(self, connection: HostedConnection, refusal: HttpRefusal) -> None:
         self._metrics.refusals.labels(str(refusal.status), refusal.reason).inc()
         _log.info(
             "link.refused",
@@ -160,7 +161,7 @@ class EdgeListener:
             detail=refusal.text,
         )
 
-    def gone(self, connection: EdgeConnection) -> None:
+    def gone(self, connection: HostedConnection) -> None:
         self._connections.discard(connection)
         if not self._connections:
             self._none_left.set()

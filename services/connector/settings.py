@@ -6,8 +6,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
+from services.connector.connections import WebSocketLimits
 from services.connector.link import LinkLimits
-from services.connector.websocket import WebSocketLimits
 from services.runtime.settings import Address, ServiceSettings, split_address
 
 

@@ -5,14 +5,11 @@ between them and the TCP transport and says what happened to a `LinkHandler`.
 """
 
 import asyncio
-import enum
 import logging
-import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol, cast
+from typing import cast
 
 from websockets.exceptions import PayloadTooBig
 from websockets.frames import Frame, Opcode
@@ -23,6 +20,7 @@ from websockets.server import ServerProtocol
 from cloudhub.v1 import link_pb2
 from services.connector.admission import HttpRefusal
 from services.connector.close_codes import LinkFault
+from services.connector.connections import ConnectionHost, Phase
 from services.connector.tls import TlsChannel, TlsFault
 from services.connector.transport import LinkHandler, LinkRequest, TransportEnd
 
@@ -36,61 +34,6 @@ _REQUEST_END = b"\r\n\r\n"
 # The library logs every connection; the hub has lines of its own.
 _quiet = logging.getLogger("services.connector.websocket.library")
 _quiet.setLevel(logging.CRITICAL)
-
-
-@dataclass(frozen=True, slots=True)
-class WebSocketLimits:
-    """Bounds of one connection. Times in seconds."""
-
-    frame_most_bytes: int = 1024 * 1024
-    # From the TCP connection to a whole request: TLS handshake and HTTP together.
-    opening_timeout: float = 10.0
-    # For the peer's part of the closing handshake.
-    close_timeout: float = 5.0
-    # For the peer to read a refusal before the connection is cut.
-    linger_timeout: float = 2.0
-
-
-class ConnectionHost(Protocol):
-    """Who owns connections: the listener."""
-
-    context: ssl.SSLContext
-    limits: WebSocketLimits
-
-    def requested(self, connection: "EdgeConnection", request: LinkRequest) -> None:
-        """A peer asks for a link. Answered by `start` and `accept`, or by `refuse`, now or later."""
-        ...
-
-    def opened(self, connection: "EdgeConnection") -> None:
-        """The opening is over: admitted or refused."""
-        ...
-
-    def handshake_failed(self, connection: "EdgeConnection", reason: str, detail: str) -> None:
-        """TLS, or the request in it, failed before there was anything to answer."""
-        ...
-
-    def refused(self, connection: "EdgeConnection", refusal: HttpRefusal) -> None:
-        """A request was refused."""
-        ...
-
-    def gone(self, connection: "EdgeConnection") -> None:
-        """The connection is closed; nothing of it is left."""
-        ...
-
-
-class Phase(enum.Enum):
-    """Where a connection is in its life."""
-
-    HANDSHAKE = enum.auto()
-    REQUEST = enum.auto()
-    # The request is whole, its answer is being decided; nothing the peer sends is looked at.
-    DECIDING = enum.auto()
-    OPEN = enum.auto()
-    # A close frame or a refusal is on its way; input is discarded but for the peer's close frame.
-    CLOSING = enum.auto()
-    # Our direction is closed; waiting for the peer's end.
-    FINISHED = enum.auto()
-    GONE = enum.auto()
 
 
 class EdgeConnection(asyncio.Protocol):

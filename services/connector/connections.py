@@ -1,0 +1,78 @@
+"""What a WebSocket connection and its owner know of each other."""
+
+import enum
+import ssl
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.connector.admission import HttpRefusal
+from services.connector.transport import EdgeTransport, LinkHandler, LinkRequest
+
+
+@dataclass(frozen=True, slots=True)
+class WebSocketLimits:
+    """Bounds of one connection. Times in seconds."""
+
+    frame_most_bytes: int = 1024 * 1024
+    # From the TCP connection to a whole request: TLS handshake and HTTP together.
+    opening_timeout: float = 10.0
+    # For the peer's part of the closing handshake.
+    close_timeout: float = 5.0
+    # For the peer to read a refusal before the connection is cut.
+    linger_timeout: float = 2.0
+
+
+class Phase(enum.Enum):
+    """Where a connection is in its life."""
+
+    HANDSHAKE = enum.auto()
+    REQUEST = enum.auto()
+    # The request is whole, its answer is being decided; nothing the peer sends is looked at.
+    DECIDING = enum.auto()
+    OPEN = enum.auto()
+    # A close frame or a refusal is on its way; input is discarded but for the peer's close frame.
+    CLOSING = enum.auto()
+    # Our direction is closed; waiting for the peer's end.
+    FINISHED = enum.auto()
+    GONE = enum.auto()
+
+
+class HostedConnection(EdgeTransport, Protocol):
+    """One connection as its owner sees it."""
+
+    phase: Phase
+
+    def start(self, handler: LinkHandler) -> None:
+        """The link that is told from here on; before `accept`, only its end."""
+        ...
+
+    def abort(self) -> None:
+        """Cuts the connection without a word."""
+        ...
+
+
+class ConnectionHost(Protocol):
+    """Who owns connections: the listener."""
+
+    context: ssl.SSLContext
+    limits: WebSocketLimits
+
+    def requested(self, connection: "HostedConnection", request: LinkRequest) -> None:
+        """A peer asks for a link. Answered by `start` and `accept`, or by `refuse`, now or later."""
+        ...
+
+    def opened(self, connection: "HostedConnection") -> None:
+        """The opening is over: admitted or refused."""
+        ...
+
+    def handshake_failed(self, connection: "HostedConnection", reason: str, detail: str) -> None:
+        """TLS, or the request in it, failed before there was anything to answer."""
+        ...
+
+    def refused(self, connection: "HostedConnection", refusal: HttpRefusal) -> None:
+        """A request was refused."""
+        ...
+
+    def gone(self, connection: "HostedConnection") -> None:
+        """The connection is closed; nothing of it is left."""
+        ...
