@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from sqlalchemy import func, select, update
 from cloudhub.v1.link_pb2 import CloseReason
 from services.dispatcher.upstream import upload_keeper
 from services.dispatcher.upstream.settings import UpstreamSettings
+from services.runtime.clock import SystemClock
 from tests.support.upstream import Hub, event, open_hub, report, upload
 
 
@@ -140,6 +142,31 @@ async def test_uploads_survive_a_process_that_dies(tmp_path: Path) -> None:
         assert {one.epoch for one in got[:300]} == {5}
         assert all(one.redelivered for one in got[:300])
         assert not got[301].redelivered
+
+
+@dataclass(frozen=True)
+class SteppedClock(SystemClock):
+    """A machine whose wall clock is off."""
+
+    off_ms: int = 0
+
+    def wall_ms(self) -> int:
+        return super().wall_ms() + self.off_ms
+
+
+async def test_a_clock_that_was_stepped_back_does_not_change_the_order(tmp_path: Path) -> None:
+    """C31, C36: what is on disk comes first, whatever the clock says."""
+    async with open_hub(tmp_path, clock=SteppedClock(3_600_000)) as hub:
+        for number in range(300):
+            hub.receive("edge-1", 5, upload(number, sync=True))
+        await hub.edge.until(lambda: len(hub.edge.answers) == 300)
+        await hub.crash()
+    async with open_hub(tmp_path) as hub, hub.subscriber("router") as cloud:
+        for number in range(300, 310):
+            hub.receive("edge-1", 6, upload(number))
+        got = await cloud.take(310)
+        assert [int(one.message.content) for one in got] == list(range(310))
+        assert [one.redelivered for one in got] == [True] * 300 + [False] * 10
 
 
 @pytest.mark.parametrize("seed", range(6))
