@@ -75,6 +75,9 @@ class OutboxWriter:
             raise Unavailable("STOPPING", "the service is shutting down")
         if self._grouped + len(ops) > self._most_waiting:
             raise Unavailable("OVERLOADED", f"{self._grouped} operations wait for the store")
+        if not ops:
+            done([])
+            return
         group = _Group(len(ops), done)
         self._grouped += len(ops)
         self._queue.extend((op, group) for op in ops)
