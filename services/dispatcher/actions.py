@@ -11,14 +11,14 @@ Ordering contract, kept by `delivery.Delivery` alone:
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.entry import Entry
 from services.dispatcher.outbox.records import OwnedOp
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Give the entry's message to the link's acknowledged lane as `number`."""
 
     entry: Entry
@@ -26,16 +26,14 @@ class Send:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
-class SendDirect:
+class SendDirect(NamedTuple):
     """Give the message to the link's direct lane as `number`."""
 
     message: Message
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """Write this to the outbox; `entry` is what it is about."""
 
     op: OwnedOp

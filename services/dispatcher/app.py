@@ -33,8 +33,8 @@ from services.dispatcher.servicer import DispatcherServicer
 from services.dispatcher.session_ends import SessionEnds
 from services.dispatcher.sessions_client import SessionsClient
 from services.dispatcher.settings import DispatcherSettings
-from services.dispatcher.upstream.subscriptions import UpstreamServicer
 from services.dispatcher.upstream.settings import UpstreamSettings
+from services.dispatcher.upstream.subscriptions import UpstreamServicer
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.clock import SystemClock
 from services.runtime.errors import HubError, StartupError

@@ -376,7 +376,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Invariant 3: on a good link, with a good edge, everything ends as it was last accepted."""
-        if not hasattr(self, "now"):
+        if "now" not in vars(self):
             return
         self.commit_all()
         self.operator_redelivers_all_parked(0)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary
-from services.dispatcher.outbox.ledger import Ledger, Quotas, Totals
+from services.dispatcher.outbox.ledger import Change, Ledger, Quotas, Totals
 from services.dispatcher.outbox.records import (
     Accept,
     Accepted,
@@ -146,11 +146,11 @@ class MemoryOutbox:
         self.totals = ledger.totals
         for node_id in ledger.changed_nodes:
             self.nodes[node_id] = copy(ledger.nodes[node_id])
-        for (node_id, key), with_body in ledger.changed_objects.items():
+        for (node_id, key), change in ledger.changed_objects.items():
             row = copy(ledger.objects[node_id][key])
-            if with_body and row.message is None:
+            if change != Change.MARKED and row.message is None:
                 self.bodies_held.pop((node_id, key), None)
-            elif with_body and row.message is not None:
+            elif change != Change.MARKED and row.message is not None:
                 self.bodies_held[node_id, key] = row.message
             row.message = None
             self.objects.setdefault(node_id, {})[key] = row

@@ -6,6 +6,7 @@ writes what `Ledger` marks as changed, all in one transaction.
 
 from copy import copy
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from services.dispatcher.outbox.records import (
     Accept,
@@ -86,6 +87,14 @@ def needs_of(ops: list[Op]) -> Needs:
     return needs
 
 
+class Change(IntEnum):
+    """How much of a row has to be written; the larger includes the smaller."""
+
+    MARKED = 0  # everything but key, path, uid and body
+    CLEARED = 1  # the message is over: its marks, and the body goes
+    ACCEPTED = 2  # all of it
+
+
 @dataclass(slots=True)
 class Ledger:
     """Working copies of rows, and what became of them. `objects` must hold what `needs_of` named."""
@@ -97,8 +106,7 @@ class Ledger:
     # (node, message id) -> (key, version) of messages accepted before
     used_ids: dict[tuple[str, str], tuple[str, int | None]]
     changed_nodes: set[str] = field(default_factory=set)
-    # key -> True if the body has to be written too
-    changed_objects: dict[tuple[str, str], bool] = field(default_factory=dict)
+    changed_objects: dict[tuple[str, str], Change] = field(default_factory=dict)
     removed_objects: set[tuple[str, str]] = field(default_factory=set)
     events: list[Event] = field(default_factory=list)
 
@@ -232,7 +240,7 @@ class Ledger:
         parked = row.state == RowState.PARKED
         if parked:
             self.unpark(node, row, at_ms)
-        return Duplicate(copy(row), parked)
+        return Duplicate(row, parked)
 
     def unpark(self, node: NodeRow, row: ObjectRow, at_ms: int) -> None:
         """A parked message waits again at its old place: behind a later object of its path a delete
@@ -270,12 +278,15 @@ class Ledger:
         if row is None:
             row = ObjectRow(op.node_id, publication.key, message.resource, publication.uid)
             self._rows(op.node_id)[publication.key] = row
+        else:
+            row = self._own(row)
         superseded_id = ""
         if publication.is_delete and not publication.uid:
-            for other in self._all_at(op.node_id, message.resource):
-                if other is not row and not other.deleted:
-                    if other.state != RowState.SETTLED:
-                        self._end(other, node, "deleted with its path", op.at_ms, 0)
+            for found in self._all_at(op.node_id, message.resource):
+                if found is not row and not found.deleted:
+                    if found.state != RowState.SETTLED:
+                        self._end(found, node, "deleted with its path", op.at_ms, 0)
+                    other = self._rows(op.node_id)[found.key]  # ending may have copied it
                     other.deleted = True
                     self._touch(other, op.at_ms)
         if row.state != RowState.SETTLED:
@@ -308,10 +319,10 @@ class Ledger:
         row.traceparent = publication.traceparent
         row.message = message
         self._count(node, 1, row.size_bytes)
-        self._touch(row, op.at_ms, body=True)
+        self._touch(row, op.at_ms, Change.ACCEPTED)
         self.used_ids[op.node_id, message.id] = (publication.key, publication.version)
         self._row_event(row, EventKind.ACCEPTED, op.at_ms, 0)
-        return Accepted(copy(row), superseded_id)
+        return Accepted(row, superseded_id)
 
     # -- ending ------------------------------------------------------------------------------------
 
@@ -343,13 +354,14 @@ class Ledger:
         self._clear(row, reason, at_ms)
 
     def _clear(self, row: ObjectRow, reason: str, at_ms: int) -> None:
+        row = self._own(row)
         row.state, row.reason, row.message, row.expires_at_ms = RowState.SETTLED, reason, None, 0
         if row.is_answer:
             self.removed_objects.add((row.node_id, row.key))
             self.changed_objects.pop((row.node_id, row.key), None)
             del self._rows(row.node_id)[row.key]
         else:
-            self._touch(row, at_ms, body=True)
+            self._touch(row, at_ms, Change.CLEARED)
 
     # -- owning ------------------------------------------------------------------------------------
 
@@ -382,11 +394,22 @@ class Ledger:
     def _rows(self, node_id: str) -> dict[str, ObjectRow]:
         return self.objects.setdefault(node_id, {})
 
-    def _touch(self, row: ObjectRow, at_ms: int, *, body: bool = False) -> None:
+    def _own(self, row: ObjectRow) -> ObjectRow:
+        """The row to change: a copy if an earlier result of this batch may hold the row."""
+        if (row.node_id, row.key) not in self.changed_objects:
+            return row
+        own = copy(row)
+        self._rows(row.node_id)[row.key] = own
+        return own
+
+    def _touch(self, row: ObjectRow, at_ms: int, change: Change = Change.MARKED) -> None:
         row.changed_at_ms = at_ms
         where = (row.node_id, row.key)
-        self.removed_objects.discard(where)
-        self.changed_objects[where] = body or self.changed_objects.get(where, False)
+        if self.removed_objects:
+            self.removed_objects.discard(where)
+        known = self.changed_objects.get(where)
+        if known is None or known < change:
+            self.changed_objects[where] = change
 
     def _count(self, node: NodeRow, rows: int, size_bytes: int) -> None:
         node.pending_rows += rows

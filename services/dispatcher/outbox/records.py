@@ -1,11 +1,14 @@
 """Rows of the outbox and the operations on them. Pure.
 
+What is made once or more per message is a NamedTuple: several times cheaper than a frozen dataclass.
+
 Versions are integers here; the SQL layer stores them as 20 digits of text so that they compare
 exactly on every engine. All instants are wall-clock milliseconds.
 """
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.publication import Publication, Rejection
@@ -75,8 +78,7 @@ class ObjectRow:
     message: Message | None = None  # only in rows just accepted, and where bodies were asked for
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One line of a message's history."""
 
     node_id: str
@@ -90,8 +92,7 @@ class Event:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Accept:
+class Accept(NamedTuple):
     """Take a publication for a node, if the rules of versions and quotas allow it."""
 
     node_id: str
@@ -99,8 +100,7 @@ class Accept:
     at_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(NamedTuple):
     """The node acknowledged the message that had `seq`; `version` is what it acknowledged."""
 
     node_id: str
@@ -113,8 +113,7 @@ class Settle:
     traceparent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """The bytes of a message went into the link's socket."""
 
     node_id: str
@@ -126,8 +125,7 @@ class Attempt:
     at_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class CountUnacknowledged:
+class CountUnacknowledged(NamedTuple):
     """A full interval on a live link passed without an acknowledgement."""
 
     node_id: str
@@ -139,8 +137,7 @@ class CountUnacknowledged:
     at_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Park:
+class Park(NamedTuple):
     """Give the message up until a newer version, an equal publish, Redeliver or expiry."""
 
     node_id: str
@@ -154,8 +151,7 @@ class Park:
     traceparent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """The message ends without an acknowledgement: expired, session of its answer over, ..."""
 
     node_id: str
@@ -168,8 +164,7 @@ class End:
     traceparent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A new owner: raise the node's owner epoch, end its old answers, load what is pending."""
 
     node_id: str
@@ -177,8 +172,7 @@ class Claim:
     at_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Reload:
+class Reload(NamedTuple):
     """Load what is pending, behind every operation submitted before."""
 
     node_id: str
@@ -188,16 +182,14 @@ OwnedOp = Settle | Attempt | CountUnacknowledged | Park | End
 Op = Accept | OwnedOp | Claim | Reload | Event
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """Durable. `row` is the object's row after it, `superseded_id` the message it replaced."""
 
     row: ObjectRow
     superseded_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Duplicate:
+class Duplicate(NamedTuple):
     """An equal version was pending. `unparked` if it was parked and now waits again."""
 
     row: ObjectRow

@@ -1,6 +1,6 @@
 """Between rows of the tables and records."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cloudhub.v1.message_pb2 import Message
@@ -47,31 +47,44 @@ def object_row(row: Sequence[Any], message: Message | None = None) -> ObjectRow:
     )
 
 
-def object_values(row: ObjectRow) -> dict[str, Any]:
-    """Every column but `message`."""
-    return {
-        "node_id": row.node_id,
-        "object_key": row.key,
-        "path": row.path,
-        "uid": row.uid,
-        "floor": version_text(row.floor),
-        "acknowledged": version_text(row.acknowledged),
-        "deleted": row.deleted,
-        "state": int(row.state),
-        "seq": row.seq,
-        "message_id": row.message_id,
-        "version": version_text(row.version),
-        "operation": row.operation,
-        "is_answer": row.is_answer,
-        "priority": row.priority,
-        "attempts": row.attempts,
-        "reason": row.reason,
-        "accepted_at_ms": row.accepted_at_ms,
-        "changed_at_ms": row.changed_at_ms,
-        "expires_at_ms": row.expires_at_ms,
-        "size_bytes": row.size_bytes,
-        "traceparent": row.traceparent,
-    }
+def object_values(row: ObjectRow) -> tuple[Any, ...]:
+    """Every column of `delivery` but `message`, in order."""
+    return (
+        row.node_id,
+        row.key,
+        row.path,
+        row.uid,
+        version_text(row.floor),
+        version_text(row.acknowledged),
+        row.deleted,
+        int(row.state),
+        row.seq,
+        row.message_id,
+        version_text(row.version),
+        row.operation,
+        row.is_answer,
+        row.priority,
+        row.attempts,
+        row.reason,
+        row.accepted_at_ms,
+        row.changed_at_ms,
+        row.expires_at_ms,
+        row.size_bytes,
+        row.traceparent,
+    )
+
+
+def cleared_values(row: ObjectRow) -> tuple[Any, ...]:
+    """What changes when a message is over, in the order of `transaction._CLEARED`."""
+    return (
+        version_text(row.acknowledged),
+        row.deleted,
+        int(row.state),
+        row.attempts,
+        row.reason,
+        row.changed_at_ms,
+        row.expires_at_ms,
+    )
 
 
 def node_row(row: Sequence[Any]) -> NodeRow:
@@ -79,17 +92,17 @@ def node_row(row: Sequence[Any]) -> NodeRow:
     return NodeRow(row[0], row[1], row[2], row[3], row[4], row[5], row[6])
 
 
-def node_values(row: NodeRow) -> Mapping[str, Any]:
-    """Every column of `node`."""
-    return {
-        "node_id": row.node_id,
-        "last_seq": row.last_seq,
-        "owner_epoch": row.owner_epoch,
-        "pending_rows": row.pending_rows,
-        "pending_bytes": row.pending_bytes,
-        "known": row.known,
-        "last_ack_ms": row.last_ack_ms,
-    }
+def node_values(row: NodeRow) -> tuple[Any, ...]:
+    """Every column of `node`, in order."""
+    return (
+        row.node_id,
+        row.last_seq,
+        row.owner_epoch,
+        row.pending_rows,
+        row.pending_bytes,
+        row.known,
+        row.last_ack_ms,
+    )
 
 
 def event_of(row: Sequence[Any]) -> Event:
@@ -99,17 +112,17 @@ def event_of(row: Sequence[Any]) -> Event:
     )
 
 
-def event_values(event: Event, event_id: int) -> dict[str, Any]:
-    """Every column of `delivery_event`."""
-    return {
-        "node_id": event.node_id,
-        "event_id": event_id,
-        "kind": int(event.kind),
-        "at_ms": event.at_ms,
-        "message_id": event.message_id,
-        "object_key": event.key,
-        "version": version_text(event.version),
-        "attempt": event.attempt,
-        "epoch": event.epoch,
-        "reason": event.reason,
-    }
+def event_values(event: Event, event_id: int) -> tuple[Any, ...]:
+    """Every column of `delivery_event`, in order."""
+    return (
+        event.node_id,
+        event_id,
+        int(event.kind),
+        event.at_ms,
+        event.message_id,
+        event.key,
+        version_text(event.version),
+        event.attempt,
+        event.epoch,
+        event.reason,
+    )

@@ -23,7 +23,7 @@ from services.dispatcher.outbox.transaction import (
 )
 from services.runtime.errors import StoreUnavailable
 from services.runtime.logs import get_log
-from services.runtime.rowsets import wanted_rows
+from services.runtime.rowsets import row_parameters, wanted_rows
 from services.runtime.store import Store
 
 _log = get_log(__name__)
@@ -46,6 +46,16 @@ _EVENT_COLUMNS = [
 _BAD_DATA = (DataError, IntegrityError, InterfaceError, ProgrammingError)
 # The same, found on this side of the driver: a number too large, or a row that somebody else wrote.
 _BAD_VALUES = (ValueError, TypeError, OverflowError)
+
+
+_wanted = wanted_rows("wanted", ("node_id", "object_key"))
+_bodies_by_key = select(
+    delivery.c.node_id, delivery.c.object_key, delivery.c.seq, delivery.c.message
+).join_from(
+    _wanted,
+    delivery,
+    and_(delivery.c.node_id == _wanted.c.node_id, delivery.c.object_key == _wanted.c.object_key),
+)
 
 
 @dataclass(slots=True)
@@ -107,16 +117,9 @@ class SqlOutbox:
         """See `contract.Outbox.bodies`."""
 
         def read(connection: Connection) -> dict[tuple[str, str, int], Message]:
-            rows = wanted_rows("wanted", ("node_id", "object_key"), [pair[:2] for pair in wanted])
-            query = select(
-                delivery.c.node_id, delivery.c.object_key, delivery.c.seq, delivery.c.message
-            ).join_from(
-                rows,
-                delivery,
-                and_(delivery.c.node_id == rows.c.node_id, delivery.c.object_key == rows.c.object_key),
-            )
+            parameters = row_parameters("wanted", [pair[:2] for pair in wanted])
             found: dict[tuple[str, str, int], Message] = {}
-            for node_id, key, seq, body in connection.execute(query):
+            for node_id, key, seq, body in connection.execute(_bodies_by_key, parameters):
                 if body is None:
                     continue
                 try:

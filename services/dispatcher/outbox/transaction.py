@@ -1,15 +1,16 @@
 """One group commit: load what the operations name, let the ledger change it, write it back."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Select, and_, bindparam, delete, insert, null, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from services.dispatcher.outbox.ledger import Ledger, Needs, Quotas, Totals, needs_of
+from services.dispatcher.outbox.ledger import Change, Ledger, Needs, Quotas, Totals, needs_of
 from services.dispatcher.outbox.records import NodeRow, ObjectRow, Op, Result
 from services.dispatcher.outbox.rows import (
+    cleared_values,
     event_values,
     node_row,
     node_values,
@@ -18,29 +19,83 @@ from services.dispatcher.outbox.rows import (
     version_number,
 )
 from services.dispatcher.outbox.schema import delivery, delivery_event, node
-from services.runtime.rowsets import wanted_rows
+from services.runtime.rowsets import row_parameters, wanted_rows
+from services.runtime.statements import ManyRows
 
 DELIVERY_COLUMNS = [column for column in delivery.c if column.name != "message"]
+_NAMES = [column.name for column in DELIVERY_COLUMNS]
 _KEYS = ("node_id", "object_key")
-_MUTABLE = [column.name for column in DELIVERY_COLUMNS if column.name not in (*_KEYS, "path", "uid")]
+_MUTABLE = [name for name in _NAMES if name not in (*_KEYS, "path", "uid")]
+_CLEARED = ["acknowledged", "deleted", "state", "attempts", "reason", "changed_at_ms", "expires_at_ms"]
+_THIS = ["_node_id", "_object_key"]
 
-_upsert_node = upsert(node)
-_upsert_node = _upsert_node.on_conflict_do_update(
-    index_elements=["node_id"],
-    set_={column.name: _upsert_node.excluded[column.name] for column in node.c if column.name != "node_id"},
+_insert_node = upsert(node)
+_upsert_node = ManyRows(
+    _insert_node.on_conflict_do_update(
+        index_elements=["node_id"],
+        set_={name: _insert_node.excluded[name] for name in node.c.keys() if name != "node_id"},
+    ),
+    [column.name for column in node.c],
 )
-_upsert_delivery = upsert(delivery)
-_upsert_delivery = _upsert_delivery.on_conflict_do_update(
-    index_elements=list(_KEYS),
-    set_={name: _upsert_delivery.excluded[name] for name in (*_MUTABLE, "message")},
+_insert_delivery = upsert(delivery)
+_upsert_delivery = ManyRows(
+    _insert_delivery.on_conflict_do_update(
+        index_elements=list(_KEYS),
+        set_={name: _insert_delivery.excluded[name] for name in (*_MUTABLE, "message")},
+    ),
+    [*_NAMES, "message"],
 )
 _this_delivery = and_(
     delivery.c.node_id == bindparam("_node_id"), delivery.c.object_key == bindparam("_object_key")
 )
-_update_delivery = update(delivery).where(_this_delivery)
-_update_delivery = _update_delivery.values({name: bindparam(name) for name in _MUTABLE})
-_delete_delivery = delete(delivery).where(_this_delivery)
-_insert_event = insert(delivery_event)
+_update_delivery = ManyRows(
+    update(delivery).where(_this_delivery).values({name: bindparam(name) for name in _MUTABLE}),
+    [*_MUTABLE, *_THIS],
+)
+_clear_delivery = ManyRows(
+    update(delivery)
+    .where(_this_delivery)
+    .values({**{name: bindparam(name) for name in _CLEARED}, "message": null()}),
+    [*_CLEARED, *_THIS],
+)
+_delete_delivery = ManyRows(delete(delivery).where(_this_delivery), _THIS)
+_insert_event = ManyRows(insert(delivery_event), [column.name for column in delivery_event.c])
+
+
+def _deliveries(*columns: str, pending: bool = False) -> Select[Any]:
+    """Rows of `delivery` by some of their columns, locked where the engine locks rows."""
+    wanted = wanted_rows("wanted", columns)
+    on = [delivery.c[name] == wanted.c[name] for name in columns]
+    if pending:
+        on.append(delivery.c.state != 0)
+    return select(*DELIVERY_COLUMNS).join_from(wanted, delivery, and_(*on)).with_for_update(of=delivery)
+
+
+_deliveries_by_key = _deliveries("node_id", "object_key")
+_deliveries_by_path = _deliveries("node_id", "path")
+_deliveries_pending = _deliveries("node_id", pending=True)
+
+_wanted_nodes = wanted_rows("wanted", ["node_id"])
+_nodes_by_id = (
+    select(node)
+    .join_from(_wanted_nodes, node, node.c.node_id == _wanted_nodes.c.node_id)
+    .with_for_update(of=node)
+)
+_wanted_ids = wanted_rows("wanted", ["node_id", "message_id"])
+_accepted_by_id = select(
+    delivery_event.c.node_id,
+    delivery_event.c.message_id,
+    delivery_event.c.object_key,
+    delivery_event.c.version,
+).join_from(
+    _wanted_ids,
+    delivery_event,
+    and_(
+        delivery_event.c.kind == 1,
+        delivery_event.c.node_id == _wanted_ids.c.node_id,
+        delivery_event.c.message_id == _wanted_ids.c.message_id,
+    ),
+)
 
 
 class EventIds:
@@ -57,94 +112,55 @@ class EventIds:
 
 def load_nodes(connection: Connection, node_ids: Collection[str]) -> dict[str, NodeRow]:
     """Node rows, locked where the engine locks rows."""
-    wanted = wanted_rows("wanted", ["node_id"], [[node_id] for node_id in sorted(node_ids)])
-    query = select(node).join_from(wanted, node, node.c.node_id == wanted.c.node_id).with_for_update(of=node)
-    return {row[0]: node_row(row) for row in connection.execute(query)}
-
-
-def _deliveries(
-    where: Callable[[Any], Any], columns: Sequence[str], rows: Collection[Sequence[str]]
-) -> Select[Any]:
-    wanted = wanted_rows("wanted", columns, rows)
-    return select(*DELIVERY_COLUMNS).join_from(wanted, delivery, where(wanted.c)).with_for_update(of=delivery)
+    parameters = row_parameters("wanted", [[node_id] for node_id in sorted(node_ids)])
+    return {row[0]: node_row(row) for row in connection.execute(_nodes_by_id, parameters)}
 
 
 def load_ledger(connection: Connection, needs: Needs, quotas: Quotas, totals: Totals) -> Ledger:
-    """Everything the operations look at."""
+    """Everything the operations look at. Nodes are locked before their objects."""
     objects: defaultdict[str, dict[str, ObjectRow]] = defaultdict(dict)
-    queries: list[Select[Any]] = []
-    if needs.objects:
-        queries.append(
-            _deliveries(
-                lambda w: and_(delivery.c.node_id == w.node_id, delivery.c.object_key == w.object_key),
-                _KEYS,
-                sorted(needs.objects),
-            )
-        )
-    if needs.paths:
-        queries.append(
-            _deliveries(
-                lambda w: and_(delivery.c.node_id == w.node_id, delivery.c.path == w.path),
-                ("node_id", "path"),
-                sorted(needs.paths),
-            )
-        )
-    if needs.pending_of:
-        queries.append(
-            _deliveries(
-                lambda w: and_(delivery.c.node_id == w.node_id, delivery.c.state != 0),
-                ("node_id",),
-                [[node_id] for node_id in sorted(needs.pending_of)],
-            )
-        )
     nodes = load_nodes(connection, needs.nodes)
-    for query in queries:
-        for row in connection.execute(query):
-            objects[row[0]].setdefault(row[1], object_row(row))
+    for query, rows in (
+        (_deliveries_by_key, sorted(needs.objects)),
+        (_deliveries_by_path, sorted(needs.paths)),
+        (_deliveries_pending, [(node_id,) for node_id in sorted(needs.pending_of)]),
+    ):
+        if rows:
+            for row in connection.execute(query, row_parameters("wanted", rows)):
+                objects[row[0]].setdefault(row[1], object_row(row))
     used_ids: dict[tuple[str, str], tuple[str, int | None]] = {}
     if needs.message_ids:
-        event = delivery_event.c
-        wanted = wanted_rows("wanted", ("node_id", "message_id"), sorted(needs.message_ids))
-        query = select(event.node_id, event.message_id, event.object_key, event.version).join_from(
-            wanted,
-            delivery_event,
-            and_(event.kind == 1, event.node_id == wanted.c.node_id, event.message_id == wanted.c.message_id),
-        )
-        for row in connection.execute(query):
+        for row in connection.execute(_accepted_by_id, row_parameters("wanted", sorted(needs.message_ids))):
             used_ids[row[0], row[1]] = (row[2], version_number(row[3]))
     return Ledger(quotas, totals, nodes, objects, used_ids)
 
 
 def write_ledger(connection: Connection, ledger: Ledger, event_ids: EventIds) -> None:
     """Writes what changed, sorted by key so that concurrent transactions lock in one order."""
-    if ledger.changed_nodes:
-        connection.execute(
-            _upsert_node, [node_values(ledger.nodes[name]) for name in sorted(ledger.changed_nodes)]
-        )
-    whole: list[dict[str, Any]] = []
-    parts: list[dict[str, Any]] = []
+    _upsert_node.execute(
+        connection, [node_values(ledger.nodes[name]) for name in sorted(ledger.changed_nodes)]
+    )
+    whole: list[tuple[Any, ...]] = []
+    parts: list[tuple[Any, ...]] = []
+    cleared: list[tuple[Any, ...]] = []
     for where in sorted(ledger.changed_objects):
         row = ledger.objects[where[0]][where[1]]
-        values = object_values(row)
-        if ledger.changed_objects[where]:
-            values["message"] = row.message.SerializeToString() if row.message is not None else None
-            whole.append(values)
+        change = ledger.changed_objects[where]
+        if change == Change.ACCEPTED:
+            body = row.message.SerializeToString() if row.message is not None else None
+            whole.append((*object_values(row), body))
+        elif change == Change.CLEARED:
+            cleared.append((*cleared_values(row), *where))
         else:
-            values["_node_id"], values["_object_key"] = where
-            parts.append(values)
-    if whole:
-        connection.execute(_upsert_delivery, whole)
-    if parts:
-        connection.execute(_update_delivery, parts)
-    if ledger.removed_objects:
-        connection.execute(
-            _delete_delivery,
-            [{"_node_id": node_id, "_object_key": key} for node_id, key in sorted(ledger.removed_objects)],
-        )
-    if ledger.events:
-        connection.execute(
-            _insert_event, [event_values(event, event_ids.next(event.at_ms)) for event in ledger.events]
-        )
+            values = object_values(row)
+            parts.append((*values[4:], *where))
+    _upsert_delivery.execute(connection, whole)
+    _update_delivery.execute(connection, parts)
+    _clear_delivery.execute(connection, cleared)
+    _delete_delivery.execute(connection, sorted(ledger.removed_objects))
+    _insert_event.execute(
+        connection, [event_values(event, event_ids.next(event.at_ms)) for event in ledger.events]
+    )
 
 
 def apply_ops(

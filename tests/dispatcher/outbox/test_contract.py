@@ -804,7 +804,7 @@ operations: st.SearchStrategy[Op] = st.one_of(
     st.builds(CountUnacknowledged, node_ids, small, keys, st.integers(1, 8), ids, small, at),
     st.builds(Park, node_ids, small, keys, st.integers(1, 8), ids, st.just("why"), at, st.booleans()),
     st.builds(End, node_ids, small, keys, st.integers(1, 8), ids, st.just("why"), at),
-    st.builds(Event, node_ids, st.just(EventKind.REJECTED), at, ids),
+    st.builds(lambda node, at_ms, name: Event(node, EventKind.REJECTED, at_ms, name), node_ids, at, ids),
 )
 
 Step = Callable[[Outbox], Awaitable[object]]

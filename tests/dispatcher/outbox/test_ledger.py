@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.dispatcher.outbox.ledger import Ledger, Quotas, Totals, needs_of
+from services.dispatcher.outbox.ledger import Change, Ledger, Quotas, Totals, needs_of
 from services.dispatcher.outbox.records import (
     Accepted,
     Attempt,
@@ -560,7 +560,7 @@ def test_an_answer_taken_again_after_it_ended_is_written_again(book: Book) -> No
     book.expire(book.accepts(publication(None, is_answer=True, message_id="r1")))
     book.accepts(publication(None, is_answer=True, message_id="r1"))
     assert book.ledger.removed_objects == set()
-    assert book.ledger.changed_objects[NODE, "answer:r1"] is True
+    assert book.ledger.changed_objects[NODE, "answer:r1"] == Change.ACCEPTED
 
 
 def test_a_delete_by_path_leaves_answers_alone(book: Book) -> None:
