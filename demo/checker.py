@@ -20,16 +20,24 @@ class Verdict:
     published: int
     acknowledged: int
     pending: int
-    lost: int
+    """What the hub holds as pending, parked messages included; also from before."""
+    waiting: int = 0
+    """Newest versions among them that their node does not have."""
+    lost: int = 0
     ended: int = 0
     """Newest versions that ended with a reason on record: expired or purged."""
     examples: list[str] = field(default_factory=list)
     """Some of the lost, in words."""
 
     @property
+    def unrecorded(self) -> int:
+        """Pending at the hub although the nodes have what was published: acknowledgements on their way."""
+        return max(0, self.pending - self.waiting)
+
+    @property
     def superseded(self) -> int:
         """Accepted, but a newer version took their place before the node had them."""
-        return max(0, self.published - self.acknowledged - self.pending - self.ended - self.lost)
+        return max(0, self.published - self.acknowledged - self.waiting - self.ended - self.lost)
 
     def __str__(self) -> str:
         return f"published={self.published} acked={self.acknowledged} pending={self.pending} lost={self.lost}"
@@ -58,12 +66,12 @@ def _ended_rightly(expected: Expected, explained: pb.ExplainDeliveryResponse) ->
 async def check(ledger: Ledger, operator: Operator, database: Path) -> Verdict:
     """Compares what was last accepted per node and object with the edges' files and with the hub."""
     held, acknowledged = await asyncio.to_thread(_on_disk, database, ledger)
-    verdict = Verdict(ledger.accepted, acknowledged, 0, 0)
+    verdict = Verdict(ledger.accepted, acknowledged, (await operator.figures()).pending)
     for (node_id, uid), expected in ledger.missing(held):
         explained = await operator.explain(node_id, uid)
         if explained is not None and explained.object.state in _WAITING:
             if int(explained.object.version or "0") >= expected.version:
-                verdict.pending += 1
+                verdict.waiting += 1
                 continue
         elif explained is not None and _ended_rightly(expected, explained):
             verdict.ended += 1
