@@ -42,9 +42,9 @@ class ConnectorSettings(ServiceSettings):
         1024 * 1024, ge=1024, le=16 * 1024 * 1024, description="largest frame an edge may send"
     )
     frames_per_second: float = Field(
-        1000.0, gt=0, description="frames an edge may send per second before its reads pause"
+        5000.0, gt=0, description="frames an edge may send per second before its reads pause"
     )
-    frames_burst: float = Field(2000.0, ge=1, description="frames an edge may send at once")
+    frames_burst: float = Field(10_000.0, ge=1, description="frames an edge may send at once")
     unreceipted_most_frames: int = Field(
         256, ge=1, description="frames of one edge that wait for the dispatcher before its reads pause"
     )
