@@ -51,7 +51,7 @@ class EdgeTracing:
                 "messaging.system": "cloudhub",
                 "messaging.operation.name": "apply",
                 "messaging.message.id": message.header.msg_id,
-                "cloudhub.resource": message.route.resource,
+                "messaging.destination.name": message.route.resource,
                 "cloudhub.operation": message.route.operation,
                 "cloudhub.version": message.header.resourceversion,
             },

@@ -176,10 +176,12 @@ class EdgeLink:
                 message.traceparent,
                 kind=SpanKind.PRODUCER,
                 attributes={
+                    "messaging.system": "cloudhub",
+                    "messaging.message.id": message.id,
+                    "messaging.destination.name": message.resource,
                     "cloudhub.node.id": self.identity.node_id,
                     "cloudhub.session.epoch": state.epoch,
                     "cloudhub.ack_mode": "no_ack" if frame.direct else "ack",
-                    "messaging.message.id": message.id,
                 },
             )
             traceparent = traceparent_of(span)

@@ -30,7 +30,7 @@ from services.dispatcher.outbox.writer import GroupResults, OutboxWriter
 from services.dispatcher.policy import NodeDelivery, PolicySettings
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError, StoreUnavailable
-from services.runtime.tracing import Tracing, is_sampled
+from services.runtime.tracing import Tracing, is_sampled, trace_id_of
 
 MESSAGING = {"messaging.system": "cloudhub"}
 STORE_RETRY_SECONDS = 1.0
@@ -223,9 +223,10 @@ class Delivery:
                 attributes={
                     **MESSAGING,
                     "messaging.message.id": action.message.id,
+                    "messaging.destination.name": action.message.resource,
                     "cloudhub.node.id": session.node_id,
                     "cloudhub.session.epoch": session.epoch,
-                    "cloudhub.ack_mode": "no-ack",
+                    "cloudhub.ack_mode": "no_ack",
                 },
             )
         session.stream.send(
@@ -243,9 +244,12 @@ class Delivery:
 
     def _traced(self, session: NodeSession, op: Settle | Park | End, entry: Entry) -> Settle | Park | End:
         """The step's span, whose context the record carries so that its commit joins the trace."""
-        parent = op.traceparent if is_sampled(op.traceparent) else entry.delivered_as or entry.traceparent
-        if not is_sampled(parent):
+        if not is_sampled(entry.traceparent):
             return op
+        parent = entry.delivered_as or entry.traceparent
+        # An edge continues the message's trace; it cannot move the message into another one.
+        if is_sampled(op.traceparent) and trace_id_of(op.traceparent) == trace_id_of(entry.traceparent):
+            parent = op.traceparent
         attributes = dict(self.attributes(session, entry, entry.sends))
         if isinstance(op, Settle):
             return Settle(
@@ -293,6 +297,8 @@ class Delivery:
                     **MESSAGING,
                     "messaging.message.id": op.message_id,
                     "cloudhub.node.id": op.node_id,
+                    "cloudhub.session.epoch": op.epoch,
+                    "cloudhub.object.key": op.key,
                 },
             )
 

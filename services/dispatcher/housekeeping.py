@@ -107,7 +107,10 @@ class Housekeeping:
                     attributes={
                         **MESSAGING,
                         "messaging.message.id": row.message_id,
+                        "messaging.destination.name": row.path,
                         "cloudhub.node.id": row.node_id,
+                        "cloudhub.ack_mode": "ack",
+                        "cloudhub.object.key": row.key,
                         "cloudhub.reason": "expired",
                     },
                     error="expired",

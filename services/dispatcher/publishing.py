@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace.status import Status, StatusCode
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from services.dispatcher.delivery import MESSAGING, Delivery
@@ -21,7 +22,13 @@ from services.dispatcher.outbox.records import (
     Stale,
 )
 from services.dispatcher.outbox.writer import GroupResults
-from services.dispatcher.publication import Publication, PublishLimits, Rejection, check_request
+from services.dispatcher.publication import (
+    Publication,
+    PublishLimits,
+    Rejection,
+    check_request,
+    strip_node_prefix,
+)
 from services.dispatcher.sessions_client import SessionsClient
 from services.runtime.batching import Batcher
 from services.runtime.clock import Clock
@@ -102,6 +109,8 @@ class Publishing:
 
     def _prepare(self, work: _Work, request: pb.PublishRequest, call_context: str) -> None:
         context = request.message.traceparent or call_context
+        if span_context(context) is None:
+            context = ""  # malformed: as if there were none (W3C Trace Context, 3.2.2.3)
         item = _Request(None, pb.PublishResponse(message_id=request.message.id or new_id()))
         if self._tracing.enabled and (not context or is_sampled(context)):
             item.started_ns = time.time_ns()
@@ -112,13 +121,13 @@ class Publishing:
                 attributes={
                     **MESSAGING,
                     "messaging.message.id": item.response.message_id,
-                    "messaging.destination.name": request.message.resource,
+                    "messaging.destination.name": strip_node_prefix(request.message.resource),
                     "cloudhub.nodes": len(request.node_ids),
                 },
             )
+            if len(request.node_ids) == 1:
+                item.span.set_attribute("cloudhub.node.id", request.node_ids[0])
             context = traceparent_of(item.span)
-        elif context and span_context(context) is None:
-            context = ""
         work.requests.append(item)
         checked = check_request(
             request, self._limits, item.response.message_id, self._clock.wall_ms(), context
@@ -132,6 +141,8 @@ class Publishing:
                 self._note(work, outcome, item.response.message_id)
             return
         item.publication = checked
+        if item.span is not None:
+            item.span.set_attribute("cloudhub.ack_mode", "ack" if checked.acknowledged else "no_ack")
         if not request.node_ids:
             _reject(item.response.outcomes.add(), Rejection("NODES_MISSING", "node_ids", "names no node"))
         for node_id in request.node_ids:
@@ -233,6 +244,7 @@ class Publishing:
                     attributes={
                         **MESSAGING,
                         "messaging.message.id": result.row.message_id,
+                        "messaging.destination.name": result.row.path,
                         "cloudhub.node.id": outcome.node_id,
                         "cloudhub.seq": result.row.seq,
                     },
@@ -255,8 +267,12 @@ class Publishing:
         if item.span is not None:
             if item.span.is_recording():
                 item.response.trace_id = f"{item.span.get_span_context().trace_id:032x}"
-                reasons = sorted({outcome.reason for outcome in item.response.outcomes if outcome.reason})
-                item.span.set_attribute("cloudhub.reasons", reasons)
+                turned_down = [one for one in item.response.outcomes if one.outcome != pb.OUTCOME_ACCEPTED]
+                item.span.set_attribute("cloudhub.reasons", sorted({one.reason for one in turned_down}))
+                # A stale version is no fault: the node has, or gets, what is newer.
+                faults = {one.reason for one in turned_down if one.outcome != pb.OUTCOME_STALE}
+                if faults:
+                    item.span.set_status(Status(StatusCode.ERROR, ", ".join(sorted(faults))))
             item.span.end()
         return item.response
 
