@@ -1,0 +1,259 @@
+"""A message's trace from its publisher to the edge's acknowledgement, made by real processes."""
+
+import asyncio
+import signal
+
+import pytest
+
+from cloudhub.v1 import dispatcher_pb2 as pb
+from tests.support.otlp import OtlpReceiver, ReceivedSpan
+from tests.tracing.cloud import CloudProgram, answer, new_context, receive, trace_of
+from tests.tracing.hub import HubProcesses
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
+
+DISPATCHER = ("cloudhub-dispatcher", "dispatcher-1")
+CONNECTOR = ("cloudhub-connector", "connector-1")
+
+
+def made_by(span: ReceivedSpan) -> tuple[str, str]:
+    return span.service, span.instance
+
+
+def session_epoch(span: ReceivedSpan) -> int:
+    epoch = span.attributes["cloudhub.session.epoch"]
+    assert isinstance(epoch, int)
+    return epoch
+
+
+@pytest.mark.parametrize("has_context", [True, False], ids=["publisher's trace", "a trace of ours"])
+async def test_one_trace_tells_every_step_of_a_delivery(
+    has_context: bool, receiver: OtlpReceiver, cloud: CloudProgram, agent: str
+) -> None:
+    context = new_context() if has_context else ""
+    response = await cloud.publish(agent, context=context, name=f"whole-{has_context}")
+    assert [outcome.outcome for outcome in response.outcomes] == [pb.OUTCOME_ACCEPTED]
+    trace = response.trace_id
+    record = await receiver.one("record", trace)
+    (connect,) = receiver.found("connect", cloudhub__node__id=agent)
+    chain = {
+        name: await receiver.one(name, trace)
+        for name in ("publish", "outbox write", "deliver", "send", "apply", "ack")
+    }
+    assert len(receiver.found(trace_id=trace)) == len(chain) + 1
+
+    parents = {
+        "outbox write": "publish",
+        "deliver": "publish",
+        "send": "deliver",
+        "apply": "send",
+        "ack": "apply",
+    }
+    for child, parent in parents.items():
+        assert chain[child].parent_id == chain[parent].span_id, f"{child} is no child of {parent}"
+        # An edge tells the time in milliseconds.
+        assert chain[child].start_ns > chain[parent].start_ns - 1_000_000, f"{child} starts before {parent}"
+    assert record.parent_id == chain["ack"].span_id
+    assert chain["outbox write"].end_ns <= chain["deliver"].start_ns
+    if context:
+        assert trace == trace_of(context)
+        assert chain["publish"].parent_id == context.split("-")[2]
+    else:
+        assert chain["publish"].parent_id == ""
+
+    assert {name: made_by(span) for name, span in chain.items()} == {
+        "publish": DISPATCHER,
+        "outbox write": DISPATCHER,
+        "deliver": DISPATCHER,
+        "send": CONNECTOR,
+        "apply": ("cloudhub-edge", agent),
+        "ack": DISPATCHER,
+    }
+    assert {name: span.kind for name, span in chain.items()} == {
+        "publish": "producer",
+        "outbox write": "internal",
+        "deliver": "producer",
+        "send": "producer",
+        "apply": "consumer",
+        "ack": "consumer",
+    }
+    epoch = session_epoch(connect)
+    for span in (*chain.values(), record):
+        assert span.error is None
+        assert span.attributes["messaging.system"] == "cloudhub"
+        assert span.attributes["messaging.message.id"] == response.message_id
+        assert span.attributes["cloudhub.node.id"] == agent
+    for span in chain.values():
+        assert span.attributes["messaging.destination.name"] == f"default/configmap/whole-{has_context}"
+    for name in ("deliver", "send", "ack"):
+        assert session_epoch(chain[name]) == epoch
+    assert session_epoch(record) == epoch
+    for name in ("publish", "deliver", "send", "ack"):
+        assert chain[name].attributes["cloudhub.ack_mode"] == "ack"
+    assert chain["deliver"].attributes["cloudhub.attempt"] == 1
+
+    assert (await cloud.explain(agent, response.message_id)).trace_id == trace
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_delivery_after_a_restart_joins_the_trace_of_its_publication(
+    number: signal.Signals, hub: HubProcesses, receiver: OtlpReceiver, cloud: CloudProgram
+) -> None:
+    """C12: what was accepted for an absent node is delivered by the next dispatcher, in the same trace."""
+    node = f"edge-away-{number.name.lower()}"
+    context = new_context()
+    response = await cloud.publish(node, context=context)
+    await receiver.one("outbox write", trace_of(context))
+    publish = await receiver.one("publish", trace_of(context))
+    assert receiver.found("deliver", trace_of(context)) == []
+
+    await hub.restart("dispatcher", number)
+    async with hub.peers.link(node) as peer:
+        message = await receive(peer)
+        assert message["header"]["msg_id"] == response.message_id
+        await answer(peer, message)
+        await receiver.one("record", trace_of(context))
+    deliver = await receiver.one("deliver", trace_of(context))
+    send = await receiver.one("send", trace_of(context))
+    ack = await receiver.one("ack", trace_of(context))
+    assert deliver.parent_id == publish.span_id
+    assert message["header"]["traceparent"] == send.traceparent
+    # A stock edge says nothing of traces: its acknowledgement belongs to the attempt.
+    assert ack.parent_id == deliver.span_id
+    explained = await cloud.explain(node, response.message_id)
+    assert explained.trace_id == trace_of(context)
+
+
+async def test_every_attempt_has_a_span_and_giving_up_says_why(
+    receiver: OtlpReceiver, cloud: CloudProgram, agent: str
+) -> None:
+    """C20: an operation that the edge swallows is sent again, then parked."""
+    context = new_context()
+    response = await cloud.publish(agent, context=context, operation="frobnicate")
+    park = await receiver.one("park", trace_of(context))
+    delivers = await receiver.wait_for("deliver", trace_of(context), count=2)
+    sends = await receiver.wait_for("send", trace_of(context), count=2)
+    assert [span.attributes["cloudhub.attempt"] for span in delivers] == [1, 2]
+    assert [span.parent_id for span in sends] == [span.span_id for span in delivers]
+    assert receiver.found("ack", trace_of(context)) == []
+    assert park.error == "not acknowledged in 2 attempts"
+    assert park.attributes["cloudhub.reason"] == "not acknowledged in 2 attempts"
+    assert park.parent_id == delivers[-1].span_id
+    record = await receiver.one("record", trace_of(context))
+    assert record.parent_id == park.span_id
+    explained = await cloud.explain(agent, response.message_id)
+    assert explained.state == pb.DELIVERY_STATE_PARKED
+    assert explained.trace_id == trace_of(context)
+
+
+async def test_a_negative_acknowledgement_parks_with_the_edges_words(
+    hub: HubProcesses, receiver: OtlpReceiver, cloud: CloudProgram
+) -> None:
+    """C21."""
+    context = new_context()
+    async with hub.peers.link("edge-nack") as peer:
+        await cloud.publish("edge-nack", context=context)
+        message = await receive(peer)
+        await answer(peer, message, "error", "no space left on device")
+        park = await receiver.one("park", trace_of(context))
+        record = await receiver.one("record", trace_of(context))
+    deliver = await receiver.one("deliver", trace_of(context))
+    assert park.parent_id == deliver.span_id
+    assert park.error == "refused by the edge: no space left on device"
+    assert park.attributes["cloudhub.reason"] == park.error
+    assert record.parent_id == park.span_id
+
+
+async def test_an_edge_cannot_put_steps_of_a_message_into_another_trace(
+    hub: HubProcesses, receiver: OtlpReceiver, cloud: CloudProgram
+) -> None:
+    context, foreign = new_context(), new_context()
+    async with hub.peers.link("edge-liar") as peer:
+        await cloud.publish("edge-liar", context=context)
+        message = await receive(peer)
+        await answer(peer, message, traceparent=foreign)
+        ack = await receiver.one("ack", trace_of(context))
+    assert ack.parent_id == (await receiver.one("deliver", trace_of(context))).span_id
+    assert receiver.found(trace_id=trace_of(foreign)) == []
+
+
+async def test_what_expires_says_so_in_its_trace_and_is_never_sent(
+    hub: HubProcesses, receiver: OtlpReceiver, cloud: CloudProgram
+) -> None:
+    """C19."""
+    context, later = new_context(), new_context()
+    await cloud.publish("edge-late", context=context, time_to_live_seconds=0.05)
+    expired = asyncio.get_running_loop().time() + 0.1
+    await cloud.publish("edge-late", context=later)
+    while asyncio.get_running_loop().time() < expired:
+        await cloud.explain("edge-late", (await cloud.publish("edge-late", context=later)).message_id)
+    async with hub.peers.link("edge-late") as peer:
+        end = await receiver.one("end", trace_of(context))
+        message = await receive(peer)
+    assert trace_of(message["header"]["traceparent"]) == trace_of(later)
+    assert end.error == "expired"
+    assert end.attributes["cloudhub.reason"] == "expired"
+    await receiver.one("record", trace_of(context))
+    assert receiver.found("deliver", trace_of(context)) == []
+    assert receiver.found("send", trace_of(context)) == []
+
+
+async def test_a_message_without_acknowledgement_ends_with_its_send(
+    hub: HubProcesses, receiver: OtlpReceiver, cloud: CloudProgram
+) -> None:
+    """C26."""
+    context = new_context()
+    async with hub.peers.link("edge-direct") as peer:
+        response = await cloud.publish("edge-direct", context=context, ack_mode=pb.ACK_MODE_NO_ACK)
+        message = await receive(peer)
+        await answer(peer, message)
+        send = await receiver.one("send", trace_of(context))
+    publish = await receiver.one("publish", trace_of(context))
+    deliver = await receiver.one("deliver", trace_of(context))
+    assert message["header"]["traceparent"] == send.traceparent
+    assert (send.parent_id, deliver.parent_id) == (deliver.span_id, publish.span_id)
+    for span in (publish, deliver, send):
+        assert span.attributes["cloudhub.ack_mode"] == "no_ack"
+        assert span.attributes["messaging.message.id"] == response.message_id
+        assert span.attributes["messaging.destination.name"] == message["route"]["resource"]
+        assert span.attributes["cloudhub.node.id"] == "edge-direct"
+    assert len(receiver.found(trace_id=trace_of(context))) == 3
+
+
+async def test_a_publish_that_is_turned_down_says_why(receiver: OtlpReceiver, cloud: CloudProgram) -> None:
+    """C13 and C16: STALE, REJECTED and NO_SESSION; nothing follows the `publish` span."""
+    await cloud.publish("edge-away", name="stale", version="10")
+    turned_down = {
+        "BELOW_FLOOR": {"name": "stale", "version": "9"},
+        "VERSION_MALFORMED": {"version": "v1"},
+        "CONTENT_NOT_JSON": {"content": b"{"},
+        "NOT_CONNECTED": {"ack_mode": pb.ACK_MODE_NO_ACK},
+    }
+    for reason, request in turned_down.items():
+        context = new_context()
+        response = await cloud.publish("edge-away", context=context, **request)  # type: ignore[arg-type]
+        assert [outcome.reason for outcome in response.outcomes] == [reason]
+        assert response.trace_id == trace_of(context)
+        publish = await receiver.one("publish", trace_of(context))
+        assert publish.attributes["cloudhub.reasons"] == [reason]
+        assert publish.error == (None if reason == "BELOW_FLOOR" else reason)
+        assert len(receiver.found(trace_id=trace_of(context))) == 1
+
+
+async def test_an_unsampled_message_makes_no_spans_but_its_context_reaches_the_edge(
+    hub: HubProcesses, receiver: OtlpReceiver, cloud: CloudProgram
+) -> None:
+    context, after = new_context(sampled=False), new_context()
+    async with hub.peers.link("edge-unsampled") as peer:
+        response = await cloud.publish("edge-unsampled", context=context)
+        assert response.trace_id == ""
+        message = await receive(peer)
+        assert message["header"]["traceparent"] == context
+        await answer(peer, message)
+        # What comes later has been exported, so what came before would have been.
+        await cloud.publish("edge-unsampled", context=after)
+        await answer(peer, await receive(peer))
+        await receiver.one("record", trace_of(after))
+        await receiver.one("send", trace_of(after))
+    assert receiver.found(trace_id=trace_of(context)) == []
+    assert (await cloud.explain("edge-unsampled", response.message_id)).trace_id == trace_of(context)
