@@ -30,7 +30,7 @@ _BOUNDS = {"ge": "≥ {}", "gt": "> {}", "le": "≤ {}", "lt": "< {}"}
 def _number(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return f"{value:_}" if isinstance(value, int) else str(value)
+    return str(value)
 
 
 def _values(field: FieldInfo) -> str:
