@@ -153,11 +153,11 @@ class RpcServer:
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     async def set_serving(self, serving: bool, service: str | None = None) -> None:
-        """Sets the health of one service, or of all and the server as a whole."""
+        """Sets the health of one service ("": the server as a whole), or of all of these."""
         status = (
             health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         )
-        for name in (service,) if service else ("", *self._services):
+        for name in ("", *self._services) if service is None else (service,):
             await self._health.set(name, status)
 
     async def stop(self, grace_seconds: float) -> None:
