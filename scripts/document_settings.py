@@ -77,7 +77,7 @@ def rendered(text: str) -> str:
         begin, end = f"<!-- settings: {name} -->", f"<!-- end of settings: {name} -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         body = f"{begin}\n{table(settings)}\n{end}"
-        text, found = pattern.subn(lambda _, body=body: body, text)
+        text, found = pattern.subn(body.replace("\\", r"\\"), text)
         if found != 1:
             raise ValueError(f"the lines {begin} and {end} should stand once, found {found}")
     return text
