@@ -16,6 +16,7 @@ from services.dispatcher.node_session import NodeSession
 from services.dispatcher.outbox.contract import Outbox
 from services.dispatcher.outbox.records import (
     Accepted,
+    Attempt,
     Duplicate,
     End,
     Loaded,
@@ -211,7 +212,6 @@ class Delivery:
             direct=False,
             traceparent=entry.delivered_as,
         )
-        (self._sent_first if action.attempt == 1 else self._sent_again).inc()
 
     def _send_direct(self, session: NodeSession, action: SendDirect) -> None:
         traceparent = action.message.traceparent
@@ -279,16 +279,30 @@ class Delivery:
             "cloudhub.object.key": entry.key,
         }
 
-    def _recorded(self, op: OwnedOp) -> None:
-        """A record is durable."""
-        if isinstance(op, Settle):
-            self._metrics.acknowledged.inc()
-        elif isinstance(op, Park):
-            self._metrics.parked.labels("refused" if op.refused else "unacknowledged").inc()
-        elif isinstance(op, End):
-            self._metrics.ended.labels("refused" if op.reason.startswith("refused") else op.reason).inc()
-        else:
-            return
+    def _recorded(self, ops: list[OwnedOp]) -> None:
+        """The records of one commit are durable. Counters move once per commit."""
+        settled = first = again = 0
+        for op in ops:
+            if isinstance(op, Attempt):
+                if op.attempt == 1:
+                    first += 1
+                else:
+                    again += 1
+            elif isinstance(op, Settle):
+                settled += 1
+                if op.traceparent:
+                    self._trace_record(op)
+            elif isinstance(op, Park):
+                self._metrics.parked.labels("refused" if op.refused else "unacknowledged").inc()
+                self._trace_record(op)
+            elif isinstance(op, End):
+                self._metrics.ended.labels("refused" if op.reason.startswith("refused") else op.reason).inc()
+                self._trace_record(op)
+        self._metrics.acknowledged.inc(settled)
+        self._sent_first.inc(first)
+        self._sent_again.inc(again)
+
+    def _trace_record(self, op: Settle | Park | End) -> None:
         if op.traceparent and self._tracing.enabled and is_sampled(op.traceparent):
             self._tracing.record(
                 "record",

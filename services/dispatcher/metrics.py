@@ -15,7 +15,12 @@ class DispatcherMetrics:
             return Counter(f"cloudhub_dispatcher_{name}", text, labels, registry=registry)
 
         self.published = counter("published", "Outcomes of publishes, one per node.", "outcome", "reason")
-        self.sent = counter("sent", "Messages handed to links.", "lane", "attempt")
+        self.sent = counter(
+            "sent",
+            "Messages written to links (direct lane: handed).",
+            "lane",
+            "attempt",
+        )
         self.acknowledged = counter("acknowledged", "Messages settled by an edge's acknowledgement.")
         self.refused = counter("refused", "Negative acknowledgements of edges.")
         self.parked = counter("parked", "Messages parked.", "reason")

@@ -106,6 +106,20 @@ def strip_node_prefix(resource: str) -> str:
 
 
 def _text_fault(message: Message) -> Rejection | None:
+    joined = "".join(
+        (
+            message.id,
+            message.parent_id,
+            message.type,
+            message.source,
+            message.destination,
+            message.group,
+            message.operation,
+            message.resource,
+        )
+    )
+    if len(joined) <= MOST_TEXT_BYTES and joined.isprintable():
+        return None
     for field in ("id", "parent_id", "type", "source", "destination", "group", "operation", "resource"):
         text = getattr(message, field)
         if len(text) > MOST_TEXT_BYTES:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -103,7 +104,9 @@ class Publishing:
             await asyncio.gather(*(self._look_up(work, *lookup) for lookup in work.lookups))
         if work.ops:
             await self._store(work)
-        return [self._finish(request) for request in work.requests]
+        responses = [self._finish(request) for request in work.requests]
+        self._count(responses)
+        return responses
 
     # -- checking ----------------------------------------------------------------------------------
 
@@ -260,10 +263,13 @@ class Publishing:
 
     # -- answering ---------------------------------------------------------------------------------
 
+    def _count(self, responses: list[pb.PublishResponse]) -> None:
+        told = Counter((one.outcome, one.reason) for response in responses for one in response.outcomes)
+        for (outcome, reason), count in told.items():
+            name = pb.Outcome.Name(outcome).removeprefix("OUTCOME_").lower()
+            self._metrics.published.labels(name, reason.lower()).inc(count)
+
     def _finish(self, item: _Request) -> pb.PublishResponse:
-        for outcome in item.response.outcomes:
-            name = pb.Outcome.Name(outcome.outcome).removeprefix("OUTCOME_").lower()
-            self._metrics.published.labels(name, outcome.reason.lower()).inc()
         if item.span is not None:
             if item.span.is_recording():
                 item.response.trace_id = f"{item.span.get_span_context().trace_id:032x}"

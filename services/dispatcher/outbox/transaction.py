@@ -33,7 +33,7 @@ _insert_node = upsert(node)
 _upsert_node = ManyRows(
     _insert_node.on_conflict_do_update(
         index_elements=["node_id"],
-        set_={name: _insert_node.excluded[name] for name in node.c.keys() if name != "node_id"},
+        set_={c.name: _insert_node.excluded[c.name] for c in node.c if c.name != "node_id"},
     ),
     [column.name for column in node.c],
 )

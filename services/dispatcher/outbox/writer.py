@@ -43,7 +43,7 @@ class OutboxWriter:
         self,
         outbox: Outbox,
         metrics: DispatcherMetrics,
-        recorded: Callable[[OwnedOp], None],
+        recorded: Callable[[list[OwnedOp]], None],
         *,
         most_per_batch: int = 2048,
         most_waiting: int = 100_000,
@@ -146,6 +146,7 @@ class OutboxWriter:
                 self._queue.extendleft(reversed(batch))
                 raise
         self._metrics.commit_operations.observe(count)
+        recorded: list[OwnedOp] = []
         for (op, group), result in zip(batch, results, strict=True):
             if group is not None:
                 group.add(result)
@@ -155,7 +156,8 @@ class OutboxWriter:
                 self._metrics.bad_rows.inc()
                 _log.error("outbox.record_refused", op=type(op).__name__, error=str(result))
             elif isinstance(op, OwnedOp):
-                self._recorded(op)
+                recorded.append(op)
+        self._recorded(recorded)
         return True
 
     def _failed(self, batch: list[tuple[Op, _Group | None]], error: StoreUnavailable) -> None:

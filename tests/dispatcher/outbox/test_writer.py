@@ -48,7 +48,7 @@ class Desk:
         self.outbox = HeldOutbox()
         self.metrics = Metrics()
         self.recorded: list[OwnedOp] = []
-        self.writer = OutboxWriter(self.outbox, self.metrics, self.recorded.append, most_per_batch=10)
+        self.writer = OutboxWriter(self.outbox, self.metrics, self.recorded.extend, most_per_batch=10)
         self.task = asyncio.create_task(self.writer.run())
 
     async def begun(self) -> list[Op]:
@@ -226,7 +226,7 @@ async def test_a_publish_that_the_database_refuses_fails_alone(desk: Desk) -> No
 async def test_too_many_waiting_operations_are_refused() -> None:
     """C18: bounded; what a session records is bounded by what was pending before."""
     outbox = MemoryOutbox()
-    writer = OutboxWriter(outbox, Metrics(), lambda op: None, most_waiting=3)
+    writer = OutboxWriter(outbox, Metrics(), lambda ops: None, most_waiting=3)
     results: list[GroupResults] = []
     writer.submit([accept(publication(1, uid=uid)) for uid in "ab"], collect(results))
     with pytest.raises(Unavailable) as refusal:
