@@ -90,7 +90,7 @@ class Links:
         """A peer asks for a link: refused at once, or announced to the node's dispatcher."""
         identity = check_identity(request.certificate, request.path, request.headers)
         if isinstance(identity, HttpRefusal):
-            transport.refuse(identity)
+            self._turn_down(transport, identity)
             return
         if not self.accepting:
             self._refuse_unavailable(transport, "draining", "this connector is going away, try another")
@@ -107,7 +107,22 @@ class Links:
         self._announce(transport, identity, stream)
 
     def _refuse_unavailable(self, transport: Requester, reason: str, text: str) -> None:
-        transport.refuse(HttpRefusal(503, reason, text, self._retry_after))
+        self._turn_down(transport, HttpRefusal(503, reason, text, self._retry_after))
+
+    def _turn_down(self, transport: Requester, refusal: HttpRefusal) -> None:
+        """Refuses a request that nobody was asked about. What it said of its node is not believed."""
+        self._tools.tracing.record(
+            "connect",
+            "",
+            attributes={
+                "cloudhub.outcome": refusal.reason,
+                "http.response.status_code": refusal.status,
+                "network.peer.address": transport.peer_address,
+                "network.protocol.name": transport.kind,
+            },
+            error=refusal.text,
+        )
+        transport.refuse(refusal)
 
     def _announce(self, transport: Requester, identity: Identity, stream: LinkStream) -> None:
         number = next(self._numbers)
@@ -163,7 +178,7 @@ class Links:
         metrics = self._tools.metrics
         metrics.links_opened.inc()
         metrics.links.inc()
-        self._end_connect_span(link, "admitted", epoch)
+        self._end_connect_span(link, epoch)
         _log.info(
             "link.opened",
             node=link.identity.node_id,
@@ -188,7 +203,7 @@ class Links:
             link.verdict_timer.cancel()
             link.verdict_timer = None
         del self._links[link.number]
-        self._end_connect_span(link, refusal.reason, 0)
+        self._end_connect_span(link, 0, refusal.reason, refusal.text)
         link.transport.refuse(refusal)
 
     def _verdict_late(self, link: EdgeLink) -> None:
@@ -204,7 +219,7 @@ class Links:
         link.stream.outgoing.end(link.number, link.epoch, reason, detail)
         name = reason_name(reason)
         if link.state is None:
-            self._end_connect_span(link, "peer_gone", 0)
+            self._end_connect_span(link, 0, "peer_gone", detail)
             return
         metrics = self._tools.metrics
         metrics.links.dec()
@@ -216,7 +231,7 @@ class Links:
                 attributes={
                     "cloudhub.node.id": link.identity.node_id,
                     "cloudhub.session.epoch": link.epoch,
-                    "cloudhub.close_reason": name,
+                    "cloudhub.reason": name,
                 },
             )
         _log.info(
@@ -239,11 +254,13 @@ class Links:
             else:
                 link.close(_Reason.CLOSE_REASON_DISPATCHER_LOST, f"dispatcher {stream.address}")
 
-    def _end_connect_span(self, link: EdgeLink, outcome: str, epoch: int) -> None:
+    def _end_connect_span(
+        self, link: EdgeLink, epoch: int, outcome: str = "admitted", detail: str = ""
+    ) -> None:
         span = self._connect_spans.pop(link.number)
         span.set_attribute("cloudhub.outcome", outcome)
         if epoch:
             span.set_attribute("cloudhub.session.epoch", epoch)
         else:
-            span.set_status(Status(StatusCode.ERROR, outcome))
+            span.set_status(Status(StatusCode.ERROR, detail or outcome))
         span.end()
