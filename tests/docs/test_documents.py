@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import json_format, symbol_database
+from prometheus_client import CollectorRegistry
 
 from cloudhub.v1 import connector_pb2, dispatcher_pb2, sessions_pb2
 from scripts.document_settings import rendered
 from services.connector.close_codes import BINARY_FRAME, CLOSE_CODES, FRAME_FAULT_CODES
+from services.connector.metrics import ConnectorMetrics
+from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.publication import Publication, PublishLimits, check_request
+from services.dispatcher.upstream.metrics import UpstreamMetrics
+from services.sessions.metrics import Metrics as SessionsMetrics
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENTS = [
@@ -34,6 +39,7 @@ _SERVICES = {
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _PATH = re.compile(r"`((?:services|edge|tests|protos|examples|scripts|docs|deploy|bench|demo)/[\w./-]*)`")
 _REQUEST = re.compile(r"-d '([^']*)'\s*(?:\\\s*)?127\.0\.0\.1:\d+ (cloudhub\.v1\.\w+)/(\w+)")
+_METRIC = re.compile(r"^\| `(cloudhub_\w+)` \| (\w+) \|", re.MULTILINE)
 _CASE = re.compile(r"\bC(\d+)\b")
 
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -159,6 +165,20 @@ def test_settings_tables_are_current() -> None:
 def test_a_settings_table_without_a_place_is_told() -> None:
     with pytest.raises(ValueError, match="settings: sessions"):
         rendered("# Operations\n")
+
+
+def test_metrics_tables_name_every_metric_with_its_type() -> None:
+    dispatcher = CollectorRegistry()
+    DispatcherMetrics(dispatcher)
+    UpstreamMetrics(dispatcher)
+    there = {
+        (family.name + ("_total" if family.type == "counter" else ""), family.type)
+        for registry in (SessionsMetrics().registry, dispatcher, ConnectorMetrics().registry)
+        for family in registry.collect()
+        if family.name.startswith("cloudhub_")
+    }
+    told = _METRIC.findall((ROOT / "docs" / "operations.md").read_text())
+    assert sorted(told) == sorted(there)
 
 
 def test_every_close_code_is_documented() -> None:
