@@ -12,6 +12,7 @@ from services.dispatcher.delivery import Delivery
 from services.dispatcher.explanation import delivery_state, event_kind_name, explain_events, explain_row
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, Outbox
 from services.dispatcher.outbox.records import Event, ObjectRow
+from services.dispatcher.publication import MOST_LIFETIME_MS
 from services.runtime.clock import Clock
 from services.runtime.errors import InvalidRequest, NotFound
 from services.runtime.names import check_node_id
@@ -66,7 +67,10 @@ class DispatcherAdmin(DispatcherAdminServicer):
         size = _page_size(request.page_size)
         older = 0
         if request.HasField("oldest_pending_over"):
-            older = self._clock.wall_ms() - request.oldest_pending_over.ToMilliseconds()
+            over_ms = request.oldest_pending_over.ToMilliseconds()
+            if not 0 <= over_ms <= MOST_LIFETIME_MS:
+                raise InvalidRequest("oldest_pending_over", "should be between 0 and 100 years")
+            older = self._clock.wall_ms() - over_ms
         only = NodeFilter(request.node_id_prefix, request.only_parked, older)
         found = await self._outbox.list_nodes(_from_token(request.page_token), size + 1, only)
         return pb.ListNodesResponse(
@@ -78,7 +82,7 @@ class DispatcherAdmin(DispatcherAdminServicer):
         """See dispatcher.proto."""
         node_id, size = _node_id(request.node_id), _page_size(request.page_size)
         token = _from_token(request.page_token) or "0"
-        if not token.isdigit():
+        if not (token.isascii() and token.isdigit() and len(token) <= 18):
             raise InvalidRequest("page_token", "is not a next_page_token of this call")
         summary = await self._outbox.summary(node_id)
         if summary is None:

@@ -13,6 +13,7 @@ from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.actions import Action, Fetch, Ignore, Record, Reread, Send, SendDirect
 from services.dispatcher.entry import Entry, EntryState
 from services.dispatcher.inflight import Window
+from services.dispatcher.node_queue import NodeQueue
 from services.dispatcher.outbox.records import Attempt, CountUnacknowledged, End, Park, Settle
 
 READY, FETCHING, IN_FLIGHT = EntryState.READY, EntryState.FETCHING, EntryState.IN_FLIGHT
@@ -40,26 +41,20 @@ class NodeDelivery:
     """One session's delivery. `spread` gives numbers in [0, 1) for jitter."""
 
     __slots__ = (
-        "_by_id",
         "_direct",
         "_direct_bytes",
         "_direct_number",
         "_early",
-        "_entries",
-        "_fetching",
-        "_held_bytes",
         "_last_seq",
         "_number",
-        "_paths",
         "_paused",
-        "_ready",
+        "_queue",
         "_reread_again",
         "_rereading",
         "_settings",
         "_spread",
         "_timers",
         "_unwritten",
-        "_window",
         "epoch",
         "node_id",
     )
@@ -71,19 +66,13 @@ class NodeDelivery:
         self.epoch = epoch
         self._settings = settings
         self._spread = spread
-        self._window = Window(settings.window_messages, settings.window_bytes)
-        self._entries: dict[str, Entry] = {}  # key -> its newest message
-        self._by_id: dict[str, Entry] = {}  # also superseded ones that are in flight
-        self._paths: dict[str, list[Entry]] = {}  # entries of one path in order of seq
-        self._ready: list[tuple[int, int, Entry]] = []  # (-priority, seq, entry)
+        self._queue = NodeQueue(Window(settings.window_messages, settings.window_bytes), settings.held_bytes)
         self._timers: list[tuple[float, int, int, Entry]] = []  # (at, seq, sends, entry)
         self._unwritten: deque[tuple[int, Entry]] = deque()
         self._direct: deque[tuple[int, int]] = deque()  # (number, size) not yet written
         self._direct_bytes = 0
         self._direct_number = 0
         self._number = 0
-        self._held_bytes = 0
-        self._fetching = 0
         self._last_seq: int | None = None  # None until loaded
         self._early: list[Entry] = []  # accepted before loading or rereading ended
         self._rereading: set[int] | None = None  # seqs that ended meanwhile
@@ -127,15 +116,15 @@ class NodeDelivery:
         self._rereading = None
         self._last_seq = max(self._last_seq or 0, last_seq)
         present: dict[str, Entry] = {entry.key: entry for entry in entries if entry.seq not in ended}
-        for key in [key for key in self._entries if key not in present]:
-            self._drop(self._entries[key])
+        for key in [key for key in self._queue.entries if key not in present]:
+            self._drop(self._queue.entries[key])
         for entry in sorted(present.values(), key=lambda entry: entry.seq):
-            known = self._entries.get(entry.key)
+            known = self._queue.entries.get(entry.key)
             if known is None or known.seq < entry.seq:
                 self._replace(entry)
             elif known.state == PARKED and entry.state == READY:
                 known.state, known.attempts = READY, 0
-                self._push(known)
+                self._queue.push(known)
         return self._caught_up(now, wall_ms)
 
     def reread_failed(self) -> None:
@@ -146,7 +135,7 @@ class NodeDelivery:
 
     def republished(self, key: str, seq: int, now: float, wall_ms: int) -> list[Action]:
         """An equal version was published while this one was pending: sent again unless in flight."""
-        entry = self._entries.get(key)
+        entry = self._queue.entries.get(key)
         if entry is None or entry.seq != seq or entry.state != READY:
             return []
         return self._pump(now, wall_ms)
@@ -156,27 +145,21 @@ class NodeDelivery:
     ) -> list[Action]:
         """The answer to Fetch; None for a message that has moved on (a hint about it follows)."""
         for key, seq, message in found:
-            entry = self._entries.get(key)
+            entry = self._queue.entries.get(key)
             if entry is None or entry.seq != seq or entry.state != FETCHING:
                 continue
             if message is None:
                 self._drop(entry)
                 continue
-            self._fetching -= 1
-            entry.message = message
-            self._held_bytes += entry.size_bytes
-            entry.state = READY
-            self._push(entry)
+            self._queue.fetched(entry, message)
         return self._pump(now, wall_ms)
 
     def fetch_failed(self, keys: Iterable[tuple[str, int]]) -> None:
         """The outbox did not answer; the entries wait for the next input or deadline."""
         for key, seq in keys:
-            entry = self._entries.get(key)
+            entry = self._queue.entries.get(key)
             if entry is not None and entry.seq == seq and entry.state == FETCHING:
-                self._fetching -= 1
-                entry.state = READY
-                self._push(entry)
+                self._queue.fetched(entry, None)
 
     # -- what the link says ------------------------------------------------------------------------
 
@@ -223,7 +206,7 @@ class NodeDelivery:
 
     def acknowledged(self, message_id: str, now: float, wall_ms: int, traceparent: str = "") -> list[Action]:
         """The edge acknowledged; it settles the seq that this message has, whoever sent it."""
-        entry = self._by_id.get(message_id)
+        entry = self._queue.by_id.get(message_id)
         if entry is None:
             return [Ignore("unknown_message")]
         op = Settle(
@@ -236,7 +219,7 @@ class NodeDelivery:
         self, message_id: str, text: str, now: float, wall_ms: int, traceparent: str = ""
     ) -> list[Action]:
         """The edge sent a negative acknowledgement: the message is parked at once with its text."""
-        entry = self._by_id.get(message_id)
+        entry = self._queue.by_id.get(message_id)
         if entry is None:
             return [Ignore("unknown_message")]
         if entry.superseded:
@@ -256,7 +239,7 @@ class NodeDelivery:
         if self._paused and not is_paused:
             self._timers = [timer for timer in self._timers if timer[3].state != IN_FLIGHT]
             heapq.heapify(self._timers)
-            for entry in self._by_id.values():
+            for entry in self._queue.by_id.values():
                 if entry.state != IN_FLIGHT:
                     continue
                 if entry.written:
@@ -268,7 +251,7 @@ class NodeDelivery:
     def closed(self, wall_ms: int) -> list[Action]:
         """The session is over: answers end with it, everything else stays pending in the outbox."""
         actions: list[Action] = []
-        for entry in [entry for entry in self._entries.values() if entry.is_answer]:
+        for entry in [entry for entry in self._queue.entries.values() if entry.is_answer]:
             actions += self._finish(entry, "its session ended", wall_ms, "")
         return actions
 
@@ -315,12 +298,12 @@ class NodeDelivery:
     @property
     def in_flight(self) -> int:
         """Messages handed to the link and not acknowledged."""
-        return self._window.messages
+        return self._queue.window.messages
 
     @property
     def in_flight_bytes(self) -> int:
         """Their size."""
-        return self._window.bytes
+        return self._queue.window.bytes
 
     @property
     def direct_waiting(self) -> int:
@@ -334,13 +317,13 @@ class NodeDelivery:
 
     def state_of(self, key: str) -> EntryState | None:
         """Where a key's newest message stands; None if nothing is pending."""
-        entry = self._entries.get(key)
+        entry = self._queue.entries.get(key)
         return entry.state if entry else None
 
     def blocked_by(self, key: str) -> Entry | None:
         """The earlier message of the same path that this key's message waits for."""
-        entry = self._entries.get(key)
-        return self._earlier(entry) if entry else None
+        entry = self._queue.entries.get(key)
+        return self._queue.earlier(entry) if entry else None
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -363,124 +346,54 @@ class NodeDelivery:
         self._replace(entry)
 
     def _replace(self, entry: Entry) -> None:
-        known = self._entries.get(entry.key)
+        known = self._queue.entries.get(entry.key)
         if known is not None:
-            self._supersede(known)
+            if known.state == IN_FLIGHT:
+                self._queue.supersede(known)
+            else:
+                self._drop(known)
         self._add(entry)
 
     def _add(self, entry: Entry) -> None:
-        if entry.message is not None:
-            if self._held_bytes + entry.size_bytes > self._settings.held_bytes:
-                entry.message = None
-            else:
-                self._held_bytes += entry.size_bytes
-        self._entries[entry.key] = entry
-        self._by_id[entry.message_id] = entry
-        if entry.path:
-            self._paths.setdefault(entry.path, []).append(entry)
+        self._queue.add(entry)
         if entry.expires_at is not None:
             self._set_timer(entry.expires_at, entry)
-        if entry.state == READY:
-            self._push(entry)
-
-    def _push(self, entry: Entry) -> None:
-        heapq.heappush(self._ready, (-entry.priority, entry.seq, entry))
-
-    def _supersede(self, entry: Entry) -> None:
-        """A newer message of its key takes its place; in flight it keeps its slot until ack or interval."""
-        if entry.state != IN_FLIGHT:
-            self._drop(entry)
-            return
-        entry.superseded = True
-        del self._entries[entry.key]
-        self._leave_path(entry)
 
     def _drop(self, entry: Entry) -> None:
-        """Forgets an entry and frees what it held."""
-        if entry.state == IN_FLIGHT:
-            self._window.remove(entry)
-        if entry.state == FETCHING:
-            self._fetching -= 1
-        self._release_body(entry)
-        entry.state = GONE
-        if self._entries.get(entry.key) is entry:
-            del self._entries[entry.key]
-        if self._by_id.get(entry.message_id) is entry:
-            del self._by_id[entry.message_id]
-        self._leave_path(entry)
+        self._queue.drop(entry)
         if self._rereading is not None:
             self._rereading.add(entry.seq)
-
-    def _release_body(self, entry: Entry) -> None:
-        if entry.message is not None:
-            self._held_bytes -= entry.size_bytes
-            entry.message = None
-
-    def _leave_path(self, entry: Entry) -> None:
-        siblings = self._paths.get(entry.path)
-        if siblings is not None and entry in siblings:
-            siblings.remove(entry)
-            if not siblings:
-                del self._paths[entry.path]
-            else:
-                for other in siblings:
-                    if other.state == READY:
-                        self._push(other)  # it may have waited for this one
-
-    def _earlier(self, entry: Entry) -> Entry | None:
-        """The earliest message of the path that is not parked, if that is another one. An edge
-        deletes by path, so two objects of one path go one after the other."""
-        for other in self._paths.get(entry.path, ()):
-            if other is entry:
-                return None
-            if other.state != PARKED:
-                return other
-        return None
 
     def _pump(self, now: float, wall_ms: int) -> list[Action]:
         """Sends whatever may go: by priority, then in the node's order, as far as the window allows."""
         actions: list[Action] = []
         if self._last_seq is None:
             return actions
+        queue, window = self._queue, self._queue.window
         wanted: list[tuple[str, int]] = []
         wanted_bytes = 0
-        while self._ready:
-            entry = self._ready[0][2]
-            if entry.state != READY:
-                heapq.heappop(self._ready)
-                continue
+        while (entry := queue.first()) is not None:
             if entry.expires_at is not None and entry.expires_at <= now:
                 actions += self._finish(entry, "expired", wall_ms, "")
                 continue
-            if self._earlier(entry) is not None:
-                heapq.heappop(self._ready)  # pushed again when the earlier one is done
-                continue
             if entry.message is None:
-                full = len(wanted) + self._fetching >= self._window.most_messages
-                if full or (wanted and wanted_bytes + entry.size_bytes > self._window.most_bytes):
+                full = queue.fetching >= window.most_messages
+                if full or (wanted and wanted_bytes + entry.size_bytes > window.most_bytes):
                     break
-                heapq.heappop(self._ready)
-                entry.state = FETCHING
+                queue.pop()
+                queue.fetch(entry)
                 wanted.append((entry.key, entry.seq))
                 wanted_bytes += entry.size_bytes
                 continue
-            if wanted or self._fetching or not self._window.has_room_for(entry.size_bytes):
+            if queue.fetching or not window.has_room_for(entry.size_bytes):
                 break  # the order holds: nobody overtakes a message whose body is on its way
-            heapq.heappop(self._ready)
-            actions += self._end_parked_before(entry, wall_ms)
-            self._window.add(entry)
+            queue.pop()
+            for other in queue.parked_before(entry):
+                actions += self._finish(other, "a later object of its path was sent", wall_ms, "")
+            window.add(entry)
             actions.append(self._send(entry))
         if wanted:
-            self._fetching += len(wanted)
             actions.append(Fetch(tuple(wanted)))
-        return actions
-
-    def _end_parked_before(self, entry: Entry, wall_ms: int) -> list[Action]:
-        actions: list[Action] = []
-        siblings = self._paths.get(entry.path, ())
-        if len(siblings) > 1:
-            for other in [o for o in siblings if o.seq < entry.seq and o.state == PARKED]:
-                actions += self._finish(other, "a later object of its path was sent", wall_ms, "")
         return actions
 
     def _send(self, entry: Entry) -> Send:
@@ -525,15 +438,7 @@ class NodeDelivery:
     def _park(
         self, entry: Entry, reason: str, wall_ms: int, traceparent: str, *, refused: bool = False
     ) -> list[Action]:
-        if entry.state == IN_FLIGHT:
-            self._window.remove(entry)
-        if entry.state == FETCHING:
-            self._fetching -= 1
-        self._release_body(entry)
-        entry.state = PARKED
-        for other in self._paths.get(entry.path, ()):
-            if other.state == READY:
-                self._push(other)
+        self._queue.park(entry)
         op = Park(
             self.node_id,
             self.epoch,

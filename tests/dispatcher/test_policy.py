@@ -933,6 +933,14 @@ def test_an_answer_is_sent_again_and_never_parked(node: Node) -> None:
     assert [op.reason for op in node.records(End)] == ["expired"]
 
 
+def test_answers_wait_for_no_object_of_their_path_nor_make_it_wait(node: Node) -> None:
+    """C40: an edge acknowledges an answer only while the request still waits."""
+    assert node.accept(entry(1, path=PATH, is_answer=True)) == ["m1"]
+    assert node.accept(entry(2, path=PATH, is_answer=True)) == ["m2"]
+    assert node.accept(entry(3, path=PATH)) == ["m3"]
+    assert node.accept(entry(4, path=PATH, is_answer=True)) == ["m4"]
+
+
 def test_a_refused_answer_ends(node: Node) -> None:
     """C40: nobody waits for it any more."""
     node.accept(entry(1, is_answer=True))

@@ -1,12 +1,30 @@
 """Parts around the delivery half of a dispatcher: a clock that is moved, metrics to read, requests."""
 
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
 from cloudhub.v1 import dispatcher_pb2 as pb
+from cloudhub.v1.link_pb2 import DispatcherBatch
 from cloudhub.v1.message_pb2 import Message
+from cloudhub.v1.sessions_pb2 import Session
+from services.dispatcher.admin import DispatcherAdmin
+from services.dispatcher.connectors import ConnectorStream
+from services.dispatcher.delivery import Delivery
 from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.node_session import NodeSession
+from services.dispatcher.outbox.ledger import Quotas
+from services.dispatcher.outbox.records import Claim
+from services.dispatcher.policy import PolicySettings
+from services.dispatcher.publication import PublishLimits
+from services.dispatcher.publishing import Publishing
+from services.dispatcher.sessions_client import SessionsClient
+from services.runtime.errors import Unavailable
+from services.runtime.tracing import Tracing
+from tests.support.outbox import MemoryOutbox
 
 NOW_MS = 1_700_000_000_000
 
@@ -67,3 +85,84 @@ def request(
         node_ids=node_ids,
         ack_mode=ack_mode,
     )
+
+
+class ReadableStream(ConnectorStream):
+    """A connector's stream that can be read without waiting."""
+
+    def taken(self) -> list[DispatcherBatch]:
+        """What has been queued since the last call."""
+        self._seal()
+        full, self._full = self._full, []
+        return full
+
+    def frames(self) -> list[tuple[str, bool]]:
+        """(message id, direct) of what was sent since the last call, in order."""
+        return [(frame.message.id, frame.direct) for batch in self.taken() for frame in batch.downstream]
+
+
+class FakeSessions(SessionsClient):
+    """Knows where nodes are, or does not answer."""
+
+    def __init__(self) -> None:
+        self.connected: set[str] = set()
+        self.away = False
+        self.asked: list[list[str]] = []
+        self.before_answer: Callable[[], Awaitable[object]] | None = None
+
+    async def locate(self, node_ids: Sequence[str]) -> dict[str, Session]:
+        """The live sessions among the nodes."""
+        self.asked.append(list(node_ids))
+        if self.away:
+            raise Unavailable("SESSIONS_UNAVAILABLE", "sessions does not answer")
+        if self.before_answer is not None:
+            await self.before_answer()
+        return {node_id: Session(node_id=node_id) for node_id in node_ids if node_id in self.connected}
+
+
+class DeliveryHalf:
+    """Delivery, publishing and administration over an outbox in memory."""
+
+    def __init__(self, settings: PolicySettings, quotas: Quotas | None, tracing: Tracing) -> None:
+        self.outbox = MemoryOutbox(quotas)
+        self.clock = SteppedClock()
+        self.metrics = Metrics()
+        self.tracing = tracing
+        self.delivery = Delivery(self.outbox, settings, self.clock, self.metrics, tracing)
+        self.sessions = FakeSessions()
+        self.publishing = Publishing(
+            self.delivery, self.sessions, PublishLimits(), self.clock, self.metrics, tracing
+        )
+        self.admin = DispatcherAdmin(self.outbox, self.delivery, self.clock)
+        self.stream = ReadableStream("c1", "connector-0")
+
+    async def connect(self, node_id: str = "edge-1", epoch: int = 1) -> NodeSession:
+        """The node's link opens; what was pending is sent."""
+        policy = self.delivery.new_policy(node_id, epoch)
+        session = NodeSession(node_id, "p1", epoch, self.stream, epoch, policy, "", self.clock.monotonic())
+        self.delivery.register(session)
+        (loaded,) = await self.delivery.writer.load([Claim(node_id, epoch, self.clock.wall_ms())])
+        self.delivery.start(session, loaded)
+        self.sessions.connected.add(node_id)
+        return session
+
+    async def publish(self, *requests: pb.PublishRequest, traceparent: str = "") -> list[pb.PublishResponse]:
+        """One response per request."""
+        return await self.publishing.publish(requests, traceparent)
+
+    async def settled(self) -> None:
+        """Returns when everything asked of the store is done."""
+        await self.delivery.writer.flush()
+
+
+@asynccontextmanager
+async def running_delivery_half(
+    settings: PolicySettings | None = None, quotas: Quotas | None = None, tracing: Tracing | None = None
+) -> AsyncIterator[DeliveryHalf]:
+    """At work until the block ends."""
+    half = DeliveryHalf(settings or PolicySettings(), quotas, tracing or Tracing(None, "dispatcher"))
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(half.delivery.run()), group.create_task(half.publishing.run())]
+        yield half
+        for task in tasks:
+            task.cancel()

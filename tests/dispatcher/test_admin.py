@@ -1,0 +1,244 @@
+"""What operators ask and do: `services.dispatcher.admin`."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from cloudhub.v1 import dispatcher_pb2 as pb
+from services.dispatcher.policy import PolicySettings
+from services.runtime.errors import InvalidRequest, NotFound
+from tests.support.dispatcher import DeliveryHalf, request, running_delivery_half
+
+NODE = "edge-1"
+NO_CONTEXT: Any = None
+TRACE = "00-" + "a" * 32 + "-" + "b" * 16 + "-00"
+
+
+@pytest.fixture
+async def half() -> AsyncIterator[DeliveryHalf]:
+    async with running_delivery_half(PolicySettings(window_messages=1)) as running:
+        yield running
+
+
+async def published(half: DeliveryHalf, node_id: str, *message_ids: str) -> None:
+    """Messages of objects of their own."""
+    for message_id in message_ids:
+        content = f'{{"metadata":{{"uid":"uid-{message_id}"}}}}'.encode()
+        what = request(node_id, content=content, message_id=message_id, resource=f"default/pod/{message_id}")
+        (response,) = await half.publish(what, traceparent=TRACE)
+        assert response.outcomes[0].outcome == pb.OUTCOME_ACCEPTED
+
+
+async def refused(half: DeliveryHalf, message_id: str) -> None:
+    """The edge sends a negative acknowledgement, and that is on record."""
+    half.delivery.refused(
+        half.delivery.sessions[NODE], request(parent_id=message_id).message, "no space left"
+    )
+    await half.settled()
+
+
+async def explain(half: DeliveryHalf, **named: str) -> pb.ExplainDeliveryResponse:
+    return await half.admin.ExplainDelivery(pb.ExplainDeliveryRequest(node_id=NODE, **named), NO_CONTEXT)
+
+
+async def test_nodes_are_listed_with_their_figures(half: DeliveryHalf) -> None:
+    await half.connect()
+    await published(half, NODE, "m1", "m2")
+    await refused(half, "m1")
+    await published(half, "edge-2", "m3")
+    response = await half.admin.ListNodes(pb.ListNodesRequest(), NO_CONTEXT)
+    one, two = response.nodes
+    assert (one.node_id, one.connected, one.epoch, one.pending, one.parked, one.in_flight, one.last_seq) == (
+        NODE,
+        True,
+        1,
+        2,
+        1,
+        1,
+        2,
+    )
+    assert one.oldest_pending.ToMilliseconds() == half.clock.wall_ms()
+    assert not one.HasField("last_ack")
+    assert (two.node_id, two.connected, two.epoch, two.in_flight) == ("edge-2", False, 0, 0)
+    assert response.next_page_token == ""
+
+
+async def test_nodes_are_listed_in_pages(half: DeliveryHalf) -> None:
+    for number in range(5):
+        await published(half, f"n{number}", "m")
+    pages, token = list[list[str]](), ""
+    while True:
+        what = pb.ListNodesRequest(page_size=2, page_token=token)
+        response = await half.admin.ListNodes(what, NO_CONTEXT)
+        pages.append([node.node_id for node in response.nodes])
+        token = response.next_page_token
+        if not token:
+            break
+    assert pages == [["n0", "n1"], ["n2", "n3"], ["n4"]]
+
+
+async def test_nodes_are_filtered(half: DeliveryHalf) -> None:
+    await published(half, "old-1", "m")
+    half.clock.advance(100)
+    await published(half, "new-1", "m")
+
+    async def listed(**only: Any) -> list[str]:
+        response = await half.admin.ListNodes(pb.ListNodesRequest(**only), NO_CONTEXT)
+        return [node.node_id for node in response.nodes]
+
+    late = pb.ListNodesRequest()
+    late.oldest_pending_over.FromSeconds(50)
+    assert await listed(node_id_prefix="new") == ["new-1"]
+    assert await listed(only_parked=True) == []
+    assert await listed(oldest_pending_over=late.oldest_pending_over) == ["old-1"]
+
+
+async def test_a_node_is_inspected_page_by_page(half: DeliveryHalf) -> None:
+    await half.connect()
+    await published(half, NODE, "m1", "m2", "m3")
+    first = await half.admin.InspectNode(pb.InspectNodeRequest(node_id=NODE, page_size=2), NO_CONTEXT)
+    assert first.node.pending == 3
+    assert [(row.message_id, row.state) for row in first.objects] == [
+        ("m1", pb.DELIVERY_STATE_IN_FLIGHT),
+        ("m2", pb.DELIVERY_STATE_PENDING),
+    ]
+    row = first.objects[0]
+    assert (row.object_key, row.resource, row.operation) == ("uid-m1", "default/pod/m1", "update")
+    assert (row.version, row.floor, row.acknowledged_version, row.seq) == ("1", "1", "", 1)
+    assert row.accepted_at.ToMilliseconds() == half.clock.wall_ms()
+    assert not row.HasField("expires_at")
+    second = await half.admin.InspectNode(
+        pb.InspectNodeRequest(node_id=NODE, page_size=2, page_token=first.next_page_token), NO_CONTEXT
+    )
+    assert [row.message_id for row in second.objects] == ["m3"]
+    assert second.next_page_token == ""
+
+
+async def test_an_unknown_node_is_not_found(half: DeliveryHalf) -> None:
+    with pytest.raises(NotFound):
+        await half.admin.InspectNode(pb.InspectNodeRequest(node_id="nobody"), NO_CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"page_token": "!!"}, "page_token"),
+        ({"page_token": "4pyT"}, "page_token"),  # a tick
+        ({"page_token": "wrI="}, "page_token"),  # a digit, but no decimal one
+        ({"page_token": "OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk="}, "page_token"),  # beyond 64 bits
+        ({"page_size": 1001}, "page_size"),
+        ({"node_id": "Not A Node"}, "node_id"),
+        ({"node_id": ""}, "node_id"),
+    ],
+)
+async def test_a_malformed_inspection_names_its_field(
+    half: DeliveryHalf, fields: dict[str, Any], field: str
+) -> None:
+    """Invariant 10."""
+    await published(half, NODE, "m1")
+    with pytest.raises(InvalidRequest) as fault:
+        await half.admin.InspectNode(pb.InspectNodeRequest(**{"node_id": NODE, **fields}), NO_CONTEXT)
+    assert fault.value.field == field
+
+
+@pytest.mark.parametrize("seconds", [-1, 2**62])
+async def test_a_span_of_time_that_no_clock_holds_is_refused(half: DeliveryHalf, seconds: int) -> None:
+    """Invariant 10."""
+    what = pb.ListNodesRequest()
+    what.oldest_pending_over.seconds = seconds
+    with pytest.raises(InvalidRequest) as fault:
+        await half.admin.ListNodes(what, NO_CONTEXT)
+    assert fault.value.field == "oldest_pending_over"
+
+
+async def test_a_message_is_explained_on_its_whole_way(half: DeliveryHalf) -> None:
+    """Invariant 9: each state and each event is told."""
+    await published(half, NODE, "m1", "m2")
+    absent = await explain(half, message_id="m1")
+    assert (absent.state, absent.trace_id) == (pb.DELIVERY_STATE_PENDING, "a" * 32)
+    assert "not connected" in absent.explanation
+    session = await half.connect()
+    await half.settled()
+    waiting = await explain(half, object_key="uid-m2")
+    assert (waiting.message_id, waiting.state) == ("m2", pb.DELIVERY_STATE_PENDING)
+    assert "waits for its turn" in waiting.explanation
+    half.delivery.acknowledged(session, request(parent_id="m1").message)
+    await half.settled()
+    done = await explain(half, message_id="m1")
+    assert done.state == pb.DELIVERY_STATE_ACKNOWLEDGED
+    assert done.object.acknowledged_version == "1"
+    assert [event.kind for event in done.events] == ["accepted", "acknowledged"]
+    assert done.events[1].epoch == 1
+
+
+async def test_a_replaced_message_is_explained_by_its_history(half: DeliveryHalf) -> None:
+    for version in ("1", "2"):
+        await half.publish(request(NODE, version=version, message_id=f"m{version}"))
+    found = await explain(half, message_id="m1")
+    assert found.state == pb.DELIVERY_STATE_ENDED
+    assert "superseded" in found.explanation
+    assert found.object.message_id == "m2"
+
+
+async def test_a_refused_publish_is_explained(half: DeliveryHalf) -> None:
+    await half.publish(request(NODE, version="x", message_id="m1"))
+    found = await explain(half, message_id="m1")
+    assert "VERSION_MALFORMED" in found.explanation
+    assert not found.HasField("object")
+
+
+async def test_an_unknown_message_is_not_found(half: DeliveryHalf) -> None:
+    for named in ({"message_id": "m1"}, {"object_key": "uid"}):
+        with pytest.raises(NotFound):
+            await explain(half, **named)
+
+
+async def test_an_explanation_is_of_a_message_or_of_an_object(half: DeliveryHalf) -> None:
+    with pytest.raises(InvalidRequest):
+        await explain(half)
+    with pytest.raises(InvalidRequest):
+        await explain(half, message_id="m1", object_key="k")
+
+
+async def test_redeliver_sends_parked_messages_again(half: DeliveryHalf) -> None:
+    """C20."""
+    await half.connect()
+    await published(half, NODE, "m1")
+    await refused(half, "m1")
+    assert (await explain(half, message_id="m1")).object.parked_reason == "refused by the edge: no space left"
+    assert half.stream.frames() == [("m1", False)]
+    response = await half.admin.Redeliver(pb.RedeliverRequest(node_id=NODE), NO_CONTEXT)
+    assert response.redelivered == 1
+    await half.settled()
+    assert (await explain(half, message_id="m1")).object.parked_reason == ""
+    assert half.metrics.value("rereads_total") == 1
+
+
+async def test_purge_drops_what_is_pending_and_forgets_it_here(half: DeliveryHalf) -> None:
+    await half.connect()
+    await published(half, NODE, "m1", "m2")
+    response = await half.admin.Purge(pb.PurgeRequest(node_id=NODE, object_key="uid-m1"), NO_CONTEXT)
+    assert response.purged == 1
+    await half.settled()
+    assert half.stream.frames() == [("m1", False), ("m2", False)]
+    assert half.delivery.sessions[NODE].policy.in_flight == 1
+    response = await half.admin.Purge(pb.PurgeRequest(node_id=NODE, all=True), NO_CONTEXT)
+    assert response.purged == 1
+
+
+async def test_a_purge_of_everything_has_to_be_said(half: DeliveryHalf) -> None:
+    for what in (pb.PurgeRequest(node_id=NODE), pb.PurgeRequest(node_id=NODE, object_key="k", all=True)):
+        with pytest.raises(InvalidRequest):
+            await half.admin.Purge(what, NO_CONTEXT)
+
+
+async def test_resync_lets_equal_versions_in_again(half: DeliveryHalf) -> None:
+    """C13."""
+    session = await half.connect()
+    await published(half, NODE, "m1")
+    half.delivery.acknowledged(session, request(parent_id="m1").message)
+    await half.settled()
+    response = await half.admin.ResyncNode(pb.ResyncNodeRequest(node_id=NODE), NO_CONTEXT)
+    assert response.objects == 1
+    await published(half, NODE, "m1")
