@@ -392,8 +392,6 @@ class DeliveryMachine(RuleBasedStateMachine):
                 self.frame_reaches_edge("ack")
             elif session.acks:
                 self.ack_arrives(False)
-            elif self.queue:
-                continue
             else:
                 break
         assert not [row for row in self.rows.values() if row.state != RowState.SETTLED], (

@@ -1,0 +1,150 @@
+"""The pending messages of one node: by key, by id, by path, and which of them is next. Pure."""
+
+import heapq
+from collections.abc import Iterable
+
+from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.entry import Entry, EntryState
+from services.dispatcher.inflight import Window
+
+READY, FETCHING, IN_FLIGHT = EntryState.READY, EntryState.FETCHING, EntryState.IN_FLIGHT
+PARKED, GONE = EntryState.PARKED, EntryState.GONE
+
+
+class NodeQueue:
+    """What is pending for a node and the window it is sent through.
+
+    At most `held_bytes` of bodies are kept for messages that come with one; the others are loaded
+    when their turn comes.
+    """
+
+    __slots__ = (
+        "_held_bytes",
+        "_most_held_bytes",
+        "_paths",
+        "_ready",
+        "by_id",
+        "entries",
+        "fetching",
+        "window",
+    )
+
+    def __init__(self, window: Window, held_bytes: int) -> None:
+        self.window = window
+        self.entries: dict[str, Entry] = {}  # key -> its newest message
+        self.by_id: dict[str, Entry] = {}  # also superseded ones that are in flight
+        self.fetching = 0  # entries whose body is being loaded
+        self._most_held_bytes = held_bytes
+        self._held_bytes = 0
+        self._paths: dict[str, list[Entry]] = {}  # entries of one path in order of seq
+        self._ready: list[tuple[int, int, Entry]] = []  # (-priority, seq, entry)
+
+    def add(self, entry: Entry) -> None:
+        """A message of a key that has none."""
+        if entry.message is not None:
+            if self._held_bytes + entry.size_bytes > self._most_held_bytes:
+                entry.message = None
+            else:
+                self._held_bytes += entry.size_bytes
+        self.entries[entry.key] = entry
+        self.by_id[entry.message_id] = entry
+        if entry.path and not entry.is_answer:  # an answer is about a request, it deletes nothing
+            self._paths.setdefault(entry.path, []).append(entry)
+        if entry.state == READY:
+            self.push(entry)
+
+    def push(self, entry: Entry) -> None:
+        """A ready entry waits for its turn. Pushing it twice does no harm."""
+        heapq.heappush(self._ready, (-entry.priority, entry.seq, entry))
+
+    def first(self) -> Entry | None:
+        """The entry whose turn it is: by priority, then in the node's order, and not behind an earlier
+        message of its path."""
+        while self._ready:
+            entry = self._ready[0][2]
+            if entry.state == READY and self.earlier(entry) is None:
+                return entry
+            heapq.heappop(self._ready)  # one that waits is pushed again when the earlier one is done
+        return None
+
+    def pop(self) -> None:
+        """Takes `first` out of the waiting ones."""
+        heapq.heappop(self._ready)
+
+    def fetch(self, entry: Entry) -> None:
+        """Its body is being loaded."""
+        entry.state = FETCHING
+        self.fetching += 1
+
+    def fetched(self, entry: Entry, message: Message | None) -> None:
+        """Its body is here (or could not be had for now)."""
+        self.fetching -= 1
+        entry.state = READY
+        if message is not None:
+            entry.message = message
+            self._held_bytes += entry.size_bytes
+        self.push(entry)
+
+    def supersede(self, entry: Entry) -> None:
+        """A newer message of its key takes its place; in flight it keeps its slot until ack or interval."""
+        entry.superseded = True
+        del self.entries[entry.key]
+        self._leave_path(entry)
+
+    def drop(self, entry: Entry) -> None:
+        """Forgets an entry and frees what it held."""
+        self._release(entry)
+        entry.state = GONE
+        if self.entries.get(entry.key) is entry:
+            del self.entries[entry.key]
+        if self.by_id.get(entry.message_id) is entry:
+            del self.by_id[entry.message_id]
+        self._leave_path(entry)
+
+    def park(self, entry: Entry) -> None:
+        """Keeps the entry's place, frees what it held, lets later ones of its path pass."""
+        self._release(entry)
+        entry.state = PARKED
+        self._push_siblings(self._paths.get(entry.path, ()))
+
+    def earlier(self, entry: Entry) -> Entry | None:
+        """The earliest message of the path that is not parked, if that is another one. An edge
+        deletes by path, so two objects of one path go one after the other; answers wait for none."""
+        if entry.is_answer:
+            return None
+        for other in self._paths.get(entry.path, ()):
+            if other is entry:
+                return None
+            if other.state != PARKED:
+                return other
+        return None
+
+    def parked_before(self, entry: Entry) -> list[Entry]:
+        """Parked messages of the path that sending `entry` ends."""
+        siblings = self._paths.get(entry.path, ())
+        if len(siblings) < 2:
+            return []
+        return [other for other in siblings if other.seq < entry.seq and other.state == PARKED]
+
+    def _release(self, entry: Entry) -> None:
+        if entry.state == IN_FLIGHT:
+            self.window.remove(entry)
+        elif entry.state == FETCHING:
+            self.fetching -= 1
+        if entry.message is not None:
+            self._held_bytes -= entry.size_bytes
+            entry.message = None
+
+    def _leave_path(self, entry: Entry) -> None:
+        siblings = self._paths.get(entry.path)
+        if siblings is not None and entry in siblings:
+            siblings.remove(entry)
+            if siblings:
+                self._push_siblings(siblings)
+            else:
+                del self._paths[entry.path]
+
+    def _push_siblings(self, siblings: Iterable[Entry]) -> None:
+        for other in siblings:
+            if other.state == READY:
+                self.push(other)  # it may have waited for the one that is done
