@@ -5,16 +5,20 @@ came, so that its acknowledgement joins the trace all the same.
 """
 
 import os
+import threading
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
 from edge.protocol import Message
+
+# How long the end of a process may wait for a collector that does not answer.
+FLUSH_SECONDS = 3.0
 
 
 def _parent(traceparent: str) -> Context | None:
@@ -33,8 +37,9 @@ def _parent(traceparent: str) -> Context | None:
 class EdgeTracing:
     """Makes the spans of one process; without a provider it makes none."""
 
-    def __init__(self, provider: TracerProvider | None = None) -> None:
+    def __init__(self, provider: TracerProvider | None = None, exporter: SpanExporter | None = None) -> None:
         self._provider = provider
+        self._exporter = exporter
         self._tracer = provider.get_tracer("cloudhub.edge") if provider else None
 
     def apply(self, node_id: str, message: Message, start_ms: int) -> str:
@@ -62,9 +67,17 @@ class EdgeTracing:
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 
     def close(self) -> None:
-        """Flushes and ends the exporter."""
-        if self._provider is not None:
+        """Flushes and ends the exporter; blocks for FLUSH_SECONDS at the most, then spans are lost."""
+        if self._provider is None:
+            return
+        if self._exporter is None:
             self._provider.shutdown()
+            return
+        cut = threading.Timer(FLUSH_SECONDS, self._exporter.shutdown)
+        cut.start()
+        self._provider.shutdown()
+        cut.cancel()
+        cut.join()
 
 
 def configure_tracing(instance: str) -> EdgeTracing:
@@ -82,8 +95,10 @@ def configure_tracing(instance: str) -> EdgeTracing:
                 "service.name": "cloudhub-edge",
                 "service.instance.id": instance,
                 "service.namespace": "cloudhub",
+                **OTELResourceDetector().detect().attributes,
             }
         )
     )
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return EdgeTracing(provider)
+    exporter = OTLPSpanExporter()
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return EdgeTracing(provider, exporter)

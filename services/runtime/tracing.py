@@ -6,17 +6,21 @@ publisher's context is still carried along.
 """
 
 import os
+import threading
 from collections.abc import Mapping
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags, Tracer
 from opentelemetry.trace.status import Status, StatusCode
 from opentelemetry.util.types import AttributeValue
+
+# How long the end of a process may wait for a collector that does not answer.
+FLUSH_SECONDS = 3.0
 
 _HEX = frozenset("0123456789abcdef")
 
@@ -60,8 +64,11 @@ def parent_context(traceparent: str) -> Context:
 class Tracing:
     """The tracer of one process. Spans have explicit parents; there is no ambient current span."""
 
-    def __init__(self, provider: TracerProvider | None, service: str) -> None:
+    def __init__(
+        self, provider: TracerProvider | None, service: str, exporter: SpanExporter | None = None
+    ) -> None:
         self._provider = provider
+        self._exporter = exporter
         self._tracer: Tracer = provider.get_tracer(f"cloudhub.{service}") if provider else trace.NoOpTracer()
 
     @property
@@ -108,9 +115,18 @@ class Tracing:
         return traceparent_of(span)
 
     def close(self) -> None:
-        """Flushes and ends the exporter; blocks for its time limit at the most."""
-        if self._provider:
+        """Flushes and ends the exporter; blocks for FLUSH_SECONDS at the most, then spans are lost."""
+        if self._provider is None:
+            return
+        if self._exporter is None:
             self._provider.shutdown()
+            return
+        # The provider alone would wait half a minute for a collector that is away.
+        cut = threading.Timer(FLUSH_SECONDS, self._exporter.shutdown)
+        cut.start()
+        self._provider.shutdown()
+        cut.cancel()
+        cut.join()
 
 
 def configure_tracing(service: str, instance: str) -> Tracing:
@@ -127,8 +143,9 @@ def configure_tracing(service: str, instance: str) -> Tracing:
             "service.name": f"cloudhub-{service}",
             "service.instance.id": instance,
             "service.namespace": "cloudhub",
+            **OTELResourceDetector().detect().attributes,
         }
     )
-    provider = TracerProvider(resource=resource)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return Tracing(provider, service)
+    provider, exporter = TracerProvider(resource=resource), OTLPSpanExporter()
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return Tracing(provider, service, exporter)
