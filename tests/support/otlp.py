@@ -26,8 +26,6 @@ class ReceivedSpan:
     span_id: str
     parent_id: str
     """Empty for the root of a trace."""
-    flags: int
-    """W3C trace flags: 1 sampled, 2 random trace id."""
     kind: str
     start_ns: int
     end_ns: int
@@ -37,10 +35,10 @@ class ReceivedSpan:
     instance: str
     attributes: Mapping[str, Value] = field(default_factory=dict)
 
-    @property
-    def traceparent(self) -> str:
-        """The context that names this span."""
-        return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
+    def is_named_by(self, traceparent: str) -> bool:
+        """Whether a sampled context names this span."""
+        named = traceparent[:-2] == f"00-{self.trace_id}-{self.span_id}-"
+        return named and int(traceparent[-2:], 16) % 2 == 1
 
 
 def _value(value: AnyValue) -> Value:
@@ -61,7 +59,6 @@ def _span(span: WireSpan, resource: Mapping[str, Value]) -> ReceivedSpan:
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
         parent_id=span.parent_span_id.hex(),
-        flags=span.flags & 0xFF,
         kind=WireSpan.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_").lower(),
         start_ns=span.start_time_unix_nano,
         end_ns=span.end_time_unix_nano,
