@@ -122,7 +122,7 @@ class NodeQueue:
     def parked_before(self, entry: Entry) -> list[Entry]:
         """Parked messages of the path that sending `entry` ends."""
         siblings = self._paths.get(entry.path, ())
-        if len(siblings) < 2:
+        if entry.is_answer or len(siblings) < 2:
             return []
         return [other for other in siblings if other.seq < entry.seq and other.state == PARKED]
 

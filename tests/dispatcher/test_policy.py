@@ -941,6 +941,14 @@ def test_answers_wait_for_no_object_of_their_path_nor_make_it_wait(node: Node) -
     assert node.accept(entry(4, path=PATH, is_answer=True)) == ["m4"]
 
 
+def test_an_answer_ends_no_parked_object_of_its_path() -> None:
+    """C40, invariant 1."""
+    node = Node()
+    parked = [entry(seq, path=PATH, parked=True) for seq in (1, 2)]
+    assert node.load(*parked, entry(3, path=PATH, is_answer=True)) == ["m3"]
+    assert node.records(End) == []
+
+
 def test_a_refused_answer_ends(node: Node) -> None:
     """C40: nobody waits for it any more."""
     node.accept(entry(1, is_answer=True))
