@@ -19,6 +19,8 @@ from services.dispatcher.outbox.records import (
     Attempt,
     Duplicate,
     End,
+    Event,
+    EventKind,
     Loaded,
     ObjectRow,
     OwnedOp,
@@ -102,8 +104,8 @@ class Delivery:
             del self.sessions[session.node_id]
         session.active = False
         self._metrics.sessions.set(len(self.sessions))
-        if session.policy.direct_waiting:
-            self._metrics.dropped.labels("link_gone").inc(session.policy.direct_waiting)
+        for message_id in session.policy.direct_waiting:
+            self.dropped(session.node_id, message_id, "link_gone", session.epoch)
         self.perform(session, session.policy.closed(self._clock.wall_ms()))
 
     # -- inputs ------------------------------------------------------------------------------------
@@ -140,10 +142,18 @@ class Delivery:
         """Sends a NO-ACK message; False if the lane is full."""
         actions = session.policy.direct(message, size_bytes)
         if actions is None:
-            self._metrics.dropped.labels("lane_full").inc()
+            self.dropped(session.node_id, message.id, "lane_full", session.epoch)
             return False
         self.perform(session, actions)
         return True
+
+    def dropped(self, node_id: str, message_id: str, reason: str, epoch: int = 0) -> None:
+        """A NO-ACK message goes nowhere: counted, and told in the node's history."""
+        self._metrics.dropped.labels(reason).inc()
+        event = Event(
+            node_id, EventKind.DROPPED, self._clock.wall_ms(), message_id, epoch=epoch, reason=reason
+        )
+        self.writer.note(event)
 
     def paused(self, session: NodeSession, is_paused: bool) -> None:
         """Reading from the link stops or goes on."""

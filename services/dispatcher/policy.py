@@ -69,7 +69,7 @@ class NodeDelivery:
         self._queue = NodeQueue(Window(settings.window_messages, settings.window_bytes), settings.held_bytes)
         self._timers: list[tuple[float, int, int, Entry]] = []  # (at, seq, sends, entry)
         self._unwritten: deque[tuple[int, Entry]] = deque()
-        self._direct: deque[tuple[int, int]] = deque()  # (number, size) not yet written
+        self._direct: deque[tuple[int, int, str]] = deque()  # (number, size, id) not yet written
         self._direct_bytes = 0
         self._direct_number = 0
         self._number = 0
@@ -171,7 +171,7 @@ class NodeDelivery:
         ):
             return None
         self._direct_number += 1
-        self._direct.append((self._direct_number, size_bytes))
+        self._direct.append((self._direct_number, size_bytes, message.id))
         self._direct_bytes += size_bytes
         return [SendDirect(message, self._direct_number)]
 
@@ -306,9 +306,9 @@ class NodeDelivery:
         return self._queue.window.bytes
 
     @property
-    def direct_waiting(self) -> int:
-        """NO-ACK messages whose bytes are not in the socket."""
-        return len(self._direct)
+    def direct_waiting(self) -> list[str]:
+        """Ids of the NO-ACK messages whose bytes are not in the socket."""
+        return [message_id for _, _, message_id in self._direct]
 
     @property
     def last_seq(self) -> int | None:

@@ -78,17 +78,18 @@ class Publishing:
         self._clock = clock
         self._metrics = metrics
         self._tracing = tracing
-        self._locations: Batcher[str, bool] = Batcher(self._locate)
+        self._locations: Batcher[tuple[str, ...], set[str]] = Batcher(self._locate)
         self._sessions = sessions
 
     async def run(self) -> None:
         """Answers look-ups of nodes until cancelled."""
         await self._locations.run()
 
-    async def _locate(self, node_ids: Sequence[str]) -> list[bool]:
-        """Whether the nodes are connected here now, after asking the registry."""
-        found = await self._sessions.locate(sorted(set(node_ids)))
-        return [node_id in found and node_id in self._delivery.sessions for node_id in node_ids]
+    async def _locate(self, asked: Sequence[tuple[str, ...]]) -> list[set[str]]:
+        """Which of the nodes are connected here now, after asking the registry."""
+        found = await self._sessions.locate(sorted({node_id for nodes in asked for node_id in nodes}))
+        here = found.keys() & self._delivery.sessions.keys()
+        return [here.intersection(nodes) for nodes in asked]
 
     async def publish(
         self, requests: Sequence[pb.PublishRequest], traceparent: str
@@ -101,7 +102,7 @@ class Publishing:
         for request in requests:
             self._prepare(work, request, traceparent)
         if work.lookups:
-            await asyncio.gather(*(self._look_up(work, *lookup) for lookup in work.lookups))
+            await self._look_up(work)
         if work.ops:
             await self._store(work)
         responses = [self._finish(request) for request in work.requests]
@@ -194,19 +195,22 @@ class Publishing:
             _reject(outcome, Rejection("LANE_FULL", "node_ids", "the node's link does not keep up"))
         return True
 
-    async def _look_up(self, work: _Work, item: _Request, outcome: pb.NodeOutcome) -> None:
-        publication = item.publication
-        assert publication is not None
+    async def _look_up(self, work: _Work) -> None:
+        """One fresh look-up for all messages that found no session here."""
         try:
-            here = await self._locations.call(outcome.node_id)
+            here = await self._locations.call(tuple(outcome.node_id for _, outcome in work.lookups))
         except HubError as error:
-            outcome.outcome = pb.OUTCOME_UNAVAILABLE
-            outcome.reason, outcome.detail = error.reason, error.detail
+            for _, outcome in work.lookups:
+                _unavailable(outcome, error)
             return
-        if not (here and self._to_session(work, item, publication, outcome)):
+        for item, outcome in work.lookups:
+            publication = item.publication
+            assert publication is not None
+            if outcome.node_id in here and self._to_session(work, item, publication, outcome):
+                continue
             outcome.outcome = pb.OUTCOME_NO_SESSION
             outcome.reason = "NOT_CONNECTED"
-            self._metrics.dropped.labels("no_session").inc()
+            self._delivery.dropped(outcome.node_id, item.response.message_id, "no_session")
 
     # -- messages that are stored ------------------------------------------------------------------
 

@@ -16,6 +16,9 @@ from services.runtime.rpc import error_reason
 _log = get_log(__name__)
 T = TypeVar("T")
 
+# Sessions refuses larger batches.
+MOST_PER_CALL = 4096
+
 
 class SessionsClient:
     """One dispatcher's view of sessions. Every call raises Unavailable when sessions does not answer."""
@@ -52,9 +55,12 @@ class SessionsClient:
 
     async def locate(self, node_ids: Sequence[str]) -> dict[str, pb.Session]:
         """The live sessions among the nodes."""
-        request = pb.LocateNodesRequest(node_ids=node_ids)
-        answer = await self._call(self._stub.LocateNodes(request, timeout=self._timeout))
-        return {session.node_id: session for session in answer.sessions}
+        found: dict[str, pb.Session] = {}
+        for start in range(0, len(node_ids), MOST_PER_CALL):
+            request = pb.LocateNodesRequest(node_ids=node_ids[start : start + MOST_PER_CALL])
+            answer = await self._call(self._stub.LocateNodes(request, timeout=self._timeout))
+            found.update((session.node_id, session) for session in answer.sessions)
+        return found
 
     async def renew(self, name: str, address: str, counter: int, sessions: int) -> pb.RenewLeaseResponse:
         """Renews this dispatcher's lease."""

@@ -987,9 +987,9 @@ def test_the_direct_lane_is_bounded_in_messages() -> None:
     """C26: a full lane drops, and bytes in the socket make room."""
     node = Node(PolicySettings(direct_messages=2))
     assert [direct(node) for _ in range(3)] == [True, True, False]
-    assert node.policy.direct_waiting == 2
+    assert len(node.policy.direct_waiting) == 2
     node.write(through=0, direct=1)
-    assert node.policy.direct_waiting == 1
+    assert len(node.policy.direct_waiting) == 1
     assert [direct(node) for _ in range(2)] == [True, False]
     assert [a.number for a in node.actions if isinstance(a, SendDirect)] == [1, 2, 3]
 
@@ -1010,4 +1010,4 @@ def test_the_lanes_count_apart(node: Node) -> None:
     direct(node)
     node.write(through=0, direct=1)
     assert node.policy.next_deadline() is None
-    assert node.policy.direct_waiting == 0
+    assert len(node.policy.direct_waiting) == 0

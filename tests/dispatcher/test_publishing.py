@@ -168,15 +168,22 @@ async def test_a_direct_message_is_sent_and_never_stored(half: DeliveryHalf) -> 
     assert half.sessions.asked == []
 
 
+async def dropped(half: DeliveryHalf) -> list[tuple[str, str]]:
+    """Message ids and reasons of the drops in the history."""
+    await half.delivery.writer.flush()
+    return [(e.message_id, e.reason) for _, e in half.outbox.events if e.kind == EventKind.DROPPED]
+
+
 async def test_a_direct_message_to_an_absent_node_is_dropped_after_a_fresh_look_up(
     half: DeliveryHalf,
 ) -> None:
-    """C26: dropped with a counted reason; nothing of it stays."""
+    """C26: dropped with a counted reason; only its history stays (invariant 9)."""
     outcome = await one(half, direct(NODE))
     assert (outcome.outcome, outcome.reason) == (pb.OUTCOME_NO_SESSION, "NOT_CONNECTED")
     assert half.sessions.asked == [[NODE]]
     assert half.metrics.value("dropped_total", reason="no_session") == 1
-    assert half.outbox.events == []
+    assert await dropped(half) == [("d1", "no_session")]
+    assert await half.outbox.pending(NODE, 0, 10) == []
 
 
 async def test_a_direct_message_finds_a_session_that_opens_during_the_look_up(half: DeliveryHalf) -> None:
@@ -217,6 +224,7 @@ async def test_what_waits_in_the_lane_of_a_link_that_ends_is_dropped_and_counted
     await half.publish(direct(NODE, message_id="d1"), direct(NODE, message_id="d2"))
     half.delivery.remove(session)
     assert half.metrics.value("dropped_total", reason="link_gone") == 2
+    assert await dropped(half) == [("d1", "link_gone"), ("d2", "link_gone")]
     assert half.delivery.sessions == {}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.outbox.contract import Outbox
-from services.dispatcher.outbox.records import Claim, Fenced, Loaded, Op, OwnedOp, Reload, Result
+from services.dispatcher.outbox.records import Claim, Event, Fenced, Loaded, Op, OwnedOp, Reload, Result
 from services.runtime.backoff import Backoff
 from services.runtime.errors import StoreUnavailable, Unavailable
 from services.runtime.logs import get_log
@@ -65,6 +65,12 @@ class OutboxWriter:
         """Writes this sooner or later, unless its epoch is fenced or the process ends before."""
         self._queue.append((op, None))
         self._notify()
+
+    def note(self, event: Event) -> None:
+        """Writes a line of history that nobody waits for; left out when too much waits already."""
+        if len(self._queue) < self._most_waiting:
+            self._queue.append((event, None))
+            self._notify()
 
     def submit(self, ops: list[Op], done: Callable[[GroupResults], None]) -> None:
         """Calls `done` with one result per operation once all are durable, or with errors.
