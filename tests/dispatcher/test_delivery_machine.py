@@ -380,7 +380,6 @@ class DeliveryMachine(RuleBasedStateMachine):
             return
         self.commit_all()
         self.operator_redelivers_all_parked(0)
-        self.session = None
         self.open_session(0)
         session = self.session
         assert session is not None
