@@ -6,8 +6,10 @@ Ordering contract, kept by `delivery.Delivery` alone:
    commit), so every `Send` is of a durable message.
 2. The actions of one call are carried out in their order; a node's `Send`s reach its link in order.
 3. A `Record` need not be durable before anything else happens: until it is, a restart repeats the
-   message's delivery, which is always allowed. It is written under the session's epoch; a record whose
-   epoch is fenced is forgotten.
+   message's delivery, which is allowed with one exception: a message of another object under the same path
+   waits until the record of the earlier one's end is durable (`recorded`, `proceed`), since an edge deletes
+   by path and a delete sent once more would destroy the later object. A record is written under the
+   session's epoch; one whose epoch is fenced is forgotten.
 """
 
 from dataclasses import dataclass

@@ -292,7 +292,16 @@ class Delivery:
     def _recorded(self, ops: list[OwnedOp]) -> None:
         """The records of one commit are durable. Counters move once per commit."""
         settled = first = again = 0
+        may_go: dict[str, NodeSession] = {}
         for op in ops:
+            if isinstance(op, (Settle, Park, End)):
+                session = self.sessions.get(op.node_id)
+                if (
+                    session is not None
+                    and session.epoch == op.epoch
+                    and session.policy.recorded(op.key, op.seq)
+                ):
+                    may_go[op.node_id] = session
             if isinstance(op, Attempt):
                 if op.attempt == 1:
                     first += 1
@@ -311,6 +320,9 @@ class Delivery:
         self._metrics.acknowledged.inc(settled)
         self._sent_first.inc(first)
         self._sent_again.inc(again)
+        now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
+        for session in may_go.values():
+            self.perform(session, session.policy.proceed(now, wall_ms))
 
     def _trace_record(self, op: Settle | Park | End) -> None:
         if op.traceparent and self._tracing.enabled and is_sampled(op.traceparent):

@@ -37,6 +37,7 @@ class Entry:
         "state",
         "superseded",
         "traceparent",
+        "unrecorded",
         "version",
         "written",
     )
@@ -77,6 +78,8 @@ class Entry:
         self.message = message
         self.state = EntryState.PARKED if parked else EntryState.READY
         self.superseded = False
+        # Records that say it is over or parked and are not durable yet.
+        self.unrecorded = 0
         self.written = False
         self.sends = 0
         self.resend_at = 0.0

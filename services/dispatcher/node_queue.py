@@ -23,6 +23,7 @@ class NodeQueue:
         "_most_held_bytes",
         "_paths",
         "_ready",
+        "_unrecorded",
         "by_id",
         "entries",
         "fetching",
@@ -38,6 +39,7 @@ class NodeQueue:
         self._held_bytes = 0
         self._paths: dict[str, list[Entry]] = {}  # entries of one path in order of seq
         self._ready: list[tuple[int, int, Entry]] = []  # (-priority, seq, entry)
+        self._unrecorded: dict[tuple[str, int], Entry] = {}  # (key, seq) -> an entry that holds its path
 
     def add(self, entry: Entry) -> None:
         """A message of a key that has none."""
@@ -91,31 +93,50 @@ class NodeQueue:
         del self.entries[entry.key]
         self._leave_path(entry)
 
-    def drop(self, entry: Entry) -> None:
-        """Forgets an entry and frees what it held."""
+    def drop(self, entry: Entry, *, is_recorded: bool = True) -> None:
+        """Forgets an entry and frees what it held; its path only once its end is recorded."""
         self._release(entry)
         entry.state = GONE
         if self.entries.get(entry.key) is entry:
             del self.entries[entry.key]
         if self.by_id.get(entry.message_id) is entry:
             del self.by_id[entry.message_id]
-        self._leave_path(entry)
+        if is_recorded or not self._hold_path(entry):
+            self._unrecorded.pop((entry.key, entry.seq), None)
+            self._leave_path(entry)
 
     def park(self, entry: Entry) -> None:
-        """Keeps the entry's place, frees what it held, lets later ones of its path pass."""
+        """Keeps the entry's place, frees what it held; once that is recorded, later ones of its path pass."""
         self._release(entry)
         entry.state = PARKED
-        self._push_siblings(self._paths.get(entry.path, ()))
+        self._hold_path(entry)
+
+    def recorded(self, key: str, seq: int) -> bool:
+        """A record of an entry's end or parking is durable; True if a later one of its path may go now."""
+        entry = self._unrecorded.get((key, seq))
+        if entry is None:
+            return False
+        entry.unrecorded -= 1
+        if entry.unrecorded:
+            return False
+        del self._unrecorded[key, seq]
+        siblings = self._paths[entry.path]  # the entry itself among them
+        if entry.state == GONE:
+            self._leave_path(entry)
+        else:
+            self._push_siblings(siblings)
+        return bool(siblings)
 
     def earlier(self, entry: Entry) -> Entry | None:
-        """The earliest message of the path that is not parked, if that is another one. An edge
-        deletes by path, so two objects of one path go one after the other; answers wait for none."""
+        """The earliest message of another object of the path that is neither over nor parked, durably. An
+        edge deletes by path, so two objects of one path go one after the other, and a restart that forgets
+        how an earlier one ended must not find the later one sent; answers wait for none."""
         if entry.is_answer:
             return None
         for other in self._paths.get(entry.path, ()):
             if other is entry:
                 return None
-            if other.state != PARKED:
+            if (other.unrecorded or other.state != PARKED) and other.key != entry.key:
                 return other
         return None
 
@@ -134,6 +155,14 @@ class NodeQueue:
         if entry.message is not None:
             self._held_bytes -= entry.size_bytes
             entry.message = None
+
+    def _hold_path(self, entry: Entry) -> bool:
+        """The entry keeps its place in its path until one more record is durable; False if it has none."""
+        if not entry.path or entry.is_answer or entry.superseded:
+            return False
+        entry.unrecorded += 1
+        self._unrecorded[entry.key, entry.seq] = entry
+        return True
 
     def _leave_path(self, entry: Entry) -> None:
         siblings = self._paths.get(entry.path)

@@ -161,6 +161,14 @@ class NodeDelivery:
             if entry is not None and entry.seq == seq and entry.state == FETCHING:
                 self._queue.fetched(entry, None)
 
+    def recorded(self, key: str, seq: int) -> bool:
+        """A Settle, Park or End of this message is durable; True if `proceed` may send something now."""
+        return self._queue.recorded(key, seq)
+
+    def proceed(self, now: float, wall_ms: int) -> list[Action]:
+        """Sends what waited for a record."""
+        return self._pump(now, wall_ms)
+
     # -- what the link says ------------------------------------------------------------------------
 
     def direct(self, message: Message, size_bytes: int) -> list[Action] | None:
@@ -212,7 +220,7 @@ class NodeDelivery:
         op = Settle(
             self.node_id, self.epoch, entry.key, entry.seq, entry.version, message_id, wall_ms, traceparent
         )
-        self._drop(entry)
+        self._drop(entry, is_recorded=False)
         return [Record(op, entry), *self._pump(now, wall_ms)]
 
     def refused(
@@ -359,8 +367,8 @@ class NodeDelivery:
         if entry.expires_at is not None:
             self._set_timer(entry.expires_at, entry)
 
-    def _drop(self, entry: Entry) -> None:
-        self._queue.drop(entry)
+    def _drop(self, entry: Entry, *, is_recorded: bool = True) -> None:
+        self._queue.drop(entry, is_recorded=is_recorded)
         if self._rereading is not None:
             self._rereading.add(entry.seq)
 
@@ -388,8 +396,10 @@ class NodeDelivery:
             if queue.fetching or not window.has_room_for(entry.size_bytes):
                 break  # the order holds: nobody overtakes a message whose body is on its way
             queue.pop()
-            for other in queue.parked_before(entry):
-                actions += self._finish(other, "a later object of its path was sent", wall_ms, "")
+            if parked := queue.parked_before(entry):
+                for other in parked:
+                    actions += self._finish(other, "a later object of its path follows", wall_ms, "")
+                continue  # its turn comes again when these ends are recorded
             window.add(entry)
             actions.append(self._send(entry))
         if wanted:
@@ -453,7 +463,7 @@ class NodeDelivery:
         return [Record(op, entry)]
 
     def _finish(self, entry: Entry, reason: str, wall_ms: int, traceparent: str) -> list[Action]:
-        self._drop(entry)
+        self._drop(entry, is_recorded=False)
         op = End(
             self.node_id, self.epoch, entry.key, entry.seq, entry.message_id, reason, wall_ms, traceparent
         )

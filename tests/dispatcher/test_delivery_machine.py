@@ -23,6 +23,7 @@ from services.dispatcher.outbox.records import (
     Accepted,
     Claim,
     Duplicate,
+    End,
     Event,
     EventKind,
     Fenced,
@@ -30,8 +31,10 @@ from services.dispatcher.outbox.records import (
     NodeRow,
     ObjectRow,
     Op,
+    Park,
     Reload,
     RowState,
+    Settle,
 )
 from services.dispatcher.policy import NodeDelivery, PolicySettings
 from services.dispatcher.publication import Publication
@@ -90,6 +93,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.edge: dict[str, tuple[str, int]] = {}
         self.received: list[str] = []
         self.highest_sent: dict[str, int] = {}
+        self.newest_sent: dict[str, int] = {}  # path -> generation of the newest object sent
         self.open_session(0)
 
     # -- helpers -----------------------------------------------------------------------------------
@@ -118,6 +122,11 @@ class DeliveryMachine(RuleBasedStateMachine):
         version = entry.version or 0
         assert version >= self.highest_sent.get(entry.key, 0), "an older version was sent after a newer one"
         self.highest_sent[entry.key] = version
+        generation = int(entry.key.rsplit("#", 1)[1])
+        assert generation >= self.newest_sent.get(entry.path, 0), (
+            "C15: a message of an earlier object of its path"
+        )
+        self.newest_sent[entry.path] = generation
         policy = session.policy
         assert policy.in_flight <= SETTINGS.window_messages
         row = self.rows.get(entry.key)
@@ -187,6 +196,13 @@ class DeliveryMachine(RuleBasedStateMachine):
                 self.perform(live, live.policy.reloaded(entries, result.last_seq, self.now, self.wall_ms))
         elif not isinstance(op, (Accept, Claim, Reload, Event)):
             assert isinstance(result, Fenced) == (op.epoch != owner), "a fenced session changed the outbox"
+            if (
+                live is not None
+                and op.epoch == live.policy.epoch
+                and isinstance(op, (Settle, Park, End))
+                and live.policy.recorded(op.key, op.seq)
+            ):
+                self.perform(live, live.policy.proceed(self.now, self.wall_ms))
 
     def commit_all(self) -> None:
         while self.queue:

@@ -53,12 +53,17 @@ def entry(
 
 
 class Node:
-    """A policy with its time, and all it has asked for."""
+    """A policy with its time, and all it has asked for. Records are durable at once unless they are held."""
 
     def __init__(
-        self, settings: PolicySettings = SETTINGS, spread: Callable[[], float] = lambda: 0.0
+        self,
+        settings: PolicySettings = SETTINGS,
+        spread: Callable[[], float] = lambda: 0.0,
+        *,
+        records_held: bool = False,
     ) -> None:
         self.now = 1000.0
+        self.records_held = records_held
         self.policy = NodeDelivery(NODE, EPOCH, settings, spread)
         self.actions: list[Action] = []
         self.numbers: list[int] = []
@@ -67,7 +72,18 @@ class Node:
         made = list(actions)
         self.actions += made
         self.numbers += [action.number for action in made if isinstance(action, Send)]
+        if not self.records_held:
+            ops = [action.op for action in made if isinstance(action, Record)]
+            made += self._commit(op for op in ops if isinstance(op, (Settle, Park, End)))
         return made
+
+    def _commit(self, ops: Iterable[Settle | Park | End]) -> list[Action]:
+        may_go = [self.policy.recorded(op.key, op.seq) for op in ops]
+        return self.do(self.policy.proceed(self.now, self.wall_ms)) if any(may_go) else []
+
+    def commit(self, *ops: Settle | Park | End) -> list[str]:
+        """These records are durable; what was sent in answer."""
+        return [action.entry.message_id for action in self._commit(ops) if isinstance(action, Send)]
 
     @property
     def wall_ms(self) -> int:
@@ -719,7 +735,7 @@ def test_sending_the_later_ends_an_earlier_that_is_parked() -> None:
     assert node.load(*pair(parked=True)) == ["m2"]
     (end,) = node.records(End)
     assert (end.key, end.seq) == ("uid1", 1)
-    assert end.reason == "a later object of its path was sent"
+    assert end.reason == "a later object of its path follows"
     assert node.policy.state_of("uid1") is None
     end_at = next(i for i, a in enumerate(node.actions) if isinstance(a, Record))
     send_at = next(i for i, a in enumerate(node.actions) if isinstance(a, Send))
@@ -734,6 +750,53 @@ def test_the_later_goes_when_the_earlier_is_parked(how: str) -> None:
     node.write()
     assert (node.nack("m1") if how == "nack" else node.wait(5)) == ["m2"]
     assert [op.key for op in node.records(End)] == ["uid1"]
+
+
+def test_the_later_waits_until_the_earlier_ones_acknowledgement_is_durable() -> None:
+    """C15: a restart that forgets the acknowledgement sends the delete again, before the new object."""
+    node = Node(records_held=True)
+    assert node.load(*pair(), entry(3)) == ["m1", "m3"]
+    assert node.ack("m1") == []
+    blocker = node.policy.blocked_by("uid2")
+    assert blocker
+    assert blocker.key == "uid1"
+    assert node.commit(*node.records(Settle)) == ["m2"]
+    assert node.policy.blocked_by("uid2") is None
+
+
+def test_the_later_waits_until_the_earlier_ones_parking_and_end_are_durable() -> None:
+    """C15: a restart that forgets them may be asked to redeliver the delete."""
+    node = Node(records_held=True)
+    node.load(*pair())
+    assert node.nack("m1") == []
+    assert node.commit(*node.records(Park)) == []
+    (end,) = node.records(End)
+    assert end.key == "uid1"
+    assert node.commit(end) == ["m2"]
+
+
+def test_a_newer_version_of_an_object_waits_for_no_record() -> None:
+    """One row per object: the newer version has taken the place of the older in the outbox."""
+    node = Node(records_held=True)
+    node.load(entry(1, "uid1", path=PATH))
+    node.ack("m1")
+    assert node.accept(entry(2, "uid1", path=PATH)) == ["m2"]
+    node.accept(entry(3, "uid1", path=PATH))
+    node.ack("m2")  # superseded in flight
+    assert node.ack("m3") == []
+    assert node.accept(entry(4, "uid2", path=PATH)) == []
+    assert node.commit(*node.records(Settle)) == ["m4"]
+
+
+def test_a_record_of_what_the_outbox_no_longer_has_frees_nothing_twice() -> None:
+    node = Node(records_held=True)
+    node.load(*pair())
+    node.ack("m1")
+    node.do(node.policy.reread())
+    assert node.reload(entry(2, "uid2", path=PATH), last_seq=2) == []
+    (settle,) = node.records(Settle)
+    assert node.commit(settle) == ["m2"]
+    assert node.commit(settle) == []
 
 
 def test_an_earlier_that_is_unparked_in_time_goes_first() -> None:
