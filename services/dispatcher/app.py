@@ -238,6 +238,7 @@ async def running_app(
                     await _within(2.0, sessions.release())
                     for task in background:
                         task.cancel()
+                    _log.info("dispatcher.stopped")
         finally:
             endpoint.close()
             await channel.close()
@@ -245,7 +246,6 @@ async def running_app(
         await store.close()
         if own_tracing:
             await asyncio.to_thread(tracing.close)
-        _log.info("dispatcher.stopped")
 
 
 async def _within(seconds: float, *work: Awaitable[None]) -> None:

@@ -1,6 +1,8 @@
 """gRPC servers and channels: error mapping, health, reflection, channelz, limits."""
 
+import asyncio
 import inspect
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -137,14 +139,27 @@ class RpcServer:
             reflection.SERVICE_NAME,
         )
         reflection.enable_server_reflection(names, server)
+        await self._check_listen()
         try:
             self.port = server.add_insecure_port(self._listen)
         except RuntimeError as error:
-            raise StartupError(
-                f"cannot listen on {self._listen}: the port is taken or the host unknown"
-            ) from error
+            raise StartupError(f"cannot listen on {self._listen}: {error}") from error
         await self.set_serving(False)
         await server.start()
+
+    async def _check_listen(self) -> None:
+        """Raises StartupError if the address cannot be had: gRPC's core would write lines of its own about
+        it and not say why."""
+        host, port = split_address(self._listen)
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            for family, kind, protocol, _, address in found:
+                with socket.socket(family, kind, protocol) as trial:
+                    trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    trial.bind(address)
+        except OSError as error:
+            raise StartupError(f"cannot listen on {self._listen}: {error.strerror or error}") from error
 
     @property
     def address(self) -> str:
