@@ -41,6 +41,14 @@ class SessionsServiceStub:
     """Turns OPENING sessions ACTIVE and writes their `connected` events."""
     CloseSessions: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.CloseSessionsRequest, _sessions_pb2.CloseSessionsResponse]
     """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE."""
+    TransferSessions: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.TransferSessionsRequest, _sessions_pb2.TransferSessionsResponse]
+    """Moves live sessions to the calling dispatcher, each only if it is still the node's newest: same session,
+    same slot in the limits, a new epoch, no events.
+    """
+    DeleteNodes: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.DeleteNodesRequest, _sessions_pb2.DeleteNodesResponse]
+    """Ends the sessions of nodes that were deleted and forgets the nodes."""
+    ListHeld: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ListHeldRequest, _sessions_pb2.ListHeldResponse]
+    """The live sessions that the registry says the calling dispatcher holds, in order of node id."""
     LocateNodes: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.LocateNodesRequest, _sessions_pb2.LocateNodesResponse]
     """Where nodes are connected now."""
     RenewLease: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.RenewLeaseRequest, _sessions_pb2.RenewLeaseResponse]
@@ -65,6 +73,14 @@ class SessionsServiceAsyncStub(SessionsServiceStub):
     """Turns OPENING sessions ACTIVE and writes their `connected` events."""
     CloseSessions: _aio.UnaryUnaryMultiCallable[_sessions_pb2.CloseSessionsRequest, _sessions_pb2.CloseSessionsResponse]  # type: ignore[assignment]
     """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE."""
+    TransferSessions: _aio.UnaryUnaryMultiCallable[_sessions_pb2.TransferSessionsRequest, _sessions_pb2.TransferSessionsResponse]  # type: ignore[assignment]
+    """Moves live sessions to the calling dispatcher, each only if it is still the node's newest: same session,
+    same slot in the limits, a new epoch, no events.
+    """
+    DeleteNodes: _aio.UnaryUnaryMultiCallable[_sessions_pb2.DeleteNodesRequest, _sessions_pb2.DeleteNodesResponse]  # type: ignore[assignment]
+    """Ends the sessions of nodes that were deleted and forgets the nodes."""
+    ListHeld: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ListHeldRequest, _sessions_pb2.ListHeldResponse]  # type: ignore[assignment]
+    """The live sessions that the registry says the calling dispatcher holds, in order of node id."""
     LocateNodes: _aio.UnaryUnaryMultiCallable[_sessions_pb2.LocateNodesRequest, _sessions_pb2.LocateNodesResponse]  # type: ignore[assignment]
     """Where nodes are connected now."""
     RenewLease: _aio.UnaryUnaryMultiCallable[_sessions_pb2.RenewLeaseRequest, _sessions_pb2.RenewLeaseResponse]  # type: ignore[assignment]
@@ -104,6 +120,32 @@ class SessionsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.CloseSessionsResponse, _abc.Awaitable[_sessions_pb2.CloseSessionsResponse]]:
         """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE."""
+
+    @_abc_1.abstractmethod
+    def TransferSessions(
+        self,
+        request: _sessions_pb2.TransferSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.TransferSessionsResponse, _abc.Awaitable[_sessions_pb2.TransferSessionsResponse]]:
+        """Moves live sessions to the calling dispatcher, each only if it is still the node's newest: same session,
+        same slot in the limits, a new epoch, no events.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteNodes(
+        self,
+        request: _sessions_pb2.DeleteNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.DeleteNodesResponse, _abc.Awaitable[_sessions_pb2.DeleteNodesResponse]]:
+        """Ends the sessions of nodes that were deleted and forgets the nodes."""
+
+    @_abc_1.abstractmethod
+    def ListHeld(
+        self,
+        request: _sessions_pb2.ListHeldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.ListHeldResponse, _abc.Awaitable[_sessions_pb2.ListHeldResponse]]:
+        """The live sessions that the registry says the calling dispatcher holds, in order of node id."""
 
     @_abc_1.abstractmethod
     def LocateNodes(
@@ -164,6 +206,8 @@ class SessionsAdminStub:
     GetLimits: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.GetLimitsRequest, _sessions_pb2.GetLimitsResponse]
     SetLimits: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SetLimitsRequest, _sessions_pb2.SetLimitsResponse]
     """Changes limits at run time. Lowering one evicts nobody."""
+    ListInstances: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ListInstancesRequest, _sessions_pb2.ListInstancesResponse]
+    """Every live process of the hub, with its load."""
 
 @_typing.type_check_only
 class SessionsAdminAsyncStub(SessionsAdminStub):
@@ -180,6 +224,8 @@ class SessionsAdminAsyncStub(SessionsAdminStub):
     GetLimits: _aio.UnaryUnaryMultiCallable[_sessions_pb2.GetLimitsRequest, _sessions_pb2.GetLimitsResponse]  # type: ignore[assignment]
     SetLimits: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SetLimitsRequest, _sessions_pb2.SetLimitsResponse]  # type: ignore[assignment]
     """Changes limits at run time. Lowering one evicts nobody."""
+    ListInstances: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ListInstancesRequest, _sessions_pb2.ListInstancesResponse]  # type: ignore[assignment]
+    """Every live process of the hub, with its load."""
 
 class SessionsAdminServicer(metaclass=_abc_1.ABCMeta):
     """For operators."""
@@ -229,5 +275,13 @@ class SessionsAdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.SetLimitsResponse, _abc.Awaitable[_sessions_pb2.SetLimitsResponse]]:
         """Changes limits at run time. Lowering one evicts nobody."""
+
+    @_abc_1.abstractmethod
+    def ListInstances(
+        self,
+        request: _sessions_pb2.ListInstancesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.ListInstancesResponse, _abc.Awaitable[_sessions_pb2.ListInstancesResponse]]:
+        """Every live process of the hub, with its load."""
 
 def add_SessionsAdminServicer_to_server(servicer: SessionsAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
