@@ -56,6 +56,10 @@ _bodies_by_key = select(
     delivery,
     and_(delivery.c.node_id == _wanted.c.node_id, delivery.c.object_key == _wanted.c.object_key),
 )
+_wanted_nodes = wanted_rows("wanted", ("node_id",))
+_last_seqs_by_node = select(node.c.node_id, node.c.last_seq).join_from(
+    _wanted_nodes, node, node.c.node_id == _wanted_nodes.c.node_id
+)
 
 
 @dataclass(slots=True)
@@ -130,6 +134,13 @@ class SqlOutbox:
 
         found = await self.store.read(read)
         return {key: found[key] for key in wanted if key in found}
+
+    async def last_seqs(self, node_ids: Sequence[str]) -> dict[str, int]:
+        """See `contract.Outbox.last_seqs`."""
+        parameters = row_parameters("wanted", [(node_id,) for node_id in node_ids])
+        return await self.store.read(
+            lambda c: {row[0]: int(row[1]) for row in c.execute(_last_seqs_by_node, parameters)}
+        )
 
     async def list_nodes(self, after: str, limit: int, only: NodeFilter) -> list[NodeSummary]:
         """See `contract.Outbox.list_nodes`."""
@@ -224,7 +235,7 @@ class SqlOutbox:
 
     async def purge(self, node_id: str, key: str, at_ms: int) -> int:
         """See `contract.Outbox.purge`."""
-        return await self._each_pending(node_id, key, lambda ledger, row: ledger.end(row, "purged", at_ms))
+        return await self._each_pending(node_id, key, lambda ledger, row: ledger.purge(row, at_ms))
 
     async def _each_pending(self, node_id: str, key: str, change: Any, only: RowState | None = None) -> int:
         trial = Totals(self.totals.rows, self.totals.bytes)
