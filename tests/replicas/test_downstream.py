@@ -144,9 +144,7 @@ async def test_what_an_operator_does_through_another_dispatcher_reaches_the_owne
         await hub[1].accept(request(name="purged"))
         await hub[1].accept(request(name="last"))
         await hub[0].admin.Purge(pb.PurgeRequest(node_id="edge-1", object_key="uid-purged"), timeout=5)
-        await eventually(
-            lambda: hub[1].app.delivery.sessions["edge-1"].policy.state_of("uid-purged") is None
-        )
+        await eventually(lambda: hub[1].app.delivery.sessions["edge-1"].policy.state_of("uid-purged") is None)
         await edge.answer(again)
         assert (await edge.next())["route"]["resource"] == "default/configmap/last"
 

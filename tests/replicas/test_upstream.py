@@ -31,9 +31,10 @@ async def test_everything_a_node_says_reaches_a_subscriber_at_another_dispatcher
     tmp_path: Path, authority: TestAuthority
 ) -> None:
     """C39: connected first, a status, an upload, a synchronous request and its answer, disconnected last."""
-    async with running_replicas(tmp_path, authority) as hub, hub[0].subscriber(
-        "edgecontroller", "router"
-    ) as cloud:
+    async with (
+        running_replicas(tmp_path, authority) as hub,
+        hub[0].subscriber("edgecontroller", "router") as cloud,
+    ):
         await served(hub, "edgecontroller", "router")
         async with hub[1].edge() as edge:
             await edge.send("update", "default/podstatus/p1", {"phase": "Running"})

@@ -219,9 +219,7 @@ async def running_replicas(
     folder: Path, authority: TestAuthority, count: int = 2, **changes: Any
 ) -> AsyncIterator[Replicas]:
     """A hub with several dispatchers; `changes` are settings of all of them."""
-    store = await open_store(
-        f"sqlite:///{folder / 'dispatcher.db'}", metadata, "dispatcher", SCHEMA_VERSION
-    )
+    store = await open_store(f"sqlite:///{folder / 'dispatcher.db'}", metadata, "dispatcher", SCHEMA_VERSION)
     outbox = SqlOutbox(store, Quotas())
     await outbox.open()
 

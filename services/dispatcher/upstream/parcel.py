@@ -12,7 +12,9 @@ class Kind(Enum):
     MESSAGE = "message"  # bounded: may be dropped or refused
     EVENT = "event"  # never dropped; its row at sessions goes when it is settled
     UPLOAD = "upload"  # never dropped; its row here goes when it is settled
-    RELAYED = "relayed"  # never dropped, bounded by a relay's credit; another dispatcher keeps it until settled
+    RELAYED = (
+        "relayed"  # never dropped, bounded by a relay's credit; another dispatcher keeps it until settled
+    )
 
 
 @dataclass(slots=True, eq=False)
