@@ -174,6 +174,8 @@ async def running_app(
             edge=edge_links,
             store=store,
             uploads=uploads,
+            holder=dispatcher_id,
+            is_shared=is_shared,
             clock=clock,
             tracing=tracing,
             registry=registry,

@@ -293,6 +293,7 @@ async def open_hub(
     cluster_ca: bytes | None = b"-----BEGIN CERTIFICATE-----\n",
     started: bool = True,
     unreadable: bool = False,
+    holder: str = "dispatcher-0",
 ) -> AsyncIterator[Hub]:
     """An upstream half over the database in `folder`.
 
@@ -316,6 +317,8 @@ async def open_hub(
         edge=edge,
         store=store,
         uploads=table,
+        holder=holder,
+        is_shared=False,
         clock=clock or SystemClock(),
         tracing=tracing or Tracing(None, "dispatcher"),
         registry=registry,
