@@ -36,6 +36,7 @@ from services.dispatcher.outbox.schema import SCHEMA_VERSION, metadata, uploads
 from services.dispatcher.outbox.sql import SqlOutbox
 from services.dispatcher.peers.directory import Peers
 from services.dispatcher.peers.handover import Handover
+from services.dispatcher.peers.inheritance import Inheritance
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.peers.servicer import PeerServicer
 from services.dispatcher.peers.sweep import Sweep
@@ -200,7 +201,8 @@ async def running_app(
             metrics,
         )
         peer_metrics = PeerMetrics(registry)
-        peers = Peers(DispatcherPeer(dispatcher_id=dispatcher_id, name=name), upstream.relays, peer_metrics)
+        own = DispatcherPeer(dispatcher_id=dispatcher_id, name=name)
+        peers = Peers(own, upstream.relays, peer_metrics, clock)
         handover = Handover(peers, sessions, clock, peer_metrics)
         delivery.elsewhere = handover.changed
         limits = PublishLimits(settings.content_most_bytes, settings.answer_seconds)
@@ -248,10 +250,14 @@ async def running_app(
                         acknowledger,
                         peers,
                         handover,
-                        Sweep(delivery, outbox, peer_metrics, lambda: is_shared),
                     )
                 ]
                 background.append(group.create_task(housekeeping.run(), name="Housekeeping"))
+                if is_shared:
+                    inheritance = Inheritance(upstream.uploads, peers, clock, settings.lease_seconds)
+                    background.append(group.create_task(inheritance.run(), name="Inheritance"))
+                    sweep = Sweep(delivery, outbox, peer_metrics)
+                    background.append(group.create_task(sweep.run(), name="Sweep"))
                 background.append(
                     group.create_task(
                         sessions.watch(lambda directive: _end_by_directive(delivery, ends, directive)),
@@ -269,9 +275,11 @@ async def running_app(
                         ends.end(session, CLOSE_REASON_SHUTDOWN, "the dispatcher stops", close_link=True)
                     await _within(settings.shutdown_seconds / 2, ends.flush(), delivery.writer.flush())
                     await server.stop(min(2.0, settings.shutdown_seconds / 4))
-                    await _within(2.0, sessions.release())
                     for task in background:
                         task.cancel()
+                    await asyncio.wait(background)
+                    # Now nobody here stores or hands on any more.
+                    await _within(2.0, upstream.uploads.release(), sessions.release())
         finally:
             endpoint.close()
             await channel.close()

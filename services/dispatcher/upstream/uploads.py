@@ -26,6 +26,7 @@ from sqlalchemy import (
     bindparam,
     delete,
     func,
+    literal,
     select,
     tuple_,
     update,
@@ -33,7 +34,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cloudhub.v1.message_pb2 import Message
-
 
 # Of rows whose holder has stopped: whoever comes first takes them.
 RELEASED = ""
@@ -177,7 +177,7 @@ def load_uploads(connection: Connection, table: Table, holder: str, wanted: Load
         select(table.c.epoch, table.c.n, table.c.size_bytes, table.c.message)
         .where(
             table.c.node_id == wanted.node_id,
-            tuple_(table.c.epoch, table.c.n) > tuple_(epoch, n),
+            tuple_(table.c.epoch, table.c.n) > tuple_(literal(epoch, BigInteger), literal(n, BigInteger)),
             table.c.holder == holder,
         )
         .order_by(table.c.epoch, table.c.n)
