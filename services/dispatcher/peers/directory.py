@@ -2,9 +2,10 @@
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from cloudhub.v1.dispatcher_pb2 import NodeOutcome
+from cloudhub.v1.dispatcher_pb2 import NodeOutcome, Outcome
 from cloudhub.v1.peer_pb2 import DirectMessage
 from cloudhub.v1.sessions_pb2 import DispatcherPeer
 from services.dispatcher.peers.locations import Locations
@@ -99,8 +100,16 @@ class Peers:
     ) -> Sequence[NodeOutcome]:
         """One outcome per message, in order. Raises Unavailable if that dispatcher cannot be reached."""
         peer = self._peers.get(dispatcher_id)
-        if peer is None:
-            raise Unavailable(
-                "PEER_UNAVAILABLE", f"the node's dispatcher {dispatcher_id} is not known to be there"
-            )
-        return await peer.direct(messages)
+        try:
+            if peer is None:
+                raise Unavailable(
+                    "PEER_UNAVAILABLE", f"the node's dispatcher {dispatcher_id} is not known to be there"
+                )
+            outcomes = await peer.direct(messages)
+        except Unavailable:
+            self._metrics.forwarded.labels("unavailable").inc(len(messages))
+            raise
+        for outcome, count in Counter(one.outcome for one in outcomes).items():
+            name = Outcome.Name(outcome).removeprefix("OUTCOME_").lower()
+            self._metrics.forwarded.labels(name).inc(count)
+        return outcomes

@@ -480,7 +480,7 @@ async def test_purge_ends_everything_pending_of_a_node(case: Case) -> None:
 
 
 async def test_last_seqs_tell_of_whatever_others_did_to_a_node(outbox: Outbox) -> None:
-    """C38: a publish, an un-parking, a purge; an acknowledgement changes nothing that its owner does not know."""
+    """C38: a publish, an un-parking, a purge; not of an acknowledgement, which its owner wrote."""
     assert await outbox.last_seqs([NODE, OTHER]) == {}
     await parked(outbox, "a", "b")
     await accepted(outbox, accept(publication(1, uid="c"), OTHER))

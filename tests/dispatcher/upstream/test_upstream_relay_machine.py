@@ -207,7 +207,9 @@ class RelayMachine(RuleBasedStateMachine):
             return
         for who in list(self.held):
             self.leave(who)
-        last = self.subscribe(0, MODULES, 3)
+        last = (0, self.sides[0].queues.subscribe(MODULES, 3))
+        self.held[last] = {}
+        self.sides[0].relays.subscribers_changed()
         for _ in range(300):
             for stream in self.streams:
                 stream.hand_out()

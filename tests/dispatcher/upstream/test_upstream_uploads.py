@@ -172,4 +172,5 @@ def test_an_upload_repeated_at_another_dispatcher_is_stored_once(connection: Con
 
 def test_an_empty_table_counts_nothing(connection: Connection) -> None:
     assert count_uploads(connection, TABLE, "d1") == 0
-    assert take_over(connection, TABLE, "d1") == other_holders(connection, TABLE, "d1") == []
+    assert take_over(connection, TABLE, "d1") == []
+    assert other_holders(connection, TABLE, "d1") == []
