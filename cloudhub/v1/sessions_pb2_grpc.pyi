@@ -46,7 +46,9 @@ class SessionsServiceStub:
     same slot in the limits, a new epoch, no events.
     """
     DeleteNodes: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.DeleteNodesRequest, _sessions_pb2.DeleteNodesResponse]
-    """Ends the sessions of nodes that were deleted and forgets the nodes."""
+    """Ends the sessions of nodes that were deleted and forgets the nodes. A session that is ACTIVE is ended by
+    its dispatcher, which is asked to (WatchDirectives); its events are told as always.
+    """
     ListHeld: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ListHeldRequest, _sessions_pb2.ListHeldResponse]
     """The live sessions that the registry says the calling dispatcher holds, in order of node id."""
     LocateNodes: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.LocateNodesRequest, _sessions_pb2.LocateNodesResponse]
@@ -78,7 +80,9 @@ class SessionsServiceAsyncStub(SessionsServiceStub):
     same slot in the limits, a new epoch, no events.
     """
     DeleteNodes: _aio.UnaryUnaryMultiCallable[_sessions_pb2.DeleteNodesRequest, _sessions_pb2.DeleteNodesResponse]  # type: ignore[assignment]
-    """Ends the sessions of nodes that were deleted and forgets the nodes."""
+    """Ends the sessions of nodes that were deleted and forgets the nodes. A session that is ACTIVE is ended by
+    its dispatcher, which is asked to (WatchDirectives); its events are told as always.
+    """
     ListHeld: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ListHeldRequest, _sessions_pb2.ListHeldResponse]  # type: ignore[assignment]
     """The live sessions that the registry says the calling dispatcher holds, in order of node id."""
     LocateNodes: _aio.UnaryUnaryMultiCallable[_sessions_pb2.LocateNodesRequest, _sessions_pb2.LocateNodesResponse]  # type: ignore[assignment]
@@ -137,7 +141,9 @@ class SessionsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.DeleteNodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.DeleteNodesResponse, _abc.Awaitable[_sessions_pb2.DeleteNodesResponse]]:
-        """Ends the sessions of nodes that were deleted and forgets the nodes."""
+        """Ends the sessions of nodes that were deleted and forgets the nodes. A session that is ACTIVE is ended by
+        its dispatcher, which is asked to (WatchDirectives); its events are told as always.
+        """
 
     @_abc_1.abstractmethod
     def ListHeld(
@@ -200,14 +206,17 @@ class SessionsAdminStub:
     GetSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.GetSessionRequest, _sessions_pb2.GetSessionResponse]
     """The newest session of a node, live or closed."""
     WatchSessions: _grpc.UnaryStreamMultiCallable[_sessions_pb2.WatchSessionsRequest, _sessions_pb2.WatchSessionsResponse]
-    """Every change of a session's state from now on; with include_present, the live ones first."""
+    """Every change of a session from now on, whichever replica makes it; with include_present, the live ones
+    first. Of several changes of a node in quick succession the last is always told; those before it may be
+    left out, and a change may be told twice.
+    """
     EvictSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.EvictSessionRequest, _sessions_pb2.EvictSessionResponse]
     """Ends a node's session with reason EVICTED. The edge may come back."""
     GetLimits: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.GetLimitsRequest, _sessions_pb2.GetLimitsResponse]
     SetLimits: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SetLimitsRequest, _sessions_pb2.SetLimitsResponse]
     """Changes limits at run time. Lowering one evicts nobody."""
     ListInstances: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ListInstancesRequest, _sessions_pb2.ListInstancesResponse]
-    """Every live process of the hub, with its load."""
+    """Every live process of the hub, with its load. Connectors are those that dispatchers have attached."""
 
 @_typing.type_check_only
 class SessionsAdminAsyncStub(SessionsAdminStub):
@@ -218,14 +227,17 @@ class SessionsAdminAsyncStub(SessionsAdminStub):
     GetSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.GetSessionRequest, _sessions_pb2.GetSessionResponse]  # type: ignore[assignment]
     """The newest session of a node, live or closed."""
     WatchSessions: _aio.UnaryStreamMultiCallable[_sessions_pb2.WatchSessionsRequest, _sessions_pb2.WatchSessionsResponse]  # type: ignore[assignment]
-    """Every change of a session's state from now on; with include_present, the live ones first."""
+    """Every change of a session from now on, whichever replica makes it; with include_present, the live ones
+    first. Of several changes of a node in quick succession the last is always told; those before it may be
+    left out, and a change may be told twice.
+    """
     EvictSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.EvictSessionRequest, _sessions_pb2.EvictSessionResponse]  # type: ignore[assignment]
     """Ends a node's session with reason EVICTED. The edge may come back."""
     GetLimits: _aio.UnaryUnaryMultiCallable[_sessions_pb2.GetLimitsRequest, _sessions_pb2.GetLimitsResponse]  # type: ignore[assignment]
     SetLimits: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SetLimitsRequest, _sessions_pb2.SetLimitsResponse]  # type: ignore[assignment]
     """Changes limits at run time. Lowering one evicts nobody."""
     ListInstances: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ListInstancesRequest, _sessions_pb2.ListInstancesResponse]  # type: ignore[assignment]
-    """Every live process of the hub, with its load."""
+    """Every live process of the hub, with its load. Connectors are those that dispatchers have attached."""
 
 class SessionsAdminServicer(metaclass=_abc_1.ABCMeta):
     """For operators."""
@@ -251,7 +263,10 @@ class SessionsAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.WatchSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_sessions_pb2.WatchSessionsResponse], _abc.AsyncIterator[_sessions_pb2.WatchSessionsResponse]]:
-        """Every change of a session's state from now on; with include_present, the live ones first."""
+        """Every change of a session from now on, whichever replica makes it; with include_present, the live ones
+        first. Of several changes of a node in quick succession the last is always told; those before it may be
+        left out, and a change may be told twice.
+        """
 
     @_abc_1.abstractmethod
     def EvictSession(
@@ -282,6 +297,6 @@ class SessionsAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.ListInstancesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.ListInstancesResponse, _abc.Awaitable[_sessions_pb2.ListInstancesResponse]]:
-        """Every live process of the hub, with its load."""
+        """Every live process of the hub, with its load. Connectors are those that dispatchers have attached."""
 
 def add_SessionsAdminServicer_to_server(servicer: SessionsAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -14,6 +14,7 @@ from services.sessions.records import (
     NOT_HANDED,
     ActivateResult,
     CloseResult,
+    Deletion,
     Directive,
     Ending,
     Event,
@@ -107,16 +108,13 @@ class Book:
         )
 
     def close(self, dispatcher_id: str, ending: Ending, now_ms: int) -> CloseResult:
-        """Ends the caller's session unless it has ended. A deleted node leaves no row."""
+        """Ends the caller's session unless it has ended."""
         ref = Ref(ending.node_id, ending.epoch)
         self.confirmed.append(ref)
         session = self._present(dispatcher_id, ref)
         if not session:
             return CloseResult(False)
         ended, event = self._step(session, Input.CLOSE, now_ms, ending.reason, dispatcher_id, self._renewals)
-        if ending.reason is Reason.NODE_DELETED:
-            del self.sessions[ref.node_id]
-            self.removed.add(ref.node_id)
         event = event or self._written_before(session, EventKind.DISCONNECTED, dispatcher_id)
         final = ended or session
         return CloseResult(ended is not None, event, final.reason)
@@ -135,6 +133,24 @@ class Book:
             self._direct(session, Reason.EVICTED, now_ms)
         closed = after is not None and not after.live
         return EvictResult(Eviction.CLOSED if closed else Eviction.ASKED, after or session)
+
+    def delete(self, node_id: str, now_ms: int) -> Deletion:
+        """Ends the node's session and forgets the node: at once if it has no live session. The row of
+        one that had stays, CLOSED, until every replica has seen the end (`Reaper`)."""
+        session = self.sessions.get(node_id)
+        if not session:
+            return Deletion(False, NO_EPOCH)
+        if not session.live:
+            if session.reason is not Reason.NODE_DELETED:
+                del self.sessions[node_id]
+                self.removed.add(node_id)
+            return Deletion(True, session.epoch)
+        after, _ = self._step(
+            session, Input.DELETE, now_ms, Reason.NODE_DELETED, session.dispatcher_id, NOT_HANDED
+        )
+        if after:
+            self._direct(session, Reason.NODE_DELETED, now_ms)
+        return Deletion(True, session.epoch)
 
     def lose(self, node_id: str, now_ms: int) -> None:
         """The lease of the session's dispatcher ran out."""

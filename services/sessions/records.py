@@ -101,6 +101,14 @@ class CloseResult:
     reason: Reason | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """What was on record of a deleted node: whether anything, and the epoch of its newest session."""
+
+    known: bool
+    epoch: Epoch
+
+
 class Eviction(Enum):
     """What came of asking for an eviction."""
 
@@ -120,11 +128,30 @@ class EvictResult:
 @dataclass(frozen=True, slots=True)
 class Committed(Generic[T]):
     """What a transaction decided, entry by entry, and what it changed: every session state that came
-    to be, in order, and the dispatchers that have new directives. Told to watchers after the commit."""
+    to be, in order, under which change number, and the dispatchers that have new directives. Told to
+    watchers after the commit."""
 
     results: list[T]
     changes: list[Session] = field(default_factory=list)
     directed: frozenset[str] = frozenset()
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A session as the transaction `number` left it. Numbers grow in the order of the commits."""
+
+    number: int
+    session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorLoad:
+    """A connector as one dispatcher sees it: how many of its links that dispatcher holds."""
+
+    connector_id: str
+    name: str
+    links: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +163,33 @@ class Renewal:
     address: str
     counter: int
     sessions: int
+    connectors: tuple[ConnectorLoad, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A dispatcher's lease on record; `renewals` counts them, `lost` says that its sessions are orphans."""
+    """A dispatcher's lease on record; `renewals` counts them, `lost` says that its sessions are orphans.
+
+    The rest is what it last said of itself; name and address are empty before its first renewal.
+    """
 
     dispatcher_id: str
     renewals: int
     lost: bool
+    name: str = ""
+    address: str = ""
+    sessions: int = 0
+    connectors: tuple[ConnectorLoad, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A process of this service on record; `beats` grows while it lives."""
+
+    replica_id: str
+    name: str
+    address: str
+    beats: int = 0
 
 
 @dataclass(frozen=True, slots=True)

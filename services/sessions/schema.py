@@ -11,6 +11,8 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Table,
+    Text,
+    text,
 )
 
 from services.runtime.names import MOST_NODE_ID_CHARS
@@ -21,6 +23,9 @@ VERSION = 1
 
 metadata = MetaData()
 schema_version = schema_table(metadata)
+
+# Sessions that ended with their node: state CLOSED, reason NODE_DELETED. In words that match the index.
+DELETED = text("state = 5 AND reason = 7")
 
 # A node's newest session, live or closed: the row stays, so that epochs go on growing.
 node_session = Table(
@@ -39,8 +44,12 @@ node_session = Table(
     Column("peer_address", String(256), nullable=False),
     Column("opened_at_ms", BigInteger, nullable=False),
     Column("closed_at_ms", BigInteger),
+    # The number of the last transaction that changed it (`slot_count.last_change`).
+    Column("change", BigInteger, nullable=False),
     Index("node_session_by_dispatcher", "dispatcher_id", "state"),
     Index("node_session_by_state", "state"),
+    Index("node_session_by_change", "change", "node_id"),
+    Index("node_session_deleted", "node_id", sqlite_where=DELETED, postgresql_where=DELETED),
 )
 
 # `connected` and `disconnected` events that no subscriber has acknowledged.
@@ -83,16 +92,31 @@ dispatcher_lease = Table(
     Column("counter", BigInteger, nullable=False),
     Column("renewals", BigInteger, nullable=False),
     Column("sessions", Integer, nullable=False),
+    # The connectors attached to it as JSON, for the listing of instances.
+    Column("connectors", Text, nullable=False),
     Column("lost", Boolean, nullable=False),
 )
 
-# Nodes that hold a slot, changed in the transaction that opens or ends a session.
+# Processes of this service that share the database.
+sessions_replica = Table(
+    "sessions_replica",
+    metadata,
+    Column("replica_id", String(128), primary_key=True),
+    Column("name", String(253), nullable=False),
+    Column("address", String(261), nullable=False),
+    Column("beats", BigInteger, nullable=False),
+)
+
+# Nodes that hold a slot, changed in the transaction that opens or ends a session. The row of the total
+# is locked by every transaction that changes a session, so the numbers it gives out grow in the order
+# of the commits.
 slot_count = Table(
     "slot_count",
     metadata,
     Column("scope", String(16), primary_key=True),
     Column("place", String(128), primary_key=True),
     Column("nodes", BigInteger, nullable=False),
+    Column("last_change", BigInteger, nullable=False),
 )
 
 # Limits that were changed at run time; the others are the settings'.

@@ -3,9 +3,10 @@
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cloudhub.v1 import link_pb2, sessions_pb2
+from services.sessions.instances import Instance
 from services.sessions.lifecycle import EventKind, Reason, Session, State
 from services.sessions.limits import Scope
-from services.sessions.records import Directive, Event, OpenResult, Usage
+from services.sessions.records import Directive, Event, Lease, OpenResult, Usage
 
 
 def timestamp(at_ms: int) -> Timestamp:
@@ -55,6 +56,25 @@ def directive_message(directive: Directive) -> sessions_pb2.EndDirective:
     """What a dispatcher is asked."""
     return sessions_pb2.EndDirective(
         node_id=directive.node_id, epoch=directive.epoch, reason=reason_message(directive.reason)
+    )
+
+
+def peer_message(lease: Lease) -> sessions_pb2.DispatcherPeer:
+    """A dispatcher, for the others."""
+    return sessions_pb2.DispatcherPeer(
+        dispatcher_id=lease.dispatcher_id, name=lease.name, address=lease.address
+    )
+
+
+def instance_message(instance: Instance) -> sessions_pb2.Instance:
+    """A process, for operators."""
+    return sessions_pb2.Instance(
+        service=instance.service,
+        instance_id=instance.instance_id,
+        name=instance.name,
+        address=instance.address,
+        nodes=instance.nodes,
+        silent_seconds=round(instance.silent_seconds, 3),
     )
 
 

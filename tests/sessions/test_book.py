@@ -10,7 +10,7 @@ from services.sessions.book import Book
 from services.sessions.fencing import NO_EPOCH
 from services.sessions.lifecycle import EventKind, Reason, Session, State
 from services.sessions.limits import Limits, Place, Scope
-from services.sessions.records import Ending, Event, Eviction, Opening, Ref
+from services.sessions.records import Deletion, Ending, Event, Eviction, Opening, Ref
 from tests.support.sessions import recounted
 
 nodes = st.sampled_from(["n1", "n2", "n3", "n4"])
@@ -70,7 +70,7 @@ class BookMachine(RuleBasedStateMachine):
         if result.event:
             assert (result.event.kind, result.event.epoch) == (EventKind.CONNECTED, ref.epoch)
 
-    @rule(data=st.data(), reason=st.sampled_from(sorted(set(Reason) - {Reason.NODE_DELETED})))
+    @rule(data=st.data(), reason=st.sampled_from(sorted(Reason)))
     def close(self, data: st.DataObject, reason: Reason) -> None:
         if not self.held:
             return
@@ -105,6 +105,21 @@ class BookMachine(RuleBasedStateMachine):
             assert result.eviction is Eviction.ASKED
         else:
             assert result.eviction is Eviction.CLOSED
+
+    @rule(node=nodes)
+    def delete(self, node: str) -> None:
+        before = self.book.sessions.get(node)
+        if before and not before.live:
+            return  # its row goes, and with it what this machine compares with
+        result = self.book.delete(node, self.now_ms)
+        assert result.known is (before is not None)
+        if before:
+            after = self.book.sessions[node]
+            assert (result.epoch, after.epoch) == (before.epoch, before.epoch)
+            assert after.reason is Reason.NODE_DELETED
+            asked = before.state in (State.ACTIVE, State.DRAINING)
+            assert after.state is (State.DRAINING if asked else State.CLOSED)
+            assert self.book.directives[Ref(node, before.epoch)].reason is Reason.NODE_DELETED
 
     @rule(node=nodes)
     def lose(self, node: str) -> None:
@@ -162,29 +177,40 @@ def fresh(sessions: dict[str, Session] | None = None, counts: dict[Place, int] |
     return Book(sessions or {}, {}, counts or {}, Limits(), make_id=lambda: str(next(ids)))
 
 
-def test_a_deleted_node_leaves_no_row_and_its_next_epoch_still_grows() -> None:
+def test_a_deleted_nodes_session_ends_for_that_reason_whatever_its_dispatcher_says() -> None:
     """C10: the same id can come again, clean."""
     book = fresh()
     first = book.open("d1", Opening("n1", "p1", "c1", 1, "websocket", ""), 1000)
     book.activate("d1", Ref("n1", first.epoch), 1001)
-    result = book.close("d1", Ending("n1", first.epoch, Reason.NODE_DELETED), 1002)
+    book.evict("n1", 0, 1001)
+    assert book.delete("n1", 1002).epoch == first.epoch
+    result = book.close("d1", Ending("n1", first.epoch, Reason.EVICTED), 1003)
     assert (result.closed, result.reason) == (True, Reason.NODE_DELETED)
     assert result.event
-    assert book.removed == {"n1"}
-    assert "n1" not in book.sessions
-    second = book.open("d1", Opening("n1", "p1", "c1", 2, "websocket", ""), 1003)
+    second = book.open("d1", Opening("n1", "p1", "c1", 2, "websocket", ""), 1004)
     assert second.epoch > first.epoch
-    assert book.removed == set()
+    assert second.superseded is None
     assert book.counts[Scope.TOTAL, ""] == 1
 
 
 def test_deleting_a_node_whose_session_has_ended_removes_its_row() -> None:
+    """C10."""
     book = fresh()
     epoch = book.open("d1", Opening("n1", "p1", "c1", 1, "websocket", ""), 1000).epoch
     book.close("d1", Ending("n1", epoch, Reason.EDGE_CLOSED), 1001)
-    result = book.close("d1", Ending("n1", epoch, Reason.NODE_DELETED), 1002)
-    assert (result.closed, result.reason) == (False, Reason.EDGE_CLOSED)
+    assert book.delete("n1", 1002) == Deletion(True, epoch)
     assert book.removed == {"n1"}
+    assert book.delete("n1", 1003) == Deletion(False, NO_EPOCH)
+
+
+def test_repeating_a_deletion_leaves_the_end_where_every_replica_finds_it() -> None:
+    """C10."""
+    book = fresh()
+    epoch = book.open("d1", Opening("n1", "p1", "c1", 1, "websocket", ""), 1000).epoch
+    for _ in range(2):
+        assert book.delete("n1", 1001) == Deletion(True, epoch)
+    assert book.sessions["n1"].state is State.CLOSED
+    assert book.removed == set()
 
 
 def test_an_eviction_of_another_epoch_changes_nothing() -> None:

@@ -3,17 +3,29 @@
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from services.runtime.store import open_store
 from services.sessions import schema
-from services.sessions.fencing import NO_EPOCH
+from services.sessions.fencing import NO_EPOCH, Epoch
 from services.sessions.leases import Observation
 from services.sessions.lifecycle import EventKind, Reason, State
 from services.sessions.limits import Limits, LimitsChange, Scope
-from services.sessions.records import Ending, Event, Eviction, Filter, Lease, Ref, Trimmed
+from services.sessions.records import (
+    ConnectorLoad,
+    Deletion,
+    Ending,
+    Event,
+    Eviction,
+    Filter,
+    Lease,
+    Ref,
+    Replica,
+    Trimmed,
+)
 from services.sessions.registry import HAND_AGAIN_AFTER_RENEWALS, Registry
 from services.sessions.registry_sql import SqlRegistry
 from tests.support.sessions import FakeRegistry, opening, recounted, renewal
@@ -349,17 +361,175 @@ async def test_a_close_of_a_stranger_or_another_epoch_changes_nothing(registry: 
     assert await state_of(registry) is State.ACTIVE
 
 
-async def test_deleting_a_node_leaves_no_row_of_it(registry: Registry) -> None:
+# Deleting nodes
+
+
+async def test_deleting_a_node_asks_its_dispatcher_and_leaves_no_row_of_it(registry: Registry) -> None:
     """C10: the session ends, the row goes, its event stays until taken, and the id comes again."""
     ref, connected = await active(registry)
+    committed = await registry.delete_nodes(["edge-1", "edge-9"], NOW)
+    assert committed.results == [Deletion(True, Epoch(ref.epoch)), Deletion(False, NO_EPOCH)]
+    assert committed.directed == {"d1"}
+    assert [d.reason for d in await registry.directives("d1", 10)] == [Reason.NODE_DELETED]
+    assert await registry.ended_with_node() == []
     result = (await registry.close("d1", [Ending("edge-1", ref.epoch, Reason.NODE_DELETED)], NOW)).results[0]
     assert result.closed
     assert result.event
+    assert await registry.directives("d1", 10) == []
+    assert await registry.ended_with_node() == [ref]
+    assert await registry.forget_deleted([ref]) == 1
     assert await registry.get("edge-1") is None
     assert await registry.acknowledge([connected.event_id, result.event.event_id]) == 2
     await exact_counts(registry)
     again = await registry.open("d1", [opening()], NOW + 1)
     assert again.results[0].epoch > ref.epoch
+
+
+async def test_a_deletion_is_told_though_an_eviction_was_asked_before(registry: Registry) -> None:
+    """C10: what the dispatcher is asked changes to the stronger end."""
+    ref, _ = await active(registry)
+    await registry.evict("edge-1", 0, NOW)
+    await registry.delete_nodes(["edge-1"], NOW)
+    assert [d.reason for d in await registry.directives("d1", 10)] == [Reason.NODE_DELETED]
+    again = await registry.delete_nodes(["edge-1"], NOW)
+    assert (again.results, again.directed) == ([Deletion(True, Epoch(ref.epoch))], frozenset())
+
+
+@pytest.mark.parametrize("state", [State.OPENING, State.ORPHANED])
+async def test_where_nobody_can_be_asked_a_deleted_nodes_session_ends_at_once(
+    registry: Registry, state: State
+) -> None:
+    """C10."""
+    if state is State.OPENING:
+        ref = await opened(registry)
+    else:
+        ref, _ = await active(registry)
+        await registry.release("d1", NOW)
+    committed = await registry.delete_nodes(["edge-1"], NOW)
+    assert [(s.state, s.reason) for s in committed.changes] == [(State.CLOSED, Reason.NODE_DELETED)]
+    assert await registry.forget_deleted([ref]) == 1
+    await exact_counts(registry)
+
+
+async def test_a_node_that_came_again_is_not_forgotten(registry: Registry) -> None:
+    """C10: what was seen of the deleted session says nothing of the next."""
+    ref = await opened(registry)
+    await registry.delete_nodes(["edge-1"], NOW)
+    assert await registry.ended_with_node() == [ref]
+    again = await opened(registry)
+    assert again.epoch > ref.epoch
+    assert await registry.forget_deleted([ref]) == 0
+    await registry.delete_nodes(["edge-1"], NOW)
+    assert await registry.forget_deleted([ref]) == 0
+    assert await registry.forget_deleted([again]) == 1
+
+
+async def test_a_node_that_is_away_is_deleted_at_once(registry: Registry) -> None:
+    """C10."""
+    ref = await opened(registry)
+    await registry.close("d1", [Ending("edge-1", ref.epoch, Reason.EDGE_CLOSED)], NOW)
+    assert (await registry.delete_nodes(["edge-1"], NOW)).results == [Deletion(True, Epoch(ref.epoch))]
+    assert await registry.get("edge-1") is None
+    assert (await registry.delete_nodes(["edge-1"], NOW)).results == [Deletion(False, NO_EPOCH)]
+
+
+# What replicas see of each other
+
+
+async def changes_since(registry: Registry, number: int, size: int = 1000) -> list[tuple[str, State]]:
+    """Nodes and states behind a change, read in pages."""
+    found: list[tuple[str, State]] = []
+    after = number + 1, ""
+    while page := await registry.changes_after(*after, size):
+        found += [(item.session.node_id, item.session.state) for item in page]
+        after = page[-1].number, page[-1].session.node_id
+    return found
+
+
+async def test_changes_stand_in_the_order_of_their_commits(registry: Registry) -> None:
+    """Each session once, as it is, where its last change stands."""
+    assert await registry.last_change() == 0
+    await active(registry, "edge-2")
+    ref = await opened(registry, "edge-1")
+    await opened(registry, "edge-3")
+    before = await registry.last_change()
+    committed = await registry.activate("d1", [ref], NOW)
+    assert committed.number == before + 1 == await registry.last_change()
+    everything = [
+        ("edge-2", State.ACTIVE),
+        ("edge-3", State.OPENING),
+        ("edge-1", State.ACTIVE),
+    ]
+    for size in (1, 2, 1000):
+        assert await changes_since(registry, 0, size) == everything
+    assert await changes_since(registry, before) == [("edge-1", State.ACTIVE)]
+
+
+async def test_every_kind_of_change_gets_a_number_of_its_own(registry: Registry) -> None:
+    """Also one that leaves all counters as they were."""
+    ref, _ = await active(registry)
+    await registry.renew(renewal(), NOW, 10)
+    seen = Observation("d1", 1)
+    for change in (
+        lambda: registry.lose(seen, NOW),
+        lambda: registry.renew(renewal(counter=2), NOW, 10),
+        lambda: registry.evict("edge-1", 0, NOW),
+        lambda: registry.delete_nodes(["edge-1"], NOW),
+        lambda: registry.close_unconfirmed([ref], NOW),
+    ):
+        before = await registry.last_change()
+        assert (await change()).number == before + 1
+        assert [name for name, _ in await changes_since(registry, before)] == ["edge-1"]
+    before = await registry.last_change()
+    await registry.close("d1", [Ending("edge-1", ref.epoch, Reason.EDGE_CLOSED)], NOW)
+    assert await registry.last_change() == before
+
+
+async def test_what_a_dispatcher_holds_is_listed_in_pages(registry: Registry) -> None:
+    refs = [await opened(registry, f"edge-{number}") for number in range(1, 6)]
+    await opened(registry, "other-1", dispatcher_id="d2")
+    await registry.close("d1", [Ending("edge-2", refs[1].epoch, Reason.EDGE_CLOSED)], NOW)
+    await registry.activate("d1", [refs[3]], NOW)
+    assert await registry.held("d1", "", 10) == [refs[0], refs[2], refs[3], refs[4]]
+    assert await registry.held("d1", "edge-1", 2) == [refs[2], refs[3]]
+    assert await registry.held("d3", "", 10) == []
+
+
+async def test_a_lease_says_what_its_dispatcher_last_said_of_itself(registry: Registry) -> None:
+    await opened(registry, dispatcher_id="d2")
+    loads = (ConnectorLoad("c1", "north", 7), ConnectorLoad("c2", "söuth", 0))
+    await registry.renew(renewal("d1", 1), NOW, 10)
+    await registry.renew(renewal("d1", 2, *loads), NOW, 10)
+    assert await registry.leases() == [
+        Lease("d1", 2, False, "name-of-d1", "127.0.0.1:50051", 0, loads),
+        Lease("d2", 0, False),
+    ]
+
+
+async def test_replicas_count_their_signs_of_life(registry: Registry) -> None:
+    first, second = Replica("s1", "one", "127.0.0.1:1"), Replica("s2", "two", "127.0.0.1:2")
+    for replica in (second, first, second):
+        await registry.beat(replica)
+    assert await registry.replicas() == [replace(first, beats=1), replace(second, beats=2)]
+    await registry.drop_replica(replace(second, beats=1))
+    assert len(await registry.replicas()) == 2
+    await registry.drop_replica(replace(second, beats=2))
+    assert await registry.replicas() == [replace(first, beats=1)]
+
+
+async def test_two_reapers_act_once(registry: Registry) -> None:
+    """C35: whichever replica sees the silence, a dispatcher is lost and expired once."""
+    _, connected = await active(registry)
+    await registry.renew(renewal(), NOW, 10)
+    seen = Observation("d1", 1)
+    lost = await asyncio.gather(registry.lose(seen, NOW), registry.lose(seen, NOW))
+    assert sorted(len(committed.changes) for committed in lost) == [0, 1]
+    expired = await asyncio.gather(*(registry.expire(seen, NOW, 10) for _ in range(2)))
+    assert sorted(len(committed.changes) for committed in expired) == [0, 1]
+    events = (await registry.renew(renewal("d2"), NOW, 10)).results
+    assert [event.kind for event in events] == [EventKind.CONNECTED, EventKind.DISCONNECTED]
+    assert events[0].event_id == connected.event_id
+    await exact_counts(registry)
 
 
 # Looking
@@ -466,11 +636,17 @@ async def test_an_end_that_nobody_confirms_is_closed_with_its_reason(registry: R
 # Leases
 
 
+async def only_lease(registry: Registry) -> tuple[int, bool]:
+    """The renewals of the only lease, and whether it is lost."""
+    (lease,) = await registry.leases()
+    return lease.renewals, lease.lost
+
+
 async def test_an_opener_has_a_lease_before_it_renews(registry: Registry) -> None:
     await opened(registry)
-    assert await registry.leases() == [Lease("d1", 0, False)]
+    assert await only_lease(registry) == (0, False)
     await registry.renew(renewal("d1"), NOW, 10)
-    assert await registry.leases() == [Lease("d1", 1, False)]
+    assert await only_lease(registry) == (1, False)
 
 
 async def test_a_counter_that_did_not_grow_renews_nothing(registry: Registry) -> None:
@@ -478,9 +654,9 @@ async def test_a_counter_that_did_not_grow_renews_nothing(registry: Registry) ->
     await registry.lose(Observation("d1", 1), NOW)
     for counter in (5, 4):
         await registry.renew(renewal("d1", counter), NOW, 10)
-        assert await registry.leases() == [Lease("d1", 1, True)]
+        assert await only_lease(registry) == (1, True)
     await registry.renew(renewal("d1", 6), NOW, 10)
-    assert await registry.leases() == [Lease("d1", 2, False)]
+    assert await only_lease(registry) == (2, False)
 
 
 async def test_a_lost_dispatchers_sessions_are_orphans_and_keep_their_slots(registry: Registry) -> None:
@@ -548,7 +724,7 @@ async def test_a_lost_dispatcher_that_opens_is_there_again(registry: Registry) -
     await active(registry, "edge-1")
     await registry.lose(Observation("d1", 0), NOW)
     await opened(registry, "edge-2")
-    assert await registry.leases() == [Lease("d1", 1, False)]
+    assert await only_lease(registry) == (1, False)
 
 
 async def test_an_orphan_whose_dispatcher_activates_it_is_active(registry: Registry) -> None:
