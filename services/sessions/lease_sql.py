@@ -25,7 +25,7 @@ def _blank(dispatcher_id: str) -> dict[str, object]:
 
 
 def note_alive(connection: Connection, dispatcher_id: str) -> None:
-    """A dispatcher that opens sessions is there: it has a lease from then on, lost or new."""
+    """A dispatcher that opens or takes over sessions is there: it has a lease from then on, lost or new."""
     lease = dispatcher_lease.c
     connection.execute(insert_missing(connection, dispatcher_lease), _blank(dispatcher_id))
     connection.execute(
