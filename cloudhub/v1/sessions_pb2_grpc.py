@@ -113,6 +113,7 @@ class SessionsServiceServicer:
 
     def CloseSessions(self, request, context):
         """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE.
+        With reason TRANSFERRED nothing ends: a former dispatcher confirms that it let the session go.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

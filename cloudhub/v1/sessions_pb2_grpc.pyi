@@ -40,7 +40,9 @@ class SessionsServiceStub:
     ActivateSessions: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ActivateSessionsRequest, _sessions_pb2.ActivateSessionsResponse]
     """Turns OPENING sessions ACTIVE and writes their `connected` events."""
     CloseSessions: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.CloseSessionsRequest, _sessions_pb2.CloseSessionsResponse]
-    """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE."""
+    """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE.
+    With reason TRANSFERRED nothing ends: a former dispatcher confirms that it let the session go.
+    """
     TransferSessions: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.TransferSessionsRequest, _sessions_pb2.TransferSessionsResponse]
     """Moves live sessions to the calling dispatcher, each only if it is still the node's newest: same session,
     same slot in the limits, a new epoch, no events.
@@ -74,7 +76,9 @@ class SessionsServiceAsyncStub(SessionsServiceStub):
     ActivateSessions: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ActivateSessionsRequest, _sessions_pb2.ActivateSessionsResponse]  # type: ignore[assignment]
     """Turns OPENING sessions ACTIVE and writes their `connected` events."""
     CloseSessions: _aio.UnaryUnaryMultiCallable[_sessions_pb2.CloseSessionsRequest, _sessions_pb2.CloseSessionsResponse]  # type: ignore[assignment]
-    """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE."""
+    """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE.
+    With reason TRANSFERRED nothing ends: a former dispatcher confirms that it let the session go.
+    """
     TransferSessions: _aio.UnaryUnaryMultiCallable[_sessions_pb2.TransferSessionsRequest, _sessions_pb2.TransferSessionsResponse]  # type: ignore[assignment]
     """Moves live sessions to the calling dispatcher, each only if it is still the node's newest: same session,
     same slot in the limits, a new epoch, no events.
@@ -123,7 +127,9 @@ class SessionsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.CloseSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.CloseSessionsResponse, _abc.Awaitable[_sessions_pb2.CloseSessionsResponse]]:
-        """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE."""
+        """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE.
+        With reason TRANSFERRED nothing ends: a former dispatcher confirms that it let the session go.
+        """
 
     @_abc_1.abstractmethod
     def TransferSessions(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.dispatcher.delivery import MESSAGING, Delivery
+from services.dispatcher.lease import Lease
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.outbox.sql import SqlOutbox
 from services.dispatcher.sessions_client import SessionsClient
@@ -34,6 +35,7 @@ class Housekeeping:
 
     name: str
     server: RpcServer
+    lease: Lease
     sessions: SessionsClient
     delivery: Delivery
     outbox: SqlOutbox
@@ -67,6 +69,7 @@ class Housekeeping:
                     _log.warning("sessions.lost", error=str(error))
                 await self._health(sessions=False)
             else:
+                self.lease.renewed()
                 if answer.adopted_events:
                     self.upstream.adopt_events(answer.adopted_events)
                 await self._health(sessions=True)

@@ -31,6 +31,7 @@ class DispatcherMetrics:
         self.bad_rows = counter("bad_rows", "Records that the database refused.")
         self.store_failures = counter("store_failures", "Transactions that failed as a whole.")
         self.sessions_opened = counter("links", "Announced links by verdict.", "verdict")
+        self.transfers = counter("transfers", "Links that asked to move here, by verdict.", "verdict")
         self.sessions_closed = counter("sessions_closed", "Sessions ended here.", "reason")
         self.rereads = counter("rereads", "Times a node's pending rows were read again.")
         self.connectors = Gauge("cloudhub_dispatcher_connectors", "Connectors attached.", registry=registry)

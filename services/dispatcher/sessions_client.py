@@ -53,6 +53,11 @@ class SessionsClient:
         request = pb.CloseSessionsRequest(dispatcher_id=self._id, sessions=sessions)
         return (await self._call(self._stub.CloseSessions(request, timeout=self._timeout))).verdicts
 
+    async def transfer(self, sessions: Sequence[pb.TransferSession]) -> Sequence[pb.TransferVerdict]:
+        """A verdict per session, in order."""
+        request = pb.TransferSessionsRequest(dispatcher_id=self._id, sessions=sessions)
+        return (await self._call(self._stub.TransferSessions(request, timeout=self._timeout))).verdicts
+
     async def locate(self, node_ids: Sequence[str]) -> dict[str, pb.Session]:
         """The live sessions among the nodes."""
         found: dict[str, pb.Session] = {}

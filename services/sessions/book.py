@@ -23,6 +23,8 @@ from services.sessions.records import (
     Opening,
     OpenResult,
     Ref,
+    Transfer,
+    TransferResult,
 )
 
 
@@ -107,12 +109,39 @@ class Book:
             True, event or self._written_before(session, EventKind.CONNECTED, dispatcher_id)
         )
 
+    def transfer(self, dispatcher_id: str, wanted: Transfer, now_ms: int) -> TransferResult:
+        """Makes the link's session the caller's, under a new epoch, if it is still the node's newest.
+
+        Whichever of its epochs the link shows: the answer to a former transfer may have been lost.
+        """
+        session = self.sessions.get(wanted.node_id)
+        if not session:
+            # Nothing is known of the node; it may open a session.
+            return TransferResult(NO_EPOCH, Reason.DISPATCHER_LOST)
+        if (session.connector_id, session.link) != (wanted.connector_id, wanted.link):
+            return TransferResult(NO_EPOCH, Reason.SUPERSEDED)
+        if wanted.epoch > session.epoch:
+            return TransferResult(NO_EPOCH, Reason.PROTOCOL_ERROR)
+        change = advance(session, Input.TRANSFER, now_ms, Reason.TRANSFERRED)
+        if not change:
+            # It has ended or is asked to; or it has no verdict yet, and this is not its link speaking.
+            return TransferResult(NO_EPOCH, session.reason or Reason.DISPATCHER_LOST)
+        if session.dispatcher_id == dispatcher_id:
+            self.confirmed.append(Ref(session.node_id, session.epoch))
+        else:
+            self._direct(session, Reason.TRANSFERRED, now_ms)
+        earlier = self._take_over(session.node_id, dispatcher_id)
+        epoch = next_epoch(session.epoch, now_ms)
+        self._store(replace(change.session, dispatcher_id=dispatcher_id, epoch=epoch))
+        return TransferResult(epoch, earlier_events=earlier)
+
     def close(self, dispatcher_id: str, ending: Ending, now_ms: int) -> CloseResult:
-        """Ends the caller's session unless it has ended."""
+        """Ends the caller's session unless it has ended. With TRANSFERRED the caller only confirms that it
+        has let a session go."""
         ref = Ref(ending.node_id, ending.epoch)
         self.confirmed.append(ref)
         session = self._present(dispatcher_id, ref)
-        if not session:
+        if not session or ending.reason is Reason.TRANSFERRED:
             return CloseResult(False)
         ended, event = self._step(session, Input.CLOSE, now_ms, ending.reason, dispatcher_id, self._renewals)
         event = event or self._written_before(session, EventKind.DISCONNECTED, dispatcher_id)

@@ -27,7 +27,7 @@ def _blank(dispatcher_id: str) -> dict[str, object]:
 
 
 def note_alive(connection: Connection, dispatcher_id: str) -> None:
-    """A dispatcher that opens sessions is there: it has a lease from then on, lost or new."""
+    """A dispatcher that opens or takes over sessions is there: it has a lease from then on, lost or new."""
     lease = dispatcher_lease.c
     mine = lease.dispatcher_id == dispatcher_id
     lost: bool | None = None

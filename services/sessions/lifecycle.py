@@ -3,6 +3,7 @@
     OPENING ──activate──► ACTIVE ──evict──► DRAINING ──close──► CLOSED(reason)
     OPENING, ACTIVE ──lose──► ORPHANED ──reclaim──► where it was
     ACTIVE, DRAINING ──delete──► DRAINING
+    ACTIVE, ORPHANED ──transfer──► ACTIVE, of another dispatcher and under another epoch
     any live state ──close, supersede──► CLOSED
 
 An input that the table does not list for a state changes nothing. No row of it leads out of
@@ -44,6 +45,8 @@ class Reason(IntEnum):
     CONNECTOR_LOST = 10
     SHUTDOWN = 11
     OVERLOADED = 12
+    # Ends no session: what the former dispatcher of one that moved is told.
+    TRANSFERRED = 13
 
 
 class Input(Enum):
@@ -54,6 +57,7 @@ class Input(Enum):
     DELETE = "its node is deleted"
     LOSE = "its dispatcher's lease ran out"
     RECLAIM = "its dispatcher renews the lease after all"
+    TRANSFER = "its link moves to another dispatcher"
     SUPERSEDE = "the node opened a newer session"
     CLOSE = "it is over"
 
@@ -111,6 +115,7 @@ TABLE: Mapping[tuple[State, Input], State] = {
     (State.ACTIVE, Input.EVICT): State.DRAINING,
     (State.ACTIVE, Input.DELETE): State.DRAINING,
     (State.ACTIVE, Input.LOSE): State.ORPHANED,
+    (State.ACTIVE, Input.TRANSFER): State.ACTIVE,
     (State.ACTIVE, Input.SUPERSEDE): State.CLOSED,
     (State.ACTIVE, Input.CLOSE): State.CLOSED,
     # Nobody is left to confirm the end that was asked for.
@@ -121,6 +126,8 @@ TABLE: Mapping[tuple[State, Input], State] = {
     # A dispatcher that activates is there, whatever its lease says.
     (State.ORPHANED, Input.ACTIVATE): State.ACTIVE,
     (State.ORPHANED, Input.RECLAIM): State.ACTIVE,
+    # A link that never got its verdict has nothing to transfer: see `advance`.
+    (State.ORPHANED, Input.TRANSFER): State.ACTIVE,
     (State.ORPHANED, Input.EVICT): State.CLOSED,
     (State.ORPHANED, Input.DELETE): State.CLOSED,
     (State.ORPHANED, Input.SUPERSEDE): State.CLOSED,
@@ -138,7 +145,7 @@ def advance(session: Session, step: Input, now_ms: int, reason: Reason) -> Chang
     for before. Being superseded or deleted is recorded as such in any case.
     """
     target = TABLE.get((session.state, step))
-    if target is None:
+    if target is None or (step is Input.TRANSFER and not session.announced):
         return None
     if target is State.CLOSED:
         recorded = reason if step in _RECORDED else session.reason or reason

@@ -35,7 +35,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """A dispatcher is to end this session; stays until it confirms."""
+    """A dispatcher is to end this session, or with TRANSFERRED to let it go; stays until it confirms."""
 
     node_id: str
     epoch: Epoch
@@ -75,6 +75,17 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
+class Transfer:
+    """A link that asks for its session to move. Connector and link say which session; `epoch` is one
+    that it has had."""
+
+    node_id: str
+    epoch: int
+    connector_id: str
+    link: int
+
+
+@dataclass(frozen=True, slots=True)
 class OpenResult:
     """Opened under `epoch`; or NO_EPOCH, and `full` is the place without room and its limit."""
 
@@ -90,6 +101,15 @@ class OpenResult:
 class ActivateResult:
     active: bool
     event: Event | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TransferResult:
+    """The caller's under `epoch`; or NO_EPOCH, and `reason` says why the link has no session."""
+
+    epoch: Epoch
+    reason: Reason | None = None
+    earlier_events: tuple[Event, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

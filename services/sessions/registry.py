@@ -23,6 +23,8 @@ from services.sessions.records import (
     Ref,
     Renewal,
     Replica,
+    Transfer,
+    TransferResult,
     Trimmed,
     Usage,
 )
@@ -47,6 +49,10 @@ class Registry(Protocol):
     async def close(
         self, dispatcher_id: str, endings: Sequence[Ending], now_ms: int
     ) -> Committed[CloseResult]: ...
+
+    async def transfer(
+        self, dispatcher_id: str, wanted: Sequence[Transfer], now_ms: int
+    ) -> Committed[TransferResult]: ...
 
     async def evict(self, node_id: str, epoch: int, now_ms: int) -> Committed[EvictResult]: ...
 

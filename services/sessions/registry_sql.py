@@ -31,6 +31,8 @@ from services.sessions.records import (
     Ref,
     Renewal,
     Replica,
+    Transfer,
+    TransferResult,
     Trimmed,
     Usage,
 )
@@ -110,6 +112,16 @@ class SqlRegistry:
             dispatcher_id,
             [ending.node_id for ending in endings],
             lambda book: [book.close(dispatcher_id, ending, now_ms) for ending in endings],
+        )
+
+    async def transfer(
+        self, dispatcher_id: str, wanted: Sequence[Transfer], now_ms: int
+    ) -> Committed[TransferResult]:
+        return await self._of_caller(
+            dispatcher_id,
+            [entry.node_id for entry in wanted],
+            lambda book: [book.transfer(dispatcher_id, entry, now_ms) for entry in wanted],
+            note=True,
         )
 
     async def evict(self, node_id: str, epoch: int, now_ms: int) -> Committed[EvictResult]:
@@ -352,9 +364,16 @@ class SqlRegistry:
         await self._store.write(lambda connection: connection.execute(select(true())).scalar())
 
     async def _of_caller(
-        self, dispatcher_id: str, node_ids: Sequence[str], decide: Callable[[Book], list[T]]
+        self,
+        dispatcher_id: str,
+        node_ids: Sequence[str],
+        decide: Callable[[Book], list[T]],
+        *,
+        note: bool = False,
     ) -> Committed[T]:
         def work(connection: Connection) -> Committed[T]:
+            if note:
+                note_alive(connection, dispatcher_id)
             where = node_session.c.node_id.in_(sorted(set(node_ids)))
             locked = LockedBook(connection, where, self._make_id, caller=dispatcher_id)
             results = decide(locked.book)

@@ -7,7 +7,7 @@ from services.runtime.errors import InvalidRequest
 from services.runtime.names import check_instance_id, check_node_id, check_project_id
 from services.sessions.lifecycle import LIVE, Reason, State
 from services.sessions.limits import LimitsChange
-from services.sessions.records import ConnectorLoad, Ending, Filter, Opening, Ref, Renewal
+from services.sessions.records import ConnectorLoad, Ending, Filter, Opening, Ref, Renewal, Transfer
 
 MOST_ENTRIES = 4096
 DEFAULT_HELD = 1000
@@ -87,6 +87,23 @@ def refs(entries: Iterable[sessions_pb2.SessionRef]) -> list[Ref]:
         for index, entry in enumerate(entries)
     ]
     check_size("sessions", found)
+    return found
+
+
+def transfers(request: sessions_pb2.TransferSessionsRequest) -> list[Transfer]:
+    """The entries of TransferSessions."""
+    check_size("sessions", request.sessions)
+    found = []
+    for index, entry in enumerate(request.sessions):
+        at = f"sessions[{index}]."
+        found.append(
+            Transfer(
+                node_id=node_id(at + "node_id", entry.node_id),
+                epoch=_integer(at + "epoch", entry.epoch, 1),
+                connector_id=_check(at + "connector_id", entry.connector_id, check_instance_id),
+                link=_integer(at + "link", entry.link),
+            )
+        )
     return found
 
 

@@ -79,7 +79,7 @@ end_directive = Table(
     Column("node_id", exact_text(MOST_NODE_ID_CHARS), primary_key=True),
     Column("epoch", BigInteger, primary_key=True),
     Column("dispatcher_id", String(128), nullable=False),
-    Column("reason", SmallInteger, CheckConstraint("reason BETWEEN 1 AND 12"), nullable=False),
+    Column("reason", SmallInteger, CheckConstraint("reason BETWEEN 1 AND 13"), nullable=False),
     Column("at_ms", BigInteger, nullable=False),
     Index("end_directive_by_dispatcher", "dispatcher_id"),
     Index("end_directive_by_age", "at_ms"),

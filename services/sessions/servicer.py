@@ -124,6 +124,19 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
             more=len(found) > size,
         )
 
+    async def TransferSessions(
+        self, request: sessions_pb2.TransferSessionsRequest, context: Context
+    ) -> sessions_pb2.TransferSessionsResponse:
+        dispatcher_id = requests.dispatcher_id(request.dispatcher_id)
+        wanted = requests.transfers(request)
+        with self._metrics.transaction("transfer", len(wanted)):
+            committed = await self._registry.transfer(dispatcher_id, wanted, self._clock.wall_ms())
+        self._metrics.transferred(committed.results)
+        self._notices.tell(committed)
+        return sessions_pb2.TransferSessionsResponse(
+            verdicts=[wire.transfer_message(result) for result in committed.results]
+        )
+
     async def LocateNodes(
         self, request: sessions_pb2.LocateNodesRequest, context: Context
     ) -> sessions_pb2.LocateNodesResponse:

@@ -6,7 +6,7 @@ from cloudhub.v1 import link_pb2, sessions_pb2
 from services.sessions.instances import Instance
 from services.sessions.lifecycle import EventKind, Reason, Session, State
 from services.sessions.limits import Scope
-from services.sessions.records import Directive, Event, Lease, OpenResult, Usage
+from services.sessions.records import Directive, Event, Lease, OpenResult, TransferResult, Usage
 
 
 def timestamp(at_ms: int) -> Timestamp:
@@ -101,6 +101,15 @@ def open_message(result: OpenResult, retry_seconds: float) -> sessions_pb2.OpenV
         superseded=session_message(result.superseded) if result.superseded else None,
         superseded_event=event_message(result.superseded_event) if result.superseded_event else None,
         earlier_events=[event_message(event) for event in result.earlier_events],
+    )
+
+
+def transfer_message(result: TransferResult) -> sessions_pb2.TransferVerdict:
+    """A verdict on a transfer."""
+    return sessions_pb2.TransferVerdict(
+        epoch=result.epoch,
+        earlier_events=[event_message(event) for event in result.earlier_events],
+        reason=reason_message(result.reason),
     )
 
 

@@ -24,6 +24,7 @@ from services.sessions.records import (
     Lease,
     Ref,
     Replica,
+    Transfer,
     Trimmed,
 )
 from services.sessions.registry import HAND_AGAIN_AFTER_RENEWALS, Registry
@@ -92,6 +93,7 @@ async def test_an_empty_batch_is_no_fault(registry: Registry) -> None:
     assert (await registry.open("d1", [], NOW)).results == []
     assert (await registry.activate("d1", [], NOW)).results == []
     assert (await registry.close("d1", [], NOW)).results == []
+    assert (await registry.transfer("d1", [], NOW)).results == []
     assert await registry.locate([]) == []
     assert (await registry.close_unconfirmed([], NOW)).changes == []
 
@@ -530,6 +532,169 @@ async def test_two_reapers_act_once(registry: Registry) -> None:
     assert [event.kind for event in events] == [EventKind.CONNECTED, EventKind.DISCONNECTED]
     assert events[0].event_id == connected.event_id
     await exact_counts(registry)
+
+
+# Transferring
+
+
+def transfer(ref: Ref, connector_id: str = "c1", link: int = 1) -> Transfer:
+    """The link of `opening()` asks for its session to move."""
+    return Transfer(ref.node_id, ref.epoch, connector_id, link)
+
+
+async def moved(registry: Registry, ref: Ref, dispatcher_id: str, now_ms: int = NOW) -> Ref:
+    """A granted transfer."""
+    result = (await registry.transfer(dispatcher_id, [transfer(ref)], now_ms)).results[0]
+    assert result.reason is None
+    return Ref(ref.node_id, result.epoch)
+
+
+async def test_a_session_moves_with_its_slots_under_a_new_epoch_and_without_events(
+    registry: Registry,
+) -> None:
+    """C37: same session, same slots; the former dispatcher is told to let it go."""
+    ref, connected = await active(registry)
+    before, usage = await registry.get("edge-1"), await registry.usage()
+    committed = await registry.transfer("d2", [transfer(ref)], NOW + 5)
+    result = committed.results[0]
+    after = await registry.get("edge-1")
+    assert before
+    assert after
+    assert result.epoch > ref.epoch
+    assert (after.state, after.dispatcher_id, after.epoch) == (State.ACTIVE, "d2", result.epoch)
+    assert (after.opened_at_ms, after.link, after.connector_id) == (NOW, before.link, before.connector_id)
+    assert (await registry.usage()).counts == usage.counts
+    assert [event.event_id for event in result.earlier_events] == [connected.event_id]
+    assert committed.directed == {"d1"}
+    assert [(d.epoch, d.reason) for d in await registry.directives("d1", 9)] == [
+        (ref.epoch, Reason.TRANSFERRED)
+    ]
+    assert committed.changes == [after]
+    await exact_counts(registry)
+
+
+async def test_a_former_dispatcher_can_neither_activate_nor_end_what_moved(registry: Registry) -> None:
+    """C36: it was only paused; its directive goes when it says that it let the session go."""
+    ref, _ = await active(registry)
+    present = await moved(registry, ref, "d2")
+    assert not (await registry.activate("d1", [ref], NOW)).results[0].active
+    assert (
+        not (await registry.close("d1", [Ending("edge-1", ref.epoch, Reason.SHUTDOWN)], NOW))
+        .results[0]
+        .closed
+    )
+    assert await state_of(registry) is State.ACTIVE
+    assert await registry.directives("d1", 9) == []
+    late = Ending("edge-1", present.epoch, Reason.KEEPALIVE_TIMEOUT)
+    assert not (await registry.close("d1", [late], NOW)).results[0].closed
+    assert (await registry.close("d2", [late], NOW)).results[0].closed
+
+
+async def test_an_orphan_moves_and_is_no_longer_the_lost_dispatchers(registry: Registry) -> None:
+    """C37: the reaper that comes for the lost dispatcher's orphans finds it gone."""
+    ref, _ = await active(registry)
+    await registry.renew(renewal("d1"), NOW, 10)
+    await registry.lose(Observation("d1", 1), NOW)
+    assert await state_of(registry) is State.ORPHANED
+    await moved(registry, ref, "d2")
+    await registry.expire(Observation("d1", 1), NOW, 10)
+    await registry.renew(renewal("d1", 2), NOW, 10)
+    session = await registry.get("edge-1")
+    assert session
+    assert (session.state, session.dispatcher_id) == (State.ACTIVE, "d2")
+
+
+async def test_a_transfer_whose_answer_was_lost_can_be_asked_again(registry: Registry) -> None:
+    """C37: by the link as it knows itself, of the same dispatcher or of another; the newest grant counts."""
+    ref, _ = await active(registry)
+    first = await moved(registry, ref, "d2")
+    again = await moved(registry, ref, "d2")
+    elsewhere = await moved(registry, ref, "d3")
+    assert ref.epoch < first.epoch < again.epoch < elsewhere.epoch
+    # A late copy of the first request took the session; the link, which moved on, gets it back.
+    await moved(registry, ref, "d2")
+    back = await moved(registry, elsewhere, "d3")
+    session = await registry.get("edge-1")
+    assert session
+    assert (session.dispatcher_id, session.epoch) == ("d3", back.epoch)
+    await exact_counts(registry)
+
+
+async def test_a_link_that_is_not_the_nodes_newest_does_not_move(registry: Registry) -> None:
+    """C37: of another link or connector, or of no session at all; nothing changes."""
+    old, _ = await active(registry)
+    newest = (await registry.open("d2", [opening(connector_id="c2", link=7)], NOW)).results[0]
+    await registry.activate("d2", [Ref("edge-1", newest.epoch)], NOW)
+    before = await registry.get("edge-1")
+    committed = await registry.transfer(
+        "d3",
+        [
+            transfer(old),
+            transfer(Ref("edge-1", newest.epoch), "c2", 8),
+            transfer(Ref("edge-1", newest.epoch), "c3", 7),
+            transfer(Ref("edge-1", newest.epoch + 1), "c2", 7),
+            transfer(Ref("nobody", 5)),
+        ],
+        NOW,
+    )
+    assert [(result.epoch, result.reason) for result in committed.results] == [
+        (NO_EPOCH, Reason.SUPERSEDED),
+        (NO_EPOCH, Reason.SUPERSEDED),
+        (NO_EPOCH, Reason.SUPERSEDED),
+        (NO_EPOCH, Reason.PROTOCOL_ERROR),
+        (NO_EPOCH, Reason.DISPATCHER_LOST),
+    ]
+    assert committed.changes == []
+    assert await registry.get("edge-1") == before
+
+
+async def test_what_has_no_verdict_or_is_asked_to_end_does_not_move(registry: Registry) -> None:
+    """C37: an eviction during a move wins, and the link learns why it is closed."""
+    announced = await opened(registry)
+    evicted, _ = await active(registry, "edge-2")
+    await registry.evict("edge-2", 0, NOW)
+    ended, _ = await active(registry, "edge-3")
+    await registry.close("d1", [Ending("edge-3", ended.epoch, Reason.KEEPALIVE_TIMEOUT)], NOW)
+    committed = await registry.transfer("d2", [transfer(ref) for ref in (announced, evicted, ended)], NOW)
+    assert [(result.epoch, result.reason) for result in committed.results] == [
+        (NO_EPOCH, Reason.DISPATCHER_LOST),
+        (NO_EPOCH, Reason.EVICTED),
+        (NO_EPOCH, Reason.KEEPALIVE_TIMEOUT),
+    ]
+    assert await state_of(registry, "edge-1") is State.OPENING
+    assert await state_of(registry, "edge-2") is State.DRAINING
+
+
+async def test_an_eviction_after_a_move_asks_the_new_dispatcher(registry: Registry) -> None:
+    ref, _ = await active(registry)
+    present = await moved(registry, ref, "d2")
+    assert (await registry.evict("edge-1", 0, NOW)).directed == {"d2"}
+    assert [(d.epoch, d.reason) for d in await registry.directives("d2", 9)] == [
+        (present.epoch, Reason.EVICTED)
+    ]
+
+
+async def test_a_dispatcher_takes_its_own_link_back_without_a_directive(registry: Registry) -> None:
+    """Its stream broke and the connector came back."""
+    ref, connected = await active(registry)
+    committed = await registry.transfer("d1", [transfer(ref)], NOW)
+    assert committed.directed == frozenset()
+    assert committed.results[0].earlier_events == ()
+    present = committed.results[0].epoch
+    closed = await registry.close("d1", [Ending("edge-1", present, Reason.EDGE_CLOSED)], NOW)
+    disconnected = closed.results[0].event
+    assert disconnected
+    assert (disconnected.kind, disconnected.epoch) == (EventKind.DISCONNECTED, present)
+    assert connected.epoch == ref.epoch
+
+
+async def test_a_dispatcher_that_takes_over_is_watched(registry: Registry) -> None:
+    """It has a lease from then on, though it never renewed: what it took is orphaned if it dies."""
+    ref, _ = await active(registry)
+    await moved(registry, ref, "d2")
+    assert "d2" in {lease.dispatcher_id for lease in await registry.leases()}
+    await registry.lose(Observation("d2", 0), NOW)
+    assert await state_of(registry) is State.ORPHANED
 
 
 # Looking

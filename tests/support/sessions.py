@@ -36,6 +36,8 @@ from services.sessions.records import (
     Ref,
     Renewal,
     Replica,
+    Transfer,
+    TransferResult,
     Trimmed,
     Usage,
 )
@@ -156,12 +158,23 @@ class FakeRegistry:
         found = [s for s in self.sessions.values() if s.dispatcher_id == dispatcher_id and s.state in states]
         return sorted(found, key=lambda session: session.node_id)
 
-    async def open(
-        self, dispatcher_id: str, entries: Sequence[Opening], now_ms: int
-    ) -> Committed[OpenResult]:
+    def _note_alive(self, dispatcher_id: str) -> None:
         lease = self.fake_leases.setdefault(dispatcher_id, _FakeLease())
         if lease.lost:
             lease.lost, lease.renewals = False, lease.renewals + 1
+
+    async def transfer(
+        self, dispatcher_id: str, wanted: Sequence[Transfer], now_ms: int
+    ) -> Committed[TransferResult]:
+        self._note_alive(dispatcher_id)
+        return self._transaction(
+            lambda book: [book.transfer(dispatcher_id, entry, now_ms) for entry in wanted], dispatcher_id
+        )
+
+    async def open(
+        self, dispatcher_id: str, entries: Sequence[Opening], now_ms: int
+    ) -> Committed[OpenResult]:
+        self._note_alive(dispatcher_id)
         return self._transaction(
             lambda book: [book.open(dispatcher_id, entry, now_ms) for entry in entries], dispatcher_id
         )

@@ -373,7 +373,7 @@ class Ledger:
         node.owner_epoch, node.known = op.epoch, True
         self.changed_nodes.add(op.node_id)
         for row in self._pending(op.node_id):
-            if row.is_answer:
+            if row.is_answer and not op.same_session:
                 self._end(row, node, "its session ended", op.at_ms, op.epoch)
         return self._load(node)
 

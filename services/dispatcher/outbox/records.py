@@ -165,11 +165,15 @@ class End(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A new owner: raise the node's owner epoch, end its old answers, load what is pending."""
+    """A new owner: raise the node's owner epoch, end its old answers, load what is pending.
+
+    With `same_session` the session only changed its dispatcher, and its answers stay.
+    """
 
     node_id: str
     epoch: int
     at_ms: int
+    same_session: bool = False
 
 
 class Reload(NamedTuple):
