@@ -15,10 +15,18 @@ from cloudhub.v1.dispatcher_pb2_grpc import (
 )
 from cloudhub.v1.link_pb2 import CLOSE_REASON_TRANSFERRED
 from cloudhub.v1.link_pb2_grpc import add_LinkServiceServicer_to_server
-from cloudhub.v1.sessions_pb2 import EndDirective
+from cloudhub.v1.peer_pb2_grpc import add_PeerServiceServicer_to_server
+from cloudhub.v1.sessions_pb2 import DispatcherPeer, EndDirective
 from services.dispatcher.admin import DispatcherAdmin
+from services.dispatcher.advertising import advertised_address
 from services.dispatcher.delivery import Delivery
-from services.dispatcher.housekeeping import ADMIN_SERVICE, DISPATCHER_SERVICE, LINK_SERVICE, Housekeeping
+from services.dispatcher.housekeeping import (
+    ADMIN_SERVICE,
+    DISPATCHER_SERVICE,
+    LINK_SERVICE,
+    PEER_SERVICE,
+    Housekeeping,
+)
 from services.dispatcher.keepalive import Keepalive
 from services.dispatcher.lease import Lease
 from services.dispatcher.link_servicer import EdgeLinks, LinkServicer
@@ -27,6 +35,11 @@ from services.dispatcher.openings import Openings
 from services.dispatcher.outbox.ledger import Quotas
 from services.dispatcher.outbox.schema import SCHEMA, uploads
 from services.dispatcher.outbox.sql import SqlOutbox
+from services.dispatcher.peers.directory import Peers
+from services.dispatcher.peers.handover import Handover
+from services.dispatcher.peers.metrics import PeerMetrics
+from services.dispatcher.peers.servicer import PeerServicer
+from services.dispatcher.peers.sweep import Sweep
 from services.dispatcher.policy import PolicySettings
 from services.dispatcher.publication import PublishLimits
 from services.dispatcher.publishing import Publishing
@@ -60,6 +73,7 @@ class RunningApp:
     server: RpcServer
     delivery: Delivery
     upstream: Upstream
+    peers: Peers
     registry: CollectorRegistry
     tasks: asyncio.TaskGroup
 
@@ -186,18 +200,26 @@ async def running_app(
             clock,
             metrics,
         )
+        peer_metrics = PeerMetrics(registry)
+        peers = Peers(DispatcherPeer(dispatcher_id=dispatcher_id, name=name), upstream.relays, peer_metrics)
+        handover = Handover(peers, sessions, clock, peer_metrics)
+        delivery.elsewhere = handover.changed
         limits = PublishLimits(settings.content_most_bytes, settings.answer_seconds)
-        publishing = Publishing(delivery, sessions, limits, clock, metrics, tracing)
+        publishing = Publishing(delivery, sessions, limits, clock, metrics, tracing, dispatcher_id, peers)
 
-        server = RpcServer(settings.listen, [DISPATCHER_SERVICE, ADMIN_SERVICE, LINK_SERVICE])
+        server = RpcServer(settings.listen, [DISPATCHER_SERVICE, ADMIN_SERVICE, LINK_SERVICE, PEER_SERVICE])
         add_DispatcherServiceServicer_to_server(
             DispatcherServicer(publishing, UpstreamServicer(upstream)), server.grpc_server
         )
         add_DispatcherAdminServicer_to_server(DispatcherAdmin(outbox, delivery, clock), server.grpc_server)
         add_LinkServiceServicer_to_server(links, server.grpc_server)
+        add_PeerServiceServicer_to_server(
+            PeerServicer(delivery, upstream, peers, peer_metrics), server.grpc_server
+        )
         endpoint = MetricsEndpoint(settings.metrics_listen, registry)
         try:
             await server.start()
+            peers.own.address = settings.advertise or advertised_address(server.address)
             housekeeping = Housekeeping(
                 name,
                 server,
@@ -206,6 +228,7 @@ async def running_app(
                 delivery,
                 outbox,
                 upstream,
+                peers,
                 clock,
                 metrics,
                 tracing,
@@ -226,6 +249,9 @@ async def running_app(
                         publishing,
                         upstream,
                         acknowledger,
+                        peers,
+                        handover,
+                        Sweep(delivery, outbox, peer_metrics),
                     )
                 ]
                 background.append(group.create_task(housekeeping.run(), name="Housekeeping"))
@@ -237,7 +263,7 @@ async def running_app(
                 )
                 _log.info("dispatcher.serving", listen=server.address, dispatcher_id=dispatcher_id)
                 try:
-                    yield RunningApp(server, delivery, upstream, registry, group)
+                    yield RunningApp(server, delivery, upstream, peers, registry, group)
                 finally:
                     # Order: no new links or calls; the links move to other dispatchers; those that nobody
                     # takes stay up without one, and their sessions are orphans once the lease is released;

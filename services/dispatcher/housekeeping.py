@@ -8,6 +8,7 @@ from services.dispatcher.delivery import MESSAGING, Delivery
 from services.dispatcher.lease import Lease
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.outbox.sql import SqlOutbox
+from services.dispatcher.peers.directory import Peers
 from services.dispatcher.sessions_client import SessionsClient
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.clock import Clock
@@ -21,6 +22,7 @@ _log = get_log(__name__)
 DISPATCHER_SERVICE = "cloudhub.v1.DispatcherService"
 ADMIN_SERVICE = "cloudhub.v1.DispatcherAdmin"
 LINK_SERVICE = "cloudhub.v1.LinkService"
+PEER_SERVICE = "cloudhub.v1.PeerService"
 
 EXPIRE_INTERVAL = 5.0
 # A live session expires its own messages to the millisecond; the sweep is for all others.
@@ -40,6 +42,7 @@ class Housekeeping:
     delivery: Delivery
     outbox: SqlOutbox
     upstream: Upstream
+    peers: Peers
     clock: Clock
     metrics: DispatcherMetrics
     tracing: Tracing
@@ -62,7 +65,7 @@ class Housekeeping:
             counter += 1
             try:
                 answer = await self.sessions.renew(
-                    self.name, self.server.address, counter, len(self.delivery.sessions)
+                    self.name, self.peers.own.address, counter, len(self.delivery.sessions)
                 )
             except HubError as error:
                 if self._sessions_answer:
@@ -72,6 +75,7 @@ class Housekeeping:
                 self.lease.renewed()
                 if answer.adopted_events:
                     self.upstream.adopt_events(answer.adopted_events)
+                self.peers.seen(answer.dispatchers)
                 await self._health(sessions=True)
             await asyncio.sleep(self.lease_seconds / 3 if self._sessions_answer else 0.5)
 
@@ -92,7 +96,7 @@ class Housekeeping:
         """Publishing needs the store; links need sessions too."""
         self._sessions_answer = self._sessions_answer if sessions is None else sessions
         self._store_answers = self._store_answers if store is None else store
-        for service in (DISPATCHER_SERVICE, ADMIN_SERVICE):
+        for service in (DISPATCHER_SERVICE, ADMIN_SERVICE, PEER_SERVICE):
             await self.server.set_serving(self._store_answers, service)
         both = self._store_answers and self._sessions_answer
         await self.server.set_serving(both, LINK_SERVICE)

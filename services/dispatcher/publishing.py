@@ -2,14 +2,16 @@
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.status import Status, StatusCode
 
 from cloudhub.v1 import dispatcher_pb2 as pb
+from cloudhub.v1.peer_pb2 import DirectMessage
 from services.dispatcher.delivery import MESSAGING, Delivery
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.outbox.records import (
@@ -41,6 +43,16 @@ from services.runtime.tracing import Tracing, is_sampled, span_context, tracepar
 Respond = Callable[[list[pb.PublishResponse]], None]
 
 
+class PeerPort(Protocol):
+    """The other dispatchers, as publishing needs them."""
+
+    async def send_direct(
+        self, dispatcher_id: str, messages: Sequence[DirectMessage]
+    ) -> Sequence[pb.NodeOutcome]:
+        """One outcome per NO-ACK message, in order. Raises HubError if that dispatcher does not answer."""
+        ...
+
+
 @dataclass(slots=True)
 class _Request:
     """One request on its way: its publication, its response with a slot per node, its span."""
@@ -59,6 +71,10 @@ class _Work:
     ops: list[Op] = field(default_factory=list)
     slots: list[tuple[_Request, pb.NodeOutcome]] = field(default_factory=list)  # one per operation
     lookups: list[tuple[_Request, pb.NodeOutcome]] = field(default_factory=list)
+    # by the dispatcher that has the node's session
+    forwards: defaultdict[str, list[tuple[_Request, pb.NodeOutcome]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
 
 
 class Publishing:
@@ -72,24 +88,30 @@ class Publishing:
         clock: Clock,
         metrics: DispatcherMetrics,
         tracing: Tracing,
+        dispatcher_id: str,
+        peers: PeerPort,
     ) -> None:
         self._delivery = delivery
+        self._id = dispatcher_id
+        self._peers = peers
         self._limits = limits
         self._clock = clock
         self._metrics = metrics
         self._tracing = tracing
-        self._locations: Batcher[tuple[str, ...], set[str]] = Batcher(self._locate)
+        self._locations: Batcher[tuple[str, ...], dict[str, str]] = Batcher(self._locate)
         self._sessions = sessions
 
     async def run(self) -> None:
         """Answers look-ups of nodes until cancelled."""
         await self._locations.run()
 
-    async def _locate(self, asked: Sequence[tuple[str, ...]]) -> list[set[str]]:
-        """Which of the nodes are connected here now, after asking the registry."""
+    async def _locate(self, asked: Sequence[tuple[str, ...]]) -> list[dict[str, str]]:
+        """Which of the nodes are connected now, and to which dispatcher, as the registry says."""
         found = await self._sessions.locate(sorted({node_id for nodes in asked for node_id in nodes}))
-        here = found.keys() & self._delivery.sessions.keys()
-        return [here.intersection(nodes) for nodes in asked]
+        return [
+            {node_id: found[node_id].dispatcher_id for node_id in nodes if node_id in found}
+            for nodes in asked
+        ]
 
     async def publish(
         self, requests: Sequence[pb.PublishRequest], traceparent: str
@@ -103,7 +125,13 @@ class Publishing:
             self._prepare(work, request, traceparent)
         if work.lookups:
             await self._look_up(work)
-        if work.ops:
+        if work.forwards:
+            async with asyncio.TaskGroup() as group:
+                for dispatcher_id, slots in work.forwards.items():
+                    group.create_task(self._forward(dispatcher_id, slots), name="forward")
+                if work.ops:
+                    await self._store(work)
+        elif work.ops:
             await self._store(work)
         responses = [self._finish(request) for request in work.requests]
         self._count(responses)
@@ -198,7 +226,7 @@ class Publishing:
     async def _look_up(self, work: _Work) -> None:
         """One fresh look-up for all messages that found no session here."""
         try:
-            here = await self._locations.call(tuple(outcome.node_id for _, outcome in work.lookups))
+            found = await self._locations.call(tuple(outcome.node_id for _, outcome in work.lookups))
         except HubError as error:
             for _, outcome in work.lookups:
                 _unavailable(outcome, error)
@@ -206,11 +234,38 @@ class Publishing:
         for item, outcome in work.lookups:
             publication = item.publication
             assert publication is not None
-            if outcome.node_id in here and self._to_session(work, item, publication, outcome):
+            holder = found.get(outcome.node_id)
+            if holder is not None and self._to_session(work, item, publication, outcome):
                 continue
-            outcome.outcome = pb.OUTCOME_NO_SESSION
-            outcome.reason = "NOT_CONNECTED"
-            self._delivery.dropped(outcome.node_id, item.response.message_id, "no_session")
+            if not holder or holder == self._id:
+                outcome.outcome = pb.OUTCOME_NO_SESSION
+                outcome.reason = "NOT_CONNECTED"
+                self._delivery.dropped(outcome.node_id, item.response.message_id, "no_session")
+            elif publication.acknowledged:
+                work.ops.append(Accept(outcome.node_id, publication, self._clock.wall_ms()))
+                work.slots.append((item, outcome))
+            else:
+                work.forwards[holder].append((item, outcome))
+
+    async def _forward(self, dispatcher_id: str, slots: list[tuple[_Request, pb.NodeOutcome]]) -> None:
+        """NO-ACK messages by way of the dispatcher that has their nodes' sessions."""
+        messages = [
+            DirectMessage(
+                node_id=outcome.node_id,
+                message=item.publication.message,
+                size_bytes=item.publication.size_bytes,
+            )
+            for item, outcome in slots
+            if item.publication is not None
+        ]
+        try:
+            told = await self._peers.send_direct(dispatcher_id, messages)
+        except HubError as error:
+            for _, outcome in slots:
+                _unavailable(outcome, error)
+            return
+        for (_, outcome), one in zip(slots, told, strict=True):
+            outcome.CopyFrom(one)
 
     # -- messages that are stored ------------------------------------------------------------------
 

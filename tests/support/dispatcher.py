@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.link_pb2 import DispatcherBatch
 from cloudhub.v1.message_pb2 import Message
+from cloudhub.v1.peer_pb2 import DirectMessage
 from cloudhub.v1.sessions_pb2 import Session
 from services.dispatcher.admin import DispatcherAdmin
 from services.dispatcher.connectors import ConnectorStream
@@ -27,6 +28,7 @@ from services.runtime.tracing import Tracing
 from tests.support.outbox import MemoryOutbox
 
 NOW_MS = 1_700_000_000_000
+OWN_ID = "dispatcher-0"
 
 
 @dataclass
@@ -106,6 +108,7 @@ class FakeSessions(SessionsClient):
 
     def __init__(self) -> None:
         self.connected: set[str] = set()
+        self.held_by: dict[str, str] = {}  # node -> dispatcher; those that are absent: this one
         self.away = False
         self.asked: list[list[str]] = []
         self.before_answer: Callable[[], Awaitable[object]] | None = None
@@ -117,7 +120,33 @@ class FakeSessions(SessionsClient):
             raise Unavailable("SESSIONS_UNAVAILABLE", "sessions does not answer")
         if self.before_answer is not None:
             await self.before_answer()
-        return {node_id: Session(node_id=node_id) for node_id in node_ids if node_id in self.connected}
+        return {
+            node_id: Session(node_id=node_id, dispatcher_id=self.held_by.get(node_id, OWN_ID))
+            for node_id in node_ids
+            if node_id in self.connected
+        }
+
+
+class FakePeers:
+    """Other dispatchers that answer what they are told to, or do not."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, pb.NodeOutcome] = {}
+        self.away: set[str] = set()
+        self.sent: list[tuple[str, list[str]]] = []
+
+    async def send_direct(
+        self, dispatcher_id: str, messages: Sequence[DirectMessage]
+    ) -> Sequence[pb.NodeOutcome]:
+        """ACCEPTED unless a node has another answer."""
+        if dispatcher_id in self.away:
+            raise Unavailable("PEER_UNAVAILABLE", "the node's dispatcher does not answer")
+        self.sent.append((dispatcher_id, [one.node_id for one in messages]))
+        accepted = pb.OUTCOME_ACCEPTED
+        return [
+            self.answers.get(one.node_id, pb.NodeOutcome(node_id=one.node_id, outcome=accepted))
+            for one in messages
+        ]
 
 
 class DeliveryHalf:
@@ -130,8 +159,16 @@ class DeliveryHalf:
         self.tracing = tracing
         self.delivery = Delivery(self.outbox, settings, self.clock, self.metrics, tracing)
         self.sessions = FakeSessions()
+        self.peers = FakePeers()
         self.publishing = Publishing(
-            self.delivery, self.sessions, PublishLimits(), self.clock, self.metrics, tracing
+            self.delivery,
+            self.sessions,
+            PublishLimits(),
+            self.clock,
+            self.metrics,
+            tracing,
+            OWN_ID,
+            self.peers,
         )
         self.admin = DispatcherAdmin(self.outbox, self.delivery, self.clock)
         self.stream = ReadableStream("c1", "connector-0")

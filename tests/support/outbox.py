@@ -179,6 +179,11 @@ class MemoryOutbox:
         parked = sum(row.state == RowState.PARKED for row in pending)
         return NodeSummary(copy(node), parked, min((row.accepted_at_ms for row in pending), default=0))
 
+    async def last_seqs(self, node_ids: Sequence[str]) -> dict[str, int]:
+        """See `contract.Outbox.last_seqs`."""
+        self._check()
+        return {node_id: self.nodes[node_id].last_seq for node_id in node_ids if node_id in self.nodes}
+
     async def list_nodes(self, after: str, limit: int, only: NodeFilter) -> list[NodeSummary]:
         """See `contract.Outbox.list_nodes`."""
         self._check()
@@ -241,7 +246,7 @@ class MemoryOutbox:
             node_id,
             key,
             {RowState.PENDING, RowState.PARKED},
-            lambda ledger, row: ledger.end(row, "purged", at_ms),
+            lambda ledger, row: ledger.purge(row, at_ms),
         )
 
     def _each(

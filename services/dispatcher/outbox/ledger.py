@@ -350,6 +350,12 @@ class Ledger:
         """Ends a pending or parked message without an acknowledgement; its floor stays."""
         self._end(row, self._node(row.node_id), reason, at_ms, 0)
 
+    def purge(self, row: ObjectRow, at_ms: int) -> None:
+        """Ends it for an operator. The node's order grows, so that its owner notices."""
+        node = self._node(row.node_id)
+        node.last_seq += 1
+        self._end(row, node, "purged", at_ms, 0)
+
     def _end(self, row: ObjectRow, node: NodeRow, reason: str, at_ms: int, epoch: int) -> None:
         self._count(node, -1, -row.size_bytes)
         self._row_event(row, EventKind.ENDED, at_ms, epoch, reason)
