@@ -19,6 +19,7 @@ from cloudhub.v1.peer_pb2_grpc import add_PeerServiceServicer_to_server
 from cloudhub.v1.sessions_pb2 import DispatcherPeer, EndDirective
 from services.dispatcher.admin import DispatcherAdmin
 from services.dispatcher.advertising import advertised_address
+from services.dispatcher.anti_entropy import AntiEntropy
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.housekeeping import (
     ADMIN_SERVICE,
@@ -31,6 +32,7 @@ from services.dispatcher.keepalive import Keepalive
 from services.dispatcher.lease import Lease
 from services.dispatcher.link_servicer import EdgeLinks, LinkServicer
 from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.node_deletion import NodeDeletion
 from services.dispatcher.openings import Openings
 from services.dispatcher.outbox.ledger import Quotas
 from services.dispatcher.outbox.schema import SCHEMA, uploads
@@ -205,7 +207,20 @@ async def running_app(
         handover = Handover(peers, sessions, clock, peer_metrics)
         delivery.elsewhere = handover.changed
         limits = PublishLimits(settings.content_most_bytes, settings.answer_seconds)
-        publishing = Publishing(delivery, sessions, limits, clock, metrics, tracing, dispatcher_id, peers)
+        publishing = Publishing(
+            delivery,
+            sessions,
+            limits,
+            clock,
+            metrics,
+            tracing,
+            dispatcher_id,
+            peers,
+            NodeDeletion(outbox, sessions),
+        )
+        anti_entropy = AntiEntropy(
+            delivery, sessions, ends, stranded, openings, clock, metrics, settings.lease_seconds
+        )
 
         server = RpcServer(settings.listen, [DISPATCHER_SERVICE, ADMIN_SERVICE, LINK_SERVICE, PEER_SERVICE])
         add_DispatcherServiceServicer_to_server(
@@ -229,6 +244,7 @@ async def running_app(
                 outbox,
                 upstream,
                 peers,
+                links.loads,
                 clock,
                 metrics,
                 tracing,
@@ -255,6 +271,7 @@ async def running_app(
                     )
                 ]
                 background.append(group.create_task(housekeeping.run(), name="Housekeeping"))
+                background.append(group.create_task(anti_entropy.run(), name="AntiEntropy"))
                 background.append(
                     group.create_task(
                         sessions.watch(lambda directive: _obey(delivery, ends, stranded, directive)),

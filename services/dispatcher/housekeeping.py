@@ -1,9 +1,10 @@
 """What a dispatcher does by the clock: its lease, expiry, retention, and the truth of its health."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cloudhub.v1.sessions_pb2 import ConnectorLoad
 from services.dispatcher.delivery import MESSAGING, Delivery
 from services.dispatcher.lease import Lease
 from services.dispatcher.metrics import DispatcherMetrics
@@ -43,6 +44,7 @@ class Housekeeping:
     outbox: SqlOutbox
     upstream: Upstream
     peers: Peers
+    connector_loads: Callable[[], Sequence[ConnectorLoad]]
     clock: Clock
     metrics: DispatcherMetrics
     tracing: Tracing
@@ -65,7 +67,11 @@ class Housekeeping:
             counter += 1
             try:
                 answer = await self.sessions.renew(
-                    self.name, self.peers.own.address, counter, len(self.delivery.sessions)
+                    self.name,
+                    self.peers.own.address,
+                    counter,
+                    len(self.delivery.sessions),
+                    self.connector_loads(),
                 )
             except HubError as error:
                 if self._sessions_answer:

@@ -7,6 +7,7 @@ import grpc
 from cloudhub.v1 import link_pb2 as pb
 from cloudhub.v1.link_pb2_grpc import LinkServiceServicer
 from cloudhub.v1.message_pb2 import Message
+from cloudhub.v1.sessions_pb2 import ConnectorLoad
 from services.dispatcher.connectors import ConnectorStream
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.keepalive import Keepalive
@@ -73,6 +74,16 @@ class LinkServicer(LinkServiceServicer):
             await asyncio.sleep(self._lease_seconds / 3)
             for stream in self._streams:
                 stream.heartbeat(self._lease.age_seconds())
+
+    def loads(self) -> list[ConnectorLoad]:
+        """The attached connectors and how many of their links are here."""
+        found: dict[str, ConnectorLoad] = {}
+        for stream in self._streams:
+            load = found.setdefault(
+                stream.connector_id, ConnectorLoad(connector_id=stream.connector_id, name=stream.name)
+            )
+            load.links += sum(isinstance(link, NodeSession) for link in stream.links.values())
+        return list(found.values())
 
     def drain(self) -> None:
         """Asks the connectors to transfer every link."""

@@ -17,6 +17,7 @@ from cloudhub.v1.sessions_pb2 import CloseSession
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.node_session import NodeSession
+from services.dispatcher.outbox.records import ForgetNode
 from services.dispatcher.sessions_client import SessionsClient
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.backoff import Backoff
@@ -179,7 +180,9 @@ class SessionEnds:
                     continue
                 failures = 0
                 for verdict in verdicts:
-                    self._waiting.popleft()
+                    ended = self._waiting.popleft()
+                    if verdict.reason == CLOSE_REASON_NODE_DELETED:
+                        self._delivery.writer.forget(ForgetNode(ended.node_id, ended.epoch))
                     if verdict.HasField("event"):
                         self._upstream.session_closed(verdict.event)
             self._idle.set()

@@ -33,6 +33,10 @@ class Stranded:
         session = self._sessions.get(node_id)
         return session is not None and session.epoch == epoch
 
+    def epochs(self) -> dict[str, int]:
+        """The sessions that wait, by node."""
+        return {node_id: session.epoch for node_id, session in self._sessions.items()}
+
     def keep(self, session: NodeSession) -> None:
         """The session waits for its link from now on."""
         self._ends.let_go(session)
