@@ -103,12 +103,20 @@ class Delivery:
 
     def remove(self, session: NodeSession) -> None:
         """The session is over; its messages stay in the outbox, its answers end with it."""
+        self.let_go(session)
+        self.end_answers(session)
+
+    def let_go(self, session: NodeSession) -> None:
+        """This dispatcher delivers to the session no more; its messages and answers stay in the outbox."""
         if self.sessions.get(session.node_id) is session:
             del self.sessions[session.node_id]
         session.active = False
         self._metrics.sessions.set(len(self.sessions))
         for message_id in session.policy.direct_waiting:
             self.dropped(session.node_id, message_id, "link_gone", session.epoch)
+
+    def end_answers(self, session: NodeSession) -> None:
+        """Answers end with their session."""
         self.perform(session, session.policy.closed(self._clock.wall_ms()))
 
     # -- inputs ------------------------------------------------------------------------------------

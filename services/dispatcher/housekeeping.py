@@ -1,10 +1,12 @@
 """What a dispatcher does by the clock: its lease, expiry, retention, and the truth of its health."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cloudhub.v1.sessions_pb2 import ConnectorLoad
 from services.dispatcher.delivery import MESSAGING, Delivery
+from services.dispatcher.lease import Lease
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.outbox.sql import SqlOutbox
 from services.dispatcher.peers.directory import Peers
@@ -36,11 +38,13 @@ class Housekeeping:
 
     name: str
     server: RpcServer
+    lease: Lease
     sessions: SessionsClient
     delivery: Delivery
     outbox: SqlOutbox
     upstream: Upstream
     peers: Peers
+    connector_loads: Callable[[], Sequence[ConnectorLoad]]
     clock: Clock
     metrics: DispatcherMetrics
     tracing: Tracing
@@ -63,13 +67,18 @@ class Housekeeping:
             counter += 1
             try:
                 answer = await self.sessions.renew(
-                    self.name, self.peers.own.address, counter, len(self.delivery.sessions)
+                    self.name,
+                    self.peers.own.address,
+                    counter,
+                    len(self.delivery.sessions),
+                    self.connector_loads(),
                 )
             except HubError as error:
                 if self._sessions_answer:
                     _log.warning("sessions.lost", error=str(error))
                 await self._health(sessions=False)
             else:
+                self.lease.renewed()
                 if answer.adopted_events:
                     self.upstream.adopt_events(answer.adopted_events)
                 self.peers.seen(answer.dispatchers)

@@ -14,9 +14,12 @@ from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.peer_pb2 import DirectMessage
 from services.dispatcher.delivery import MESSAGING, Delivery
 from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.node_deletion import Fences, NodeDeletion, check_deletion, node_to_delete
 from services.dispatcher.outbox.records import (
     Accept,
     Accepted,
+    Deleted,
+    DeleteNode,
     Duplicate,
     Event,
     EventKind,
@@ -37,8 +40,11 @@ from services.runtime.batching import Batcher
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError
 from services.runtime.ids import new_id
+from services.runtime.logs import get_log
 from services.runtime.names import check_node_id
 from services.runtime.tracing import Tracing, is_sampled, span_context, traceparent_of
+
+_log = get_log(__name__)
 
 Respond = Callable[[list[pb.PublishResponse]], None]
 
@@ -90,8 +96,10 @@ class Publishing:
         tracing: Tracing,
         dispatcher_id: str,
         peers: PeerPort,
+        deletion: NodeDeletion,
     ) -> None:
         self._delivery = delivery
+        self._deletion = deletion
         self._id = dispatcher_id
         self._peers = peers
         self._limits = limits
@@ -121,8 +129,9 @@ class Publishing:
         `traceparent` is the call's own context; a message's own goes before it.
         """
         work = _Work()
+        fences = await self._deletion.end_sessions(requests) if any(map(node_to_delete, requests)) else {}
         for request in requests:
-            self._prepare(work, request, traceparent)
+            self._prepare(work, request, traceparent, fences)
         if work.lookups:
             await self._look_up(work)
         if work.forwards:
@@ -139,7 +148,7 @@ class Publishing:
 
     # -- checking ----------------------------------------------------------------------------------
 
-    def _prepare(self, work: _Work, request: pb.PublishRequest, call_context: str) -> None:
+    def _prepare(self, work: _Work, request: pb.PublishRequest, call_context: str, fences: Fences) -> None:
         context = request.message.traceparent or call_context
         if span_context(context) is None:
             context = ""  # malformed: as if there were none (W3C Trace Context, 3.2.2.3)
@@ -161,6 +170,10 @@ class Publishing:
                 item.span.set_attribute("cloudhub.node.id", request.node_ids[0])
             context = traceparent_of(item.span)
         work.requests.append(item)
+        deleted = node_to_delete(request)
+        if deleted is not None:
+            self._prepare_deletion(work, item, request, deleted, fences)
+            return
         checked = check_request(
             request, self._limits, item.response.message_id, self._clock.wall_ms(), context
         )
@@ -179,6 +192,21 @@ class Publishing:
             _reject(item.response.outcomes.add(), Rejection("NODES_MISSING", "node_ids", "names no node"))
         for node_id in request.node_ids:
             self._address(work, item, checked, item.response.outcomes.add(node_id=node_id))
+
+    def _prepare_deletion(
+        self, work: _Work, item: _Request, request: pb.PublishRequest, deleted: str, fences: Fences
+    ) -> None:
+        fault = check_deletion(deleted, request.node_ids)
+        for node_id in request.node_ids or (deleted,):
+            outcome = item.response.outcomes.add(node_id=node_id)
+            fence = 0 if fault else fences[deleted]
+            if fault:
+                _reject(outcome, fault)
+            elif isinstance(fence, HubError):
+                _unavailable(outcome, fence)
+            else:
+                work.ops.append(DeleteNode(deleted, fence))
+                work.slots.append((item, outcome))
 
     def _address(
         self, work: _Work, item: _Request, publication: Publication, outcome: pb.NodeOutcome
@@ -312,6 +340,14 @@ class Publishing:
                     },
                 )
             self._delivery.committed(outcome.node_id, result)
+        elif isinstance(result, Deleted):
+            outcome.outcome = pb.OUTCOME_ACCEPTED
+            _log.info(
+                "node.deleted",
+                node=outcome.node_id,
+                message_id=item.response.message_id,
+                pending=result.pending,
+            )
         elif isinstance(result, Stale):
             outcome.outcome = pb.OUTCOME_STALE
             outcome.reason, outcome.detail = result.reason, result.detail

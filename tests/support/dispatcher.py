@@ -16,6 +16,7 @@ from services.dispatcher.admin import DispatcherAdmin
 from services.dispatcher.connectors import ConnectorStream
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.node_deletion import NodeDeletion
 from services.dispatcher.node_session import NodeSession
 from services.dispatcher.outbox.ledger import Quotas
 from services.dispatcher.outbox.records import Claim
@@ -112,6 +113,17 @@ class FakeSessions(SessionsClient):
         self.away = False
         self.asked: list[list[str]] = []
         self.before_answer: Callable[[], Awaitable[object]] | None = None
+        self.newest_epochs: dict[str, int] = {}
+        self.deleted: list[str] = []
+
+    async def delete_nodes(self, node_ids: Sequence[str]) -> list[int]:
+        """The epochs of the nodes' newest sessions."""
+        if self.away:
+            raise Unavailable("SESSIONS_UNAVAILABLE", "sessions does not answer")
+        if self.before_answer is not None:
+            await self.before_answer()
+        self.deleted += node_ids
+        return [self.newest_epochs.pop(node_id, 0) for node_id in node_ids]
 
     async def locate(self, node_ids: Sequence[str]) -> dict[str, Session]:
         """The live sessions among the nodes."""
@@ -169,6 +181,7 @@ class DeliveryHalf:
             tracing,
             OWN_ID,
             self.peers,
+            NodeDeletion(self.outbox, self.sessions),
         )
         self.admin = DispatcherAdmin(self.outbox, self.delivery, self.clock)
         self.stream = ReadableStream("c1", "connector-0")

@@ -144,6 +144,11 @@ class MemoryOutbox:
     def _write(self, ledger: Ledger) -> None:
         """Only what the ledger says has changed, as a database would have it."""
         self.totals = ledger.totals
+        for node_id in ledger.wiped_nodes:
+            self.nodes.pop(node_id, None)
+            for key in self.objects.pop(node_id, {}):
+                self.bodies_held.pop((node_id, key), None)
+            self.events = [item for item in self.events if item[1].node_id != node_id]
         for node_id in ledger.changed_nodes:
             self.nodes[node_id] = copy(ledger.nodes[node_id])
         for (node_id, key), change in ledger.changed_objects.items():

@@ -19,7 +19,6 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
-    String,
     Table,
     Text,
     UniqueConstraint,
@@ -34,6 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cloudhub.v1.message_pb2 import Message
+from services.runtime.column_types import exact_text
 
 # Of rows whose holder has stopped: whoever comes first takes them.
 RELEASED = ""
@@ -106,11 +106,11 @@ def upload_table(metadata: MetaData) -> Table:
     table = Table(
         "upload",
         metadata,
-        Column("node_id", String(253), primary_key=True),
+        Column("node_id", exact_text(253), primary_key=True),
         Column("epoch", BigInteger, primary_key=True, autoincrement=False),
         Column("n", BigInteger, primary_key=True, autoincrement=False),
         Column("message_id", Text, nullable=False),
-        Column("holder", Text, nullable=False),
+        Column("holder", exact_text(255), nullable=False),
         Column("size_bytes", Integer, nullable=False),
         Column("message", LargeBinary, nullable=False),
         UniqueConstraint("node_id", "message_id", name="upload_message_id"),

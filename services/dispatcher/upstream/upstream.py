@@ -129,6 +129,10 @@ class Upstream:
         self.uploads.link_ended(event.node_id, event.epoch)
         self._tell(event)
 
+    def session_left(self, node_id: str, epoch: int) -> None:
+        """The session goes on under another epoch, or waits for its link; call it after its last message."""
+        self.uploads.link_ended(node_id, epoch)
+
     def adopt_events(self, events: Sequence[LifecycleEvent]) -> None:
         """Tells events that another dispatcher left; those told already are not told again."""
         for event in events:
