@@ -33,6 +33,8 @@ class _RefusalReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Refusal
     """Sessions or the store do not answer, or the dispatcher drains: HTTP 503."""
     REFUSAL_REASON_FORBIDDEN: _RefusalReason.ValueType  # 3
     """The node may not connect: HTTP 403."""
+    REFUSAL_REASON_NOT_NEWEST: _RefusalReason.ValueType  # 4
+    """Transfers only: the link's session has ended or the node has a newer one; the link is to be closed."""
 
 class RefusalReason(_RefusalReason, metaclass=_RefusalReasonEnumTypeWrapper): ...
 
@@ -43,6 +45,8 @@ REFUSAL_REASON_UNAVAILABLE: RefusalReason.ValueType  # 2
 """Sessions or the store do not answer, or the dispatcher drains: HTTP 503."""
 REFUSAL_REASON_FORBIDDEN: RefusalReason.ValueType  # 3
 """The node may not connect: HTTP 403."""
+REFUSAL_REASON_NOT_NEWEST: RefusalReason.ValueType  # 4
+"""Transfers only: the link's session has ended or the node has a newer one; the link is to be closed."""
 Global___RefusalReason: _TypeAlias = RefusalReason  # noqa: Y015
 
 class _CloseReason:
@@ -65,6 +69,10 @@ class _CloseReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CloseReas
     CLOSE_REASON_SHUTDOWN: _CloseReason.ValueType  # 11
     CLOSE_REASON_OVERLOADED: _CloseReason.ValueType  # 12
     """The link sends faster than it may, or its uploads found no room in time."""
+    CLOSE_REASON_TRANSFERRED: _CloseReason.ValueType  # 13
+    """No session ends. To a link's former dispatcher: the link moved to another one. From a dispatcher: it
+    no longer holds the link, which is to be transferred.
+    """
 
 class CloseReason(_CloseReason, metaclass=_CloseReasonEnumTypeWrapper):
     """Why a link or its session ended. The connector's table of close codes is keyed by it."""
@@ -83,6 +91,10 @@ CLOSE_REASON_CONNECTOR_LOST: CloseReason.ValueType  # 10
 CLOSE_REASON_SHUTDOWN: CloseReason.ValueType  # 11
 CLOSE_REASON_OVERLOADED: CloseReason.ValueType  # 12
 """The link sends faster than it may, or its uploads found no room in time."""
+CLOSE_REASON_TRANSFERRED: CloseReason.ValueType  # 13
+"""No session ends. To a link's former dispatcher: the link moved to another one. From a dispatcher: it
+no longer holds the link, which is to be transferred.
+"""
 Global___CloseReason: _TypeAlias = CloseReason  # noqa: Y015
 
 @_typing.final
@@ -96,6 +108,7 @@ class ConnectorBatch(_message.Message):
     ACTIVITY_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    TRANSFERS_FIELD_NUMBER: _builtins.int
     heartbeat: _builtins.bool
     """Every third of a lease."""
     @_builtins.property
@@ -112,6 +125,10 @@ class ConnectorBatch(_message.Message):
     def activity(self) -> _containers.RepeatedCompositeFieldContainer[Global___ActivityReport]: ...
     @_builtins.property
     def ended(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkEnd]: ...
+    @_builtins.property
+    def transfers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkTransfer]:
+        """Handled like announcements; answered by verdicts."""
+
     def __init__(
         self,
         *,
@@ -122,10 +139,11 @@ class ConnectorBatch(_message.Message):
         activity: _abc.Iterable[Global___ActivityReport] | None = ...,
         ended: _abc.Iterable[Global___LinkEnd] | None = ...,
         heartbeat: _builtins.bool = ...,
+        transfers: _abc.Iterable[Global___LinkTransfer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "announcements", b"announcements", "ended", b"ended", "heartbeat", b"heartbeat", "hello", b"hello", "upstream", b"upstream", "written", b"written"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "announcements", b"announcements", "ended", b"ended", "heartbeat", b"heartbeat", "hello", b"hello", "transfers", b"transfers", "upstream", b"upstream", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -192,6 +210,37 @@ class LinkAnnouncement(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LinkAnnouncement: _TypeAlias = LinkAnnouncement  # noqa: Y015
+
+@_typing.final
+class LinkTransfer(_message.Message):
+    """An admitted link asks another dispatcher to take its session over: its own is lost, drains, or is no longer
+    the node's best. The session stays the same; a verdict with the new epoch moves the link.
+    Frames without a receipt follow it, numbered anew from 1.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINK_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """The epoch that the link has now. Verdicts that grant it are obeyed in the order of their epochs, not of
+    their arrival: the highest says who holds the session.
+    """
+    @_builtins.property
+    def link(self) -> Global___LinkAnnouncement: ...
+    def __init__(
+        self,
+        *,
+        link: Global___LinkAnnouncement | None = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["link", b"link"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "link", b"link"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkTransfer: _TypeAlias = LinkTransfer  # noqa: Y015
 
 @_typing.final
 class WrittenReport(_message.Message):
@@ -329,7 +378,13 @@ class DispatcherBatch(_message.Message):
     PROBES_FIELD_NUMBER: _builtins.int
     CLOSES_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    LEASE_AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     heartbeat: _builtins.bool
+    lease_age_seconds: _builtins.float
+    """With a heartbeat: how long ago this dispatcher's lease was renewed."""
+    draining: _builtins.bool
+    """This dispatcher stops: it opens no more sessions, its links are to be transferred."""
     @_builtins.property
     def hello(self) -> Global___DispatcherHello:
         """First batch of a stream only."""
@@ -357,10 +412,12 @@ class DispatcherBatch(_message.Message):
         probes: _abc.Iterable[Global___Probe] | None = ...,
         closes: _abc.Iterable[Global___LinkClose] | None = ...,
         heartbeat: _builtins.bool = ...,
+        lease_age_seconds: _builtins.float = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closes", b"closes", "downstream", b"downstream", "heartbeat", b"heartbeat", "hello", b"hello", "probes", b"probes", "read_controls", b"read_controls", "receipts", b"receipts", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closes", b"closes", "downstream", b"downstream", "draining", b"draining", "heartbeat", b"heartbeat", "hello", b"hello", "lease_age_seconds", b"lease_age_seconds", "probes", b"probes", "read_controls", b"read_controls", "receipts", b"receipts", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -393,7 +450,7 @@ Global___DispatcherHello: _TypeAlias = DispatcherHello  # noqa: Y015
 
 @_typing.final
 class LinkVerdict(_message.Message):
-    """Whether an announced link becomes a session."""
+    """Whether an announced link becomes a session, or a transfer is granted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -429,20 +486,24 @@ class Refusal(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_SECONDS_FIELD_NUMBER: _builtins.int
+    CLOSE_REASON_FIELD_NUMBER: _builtins.int
     reason: Global___RefusalReason.ValueType
     detail: _builtins.str
     retry_after_seconds: _builtins.float
     """When to try again; 0: no advice."""
+    close_reason: Global___CloseReason.ValueType
+    """NOT_NEWEST: why the session ended, so that the link is closed with that reason."""
     def __init__(
         self,
         *,
         reason: Global___RefusalReason.ValueType = ...,
         detail: _builtins.str = ...,
         retry_after_seconds: _builtins.float = ...,
+        close_reason: Global___CloseReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "reason", b"reason", "retry_after_seconds", b"retry_after_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_reason", b"close_reason", "detail", b"detail", "reason", b"reason", "retry_after_seconds", b"retry_after_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -467,6 +467,211 @@ class CloseVerdict(_message.Message):
 Global___CloseVerdict: _TypeAlias = CloseVerdict  # noqa: Y015
 
 @_typing.final
+class TransferSessionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISPATCHER_ID_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    dispatcher_id: _builtins.str
+    @_builtins.property
+    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferSession]: ...
+    def __init__(
+        self,
+        *,
+        dispatcher_id: _builtins.str = ...,
+        sessions: _abc.Iterable[Global___TransferSession] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dispatcher_id", b"dispatcher_id", "sessions", b"sessions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferSessionsRequest: _TypeAlias = TransferSessionsRequest  # noqa: Y015
+
+@_typing.final
+class TransferSession(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    CONNECTOR_ID_FIELD_NUMBER: _builtins.int
+    LINK_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    epoch: _builtins.int
+    """Any epoch that this session has had: that of a former transfer may not have reached the connector."""
+    connector_id: _builtins.str
+    """Connector and link say which session is meant; a link's number is never used twice."""
+    link: _builtins.int
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        connector_id: _builtins.str = ...,
+        link: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connector_id", b"connector_id", "epoch", b"epoch", "link", b"link", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferSession: _TypeAlias = TransferSession  # noqa: Y015
+
+@_typing.final
+class TransferSessionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferVerdict]:
+        """One per entry, in order."""
+
+    def __init__(
+        self,
+        *,
+        verdicts: _abc.Iterable[Global___TransferVerdict] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["verdicts", b"verdicts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferSessionsResponse: _TypeAlias = TransferSessionsResponse  # noqa: Y015
+
+@_typing.final
+class TransferVerdict(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    EARLIER_EVENTS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """Above 0: the session is the caller's under this epoch. 0: it has ended, or the node has a newer one."""
+    reason: _link_pb2.CloseReason.ValueType
+    """Not granted: why the session ended, or is asked to end."""
+    @_builtins.property
+    def earlier_events(self) -> _containers.RepeatedCompositeFieldContainer[Global___LifecycleEvent]:
+        """Events of the node that its former dispatcher has not got acknowledged: now the caller's to
+        hand on, in this order.
+        """
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        earlier_events: _abc.Iterable[Global___LifecycleEvent] | None = ...,
+        reason: _link_pb2.CloseReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["earlier_events", b"earlier_events", "epoch", b"epoch", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferVerdict: _TypeAlias = TransferVerdict  # noqa: Y015
+
+@_typing.final
+class DeleteNodesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        node_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_ids", b"node_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteNodesRequest: _TypeAlias = DeleteNodesRequest  # noqa: Y015
+
+@_typing.final
+class DeleteNodesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETED_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    deleted: _builtins.int
+    """Nodes among them that were known."""
+    @_builtins.property
+    def epochs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One per entry, in order: the epoch of the node's newest session, which has ended or is about to; 0: none
+        is on record. A session that the node opens later has a higher one.
+        """
+
+    def __init__(
+        self,
+        *,
+        deleted: _builtins.int = ...,
+        epochs: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "epochs", b"epochs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteNodesResponse: _TypeAlias = DeleteNodesResponse  # noqa: Y015
+
+@_typing.final
+class ListHeldRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISPATCHER_ID_FIELD_NUMBER: _builtins.int
+    AFTER_NODE_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    dispatcher_id: _builtins.str
+    after_node_id: _builtins.str
+    """Sessions of nodes above this id."""
+    page_size: _builtins.int
+    """0 means 1000, at most 4096."""
+    def __init__(
+        self,
+        *,
+        dispatcher_id: _builtins.str = ...,
+        after_node_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_node_id", b"after_node_id", "dispatcher_id", b"dispatcher_id", "page_size", b"page_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHeldRequest: _TypeAlias = ListHeldRequest  # noqa: Y015
+
+@_typing.final
+class ListHeldResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSIONS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    @_builtins.property
+    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionRef]: ...
+    def __init__(
+        self,
+        *,
+        sessions: _abc.Iterable[Global___SessionRef] | None = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "sessions", b"sessions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHeldResponse: _TypeAlias = ListHeldResponse  # noqa: Y015
+
+@_typing.final
 class LocateNodesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -517,6 +722,7 @@ class RenewLeaseRequest(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     COUNTER_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
+    CONNECTORS_FIELD_NUMBER: _builtins.int
     dispatcher_id: _builtins.str
     name: _builtins.str
     address: _builtins.str
@@ -525,6 +731,10 @@ class RenewLeaseRequest(_message.Message):
     """Grows with every renewal."""
     sessions: _builtins.int
     """Sessions it holds."""
+    @_builtins.property
+    def connectors(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConnectorLoad]:
+        """Connectors attached to it."""
+
     def __init__(
         self,
         *,
@@ -533,14 +743,69 @@ class RenewLeaseRequest(_message.Message):
         address: _builtins.str = ...,
         counter: _builtins.int = ...,
         sessions: _builtins.int = ...,
+        connectors: _abc.Iterable[Global___ConnectorLoad] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "counter", b"counter", "dispatcher_id", b"dispatcher_id", "name", b"name", "sessions", b"sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connectors", b"connectors", "counter", b"counter", "dispatcher_id", b"dispatcher_id", "name", b"name", "sessions", b"sessions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewLeaseRequest: _TypeAlias = RenewLeaseRequest  # noqa: Y015
+
+@_typing.final
+class ConnectorLoad(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONNECTOR_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    connector_id: _builtins.str
+    name: _builtins.str
+    links: _builtins.int
+    """Links of it that this dispatcher holds."""
+    def __init__(
+        self,
+        *,
+        connector_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        links: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connector_id", b"connector_id", "links", b"links", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConnectorLoad: _TypeAlias = ConnectorLoad  # noqa: Y015
+
+@_typing.final
+class DispatcherPeer(_message.Message):
+    """A dispatcher whose lease is not lost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISPATCHER_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    dispatcher_id: _builtins.str
+    name: _builtins.str
+    address: _builtins.str
+    """host:port of its gRPC server."""
+    def __init__(
+        self,
+        *,
+        dispatcher_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "dispatcher_id", b"dispatcher_id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DispatcherPeer: _TypeAlias = DispatcherPeer  # noqa: Y015
 
 @_typing.final
 class RenewLeaseResponse(_message.Message):
@@ -548,6 +813,7 @@ class RenewLeaseResponse(_message.Message):
 
     LEASE_SECONDS_FIELD_NUMBER: _builtins.int
     ADOPTED_EVENTS_FIELD_NUMBER: _builtins.int
+    DISPATCHERS_FIELD_NUMBER: _builtins.int
     lease_seconds: _builtins.float
     @_builtins.property
     def adopted_events(self) -> _containers.RepeatedCompositeFieldContainer[Global___LifecycleEvent]:
@@ -555,15 +821,20 @@ class RenewLeaseResponse(_message.Message):
         that were ended on its behalf, and its own that stay unacknowledged for long (known by their id).
         """
 
+    @_builtins.property
+    def dispatchers(self) -> _containers.RepeatedCompositeFieldContainer[Global___DispatcherPeer]:
+        """All dispatchers with a lease, the caller included."""
+
     def __init__(
         self,
         *,
         lease_seconds: _builtins.float = ...,
         adopted_events: _abc.Iterable[Global___LifecycleEvent] | None = ...,
+        dispatchers: _abc.Iterable[Global___DispatcherPeer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_events", b"adopted_events", "lease_seconds", b"lease_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_events", b"adopted_events", "dispatchers", b"dispatchers", "lease_seconds", b"lease_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1116,3 +1387,77 @@ class SetLimitsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetLimitsResponse: _TypeAlias = SetLimitsResponse  # noqa: Y015
+
+@_typing.final
+class ListInstancesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListInstancesRequest: _TypeAlias = ListInstancesRequest  # noqa: Y015
+
+@_typing.final
+class ListInstancesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instance]: ...
+    def __init__(
+        self,
+        *,
+        instances: _abc.Iterable[Global___Instance] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListInstancesResponse: _TypeAlias = ListInstancesResponse  # noqa: Y015
+
+@_typing.final
+class Instance(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVICE_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    SILENT_SECONDS_FIELD_NUMBER: _builtins.int
+    service: _builtins.str
+    """"sessions", "dispatcher" or "connector"."""
+    instance_id: _builtins.str
+    """Unique per process."""
+    name: _builtins.str
+    address: _builtins.str
+    """host:port of its gRPC server, where known."""
+    nodes: _builtins.int
+    """Nodes whose session it holds (a dispatcher) or whose link it has (a connector)."""
+    silent_seconds: _builtins.float
+    """Since it was last heard of, by the registry's own observation."""
+    def __init__(
+        self,
+        *,
+        service: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        address: _builtins.str = ...,
+        nodes: _builtins.int = ...,
+        silent_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "instance_id", b"instance_id", "name", b"name", "nodes", b"nodes", "service", b"service", "silent_seconds", b"silent_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Instance: _TypeAlias = Instance  # noqa: Y015

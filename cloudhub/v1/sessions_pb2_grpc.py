@@ -50,6 +50,21 @@ class SessionsServiceStub:
                 request_serializer=cloudhub_dot_v1_dot_sessions__pb2.CloseSessionsRequest.SerializeToString,
                 response_deserializer=cloudhub_dot_v1_dot_sessions__pb2.CloseSessionsResponse.FromString,
                 _registered_method=True)
+        self.TransferSessions = channel.unary_unary(
+                '/cloudhub.v1.SessionsService/TransferSessions',
+                request_serializer=cloudhub_dot_v1_dot_sessions__pb2.TransferSessionsRequest.SerializeToString,
+                response_deserializer=cloudhub_dot_v1_dot_sessions__pb2.TransferSessionsResponse.FromString,
+                _registered_method=True)
+        self.DeleteNodes = channel.unary_unary(
+                '/cloudhub.v1.SessionsService/DeleteNodes',
+                request_serializer=cloudhub_dot_v1_dot_sessions__pb2.DeleteNodesRequest.SerializeToString,
+                response_deserializer=cloudhub_dot_v1_dot_sessions__pb2.DeleteNodesResponse.FromString,
+                _registered_method=True)
+        self.ListHeld = channel.unary_unary(
+                '/cloudhub.v1.SessionsService/ListHeld',
+                request_serializer=cloudhub_dot_v1_dot_sessions__pb2.ListHeldRequest.SerializeToString,
+                response_deserializer=cloudhub_dot_v1_dot_sessions__pb2.ListHeldResponse.FromString,
+                _registered_method=True)
         self.LocateNodes = channel.unary_unary(
                 '/cloudhub.v1.SessionsService/LocateNodes',
                 request_serializer=cloudhub_dot_v1_dot_sessions__pb2.LocateNodesRequest.SerializeToString,
@@ -98,6 +113,30 @@ class SessionsServiceServicer:
 
     def CloseSessions(self, request, context):
         """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE.
+        With reason TRANSFERRED nothing ends: a former dispatcher confirms that it let the session go.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TransferSessions(self, request, context):
+        """Moves live sessions to the calling dispatcher, each only if it is still the node's newest: same session,
+        same slot in the limits, a new epoch, no events.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteNodes(self, request, context):
+        """Ends the sessions of nodes that were deleted and forgets the nodes. A session that is ACTIVE is ended by
+        its dispatcher, which is asked to (WatchDirectives); its events are told as always.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListHeld(self, request, context):
+        """The live sessions that the registry says the calling dispatcher holds, in order of node id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,6 +194,21 @@ def add_SessionsServiceServicer_to_server(servicer, server):
                     servicer.CloseSessions,
                     request_deserializer=cloudhub_dot_v1_dot_sessions__pb2.CloseSessionsRequest.FromString,
                     response_serializer=cloudhub_dot_v1_dot_sessions__pb2.CloseSessionsResponse.SerializeToString,
+            ),
+            'TransferSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferSessions,
+                    request_deserializer=cloudhub_dot_v1_dot_sessions__pb2.TransferSessionsRequest.FromString,
+                    response_serializer=cloudhub_dot_v1_dot_sessions__pb2.TransferSessionsResponse.SerializeToString,
+            ),
+            'DeleteNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteNodes,
+                    request_deserializer=cloudhub_dot_v1_dot_sessions__pb2.DeleteNodesRequest.FromString,
+                    response_serializer=cloudhub_dot_v1_dot_sessions__pb2.DeleteNodesResponse.SerializeToString,
+            ),
+            'ListHeld': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHeld,
+                    request_deserializer=cloudhub_dot_v1_dot_sessions__pb2.ListHeldRequest.FromString,
+                    response_serializer=cloudhub_dot_v1_dot_sessions__pb2.ListHeldResponse.SerializeToString,
             ),
             'LocateNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.LocateNodes,
@@ -264,6 +318,87 @@ class SessionsService:
             '/cloudhub.v1.SessionsService/CloseSessions',
             cloudhub_dot_v1_dot_sessions__pb2.CloseSessionsRequest.SerializeToString,
             cloudhub_dot_v1_dot_sessions__pb2.CloseSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloudhub.v1.SessionsService/TransferSessions',
+            cloudhub_dot_v1_dot_sessions__pb2.TransferSessionsRequest.SerializeToString,
+            cloudhub_dot_v1_dot_sessions__pb2.TransferSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloudhub.v1.SessionsService/DeleteNodes',
+            cloudhub_dot_v1_dot_sessions__pb2.DeleteNodesRequest.SerializeToString,
+            cloudhub_dot_v1_dot_sessions__pb2.DeleteNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListHeld(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloudhub.v1.SessionsService/ListHeld',
+            cloudhub_dot_v1_dot_sessions__pb2.ListHeldRequest.SerializeToString,
+            cloudhub_dot_v1_dot_sessions__pb2.ListHeldResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -450,6 +585,11 @@ class SessionsAdminStub:
                 request_serializer=cloudhub_dot_v1_dot_sessions__pb2.SetLimitsRequest.SerializeToString,
                 response_deserializer=cloudhub_dot_v1_dot_sessions__pb2.SetLimitsResponse.FromString,
                 _registered_method=True)
+        self.ListInstances = channel.unary_unary(
+                '/cloudhub.v1.SessionsAdmin/ListInstances',
+                request_serializer=cloudhub_dot_v1_dot_sessions__pb2.ListInstancesRequest.SerializeToString,
+                response_deserializer=cloudhub_dot_v1_dot_sessions__pb2.ListInstancesResponse.FromString,
+                _registered_method=True)
 
 
 class SessionsAdminServicer:
@@ -470,7 +610,9 @@ class SessionsAdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchSessions(self, request, context):
-        """Every change of a session's state from now on; with include_present, the live ones first.
+        """Every change of a session from now on, whichever replica makes it; with include_present, the live ones
+        first. Of several changes of a node in quick succession the last is always told; those before it may be
+        left out, and a change may be told twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -491,6 +633,13 @@ class SessionsAdminServicer:
 
     def SetLimits(self, request, context):
         """Changes limits at run time. Lowering one evicts nobody.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListInstances(self, request, context):
+        """Every live process of the hub, with its load. Connectors are those that dispatchers have attached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -528,6 +677,11 @@ def add_SessionsAdminServicer_to_server(servicer, server):
                     servicer.SetLimits,
                     request_deserializer=cloudhub_dot_v1_dot_sessions__pb2.SetLimitsRequest.FromString,
                     response_serializer=cloudhub_dot_v1_dot_sessions__pb2.SetLimitsResponse.SerializeToString,
+            ),
+            'ListInstances': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInstances,
+                    request_deserializer=cloudhub_dot_v1_dot_sessions__pb2.ListInstancesRequest.FromString,
+                    response_serializer=cloudhub_dot_v1_dot_sessions__pb2.ListInstancesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -693,6 +847,33 @@ class SessionsAdmin:
             '/cloudhub.v1.SessionsAdmin/SetLimits',
             cloudhub_dot_v1_dot_sessions__pb2.SetLimitsRequest.SerializeToString,
             cloudhub_dot_v1_dot_sessions__pb2.SetLimitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInstances(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloudhub.v1.SessionsAdmin/ListInstances',
+            cloudhub_dot_v1_dot_sessions__pb2.ListInstancesRequest.SerializeToString,
+            cloudhub_dot_v1_dot_sessions__pb2.ListInstancesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,12 +25,17 @@ class UpstreamMetrics:
         self.handed = counter("handed", "Messages handed to subscribers.")
         self.redelivered = counter("redelivered", "Messages handed to a subscriber once more.")
         self.settled = counter("settled", "Messages that subscribers acknowledged.")
+        self.relayed_away = counter("relayed_away", "Messages handed to other dispatchers' subscribers.")
+        self.relayed_here = counter("relayed_here", "Messages of other dispatchers for subscribers here.")
         self.unknown_acknowledgements = counter(
             "unknown_acknowledgements", "Delivery ids acknowledged by a subscriber that did not hold them."
         )
         self.uploads_stored = counter("uploads_stored", "Uploads written to the store.")
         self.uploads_repeated = counter("uploads_repeated", "Uploads that were stored or settled before.")
         self.uploads_settled = counter("uploads_settled", "Uploads settled and deleted from the store.")
+        self.uploads_inherited = counter(
+            "uploads_inherited", "Uploads taken over from an earlier process or another dispatcher."
+        )
         self.uploads_unreadable = counter("uploads_unreadable", "Stored uploads that are no message.")
         self.store_failures = counter("store_failures", "Transactions on uploads that failed.")
         self.link_pauses = counter("link_pauses", "Times a link's reads were paused for its uploads.")

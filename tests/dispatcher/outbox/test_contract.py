@@ -1,4 +1,4 @@
-"""What every outbox must do, run on SQLite and on the fake of `tests.support.outbox`."""
+"""What every outbox must do, run on each engine and on the fake of `tests.support.outbox`."""
 
 import asyncio
 import shutil
@@ -19,12 +19,15 @@ from services.dispatcher.outbox.records import (
     Attempt,
     Claim,
     CountUnacknowledged,
+    Deleted,
+    DeleteNode,
     Done,
     Duplicate,
     End,
     Event,
     EventKind,
     Fenced,
+    ForgetNode,
     Loaded,
     ObjectRow,
     Op,
@@ -40,13 +43,14 @@ from services.dispatcher.publication import Rejection
 from services.runtime.errors import StoreUnavailable
 from services.runtime.store import Store, open_store
 from tests.support.outbox import NODE, NOW_MS, PATH, MemoryOutbox, accept, publication, settle
+from tests.support.postgres import Databases
 
 EVERY_NODE = NodeFilter()
 OTHER = "edge-2"
 
 
-async def opened(path: Path, quotas: Quotas | None = None) -> SqlOutbox:
-    store = await open_store(f"sqlite:///{path}", schema.metadata, "dispatcher", schema.SCHEMA_VERSION)
+async def opened(url: str, quotas: Quotas | None = None) -> SqlOutbox:
+    store = await open_store(url, schema.SCHEMA)
     outbox = SqlOutbox(store, quotas or Quotas())
     await outbox.open()
     return outbox
@@ -54,14 +58,13 @@ async def opened(path: Path, quotas: Quotas | None = None) -> SqlOutbox:
 
 async def refuse_key(store: Store, key: str) -> None:
     """Makes the database refuse every row of this object, as it would a value it cannot hold."""
-    await store.write(
-        lambda connection: connection.execute(
-            text(
-                f"CREATE TRIGGER refuse_{key} BEFORE INSERT ON delivery WHEN NEW.object_key = '{key}' "
-                "BEGIN SELECT RAISE(ABORT, 'the row is refused'); END"
-            )
-        )
+    statement = (
+        f"ALTER TABLE delivery ADD CONSTRAINT refuse_{key} CHECK (object_key <> '{key}') NOT VALID"
+        if store.is_shared
+        else f"CREATE TRIGGER refuse_{key} BEFORE INSERT ON delivery WHEN NEW.object_key = '{key}' "
+        "BEGIN SELECT RAISE(ABORT, 'the row is refused'); END"
     )
+    await store.write(lambda connection: connection.execute(text(statement)))
 
 
 class Case:
@@ -85,28 +88,41 @@ class Case:
 Opener = Callable[..., Awaitable[SqlOutbox]]
 
 
-@pytest.fixture
-async def open_outbox(tmp_path: Path) -> AsyncIterator[Opener]:
-    """Opens databases by name; opening one again is a restart. What is open at the end is closed."""
-    held: dict[str, SqlOutbox] = {}
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new database of each engine."""
+    return await new_database(request, request.param, tmp_path)
 
-    async def open_it(name: str = "outbox.db", quotas: Quotas | None = None) -> SqlOutbox:
-        if name in held:
-            await held.pop(name).store.close()
-        held[name] = await opened(tmp_path / name, quotas)
-        return held[name]
+
+async def new_database(request: pytest.FixtureRequest, engine: str, folder: Path) -> str:
+    if engine == "sqlite":
+        return f"sqlite:///{folder / 'outbox.db'}"
+    databases: Databases = request.getfixturevalue("databases")
+    return await databases.fresh(schema.SCHEMA)
+
+
+@pytest.fixture
+async def open_outbox(url: str) -> AsyncIterator[Opener]:
+    """Opens the database; doing it again is a restart. What is open at the end is closed."""
+    held: list[SqlOutbox] = []
+
+    async def open_it(quotas: Quotas | None = None) -> SqlOutbox:
+        if held:
+            await held.pop().store.close()
+        held.append(await opened(url, quotas))
+        return held[-1]
 
     yield open_it
-    for outbox in held.values():
+    for outbox in held:
         await outbox.store.close()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
 async def case(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Case]:
     if request.param == "memory":
         yield Case(MemoryOutbox())
         return
-    outbox = await opened(tmp_path / "outbox.db")
+    outbox = await opened(await new_database(request, request.param, tmp_path))
     yield Case(outbox)
     await outbox.store.close()
 
@@ -479,6 +495,23 @@ async def test_purge_ends_everything_pending_of_a_node(case: Case) -> None:
     assert case.totals == Totals(1, 100)
 
 
+async def test_last_seqs_tell_of_whatever_others_did_to_a_node(outbox: Outbox) -> None:
+    """C38: a publish, an un-parking, a purge; not of an acknowledgement, which its owner wrote."""
+    assert await outbox.last_seqs([NODE, OTHER]) == {}
+    await parked(outbox, "a", "b")
+    await accepted(outbox, accept(publication(1, uid="c"), OTHER))
+    assert await outbox.last_seqs([NODE, OTHER, "nobody"]) == {NODE: 2, OTHER: 1}
+    await outbox.redeliver(NODE, "a", NOW_MS)
+    assert await outbox.last_seqs([NODE]) == {NODE: 3}
+    await outbox.purge(NODE, "a", NOW_MS)
+    assert await outbox.last_seqs([NODE]) == {NODE: 4}
+    assert await outbox.purge(NODE, "a", NOW_MS) == 0
+    assert await outbox.last_seqs([NODE]) == {NODE: 4}
+    await commit(outbox, Settle(OTHER, 0, "c", 1, 1, "m", NOW_MS))
+    assert await outbox.last_seqs([OTHER]) == {OTHER: 1}
+    assert await outbox.last_seqs([]) == {}
+
+
 async def test_resync_forgets_marks_and_keeps_floors(outbox: Outbox) -> None:
     """C13: equal and acknowledged is stale, unless after `ResyncNode`."""
     await claim(outbox, 1)
@@ -691,19 +724,21 @@ async def test_a_refused_publish_is_in_the_history_with_its_reason(outbox: Outbo
 # What a database does
 
 
-async def test_what_was_committed_is_there_without_a_close(tmp_path: Path, open_outbox: Opener) -> None:
+async def test_what_was_committed_is_there_without_a_close(tmp_path: Path) -> None:
     """C12: the process is gone without a word; the file has all that was answered."""
-    outbox = await open_outbox()
+    outbox = await opened(f"sqlite:///{tmp_path / 'outbox.db'}")
     await claim(outbox, 3)
     await accepted(outbox, accept(publication(9, uid="a", message_id="m1")), accept(publication(1, uid="b")))
     await outbox.purge(NODE, "b", NOW_MS)
     (tmp_path / "copy").mkdir()
     for file in tmp_path.glob("outbox.db*"):
         shutil.copy(file, tmp_path / "copy" / file.name)
-    survivor = await open_outbox("copy/outbox.db")
+    survivor = await opened(f"sqlite:///{tmp_path / 'copy' / 'outbox.db'}")
     assert survivor.totals == outbox.totals == Totals(1, 100)
     assert await visible(survivor) == await visible(outbox)
     assert (await survivor.bodies([(NODE, "a", 1)]))[NODE, "a", 1].id == "m1"
+    await survivor.store.close()
+    await outbox.store.close()
 
 
 async def test_totals_and_rules_go_on_after_a_restart(open_outbox: Opener) -> None:
@@ -742,7 +777,7 @@ async def test_history_goes_on_after_a_restart_with_a_clock_that_stepped_back(op
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("floor", "'not a number'"), ("state", "7"), ("version", "'x'"), ("message", "x'ff'")],
+    [("floor", "'not a number'"), ("state", "7"), ("version", "'x'"), ("message", "body")],
 )
 async def test_a_row_that_cannot_be_read_harms_nothing_else(
     open_outbox: Opener, column: str, value: str
@@ -750,9 +785,12 @@ async def test_a_row_that_cannot_be_read_harms_nothing_else(
     """Invariant 10: bad database content gives an error to whoever asks for it and harms nothing else."""
     outbox = await open_outbox()
     await accepted(outbox, accept(publication(1, uid="a")), accept(publication(1, uid="b"), OTHER))
-    await outbox.store.write(
-        lambda c: c.execute(text(f"UPDATE delivery SET {column} = {value} WHERE object_key = 'a'"))
+    if value == "body":
+        value = r"'\xff'::bytea" if outbox.store.is_shared else "x'ff'"
+    statement = text(
+        f"UPDATE delivery SET {column} = {value.replace(':', chr(92) + ':')} WHERE object_key = 'a'"
     )
+    await outbox.store.write(lambda c: c.execute(statement))
     if column != "message":
         results = await outbox.commit([accept(publication(2, uid="a")), Claim(NODE, 1, NOW_MS)])
         assert [type(result) for result in results] == [StoreUnavailable, StoreUnavailable]
@@ -765,6 +803,97 @@ async def test_a_row_that_cannot_be_read_harms_nothing_else(
     found = await outbox.bodies([(NODE, "a", 1), (OTHER, "b", 2)])
     assert found[OTHER, "b", 2].resource_version == "2"
     assert (NODE, "a", 1) not in found or column != "message"
+
+
+# Deleting nodes
+
+
+async def nothing_left(case: Case, node_id: str = NODE) -> None:
+    """No row of the node, in whatever way one asks."""
+    assert await case.outbox.summary(node_id) is None
+    assert await case.outbox.pending(node_id, 0, 10) == []
+    assert await case.outbox.find(node_id, "", PATH) is None
+    for message_id in ("m1", "m2", "m9"):
+        assert await case.outbox.history(node_id, message_id, "", 10) == []
+
+
+async def test_a_deleted_node_leaves_no_row(case: Case) -> None:
+    """C10: what is pending, parked, settled and told of it; other nodes stay as they are."""
+    await claim(case.outbox, 5)
+    rows = await accepted(
+        case.outbox,
+        accept(publication(1, uid="u1", message_id="m1")),
+        accept(publication(1, uid="u2", message_id="m2", path="p/x/2")),
+        accept(publication(1, message_id="m9")),
+        accept(publication(1, message_id="m1"), OTHER),
+    )
+    await commit(case.outbox, Park(NODE, 5, rows[0].key, rows[0].seq, "m1", "why", NOW_MS))
+    await commit(case.outbox, Settle(NODE, 5, rows[1].key, rows[1].seq, 1, "m2", NOW_MS))
+    assert await commit(case.outbox, DeleteNode(NODE, 5)) == [Deleted(2)]
+    await nothing_left(case)
+    assert case.totals == Totals(1, 100)
+    assert [row.message_id for row in await case.outbox.pending(OTHER, 0, 10)] == ["m1"]
+
+
+async def test_deleting_an_unknown_node_changes_nothing(case: Case) -> None:
+    """C10."""
+    assert await commit(case.outbox, DeleteNode(NODE, 0), DeleteNode(NODE, 7)) == [Deleted(0), Deleted(0)]
+    await nothing_left(case)
+
+
+async def test_what_a_deleted_nodes_session_still_records_is_fenced(case: Case) -> None:
+    """C10: its rows do not come back, also when the deletion is in the same batch."""
+    await claim(case.outbox, 5)
+    (row,) = await accepted(case.outbox, accept(publication(1, message_id="m1")))
+    late = owned_ops(row, 5)
+    results = await commit(case.outbox, DeleteNode(NODE, 5), *late)
+    assert results == [Deleted(1), *[Fenced()] * len(late)]
+    assert await commit(case.outbox, *late) == [Fenced()] * len(late)
+    await nothing_left(case)
+
+
+async def test_a_deleted_nodes_id_comes_again_clean(case: Case) -> None:
+    """C10: no floor, no message id and no order is left of the former life."""
+    await claim(case.outbox, 5)
+    (row,) = await accepted(case.outbox, accept(publication(9, message_id="m1")))
+    await commit(case.outbox, Settle(NODE, 5, row.key, row.seq, 9, "m1", NOW_MS))
+    _, result = await commit(case.outbox, DeleteNode(NODE, 5), accept(publication(1, message_id="m1")))
+    assert isinstance(result, Accepted)
+    assert (result.row.seq, result.row.floor) == (1, 1)
+    loaded = await claim(case.outbox, 6)
+    assert [row.version for row in loaded.rows] == [1]
+    assert [event.kind for event in await case.outbox.history(NODE, "m1", "", 10)] == [EventKind.ACCEPTED]
+
+
+async def test_a_session_that_the_node_opened_since_keeps_what_it_owns(case: Case) -> None:
+    """C10: deletion and a new link at the same time; the newer session can still settle."""
+    await claim(case.outbox, 5)
+    await accepted(case.outbox, accept(publication(1, uid="old", message_id="m1")))
+    await claim(case.outbox, 8)
+    assert await commit(case.outbox, DeleteNode(NODE, 5)) == [Deleted(1)]
+    assert await case.outbox.pending(NODE, 0, 10) == []
+    (row,) = await accepted(case.outbox, accept(publication(1, uid="new", message_id="m2")))
+    assert await commit(case.outbox, Settle(NODE, 8, row.key, row.seq, 1, "m2", NOW_MS)) == [Done()]
+    assert case.totals == Totals()
+
+
+async def test_what_a_deleted_nodes_session_left_behind_is_forgotten(case: Case) -> None:
+    """C10: a late claim of the session that ended, and lines of history."""
+    await commit(case.outbox, DeleteNode(NODE, 5))
+    await claim(case.outbox, 5)
+    await commit(case.outbox, Event(NODE, EventKind.DROPPED, NOW_MS, "m9", reason="link_gone"))
+    assert await commit(case.outbox, ForgetNode(NODE, 5)) == [Deleted(0)]
+    await nothing_left(case)
+
+
+async def test_an_id_that_is_in_use_again_is_not_forgotten(case: Case) -> None:
+    """C10: what was accepted after the deletion stays."""
+    await accepted(case.outbox, accept(publication(1, message_id="m1")))
+    assert await commit(case.outbox, ForgetNode(NODE, 5)) == [Done()]
+    await claim(case.outbox, 8, OTHER)
+    assert await commit(case.outbox, ForgetNode(OTHER, 5)) == [Done()]
+    assert [row.message_id for row in await case.outbox.pending(NODE, 0, 10)] == ["m1"]
+    assert await case.outbox.summary(OTHER)
 
 
 # Both alike, whatever is done to them
@@ -805,6 +934,8 @@ operations: st.SearchStrategy[Op] = st.one_of(
     st.builds(Park, node_ids, small, keys, st.integers(1, 8), ids, st.just("why"), at, st.booleans()),
     st.builds(End, node_ids, small, keys, st.integers(1, 8), ids, st.just("why"), at),
     st.builds(lambda node, at_ms, name: Event(node, EventKind.REJECTED, at_ms, name), node_ids, at, ids),
+    st.builds(DeleteNode, node_ids, small),
+    st.builds(ForgetNode, node_ids, small),
 )
 
 Step = Callable[[Outbox], Awaitable[object]]
@@ -865,15 +996,20 @@ def without_bodies(answer: object) -> object:
     return answer
 
 
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(script=st.lists(steps, min_size=1, max_size=12))
 def test_both_outboxes_show_the_same_after_any_operations(
-    script: list[Step], tmp_path_factory: pytest.TempPathFactory
+    script: list[Step],
+    engine: str,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     quotas = Quotas(node_rows=3, node_bytes=700, unknown_node_rows=2, unknown_node_seconds=0.05, total_rows=5)
 
     async def run() -> None:
-        real = await opened(tmp_path_factory.mktemp("outbox") / "outbox.db", quotas)
+        url = await new_database(request, engine, tmp_path_factory.mktemp("outbox"))
+        real = await opened(url, quotas)
         fake = MemoryOutbox(quotas)
         try:
             for step in script:
