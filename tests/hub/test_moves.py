@@ -4,9 +4,8 @@ from pathlib import Path
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1 import sessions_pb2
-from cloudhub.v1.link_pb2 import CLOSE_REASON_EVICTED
 from tests.support.certs import TestAuthority
-from tests.support.hub import RunningHub, StockEdge, request, running_hub
+from tests.support.hub import RunningHub, request, running_hub
 from tests.support.processes import eventually
 
 ACTIVE, CLOSED = sessions_pb2.SESSION_STATE_ACTIVE, sessions_pb2.SESSION_STATE_CLOSED
