@@ -60,6 +60,11 @@ class Dispatchers:
         return sum(stream.attached for stream in self._streams.values())
 
     @property
+    def streams(self) -> list[DispatcherStream]:
+        """Every stream, attached or not."""
+        return list(self._streams.values())
+
+    @property
     def fit(self) -> int:
         """How many dispatchers can have links."""
         return sum(stream.fit for stream in self._streams.values())
