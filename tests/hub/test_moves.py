@@ -14,8 +14,9 @@ from cloudhub.v1.link_pb2 import CLOSE_REASON_CONNECTOR_LOST, CLOSE_REASON_EVICT
 from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.sessions_pb2_grpc import SessionsServiceStub
 from services.connector.dispatcher_stream import DispatcherStream
+from services.dispatcher.app import RunningApp
 from tests.support.certs import TestAuthority
-from tests.support.hub import DispatcherApp, Part, RunningHub, request, running_hub
+from tests.support.hub import Part, RunningHub, request, running_hub
 from tests.support.processes import eventually
 
 ACTIVE, CLOSED = sessions_pb2.SESSION_STATE_ACTIVE, sessions_pb2.SESSION_STATE_CLOSED
@@ -304,13 +305,12 @@ async def test_what_a_former_dispatcher_still_records_is_refused(
 
 
 @contextmanager
-def unfit(hub: RunningHub, dispatcher: Part[DispatcherApp]) -> Iterator[None]:
+def unfit(hub: RunningHub, dispatcher: Part[RunningApp]) -> Iterator[None]:
     """The connector takes this dispatcher for one that cannot have links."""
-    fit = DispatcherStream.fit
     address = hub.address(dispatcher.name)
 
     def judged(stream: DispatcherStream) -> bool:
-        return stream.address != address and bool(fit.fget and fit.fget(stream))
+        return stream.attached and stream.address != address
 
     with mock.patch.object(DispatcherStream, "fit", property(judged)):
         yield
