@@ -1,0 +1,95 @@
+"""The verdict on a chaos run: which invariants held. Pure."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from chaos.history import Count, Held, History, Outcome, Place
+from chaos.messages import lost, not_newest, stale_overwrites, uploads_lost, uploads_out_of_order
+from chaos.sessions import double_sessions, limit_overruns, not_one_session
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What the table shows. Each list has one sentence per breach."""
+
+    accepted: int = 0
+    acknowledged: int = 0
+    """Accepted messages that their nodes have stored; the others were superseded, or wait."""
+    superseded: int = 0
+    waiting: int = 0
+    uploads: int = 0
+    """Uploads that were confirmed to their nodes."""
+    faults: Counter[str] = field(default_factory=Counter)
+    longest_recovery_seconds: float = 0.0
+    lost: list[str] = field(default_factory=list)
+    stale_overwrites: list[str] = field(default_factory=list)
+    double_sessions: list[str] = field(default_factory=list)
+    limit_overruns: list[str] = field(default_factory=list)
+    left_over: list[str] = field(default_factory=list)
+    """More processes' resources, sessions or rows at the end than there should be."""
+    out_of_order: list[str] = field(default_factory=list)
+    """Uploads that were handed on in another order than their node's."""
+    not_recovered: list[str] = field(default_factory=list)
+
+    def breaches(self) -> dict[str, list[str]]:
+        """All sentences, by the name of the invariant's line in the table."""
+        return {
+            "lost": self.lost,
+            "stale overwrites": self.stale_overwrites,
+            "double sessions": self.double_sessions,
+            "limit overruns": self.limit_overruns,
+            "left over": self.left_over,
+            "uploads out of order": self.out_of_order,
+            "not recovered": self.not_recovered,
+        }
+
+    @property
+    def holds(self) -> bool:
+        """Whether every invariant held, and something was put to the test."""
+        return self.accepted > 0 and not any(self.breaches().values())
+
+
+def judge(history: History, node_ids: list[str]) -> Verdict:
+    """Holds a run against the invariants; `node_ids` are the nodes that must be live at its end."""
+    held = {
+        Place(node_id, resource): Held(*one)
+        for node_id, objects in history.held.items()
+        for resource, one in objects.items()
+    }
+    accepted = [one for one in history.publishes if one.outcome is Outcome.ACCEPTED]
+    applied = {(step.key, step.version, step.operation == "delete") for step in history.steps}
+    acknowledged = sum((one.key, one.version, one.deletes) in applied for one in accepted)
+    recoveries = [fault.recovered_at - fault.at for fault in history.faults if fault.recovered_at is not None]
+    wrong_end = not_newest(history.publishes, held, history.waiting)
+    return Verdict(
+        accepted=len(accepted),
+        acknowledged=acknowledged,
+        superseded=len(accepted) - acknowledged,
+        waiting=len(history.waiting),
+        uploads=sum(len(set(numbers)) for numbers in history.uploads_confirmed.values()),
+        faults=Counter(fault.kind for fault in history.faults),
+        longest_recovery_seconds=max(recoveries, default=0.0),
+        lost=[
+            *lost(history.publishes, history.steps, history.waiting),
+            *wrong_end,
+            *uploads_lost(history.uploads_confirmed, history.uploads_handed),
+        ],
+        stale_overwrites=stale_overwrites(history.steps),
+        double_sessions=[
+            *double_sessions(history.registry, history.links),
+            *not_one_session(node_ids, history.final_sessions, history.final_links),
+        ],
+        limit_overruns=limit_overruns(history.registry, history.limit_total),
+        left_over=[*_left_over(history.counts), *history.unclean],
+        out_of_order=uploads_out_of_order(history.uploads_handed),
+        not_recovered=[
+            f"not recovered from {fault.kind} of {fault.target} at {fault.at:.1f} s"
+            for fault in history.faults
+            if fault.recovered_at is None
+        ],
+    )
+
+
+def _left_over(counts: list[Count]) -> list[str]:
+    """Invariant 6."""
+    return [f"{one.name}: {one.value}, at most {one.most}" for one in counts if one.value > one.most]
