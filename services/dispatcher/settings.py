@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.runtime.settings import Address, ServiceSettings
+from services.runtime.settings import Address, Replicas, ServiceSettings
 
 
 class DispatcherSettings(ServiceSettings):
@@ -15,7 +15,11 @@ class DispatcherSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="CLOUDHUB_DISPATCHER_")
 
     listen: Address = Field("0.0.0.0:50051", description="HOST:PORT of the gRPC server")
-    sessions: Address = Field("127.0.0.1:50052", description="HOST:PORT of the sessions service")
+    sessions: Replicas = Field(
+        "127.0.0.1:50052",
+        description="HOST:PORT of the sessions service, HOST standing for all its replicas; "
+        "or IP:PORT of each, separated by commas",
+    )
     sessions_seconds: float = Field(5.0, gt=0, le=60, description="time limit of a call to sessions")
     database: str = Field("sqlite:///cloudhub-dispatcher.db", description="URL of the outbox")
     cluster_ca: Path | None = Field(
