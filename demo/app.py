@@ -10,25 +10,29 @@ import grpc
 from rich.console import Console
 
 from demo.checker import Verdict, check
+from demo.databases import Engine, running_databases
 from demo.display import Display, Figures
 from demo.exclusive import exclusive
 from demo.fleet import Fleet, running_fleet
-from demo.hub import Hub, HubPorts, choose_ports, running_hub
+from demo.hub import Hub, running_hub
 from demo.latency import RecentLatencies
 from demo.ledger import Ledger
 from demo.manifests import Manifest, load_manifests
 from demo.network import BadNetwork
 from demo.operator import HubFigures, Operator
+from demo.ports import HubPorts, choose_ports
 from demo.processes import Child, ProcessFault
 from demo.settings import DemoSettings
 from demo.subscriber import Subscriber
 from demo.workload import Workload
 from edge.certificates import create_node_certificates, create_server_certificate
-from services.runtime.rpc import open_channel
+from services.runtime.rpc import open_replicas_channel
 
 CONNECT_SECONDS = 60.0
 REFRESH_SECONDS = 0.5
 LATENCY_SECONDS = 60.0
+DISPATCHER_ADMIN = "cloudhub.v1.DispatcherAdmin"
+SESSIONS_ADMIN = "cloudhub.v1.SessionsAdmin"
 
 
 class Demo:
@@ -60,28 +64,28 @@ class Demo:
             node_ids = [f"edge-{number}" for number in range(1, settings.nodes + 1)]
             await asyncio.to_thread(create_server_certificate, settings.certificates)
             await asyncio.to_thread(create_node_certificates, settings.certificates, node_ids)
-            wanted = HubPorts()
-            ports = choose_ports(wanted)
+            ports = choose_ports(settings.replicas, HubPorts())
             self._say(f"data, certificates and logs: {settings.data}")
-            for name in HubPorts.__dataclass_fields__:
-                if getattr(ports, name) != getattr(wanted, name):
-                    self._say(f"port {getattr(wanted, name)} is taken: {name} uses {getattr(ports, name)}")
+            for number, replica in enumerate(ports):
+                self._tell_taken(HubPorts().of_replica(number), replica)
             async with (
-                running_hub(settings.data, settings.certificates, ports) as hub,
+                running_databases(settings.engine, settings.data) as databases,
+                running_hub(settings.data, settings.certificates, ports, databases) as hub,
                 running_fleet(
-                    *(settings.nodes, ports.server, settings.certificates, settings.edges_database),
+                    *(settings.nodes, hub.server, settings.certificates, settings.edges_database),
                     settings.data / "logs" / "edges.log",
                     *("--upload-every", "10", "--status-every", "10"),
                 ) as fleet,
-                open_channel(hub.dispatcher_address) as dispatcher,
-                open_channel(hub.sessions_address) as sessions,
+                open_replicas_channel(hub.dispatcher_addresses, DISPATCHER_ADMIN) as dispatcher,
+                open_replicas_channel(hub.sessions_addresses, SESSIONS_ADMIN) as sessions,
             ):
                 try:
                     async with _watched(hub, fleet):
                         operator = Operator(dispatcher, sessions)
                         return await self._work(hub, fleet, dispatcher, operator, manifests)
                 finally:
-                    self._say("stopping: edges, connector, dispatcher, sessions")
+                    database = ", database" if settings.engine is Engine.POSTGRESQL else ""
+                    self._say(f"stopping: edges, connectors, dispatchers, sessions{database}")
 
     async def _work(
         self,
@@ -93,7 +97,7 @@ class Demo:
     ) -> Verdict:
         settings, loop = self._settings, asyncio.get_running_loop()
         took = await fleet.connected(CONNECT_SECONDS)
-        self._say(f"{settings.nodes} edge nodes connected in {took:.2f} s over {hub.ports.server}")
+        self._say(f"{settings.nodes} edge nodes connected in {took:.2f} s over {hub.server}")
         self._say("try:", *_commands(hub, manifests[0]))
         known = (await operator.figures()).last_seq > 0
         figures = Figures(nodes=settings.nodes)
@@ -182,6 +186,11 @@ class Demo:
         figures.published, figures.refused = self._ledger.accepted, self._ledger.refused
         figures.upstream, figures.cuts = subscriber.received, network.cuts
 
+    def _tell_taken(self, wanted: HubPorts, chosen: HubPorts) -> None:
+        for name in HubPorts.__dataclass_fields__:
+            if getattr(chosen, name) != getattr(wanted, name):
+                self._say(f"port {getattr(wanted, name)} is taken: {name} uses {getattr(chosen, name)}")
+
     def _say(self, *lines: str) -> None:
         for line in lines:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -190,7 +199,7 @@ class Demo:
 @asynccontextmanager
 async def _watched(hub: Hub, fleet: Fleet) -> AsyncIterator[None]:
     """Ends its body with a ProcessFault when a child dies."""
-    children = (*hub.children, fleet.child)
+    children = (*(instance.child for instance in hub.instances), fleet.child)
     try:
         async with asyncio.TaskGroup() as group:
             watchers = [group.create_task(child.died(), name=f"watch {child.name}") for child in children]
@@ -229,9 +238,9 @@ def _commands(hub: Hub, manifest: Manifest) -> list[str]:
         "node_ids": ["edge-1", "edge-2"],
         "content_json": '{"data": {"hello": "edge"}}',
     }
-    grpcurl, dispatcher = "  grpcurl -plaintext", f"{hub.dispatcher_address} cloudhub.v1"
+    grpcurl, dispatcher = "  grpcurl -plaintext", f"{hub.dispatchers[0].address} cloudhub.v1"
     return [
         f"{grpcurl} -d '{json.dumps(publish)}' {dispatcher}.DispatcherService/Publish",
         f"{grpcurl} -d '{about}' {dispatcher}.DispatcherAdmin/ExplainDelivery",
-        f"{grpcurl} {hub.sessions_address} cloudhub.v1.SessionsAdmin/ListSessions",
+        f"{grpcurl} {hub.sessions[0].address} cloudhub.v1.SessionsAdmin/ListSessions",
     ]
