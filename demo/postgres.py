@@ -138,7 +138,7 @@ class PostgresServer:
         self.run("initdb", arguments)
 
     def copy_of(self, primary: "PostgresServer") -> None:
-        """Makes the data directory as a hot standby that streams from `primary`, under the name `standby_PORT`."""
+        """Makes the data directory as a hot standby streaming from `primary`, named `standby_PORT`."""
         self._make_folder()
         secret = self.folder / "password"
         secret.write_text(primary.password)

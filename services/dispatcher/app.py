@@ -24,7 +24,7 @@ from services.dispatcher.link_servicer import EdgeLinks, LinkServicer
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.openings import Openings
 from services.dispatcher.outbox.ledger import Quotas
-from services.dispatcher.outbox.schema import SCHEMA_VERSION, metadata, uploads
+from services.dispatcher.outbox.schema import SCHEMA, uploads
 from services.dispatcher.outbox.sql import SqlOutbox
 from services.dispatcher.policy import PolicySettings
 from services.dispatcher.publication import PublishLimits
@@ -140,7 +140,7 @@ async def running_app(
     own_tracing = tracing is None
     tracing = tracing or configure_tracing("dispatcher", name)
     metrics = DispatcherMetrics(registry)
-    store = await open_store(settings.database, metadata, "dispatcher", SCHEMA_VERSION)
+    store = await open_store(settings.database, SCHEMA)
     try:
         outbox = SqlOutbox(store, _quotas(settings))
         await outbox.open()

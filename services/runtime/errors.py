@@ -6,6 +6,8 @@
     ├── Refused              a rule forbids it now (limit, state)
     └── Unavailable          a dependency does not answer; safe to repeat
         └── StoreUnavailable the database does not answer
+            ├── StoreRefused   it has something against a value; other rows can be written
+            └── StoreBusy      somebody else holds the rows; other rows can be written
 
     StartupError             the process cannot start; one sentence for the operator
 
@@ -67,6 +69,14 @@ class StoreUnavailable(Unavailable):
 
     def __init__(self, detail: str) -> None:
         super().__init__("STORE_UNAVAILABLE", detail)
+
+
+class StoreRefused(StoreUnavailable):
+    """The database refused a value, which it will do again; what has nothing to do with it can be written."""
+
+
+class StoreBusy(StoreUnavailable):
+    """Rows stayed locked by others for too long; nothing was written."""
 
 
 class StartupError(Exception):

@@ -1,175 +1,118 @@
 """A database by URL: transactions as plain functions over a SQLAlchemy connection.
 
-SQLite: WAL, synchronous=FULL, one writer thread, one reader thread, one process (a second one is
-refused). Whoever calls `write` may answer its caller when it returns: the rows are on disk.
+    sqlite:///PATH                                        one process, nothing to install
+    postgresql://USER:PASSWORD@HOST:PORT[,HOST:PORT]/DB   any number of processes
+
+Whoever calls `write` may answer its caller when it returns: the rows are on disk.
 """
 
-import asyncio
-import fcntl
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Protocol, TypeVar
 
-from sqlalchemy import (
-    Column,
-    Connection,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    create_engine,
-    event,
-    insert,
-    select,
-)
-from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
-from sqlalchemy.pool import StaticPool
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from services.runtime.errors import StartupError, StoreUnavailable
+from services.runtime.migrations import Schema, check_version, head, is_empty, upgrade, version_of
+from services.runtime.store_postgresql import PostgresStore, check_url, shown
+from services.runtime.store_sqlite import SqliteStore, sqlite_path
 
 T = TypeVar("T")
 
-
-def schema_table(metadata: MetaData) -> Table:
-    """The table that says which schema a database holds; belongs into every service's metadata."""
-    return Table(
-        "schema_version",
-        metadata,
-        Column("service", String(32), primary_key=True),
-        Column("version", Integer, nullable=False),
-    )
+MIGRATION_SECONDS = 3600.0
 
 
-class Store:
-    """One database of one service. Made by `open_store`; its opener closes it."""
+class Store(Protocol):
+    """One database. Made by `open_store`; its opener closes it."""
 
-    def __init__(self, writer: Engine, reader: Engine, lock: IO[str]) -> None:
-        self._writer = writer
-        self._reader = reader
-        self._lock = lock
-        self._write_thread = ThreadPoolExecutor(1, "store-write")
-        self._read_thread = ThreadPoolExecutor(1, "store-read")
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes may write to the same tables."""
+        ...
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Runs `work` in one durable transaction. Raises StoreUnavailable; then nothing was written,
-        unless the commit itself failed, after which it is unknown."""
-        return await self._in_thread(self._write_thread, self._writer, work)
+        unless the commit itself failed, after which it is unknown.
+
+        `work` may be run more than once: it must change nothing but the database and what it returns.
+        """
+        ...
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Runs `work` in a read-only snapshot beside the writer. Raises StoreUnavailable."""
-        return await self._in_thread(self._read_thread, self._reader, work)
-
-    async def _in_thread(
-        self, thread: ThreadPoolExecutor, engine: Engine, work: Callable[[Connection], T]
-    ) -> T:
-        def transaction() -> T:
-            with engine.begin() as connection:
-                return work(connection)
-
-        try:
-            # Shielded: a cancelled caller must not leave a transaction half run in the thread.
-            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(thread, transaction))
-        except DBAPIError as error:
-            raise StoreUnavailable(f"the database refused: {error.orig}") from error
+        """Runs `work` in a read-only snapshot beside the writers. Raises StoreUnavailable."""
+        ...
 
     async def close(self) -> None:
         """Waits for running transactions and closes the connections."""
-        loop = asyncio.get_running_loop()
-        for thread, engine in ((self._read_thread, self._reader), (self._write_thread, self._writer)):
-            await loop.run_in_executor(thread, engine.dispose)
-            thread.shutdown()
-        self._lock.close()
+        ...
 
 
-def _sqlite_engine(path: Path, *, read_only: bool) -> Engine:
-    engine = create_engine(
-        f"sqlite:///{path}",
-        poolclass=StaticPool,
-        connect_args={"check_same_thread": False, "timeout": 5, "cached_statements": 512},
-    )
+async def open_store(url: str, schema: Schema) -> Store:
+    """Opens a service's database; a new SQLite file gets the schema, a PostgreSQL database must have it.
 
-    @event.listens_for(engine, "connect")
-    def set_up(connection: Any, _: Any) -> None:
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            "cache_size=-65536",
-            "temp_store=MEMORY",
-        ):
-            cursor.execute(f"PRAGMA {pragma}")
-        if read_only:
-            cursor.execute("PRAGMA query_only=ON")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _sqlite_path(url: str) -> Path:
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise StartupError(f"database {url!r} is no URL; expected sqlite:///PATH") from error
-    if parsed.drivername != "sqlite":
-        raise StartupError(f"database {url!r}: {parsed.drivername} is not supported; expected sqlite:///PATH")
-    if not parsed.database or parsed.database == ":memory:":
-        raise StartupError("database: a file is needed, for example sqlite:///cloudhub.db")
-    return Path(parsed.database)
-
-
-def _lock_file(path: Path) -> IO[str]:
-    lock_path = path.with_name(path.name + ".lock")
-    try:
-        lock = lock_path.open("a")
-    except OSError as error:
-        raise StartupError(f"cannot write beside the database {path}: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise StartupError(
-            f"database {path} is in use by another process; SQLite serves one replica of a service"
-        ) from error
-    return lock
-
-
-async def open_store(url: str, metadata: MetaData, service: str, version: int) -> Store:
-    """Opens (and, if new, creates) the database of `service`.
-
-    Raises StartupError if the URL is wrong, the file cannot be used or is no database, another
-    process has it, or it holds the schema of another service or version.
+    Raises StartupError if the URL is wrong, the database cannot be used, another process has the file,
+    or what it holds is not what the service wants.
     """
-    path = _sqlite_path(url)
-    lock = _lock_file(path)
-    store = Store(_sqlite_engine(path, read_only=False), _sqlite_engine(path, read_only=True), lock)
-    versions = metadata.tables["schema_version"]
+    store, name = _store_of(url)
+    command = f"python -m services.{schema.service} migrate --database URL"
 
     def prepare(connection: Connection) -> None:
-        metadata.create_all(connection, tables=[versions])
-        found = connection.execute(select(versions.c.service, versions.c.version)).all()
-        if not found:
-            metadata.create_all(connection)
-            connection.execute(insert(versions).values(service=service, version=version))
-        elif (found[0].service, found[0].version) != (service, version):
-            raise StartupError(
-                f"database {path} holds schema {found[0].service} {found[0].version}; "
-                f"this is {service} {version}"
-            )
+        if not store.is_shared:
+            _check_own(connection, schema, name)
+            if is_empty(connection):
+                upgrade(connection, schema, name)
+        check_version(connection, schema, name, command)
 
+    await _first_use(store, name, prepare)
+    return store
+
+
+async def migrate(url: str, schema: Schema) -> str:
+    """Brings a database to the schema that the service wants; says in one sentence what was done.
+
+    Raises StartupError if it cannot.
+    """
+    store, name = _store_of(url, statement_seconds=MIGRATION_SECONDS)
+
+    def work(connection: Connection) -> str | None:
+        if not store.is_shared:
+            _check_own(connection, schema, name)
+        found = version_of(connection, schema)
+        upgrade(connection, schema, name)
+        return found
+
+    found, wanted = await _first_use(store, name, work), head(schema)
+    await store.close()
+    if found == wanted:
+        return f"database {name} holds version {wanted} of the schema of {schema.service} already"
+    return f"database {name} now holds version {wanted} of the schema of {schema.service}"
+
+
+def _store_of(url: str, **postgresql: float) -> tuple[Store, str]:
+    """The store that a URL names, and how to call it in a message."""
+    engine = url.partition(":")[0]
+    if engine == "sqlite":
+        path = sqlite_path(url)
+        return SqliteStore(path), str(path)
+    if engine == "postgresql":
+        check_url(url)
+        return PostgresStore(url, **postgresql), shown(url)
+    raise StartupError(
+        f"database {shown(url)!r}: expected sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+    )
+
+
+def _check_own(connection: Connection, schema: Schema, name: str) -> None:
+    if not is_empty(connection) and version_of(connection, schema) is None:
+        raise StartupError(f"database {name} belongs to another service or program, not to {schema.service}")
+
+
+async def _first_use(store: Store, name: str, work: Callable[[Connection], T]) -> T:
     try:
-        await store.write(prepare)
-    except StartupError:
+        try:
+            return await store.write(work)
+        except (StoreUnavailable, SQLAlchemyError) as error:
+            raise StartupError(f"cannot use the database {name}: {error}") from error
+    except BaseException:
         await store.close()
         raise
-    except (StoreUnavailable, SQLAlchemyError) as error:
-        await store.close()
-        raise StartupError(f"cannot use the database {path}: {error}") from error
-    return store

@@ -1,4 +1,9 @@
-"""The tables of the registry. Every key of a node's rows starts with its id."""
+"""The tables of the registry. Every key of a node's rows starts with its id.
+
+What changes here changes in `services/sessions/migrations` as well; a test compares the two.
+"""
+
+from pathlib import Path
 
 from sqlalchemy import (
     BigInteger,
@@ -13,20 +18,18 @@ from sqlalchemy import (
     Table,
 )
 
+from services.runtime.column_types import exact_text
+from services.runtime.migrations import Schema
 from services.runtime.names import MOST_NODE_ID_CHARS
-from services.runtime.store import schema_table
-
-SERVICE = "sessions"
-VERSION = 1
 
 metadata = MetaData()
-schema_version = schema_table(metadata)
+SCHEMA = Schema("sessions", metadata, Path(__file__).parent / "migrations")
 
 # A node's newest session, live or closed: the row stays, so that epochs go on growing.
 node_session = Table(
     "node_session",
     metadata,
-    Column("node_id", String(MOST_NODE_ID_CHARS), primary_key=True),
+    Column("node_id", exact_text(MOST_NODE_ID_CHARS), primary_key=True),
     Column("project_id", String(63), nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("state", SmallInteger, CheckConstraint("state BETWEEN 1 AND 5"), nullable=False),
@@ -47,7 +50,7 @@ node_session = Table(
 lifecycle_event = Table(
     "lifecycle_event",
     metadata,
-    Column("node_id", String(MOST_NODE_ID_CHARS), primary_key=True),
+    Column("node_id", exact_text(MOST_NODE_ID_CHARS), primary_key=True),
     Column("epoch", BigInteger, primary_key=True),
     Column("kind", SmallInteger, CheckConstraint("kind IN (1, 2)"), primary_key=True),
     Column("event_id", String(36), nullable=False),
@@ -64,7 +67,7 @@ lifecycle_event = Table(
 end_directive = Table(
     "end_directive",
     metadata,
-    Column("node_id", String(MOST_NODE_ID_CHARS), primary_key=True),
+    Column("node_id", exact_text(MOST_NODE_ID_CHARS), primary_key=True),
     Column("epoch", BigInteger, primary_key=True),
     Column("dispatcher_id", String(128), nullable=False),
     Column("reason", SmallInteger, CheckConstraint("reason BETWEEN 1 AND 12"), nullable=False),
@@ -90,8 +93,8 @@ dispatcher_lease = Table(
 slot_count = Table(
     "slot_count",
     metadata,
-    Column("scope", String(16), primary_key=True),
-    Column("place", String(128), primary_key=True),
+    Column("scope", exact_text(16), primary_key=True),
+    Column("place", exact_text(128), primary_key=True),
     Column("nodes", BigInteger, nullable=False),
 )
 
@@ -99,7 +102,7 @@ slot_count = Table(
 limit_change = Table(
     "limit_change",
     metadata,
-    Column("scope", String(16), primary_key=True),
-    Column("place", String(128), primary_key=True),
+    Column("scope", exact_text(16), primary_key=True),
+    Column("place", exact_text(128), primary_key=True),
     Column("nodes", BigInteger, nullable=False),
 )

@@ -21,4 +21,4 @@ def impatient_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
     def impatient(url: str, *, connect_args: dict[str, Any], **options: Any) -> Any:
         return create_engine(url, connect_args={**connect_args, "timeout": 0.2}, **options)
 
-    monkeypatch.setattr("services.runtime.store.create_engine", impatient)
+    monkeypatch.setattr("services.runtime.store_sqlite.create_engine", impatient)

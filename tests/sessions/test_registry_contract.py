@@ -29,7 +29,7 @@ async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
         yield FakeRegistry(INITIAL)
         return
     url = f"sqlite:///{tmp_path}/sessions.db"
-    store = await open_store(url, schema.metadata, schema.SERVICE, schema.VERSION)
+    store = await open_store(url, schema.SCHEMA)
     yield SqlRegistry(store, INITIAL)
     await store.close()
 

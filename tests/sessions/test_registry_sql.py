@@ -27,7 +27,7 @@ DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 async def opened_store(folder: Path) -> Store:
     url = f"sqlite:///{folder}/sessions.db"
-    return await open_store(url, schema.metadata, schema.SERVICE, schema.VERSION)
+    return await open_store(url, schema.SCHEMA)
 
 
 async def row_counts(store: Store) -> dict[str, int]:
@@ -74,7 +74,6 @@ async def test_a_thousand_reconnects_of_a_node_leave_the_rows_of_one(tmp_path: P
     await registry.acknowledge(list(events))
     await registry.close("d1", [Ending("edge-1", result.epoch, Reason.EDGE_CLOSED)], NOW)
     assert await row_counts(store) == {
-        "schema_version": 1,
         "node_session": 1,
         "lifecycle_event": 1,
         "end_directive": 0,

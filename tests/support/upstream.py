@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import grpc
 from prometheus_client import CollectorRegistry
-from sqlalchemy import Connection, MetaData, Table
+from sqlalchemy import Connection, Table
 
 from cloudhub.v1.dispatcher_pb2 import (
     SubscribeRequest,
@@ -26,15 +26,15 @@ from cloudhub.v1.dispatcher_pb2_grpc import (
 from cloudhub.v1.link_pb2 import CloseReason
 from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.sessions_pb2 import LifecycleEvent
+from services.dispatcher.outbox.schema import SCHEMA, uploads
 from services.dispatcher.upstream.routing import classify
 from services.dispatcher.upstream.settings import UpstreamSettings
 from services.dispatcher.upstream.subscriptions import UpstreamServicer
-from services.dispatcher.upstream.uploads import upload_table
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.errors import StoreUnavailable
 from services.runtime.rpc import RpcServer, open_channel
-from services.runtime.store import Store, open_store, schema_table
+from services.runtime.store import Store, open_store
 from services.runtime.tracing import Tracing
 
 T = TypeVar("T")
@@ -298,10 +298,7 @@ async def open_hub(
 
     With `started` false it takes in but does not work; with `unreadable` its store fails from the start.
     """
-    metadata = MetaData()
-    schema_table(metadata)
-    table = upload_table(metadata)
-    store = UnsteadyStore(await open_store(f"sqlite:///{folder / 'hub.db'}", metadata, "dispatcher", 1))
+    store = UnsteadyStore(await open_store(f"sqlite:///{folder / 'hub.db'}", SCHEMA))
     store.fails_before = unreadable
     registry = CollectorRegistry()
     edge = ScriptedEdge()
@@ -315,7 +312,7 @@ async def open_hub(
     upstream = WatchedUpstream(
         edge=edge,
         store=store,
-        uploads=table,
+        uploads=uploads,
         clock=clock or SystemClock(),
         tracing=tracing or Tracing(None, "dispatcher"),
         registry=registry,
@@ -330,7 +327,7 @@ async def open_hub(
     task: asyncio.Task[Any] = asyncio.ensure_future(work)
     try:
         async with open_channel(server.address) as channel:
-            yield Hub(upstream, edge, store, registry, channel, task, table, done, changed)
+            yield Hub(upstream, edge, store, registry, channel, task, uploads, done, changed)
     finally:
         await server.stop(0)
         task.cancel()

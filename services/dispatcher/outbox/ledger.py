@@ -105,6 +105,8 @@ class Ledger:
     objects: dict[str, dict[str, ObjectRow]]  # node -> key -> row
     # (node, message id) -> (key, version) of messages accepted before
     used_ids: dict[tuple[str, str], tuple[str, int | None]]
+    # Nodes that nothing was known of and whose rows were made for this transaction.
+    fresh_nodes: set[str] = field(default_factory=set)
     changed_nodes: set[str] = field(default_factory=set)
     changed_objects: dict[tuple[str, str], Change] = field(default_factory=dict)
     removed_objects: set[tuple[str, str]] = field(default_factory=set)

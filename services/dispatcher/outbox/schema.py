@@ -1,4 +1,9 @@
-"""Tables of the dispatcher's database. Every key starts with the node id."""
+"""Tables of the dispatcher's database. Every key starts with the node id.
+
+What changes here changes in `services/dispatcher/migrations` as well; a test compares the two.
+"""
+
+from pathlib import Path
 
 from sqlalchemy import (
     BigInteger,
@@ -15,18 +20,17 @@ from sqlalchemy import (
 )
 
 from services.dispatcher.upstream.uploads import upload_table
-from services.runtime.store import schema_table
-
-SCHEMA_VERSION = 1
+from services.runtime.column_types import exact_text
+from services.runtime.migrations import Schema
 
 metadata = MetaData()
-schema_version = schema_table(metadata)
+SCHEMA = Schema("dispatcher", metadata, Path(__file__).parents[1] / "migrations")
 uploads = upload_table(metadata)
 
 node = Table(
     "node",
     metadata,
-    Column("node_id", String(253), primary_key=True),
+    Column("node_id", exact_text(253), primary_key=True),
     Column("last_seq", BigInteger, nullable=False),
     Column("owner_epoch", BigInteger, nullable=False),
     Column("pending_rows", BigInteger, nullable=False),
@@ -40,7 +44,7 @@ node = Table(
 delivery = Table(
     "delivery",
     metadata,
-    Column("node_id", String(253), primary_key=True),
+    Column("node_id", exact_text(253), primary_key=True),
     Column("object_key", Text, primary_key=True),
     Column("path", Text, nullable=False),
     Column("uid", Text, nullable=False),
@@ -75,12 +79,14 @@ Index(
 _expiring = text("expires_at_ms <> 0")
 Index("delivery_expiring", delivery.c.expires_at_ms, sqlite_where=_expiring, postgresql_where=_expiring)
 
-# Append-only history with bounded retention. `event_id` grows with time within a node.
+# Append-only history with bounded retention. `event_id` grows with time within a node; `writer` tells
+# processes apart that write at the same time.
 delivery_event = Table(
     "delivery_event",
     metadata,
-    Column("node_id", String(253), primary_key=True),
+    Column("node_id", exact_text(253), primary_key=True),
     Column("event_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("writer", Integer, primary_key=True, autoincrement=False),
     Column("kind", Integer, nullable=False),
     Column("at_ms", BigInteger, nullable=False),
     Column("message_id", Text, nullable=False),

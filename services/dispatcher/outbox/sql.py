@@ -1,12 +1,11 @@
 """The outbox on SQL."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
-from sqlalchemy import ColumnElement, Connection, and_, case, delete, func, select
-from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, ProgrammingError
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete, func, select
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary
@@ -19,12 +18,16 @@ from services.dispatcher.outbox.transaction import (
     EventIds,
     apply_ops,
     load_ledger,
+    lock_nodes,
     write_ledger,
 )
-from services.runtime.errors import StoreUnavailable
+from services.runtime.errors import StoreRefused, StoreUnavailable
 from services.runtime.logs import get_log
-from services.runtime.rowsets import row_parameters, wanted_rows
+from services.runtime.rowsets import RowQuery
+from services.runtime.statements import delete_rows
 from services.runtime.store import Store
+
+T = TypeVar("T")
 
 _log = get_log(__name__)
 
@@ -42,20 +45,35 @@ _EVENT_COLUMNS = [
         "reason",
     )
 ]
-# What the driver raises for a value it cannot store, as opposed to a database that does not answer.
-_BAD_DATA = (DataError, IntegrityError, InterfaceError, ProgrammingError)
-# The same, found on this side of the driver: a number too large, or a row that somebody else wrote.
+# A value that the driver cannot take, such as a number too large, or a row that somebody else wrote.
 _BAD_VALUES = (ValueError, TypeError, OverflowError)
 
 
-_wanted = wanted_rows("wanted", ("node_id", "object_key"))
-_bodies_by_key = select(
-    delivery.c.node_id, delivery.c.object_key, delivery.c.seq, delivery.c.message
-).join_from(
-    _wanted,
-    delivery,
-    and_(delivery.c.node_id == _wanted.c.node_id, delivery.c.object_key == _wanted.c.object_key),
+_bodies_by_key = RowQuery(
+    ["node_id", "object_key"],
+    lambda wanted: select(
+        delivery.c.node_id, delivery.c.object_key, delivery.c.seq, delivery.c.message
+    ).join_from(
+        wanted,
+        delivery,
+        and_(delivery.c.node_id == wanted.c.node_id, delivery.c.object_key == wanted.c.object_key),
+    ),
 )
+_delete_event = delete_rows(delivery_event, ["node_id", "event_id", "writer"])
+_latest_event = (
+    select(func.max(delivery_event.c.event_id))
+    .where(delivery_event.c.node_id == node.c.node_id)
+    .scalar_subquery()
+)
+
+
+def _read_totals(connection: Connection) -> Totals:
+    rows, size = connection.execute(
+        select(
+            func.coalesce(func.sum(node.c.pending_rows), 0), func.coalesce(func.sum(node.c.pending_bytes), 0)
+        )
+    ).one()
+    return Totals(int(rows), int(size))
 
 
 @dataclass(slots=True)
@@ -72,16 +90,17 @@ class SqlOutbox:
         stepped back while the process was away must not give an event's id twice."""
 
         def read(connection: Connection) -> tuple[Totals, int]:
-            query = select(
-                func.coalesce(func.sum(node.c.pending_rows), 0),
-                func.coalesce(func.sum(node.c.pending_bytes), 0),
-            )
-            rows, size = connection.execute(query).one()
-            last_event = connection.execute(select(func.max(delivery_event.c.event_id))).scalar()
-            return Totals(int(rows), int(size)), int(last_event or 0)
+            # The end of each node's history stands in the index; all of it would be a long read.
+            last_event = connection.execute(select(func.max(_latest_event)).select_from(node)).scalar()
+            return _read_totals(connection), int(last_event or 0)
 
         self.totals, last_event = await self.store.read(read)
         self._event_ids = EventIds(last_event)
+
+    async def refresh(self) -> None:
+        """Reads the totals again where other processes change them too."""
+        if self.store.is_shared:
+            self.totals = await self.store.read(_read_totals)
 
     async def commit(self, ops: Sequence[Op]) -> list[Result | Exception]:
         """See `contract.Outbox.commit`."""
@@ -101,25 +120,36 @@ class SqlOutbox:
         try:
             return await self._commit(ops)
         except StoreUnavailable as error:
-            if not isinstance(error.__cause__, _BAD_DATA):
+            if not isinstance(error, StoreRefused):
                 raise
             return error
         except _BAD_VALUES as error:
             return StoreUnavailable(f"a value cannot be stored, or a stored one not be read: {error}")
 
     async def _commit(self, ops: Sequence[Op]) -> list[Result]:
-        trial = Totals(self.totals.rows, self.totals.bytes)
-        results = await self.store.write(lambda c: apply_ops(c, ops, self.quotas, trial, self._event_ids))
-        self.totals = trial
-        return results
+        return await self._write(lambda c, totals: apply_ops(c, ops, self.quotas, totals, self._event_ids))
+
+    async def _write(self, work: Callable[[Connection, Totals], T]) -> T:
+        """One transaction, which counts on a copy of the totals; it may be run more than once, and others
+        may end while it runs."""
+
+        def counted(connection: Connection) -> tuple[T, int, int]:
+            before = self.totals
+            trial = Totals(before.rows, before.bytes)
+            result = work(connection, trial)
+            return result, trial.rows - before.rows, trial.bytes - before.bytes
+
+        result, rows, size = await self.store.write(counted)
+        self.totals = Totals(self.totals.rows + rows, self.totals.bytes + size)
+        return result
 
     async def bodies(self, wanted: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str, int], Message]:
         """See `contract.Outbox.bodies`."""
 
         def read(connection: Connection) -> dict[tuple[str, str, int], Message]:
-            parameters = row_parameters("wanted", [pair[:2] for pair in wanted])
+            rows = _bodies_by_key.execute(connection, [pair[:2] for pair in wanted])
             found: dict[tuple[str, str, int], Message] = {}
-            for node_id, key, seq, body in connection.execute(_bodies_by_key, parameters):
+            for node_id, key, seq, body in rows:
                 if body is None:
                     continue
                 try:
@@ -227,11 +257,9 @@ class SqlOutbox:
         return await self._each_pending(node_id, key, lambda ledger, row: ledger.end(row, "purged", at_ms))
 
     async def _each_pending(self, node_id: str, key: str, change: Any, only: RowState | None = None) -> int:
-        trial = Totals(self.totals.rows, self.totals.bytes)
-
-        def work(connection: Connection) -> int:
+        def work(connection: Connection, totals: Totals) -> int:
             needs = Needs({node_id}, set(), set(), set(), {node_id})
-            ledger = load_ledger(connection, needs, self.quotas, trial)
+            ledger = load_ledger(connection, needs, self.quotas, totals)
             rows = sorted(ledger.objects.get(node_id, {}).values(), key=lambda row: row.seq)
             chosen = [r for r in rows if (not key or r.key == key) and (only is None or r.state == only)]
             for row in chosen:
@@ -239,9 +267,7 @@ class SqlOutbox:
             write_ledger(connection, ledger, self._event_ids)
             return len(chosen)
 
-        count = await self.store.write(work)
-        self.totals = trial
-        return count
+        return await self._write(work)
 
     async def resync(self, node_id: str, at_ms: int) -> int:
         """See `contract.Outbox.resync`."""
@@ -254,31 +280,34 @@ class SqlOutbox:
             )
             .values(acknowledged=None, changed_at_ms=at_ms)
         )
-        return await self.store.write(lambda c: c.execute(statement).rowcount)
+
+        def work(connection: Connection) -> int:
+            lock_nodes(connection, [node_id])
+            return connection.execute(statement).rowcount
+
+        return await self.store.write(work)
 
     async def expire(self, at_ms: int, limit: int) -> list[ObjectRow]:
         """See `contract.Outbox.expire`."""
-        trial = Totals(self.totals.rows, self.totals.bytes)
         due = (
             select(delivery.c.node_id, delivery.c.object_key)
             .where(delivery.c.expires_at_ms != 0, delivery.c.expires_at_ms <= at_ms)
             .limit(limit)
         )
 
-        def work(connection: Connection) -> list[ObjectRow]:
+        def work(connection: Connection, totals: Totals) -> list[ObjectRow]:
             keys = {(row[0], row[1]) for row in connection.execute(due)}
             needs = Needs({node_id for node_id, _ in keys}, keys, set(), set(), set())
-            ledger = load_ledger(connection, needs, self.quotas, trial)
+            ledger = load_ledger(connection, needs, self.quotas, totals)
             rows = [row for rows in ledger.objects.values() for row in rows.values()]
-            ended = [row for row in rows if row.state != RowState.SETTLED]
+            # Looked at again now that they are locked.
+            ended = [r for r in rows if r.state != RowState.SETTLED and 0 < r.expires_at_ms <= at_ms]
             for row in ended:
                 ledger.end(row, "expired", at_ms)
             write_ledger(connection, ledger, self._event_ids)
             return ended
 
-        rows = await self.store.write(work)
-        self.totals = trial
-        return rows
+        return await self._write(work)
 
     async def sweep(self, events_before_ms: int, tombstones_before_ms: int, limit: int) -> int:
         """See `contract.Outbox.sweep`."""
@@ -295,30 +324,32 @@ class SqlOutbox:
             .exists()
         )
         old_events = (
-            select(event.node_id, event.event_id)
+            select(event.node_id, event.event_id, event.writer)
             .where(event.event_id < events_before_ms * 1000, ~and_(event.kind == 1, still_pending))
             .limit(limit)
         )
+        is_old_tombstone = and_(
+            delivery.c.deleted.is_(True),
+            delivery.c.state == 0,
+            delivery.c.changed_at_ms < tombstones_before_ms,
+        )
         old_tombstones = (
-            select(delivery.c.node_id, delivery.c.object_key)
-            .where(
-                delivery.c.deleted.is_(True),
-                delivery.c.state == 0,
-                delivery.c.changed_at_ms < tombstones_before_ms,
-            )
-            .limit(limit)
+            select(delivery.c.node_id, delivery.c.object_key).where(is_old_tombstone).limit(limit)
+        )
+        # With the condition again: one may have become an object anew since it was looked at.
+        delete_tombstone = delete(delivery).where(
+            delivery.c.node_id == bindparam("_node_id"),
+            delivery.c.object_key == bindparam("_object_key"),
+            is_old_tombstone,
         )
 
         def work(connection: Connection) -> int:
-            events = connection.execute(old_events).all()
-            tombstones = connection.execute(old_tombstones).all()
-            for row in events:
+            events = sorted(tuple(row) for row in connection.execute(old_events))
+            tombstones = sorted(tuple(row) for row in connection.execute(old_tombstones))
+            _delete_event.execute(connection, events)
+            if tombstones:
                 connection.execute(
-                    delete(delivery_event).where(event.node_id == row[0], event.event_id == row[1])
-                )
-            for row in tombstones:
-                connection.execute(
-                    delete(delivery).where(delivery.c.node_id == row[0], delivery.c.object_key == row[1])
+                    delete_tombstone, [{"_node_id": row[0], "_object_key": row[1]} for row in tombstones]
                 )
             return len(events) + len(tombstones)
 

@@ -1,11 +1,12 @@
 """One group commit: load what the operations name, let the ledger change it, write it back."""
 
+import random
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, bindparam, delete, insert, null, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy import Connection, FromClause, Select, and_, false, literal, select
+from sqlalchemy.dialects import postgresql
 
 from services.dispatcher.outbox.ledger import Change, Ledger, Needs, Quotas, Totals, needs_of
 from services.dispatcher.outbox.records import NodeRow, ObjectRow, Op, Result
@@ -19,90 +20,89 @@ from services.dispatcher.outbox.rows import (
     version_number,
 )
 from services.dispatcher.outbox.schema import delivery, delivery_event, node
-from services.runtime.rowsets import row_parameters, wanted_rows
-from services.runtime.statements import ManyRows
+from services.runtime.rowsets import RowQuery, given_columns
+from services.runtime.statements import delete_rows, insert_rows, update_rows
 
 DELIVERY_COLUMNS = [column for column in delivery.c if column.name != "message"]
 _NAMES = [column.name for column in DELIVERY_COLUMNS]
 _KEYS = ("node_id", "object_key")
 _MUTABLE = [name for name in _NAMES if name not in (*_KEYS, "path", "uid")]
 _CLEARED = ["acknowledged", "deleted", "state", "attempts", "reason", "changed_at_ms", "expires_at_ms"]
-_THIS = ["_node_id", "_object_key"]
 
-_insert_node = upsert(node)
-_upsert_node = ManyRows(
-    _insert_node.on_conflict_do_update(
-        index_elements=["node_id"],
-        set_={c.name: _insert_node.excluded[c.name] for c in node.c if c.name != "node_id"},
-    ),
-    [column.name for column in node.c],
-)
-_insert_delivery = upsert(delivery)
-_upsert_delivery = ManyRows(
-    _insert_delivery.on_conflict_do_update(
-        index_elements=list(_KEYS),
-        set_={name: _insert_delivery.excluded[name] for name in (*_MUTABLE, "message")},
-    ),
-    [*_NAMES, "message"],
-)
-_this_delivery = and_(
-    delivery.c.node_id == bindparam("_node_id"), delivery.c.object_key == bindparam("_object_key")
-)
-_update_delivery = ManyRows(
-    update(delivery).where(_this_delivery).values({name: bindparam(name) for name in _MUTABLE}),
-    [*_MUTABLE, *_THIS],
-)
-_clear_delivery = ManyRows(
-    update(delivery)
-    .where(_this_delivery)
-    .values({**{name: bindparam(name) for name in _CLEARED}, "message": null()}),
-    [*_CLEARED, *_THIS],
-)
-_delete_delivery = ManyRows(delete(delivery).where(_this_delivery), _THIS)
-_insert_event = ManyRows(insert(delivery_event), [column.name for column in delivery_event.c])
+_upsert_node = insert_rows(node, overwrite=[column.name for column in node.c if column.name != "node_id"])
+_delete_node = delete_rows(node, ["node_id"])
+_upsert_delivery = insert_rows(delivery, overwrite=[*_MUTABLE, "message"])
+_update_delivery = update_rows(delivery, _KEYS, _MUTABLE)
+_clear_delivery = update_rows(delivery, _KEYS, _CLEARED, cleared=["message"])
+_delete_delivery = delete_rows(delivery, _KEYS)
+_insert_event = insert_rows(delivery_event)
 
 
-def _deliveries(*columns: str, pending: bool = False) -> Select[Any]:
-    """Rows of `delivery` by some of their columns, locked where the engine locks rows."""
-    wanted = wanted_rows("wanted", columns)
-    on = [delivery.c[name] == wanted.c[name] for name in columns]
-    if pending:
-        on.append(delivery.c.state != 0)
-    return select(*DELIVERY_COLUMNS).join_from(wanted, delivery, and_(*on)).with_for_update(of=delivery)
+def _deliveries(*columns: str, pending: bool = False) -> RowQuery:
+    """Rows of `delivery` by some of their columns. Their nodes' rows are locked, which guards them too."""
+
+    def build(wanted: FromClause) -> Select[Any]:
+        on = [delivery.c[name] == wanted.c[name] for name in columns]
+        if pending:
+            on.append(delivery.c.state != 0)
+        return select(*DELIVERY_COLUMNS).join_from(wanted, delivery, and_(*on))
+
+    return RowQuery(columns, build)
 
 
 _deliveries_by_key = _deliveries("node_id", "object_key")
 _deliveries_by_path = _deliveries("node_id", "path")
 _deliveries_pending = _deliveries("node_id", pending=True)
 
-_wanted_nodes = wanted_rows("wanted", ["node_id"])
-_nodes_by_id = (
-    select(node)
-    .join_from(_wanted_nodes, node, node.c.node_id == _wanted_nodes.c.node_id)
-    .with_for_update(of=node)
+_nodes_by_id = RowQuery(
+    ["node_id"],
+    lambda wanted: select(node).join_from(wanted, node, node.c.node_id == wanted.c.node_id),
 )
-_wanted_ids = wanted_rows("wanted", ["node_id", "message_id"])
-_accepted_by_id = select(
-    delivery_event.c.node_id,
-    delivery_event.c.message_id,
-    delivery_event.c.object_key,
-    delivery_event.c.version,
-).join_from(
-    _wanted_ids,
-    delivery_event,
-    and_(
-        delivery_event.c.kind == 1,
-        delivery_event.c.node_id == _wanted_ids.c.node_id,
-        delivery_event.c.message_id == _wanted_ids.c.message_id,
+_accepted_by_id = RowQuery(
+    ["node_id", "message_id"],
+    lambda wanted: select(
+        delivery_event.c.node_id,
+        delivery_event.c.message_id,
+        delivery_event.c.object_key,
+        delivery_event.c.version,
+    ).join_from(
+        wanted,
+        delivery_event,
+        and_(
+            delivery_event.c.kind == 1,
+            delivery_event.c.node_id == wanted.c.node_id,
+            delivery_event.c.message_id == wanted.c.message_id,
+        ),
     ),
+)
+
+# Locks every node's row in the order of ids and makes those that are missing, so that two transactions
+# that meet at a node, a new one included, go one after the other and never wait in a circle. A conflict
+# locks the row; the condition keeps it from being written anew.
+_wanted_nodes = given_columns("wanted", {"node_id": node.c.node_id.type})
+_lock_nodes = (
+    postgresql.insert(node)
+    .from_select(
+        [column.name for column in node.c],
+        select(
+            _wanted_nodes.c.node_id,
+            *(literal(False if c.name == "known" else 0, c.type) for c in node.c if c.name != "node_id"),
+        ).order_by(_wanted_nodes.c.node_id),
+    )
+    .on_conflict_do_update(index_elements=["node_id"], set_={"last_seq": node.c.last_seq}, where=false())
+    .returning(node.c.node_id)
 )
 
 
 class EventIds:
-    """Event ids that grow with time and never repeat: `last` is the highest given out before."""
+    """Event ids that grow with time within this process: `last` is the highest given out before.
+
+    `writer` tells the processes apart that write to one history at the same time.
+    """
 
     def __init__(self, last: int = 0) -> None:
         self._last = last
+        self.writer = random.getrandbits(31)
 
     def next(self, at_ms: int) -> int:
         """Microseconds since the Unix epoch, or one above the last."""
@@ -110,29 +110,34 @@ class EventIds:
         return self._last
 
 
-def load_nodes(connection: Connection, node_ids: Collection[str]) -> dict[str, NodeRow]:
-    """Node rows, locked where the engine locks rows."""
-    parameters = row_parameters("wanted", [[node_id] for node_id in sorted(node_ids)])
-    return {row[0]: node_row(row) for row in connection.execute(_nodes_by_id, parameters)}
+def lock_nodes(connection: Connection, node_ids: Collection[str]) -> tuple[dict[str, NodeRow], set[str]]:
+    """Node rows, locked until the transaction ends where the engine locks rows; and the ids of those that
+    were made for it."""
+    fresh: set[str] = set()
+    wanted = sorted(node_ids)
+    if connection.dialect.name == "postgresql":
+        fresh.update(connection.execute(_lock_nodes, {"node_id": wanted}).scalars())
+    found = _nodes_by_id.execute(connection, [(node_id,) for node_id in wanted])
+    return {row[0]: node_row(row) for row in found}, fresh
 
 
 def load_ledger(connection: Connection, needs: Needs, quotas: Quotas, totals: Totals) -> Ledger:
-    """Everything the operations look at. Nodes are locked before their objects."""
+    """Everything the operations look at. Nodes are locked before their objects are read."""
     objects: defaultdict[str, dict[str, ObjectRow]] = defaultdict(dict)
-    nodes = load_nodes(connection, needs.nodes)
+    nodes, fresh = lock_nodes(connection, needs.nodes) if needs.nodes else ({}, set())
     for query, rows in (
         (_deliveries_by_key, sorted(needs.objects)),
         (_deliveries_by_path, sorted(needs.paths)),
         (_deliveries_pending, [(node_id,) for node_id in sorted(needs.pending_of)]),
     ):
         if rows:
-            for row in connection.execute(query, row_parameters("wanted", rows)):
+            for row in query.execute(connection, rows):
                 objects[row[0]].setdefault(row[1], object_row(row))
     used_ids: dict[tuple[str, str], tuple[str, int | None]] = {}
     if needs.message_ids:
-        for row in connection.execute(_accepted_by_id, row_parameters("wanted", sorted(needs.message_ids))):
+        for row in _accepted_by_id.execute(connection, sorted(needs.message_ids)):
             used_ids[row[0], row[1]] = (row[2], version_number(row[3]))
-    return Ledger(quotas, totals, nodes, objects, used_ids)
+    return Ledger(quotas, totals, nodes, objects, used_ids, fresh)
 
 
 def write_ledger(connection: Connection, ledger: Ledger, event_ids: EventIds) -> None:
@@ -159,7 +164,12 @@ def write_ledger(connection: Connection, ledger: Ledger, event_ids: EventIds) ->
     _clear_delivery.execute(connection, cleared)
     _delete_delivery.execute(connection, sorted(ledger.removed_objects))
     _insert_event.execute(
-        connection, [event_values(event, event_ids.next(event.at_ms)) for event in ledger.events]
+        connection,
+        [event_values(event, event_ids.next(event.at_ms), event_ids.writer) for event in ledger.events],
+    )
+    # Made only to be locked.
+    _delete_node.execute(
+        connection, [(node_id,) for node_id in sorted(ledger.fresh_nodes - ledger.changed_nodes)]
     )
 
 

@@ -14,7 +14,6 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
-    String,
     Table,
     Text,
     UniqueConstraint,
@@ -26,6 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cloudhub.v1.message_pb2 import Message
+from services.runtime.column_types import exact_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def upload_table(metadata: MetaData) -> Table:
     return Table(
         "upload",
         metadata,
-        Column("node_id", String(253), primary_key=True),
+        Column("node_id", exact_text(253), primary_key=True),
         Column("n", BigInteger, primary_key=True, autoincrement=False),
         Column("message_id", Text, nullable=False),
         Column("epoch", BigInteger, nullable=False),

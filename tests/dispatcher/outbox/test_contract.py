@@ -46,7 +46,7 @@ OTHER = "edge-2"
 
 
 async def opened(path: Path, quotas: Quotas | None = None) -> SqlOutbox:
-    store = await open_store(f"sqlite:///{path}", schema.metadata, "dispatcher", schema.SCHEMA_VERSION)
+    store = await open_store(f"sqlite:///{path}", schema.SCHEMA)
     outbox = SqlOutbox(store, quotas or Quotas())
     await outbox.open()
     return outbox

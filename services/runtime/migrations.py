@@ -1,0 +1,93 @@
+"""Which schema a database holds, and how it comes to hold the one a service wants (Alembic).
+
+Each service has a history of its own and a version table named after it, so that two of them may share a
+PostgreSQL database.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, MetaData, column, inspect, select, table
+
+from services.runtime.errors import StartupError
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What a service wants its database to hold; `history` is the folder of its migrations."""
+
+    service: str
+    metadata: MetaData
+    history: Path
+
+    @property
+    def version_table(self) -> str:
+        """Where the database says which migration it is at."""
+        return f"{self.service}_schema"
+
+
+def _script(schema: Schema) -> ScriptDirectory:
+    return ScriptDirectory(str(schema.history), version_locations=[str(schema.history)])
+
+
+def head(schema: Schema) -> str:
+    """The version that this release wants."""
+    return str(_script(schema).get_current_head())
+
+
+def version_of(connection: Connection, schema: Schema) -> str | None:
+    """The version of the service's schema in the database; None if there is none."""
+    if not inspect(connection).has_table(schema.version_table):
+        return None
+    versions = table(schema.version_table, column("version_num"))
+    return connection.execute(select(versions.c.version_num)).scalar()
+
+
+def is_empty(connection: Connection) -> bool:
+    """Whether the database holds no tables at all."""
+    return not inspect(connection).get_table_names()
+
+
+def check_version(connection: Connection, schema: Schema, database: str, command: str) -> None:
+    """Raises StartupError with what it holds, what is wanted and what to do, unless the two agree."""
+    found, wanted = version_of(connection, schema), head(schema)
+    if found == wanted:
+        return
+    if found is None:
+        raise StartupError(f"database {database} holds no schema of {schema.service}; run: {command}")
+    _known(schema, found, database)
+    raise StartupError(
+        f"database {database} holds version {found} of the schema of {schema.service}, this release wants "
+        f"{wanted}; run: {command}"
+    )
+
+
+def _known(schema: Schema, found: str, database: str) -> None:
+    try:
+        _script(schema).get_revision(found)
+    except CommandError as error:
+        raise StartupError(
+            f"database {database} holds version {found} of the schema of {schema.service}, which this "
+            f"release ({head(schema)}) does not know; use the release that made it, or a newer one"
+        ) from error
+
+
+def upgrade(connection: Connection, schema: Schema, database: str) -> None:
+    """Brings the service's schema to the version that this release wants, in the caller's transaction."""
+    found = version_of(connection, schema)
+    if found is not None:
+        _known(schema, found, database)
+    script = _script(schema)
+    with EnvironmentContext(
+        Config(),
+        script,
+        fn=lambda revision, _: script._upgrade_revs("head", revision),
+    ) as environment:
+        environment.configure(
+            connection=connection, target_metadata=schema.metadata, version_table=schema.version_table
+        )
+        environment.run_migrations()

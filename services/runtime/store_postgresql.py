@@ -1,0 +1,215 @@
+"""PostgreSQL: a small pool of connections to whichever host of the URL takes writes.
+
+READ COMMITTED with row locks. A transaction that another one got in the way of is run again as a whole.
+Every wait ends well below a lease: a transaction that outlives its owner's lease would be one nobody
+expects any more.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit, urlunsplit
+
+import asyncpg
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from services.runtime.backoff import Backoff
+from services.runtime.errors import StartupError, StoreBusy, StoreRefused, StoreUnavailable
+
+T = TypeVar("T")
+
+POOL_CONNECTIONS = 8
+POOL_SECONDS = 3.0
+CONNECT_SECONDS = 3.0
+STATEMENT_SECONDS = 5.0
+LOCK_SECONDS = 3.0
+# A whole transaction, and what is left of it on the server if this process stops within one.
+TRANSACTION_SECONDS = 8.0
+
+_ATTEMPTS = 6
+_RETRY = Backoff(0.01, 0.3, jitter=0.9)
+
+# Serialization failure, deadlock, and a row that another replica has just made.
+_IN_THE_WAY = frozenset({"40001", "40P01", "23505"})
+_LOCKED = "55P03"
+# Bad data, broken constraints.
+_REFUSED_CLASSES = ("22", "23")
+# The server goes, comes, or became a standby: other connections to it are worth nothing either.
+_HOST_GONE = frozenset({"57P01", "57P02", "57P03", "25006"})
+
+
+class PostgresStore:
+    """See `store.Store`. Connects when it is first used."""
+
+    is_shared = True
+
+    def __init__(self, url: str, *, statement_seconds: float = STATEMENT_SECONDS) -> None:
+        self._hosts = deque(_hosts_of(url))
+        self._arguments: dict[str, Any] = {
+            "timeout": CONNECT_SECONDS,
+            "server_settings": {
+                "application_name": "cloudhub",
+                "statement_timeout": _ms(statement_seconds),
+                "lock_timeout": _ms(LOCK_SECONDS),
+                "idle_in_transaction_session_timeout": _ms(TRANSACTION_SECONDS),
+                "jit": "off",  # short statements on rows by their keys: compiling costs more than it saves
+            },
+        }
+        if "target_session_attrs" not in parse_qs(urlsplit(url).query):
+            self._arguments["target_session_attrs"] = "read-write"
+        self._seconds = max(TRANSACTION_SECONDS, statement_seconds)
+        # Connections made before the last time a host was found gone are not used again.
+        self._generation = 0
+        self._engine = self._new_engine()
+        self._reader = self._engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def _new_engine(self) -> AsyncEngine:
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=self._connect,
+            isolation_level="READ COMMITTED",
+            pool_size=POOL_CONNECTIONS,
+            max_overflow=0,
+            pool_timeout=POOL_SECONDS,
+            pool_use_lifo=True,
+            hide_parameters=True,
+        )
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def connected(_: Any, record: Any) -> None:
+            record.info["generation"] = self._generation
+
+        @event.listens_for(engine.sync_engine, "checkout")
+        def checked_out(_: Any, record: Any, __: Any) -> None:
+            if record.info["generation"] != self._generation:
+                raise DisconnectionError("the connection is from before its host was lost")
+
+        return engine
+
+    async def _connect(self) -> "asyncpg.Connection[asyncpg.Record]":
+        """To the first host that takes writes, beginning with the one that did last."""
+        last: Exception | None = None
+        for _ in range(len(self._hosts)):
+            try:
+                return await asyncpg.connect(self._hosts[0], **self._arguments)
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
+                last = error
+                self._hosts.rotate(-1)
+        raise StoreUnavailable(f"no host takes writes: {_said(last)}") from last
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """See `store.Store.write`."""
+        return await self._owned(self._engine, work)
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """See `store.Store.read`."""
+        return await self._owned(self._reader, work)
+
+    async def _owned(self, engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
+        """Runs it in a task that outlives a cancelled caller: cancelling would cost the connection."""
+        task = asyncio.create_task(self._repeated(engine, work), name="store-transaction")
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_forget)
+            raise
+
+    async def _repeated(self, engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
+        for attempt in range(1, _ATTEMPTS):
+            try:
+                return await self._transaction(engine, work)
+            except StoreUnavailable as error:
+                if _state(error.__cause__) not in _IN_THE_WAY:
+                    raise
+            await asyncio.sleep(_RETRY.random_delay(attempt))
+        return await self._transaction(engine, work)
+
+    async def _transaction(self, engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
+        try:
+            async with asyncio.timeout(self._seconds), engine.begin() as connection:
+                return await connection.run_sync(work)
+        except StoreUnavailable:
+            raise
+        except PoolTimeout as error:
+            raise StoreUnavailable(f"no connection was free for {POOL_SECONDS:g} s") from error
+        except TimeoutError as error:
+            self._generation += 1
+            raise StoreUnavailable(f"the database did not answer for {self._seconds:g} s") from error
+        except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise self._fault(error) from error
+
+    def _fault(self, error: Exception) -> StoreUnavailable:
+        said, state = _said(error), _state(error)
+        if state == _LOCKED:
+            return StoreBusy(f"rows stayed locked for {LOCK_SECONDS:g} s: {said}")
+        if state.startswith(_REFUSED_CLASSES) or _is_value(error):
+            return StoreRefused(f"the database refused: {said}")
+        if not state or state.startswith("08") or state in _HOST_GONE:
+            self._generation += 1
+        return StoreUnavailable(f"the database refused: {said}")
+
+    async def close(self) -> None:
+        """See `store.Store.close`."""
+        if self._running:
+            await asyncio.wait(self._running)
+        await self._engine.dispose()
+
+
+def _hosts_of(url: str) -> list[str]:
+    """One URL for each host of a URL that lists several."""
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    return [urlunsplit(parts._replace(netloc=f"{user}{at}{host}")) for host in hosts.split(",")]
+
+
+def shown(url: str) -> str:
+    """The URL without its password."""
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    name, colon, _ = user.partition(":")
+    hidden = f"{name}{colon and ':***'}{at}{hosts}"
+    return urlunsplit(parts._replace(netloc=hidden, query=""))
+
+
+def check_url(url: str) -> None:
+    """Raises StartupError if this is no URL of a PostgreSQL database."""
+    parts = urlsplit(url)
+    if not parts.netloc or not parts.path.strip("/"):
+        raise StartupError(f"database {shown(url)!r}: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+
+
+def _ms(seconds: float) -> str:
+    return str(int(seconds * 1000))
+
+
+def _state(error: BaseException | None) -> str:
+    """The SQLSTATE of a server's error; empty for every other one."""
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    return str(getattr(origin, "sqlstate", None) or "")
+
+
+def _is_value(error: Exception) -> bool:
+    """Whether the driver could not make a value of a statement into one of the database's."""
+    origin = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
+    return isinstance(origin, ValueError)
+
+
+def _said(error: BaseException | None) -> str:
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    cause = origin.__cause__ if origin is not None and origin.__cause__ is not None else origin
+    return str(cause) or type(cause).__name__
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    """Takes a result that nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()

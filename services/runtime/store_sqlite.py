@@ -1,0 +1,128 @@
+"""SQLite: WAL, synchronous=FULL, one writer thread, one reader thread, one process."""
+
+import asyncio
+import fcntl
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from sqlalchemy import Connection, create_engine, event
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    ProgrammingError,
+)
+from sqlalchemy.pool import StaticPool
+
+from services.runtime.errors import StartupError, StoreRefused, StoreUnavailable
+
+T = TypeVar("T")
+
+# What the driver raises for a value it cannot store, as opposed to a database that does not answer.
+_BAD_VALUES = (DataError, IntegrityError, InterfaceError, ProgrammingError)
+
+
+class SqliteStore:
+    """See `store.Store`. Raises StartupError if another process has the file or none can be there."""
+
+    is_shared = False
+
+    def __init__(self, path: Path) -> None:
+        self._lock = _lock_file(path)
+        self._writer = _engine(path, read_only=False)
+        self._reader = _engine(path, read_only=True)
+        self._write_thread = ThreadPoolExecutor(1, "store-write")
+        self._read_thread = ThreadPoolExecutor(1, "store-read")
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """See `store.Store.write`."""
+        return await self._in_thread(self._write_thread, self._writer, work)
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """See `store.Store.read`."""
+        return await self._in_thread(self._read_thread, self._reader, work)
+
+    async def _in_thread(
+        self, thread: ThreadPoolExecutor, engine: Engine, work: Callable[[Connection], T]
+    ) -> T:
+        def transaction() -> T:
+            with engine.begin() as connection:
+                return work(connection)
+
+        try:
+            # Shielded: a cancelled caller must not leave a transaction half run in the thread.
+            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(thread, transaction))
+        except _BAD_VALUES as error:
+            raise StoreRefused(f"the database refused: {error.orig}") from error
+        except DBAPIError as error:
+            raise StoreUnavailable(f"the database refused: {error.orig}") from error
+
+    async def close(self) -> None:
+        """See `store.Store.close`."""
+        loop = asyncio.get_running_loop()
+        for thread, engine in ((self._read_thread, self._reader), (self._write_thread, self._writer)):
+            await loop.run_in_executor(thread, engine.dispose)
+            thread.shutdown()
+        self._lock.close()
+
+
+def sqlite_path(url: str) -> Path:
+    """The file that a `sqlite:///PATH` names. Raises StartupError if it names none."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise StartupError(f"database {url!r} is no URL; expected sqlite:///PATH") from error
+    if not parsed.database or parsed.database == ":memory:":
+        raise StartupError("database: a file is needed, for example sqlite:///cloudhub.db")
+    return Path(parsed.database)
+
+
+def _engine(path: Path, *, read_only: bool) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{path}",
+        poolclass=StaticPool,
+        connect_args={"check_same_thread": False, "timeout": 5, "cached_statements": 512},
+    )
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "cache_size=-65536",
+            "temp_store=MEMORY",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        if read_only:
+            cursor.execute("PRAGMA query_only=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _lock_file(path: Path) -> IO[str]:
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        lock = lock_path.open("a")
+    except OSError as error:
+        raise StartupError(f"cannot write beside the database {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise StartupError(
+            f"database {path} is in use by another process; SQLite serves one replica of a service"
+        ) from error
+    return lock
