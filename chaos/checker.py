@@ -4,7 +4,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from chaos.history import Count, Held, History, Outcome, Place
-from chaos.messages import lost, not_newest, stale_overwrites, uploads_lost, uploads_out_of_order
+from chaos.messages import (
+    lost,
+    not_newest,
+    refused_wrongly,
+    stale_overwrites,
+    uploads_lost,
+    uploads_out_of_order,
+)
 from chaos.sessions import double_sessions, limit_overruns, not_one_session
 
 
@@ -27,6 +34,8 @@ class Verdict:
     limit_overruns: list[str] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
     """More processes' resources, sessions or rows at the end than there should be."""
+    refused: list[str] = field(default_factory=list)
+    """Messages that the hub should have taken."""
     out_of_order: list[str] = field(default_factory=list)
     """Uploads that were handed on in another order than their node's."""
     not_recovered: list[str] = field(default_factory=list)
@@ -39,6 +48,7 @@ class Verdict:
             "double sessions": self.double_sessions,
             "limit overruns": self.limit_overruns,
             "left over": self.left_over,
+            "wrongly refused": self.refused,
             "uploads out of order": self.out_of_order,
             "not recovered": self.not_recovered,
         }
@@ -81,15 +91,27 @@ def judge(history: History, node_ids: list[str]) -> Verdict:
         ],
         limit_overruns=limit_overruns(history.registry, history.limit_total),
         left_over=[*_left_over(history.counts), *history.unclean],
+        refused=refused_wrongly(history.publishes),
         out_of_order=uploads_out_of_order(history.uploads_handed),
-        not_recovered=[
-            f"not recovered from {fault.kind} of {fault.target} at {fault.at:.1f} s"
-            for fault in history.faults
-            if fault.recovered_at is None
-        ],
+        not_recovered=_not_recovered(history),
     )
 
 
 def _left_over(counts: list[Count]) -> list[str]:
     """Invariant 6."""
     return [f"{one.name}: {one.value}, at most {one.most}" for one in counts if one.value > one.most]
+
+
+def _not_recovered(history: History) -> list[str]:
+    """C35: after every fault the hub goes on by itself, and in the end nothing waits any more."""
+    return [
+        *(
+            f"not recovered from {fault.kind} of {fault.target} at {fault.at:.1f} s"
+            for fault in history.faults
+            if fault.recovered_at is None
+        ),
+        *(
+            f"{one.node_id}: version {one.version} of {one.uid} still waits at the end: {one.reason}"
+            for one in history.waiting
+        ),
+    ]

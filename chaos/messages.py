@@ -3,6 +3,7 @@
 Each check answers one sentence per breach; none means that the invariant held.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -116,6 +117,28 @@ def not_newest(
         if place not in places
     ]
     return breaches
+
+
+def refused_wrongly(publishes: list[Publish]) -> list[str]:
+    """C13: what the hub would not take although nothing newer of its object was ever published."""
+    newest: dict[Key, int] = {}
+    deletes: Counter[Key] = Counter()
+    for publish in publishes:
+        if publish.deletes:
+            deletes[publish.key] += 1
+        else:
+            newest[publish.key] = max(newest.get(publish.key, 0), publish.version)
+    return [
+        f"{one.node_id} {one.resource}: {one.operation} of {one.uid} version {one.version} "
+        f"was {one.outcome.value}"
+        for one in publishes
+        if one.outcome is Outcome.REJECTED
+        or (
+            one.outcome is Outcome.STALE
+            and newest.get(one.key, 0) <= one.version
+            and deletes[one.key] <= one.deletes
+        )
+    ]
 
 
 def stale_overwrites(steps: Iterable[Step]) -> list[str]:

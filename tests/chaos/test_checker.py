@@ -99,15 +99,29 @@ def test_a_superseded_message_is_not_lost() -> None:
 
 
 def test_what_the_hub_says_is_waiting_is_not_lost() -> None:
-    """Invariants 1 and 3: pending, parked, expired or purged, up to the version that the hub names."""
+    """Invariants 1 and 3: up to the version that the hub names; but it should not wait at the end."""
     short = {"steps": [applied(1, "insert")], "held": {NODE: {PLACE: Held("u1", 1)}}}
-    assert verdict(**short, waiting=[Waiting(NODE, "u1", 2, "parked")]).holds
-    assert "lost" in breaches(**short, waiting=[Waiting(NODE, "u1", 1, "parked")])
+    assert breaches(**short, waiting=[Waiting(NODE, "u1", 2, "pending")]) == {
+        "not recovered": [f"{NODE}: version 2 of u1 still waits at the end: pending"]
+    }
+    assert "lost" in breaches(**short, waiting=[Waiting(NODE, "u1", 1, "pending")])
 
 
-def test_a_stale_or_rejected_message_is_owed_to_nobody() -> None:
-    refused = [published(3, outcome=Outcome.STALE), published(4, outcome=Outcome.REJECTED)]
-    assert verdict(publishes=[published(1, "insert"), published(2), *refused]).holds
+def test_a_stale_message_is_owed_to_nobody() -> None:
+    """C13: another publisher has published something newer, or has deleted the object."""
+    assert verdict(publishes=[published(1, outcome=Outcome.STALE), published(2)]).holds
+    late = [published(1, "insert"), published(2), published(3, "delete"), published(4, outcome=Outcome.STALE)]
+    steps = [applied(1, "insert"), applied(2), applied(3, "delete")]
+    assert verdict(publishes=late, steps=steps, held={}).holds
+
+
+def test_a_message_that_should_have_been_taken_is_found() -> None:
+    """C13, invariant 9."""
+    for outcome in (Outcome.STALE, Outcome.REJECTED):
+        wrong = [published(1, "insert"), published(2), published(3, outcome=outcome)]
+        assert breaches(publishes=wrong) == {
+            "wrongly refused": [f"{NODE} {PLACE}: update of u1 version 3 was {outcome.value}"]
+        }
 
 
 def test_a_lost_deletion_is_found() -> None:

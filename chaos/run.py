@@ -1,0 +1,205 @@
+"""One chaos run: hub, fleets, publishers, subscribers, faults; then quiet, and the history of it all."""
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from chaos.clock import RunClock
+from chaos.ending import Ending, handed_on
+from chaos.faults import Faults
+from chaos.fleets import FleetProcess, held_by, steps_of, uploads_confirmed_to
+from chaos.history import FaultDone, History
+from chaos.observer import Observer
+from chaos.publisher import Publisher
+from chaos.recovery import Recovery, Vitals
+from chaos.schedule import Fault, Stage, schedule
+from chaos.settings import ChaosSettings
+from chaos.standby import DatabasePair
+from chaos.subscriber import Subscriber
+from demo.databases import Databases, Engine, sqlite_databases
+from demo.hub import Hub, running_hub
+from demo.manifests import Versions
+from demo.ports import choose_ports
+from edge.certificates import create_node_certificates, create_server_certificate
+
+LOOK_SECONDS = 0.2
+WARM_UP_SECONDS = 3.0
+CONNECT_SECONDS = 60.0
+PUBLISH_PAUSE_SECONDS = 0.2
+ANSWERS_SECONDS = 15.0
+
+
+class ChaosRun:
+    """Made for one run. `tell` gets a line for each thing that happens."""
+
+    def __init__(self, settings: ChaosSettings, tell: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._clock = RunClock()
+        self._say = tell
+        self.history = History(settings.seed, settings.nodes)
+        self.node_ids = [f"edge-{number}" for number in range(1, settings.nodes + 1)]
+
+    async def run(self) -> None:
+        """Fills the history. Raises ProcessFault, PostgresFault or TimeoutError if what the run itself needs
+        does not come up."""
+        settings = self._settings
+        shutil.rmtree(settings.data, ignore_errors=True)
+        certificates = settings.data / "certificates"
+        await asyncio.to_thread(create_server_certificate, certificates)
+        everybody = [f"edge-{number}" for number in range(1, settings.nodes + settings.guests + 1)]
+        await asyncio.to_thread(create_node_certificates, certificates, everybody)
+        async with AsyncExitStack() as stack:
+            database, databases = await self._databases(stack)
+            hub = await stack.enter_async_context(
+                running_hub(
+                    *(settings.data, certificates, choose_ports(settings.replicas), databases),
+                    flags=settings.hub_flags,
+                )
+            )
+            fleets, guests = self._fleets(hub)
+            faults = Faults(hub, fleets, database)
+            for fleet in (*fleets, guests):
+                stack.push_async_callback(fleet.stop)
+            await self._work(hub, fleets, guests, faults)
+            for instance in reversed(hub.instances):
+                if not await instance.stop():
+                    faults.unclean.append(f"{instance.name} did not end by itself at the end")
+            self.history.unclean = faults.unclean
+
+    def _tell(self, text: str) -> None:
+        self._say(f"{self._clock.now():6.1f} s  {text}")
+
+    async def _databases(self, stack: AsyncExitStack) -> tuple[DatabasePair | None, Databases]:
+        data = self._settings.data
+        if self._settings.engine is Engine.SQLITE:
+            return None, sqlite_databases(data)
+        pair = DatabasePair(data / "postgres")
+        stack.push_async_callback(pair.close)
+        await pair.start(data / "logs")
+        self._tell("a PostgreSQL primary and its synchronous standby are up")
+        return pair, pair.databases
+
+    def _fleets(self, hub: Hub) -> tuple[list[FleetProcess], FleetProcess]:
+        settings = self._settings
+        half = settings.nodes // 2
+        uploads = ("--upload-every", "2", "--status-every", "2")
+        fleets = [
+            FleetProcess(settings, "edges-1", 1, half, hub.server, *uploads),
+            FleetProcess(settings, "edges-2", half + 1, settings.nodes - half, hub.server, *uploads),
+        ]
+        return fleets, FleetProcess(settings, "guests", settings.nodes + 1, settings.guests, hub.server)
+
+    async def _work(self, hub: Hub, fleets: list[FleetProcess], guests: FleetProcess, faults: Faults) -> None:
+        settings, history = self._settings, self.history
+        dispatchers = [instance.address for instance in hub.dispatchers]
+        versions = Versions()
+        publishers = [
+            Publisher(f"publisher-{number}", dispatchers, self.node_ids, versions, self._clock)
+            for number in range(1, settings.publishers + 1)
+        ]
+        observer = Observer(hub, self._clock)
+        for fleet in fleets:
+            await fleet.start()
+        async with asyncio.TaskGroup() as background:
+            watching = [background.create_task(observer.run(), name="observer")]
+            watching += [
+                background.create_task(
+                    Subscriber(f"subscriber-{number}", dispatchers, history.uploads_handed).run(),
+                    name=f"subscriber {number}",
+                )
+                for number in range(1, settings.subscribers + 1)
+            ]
+            await self._connected(fleets)
+            await guests.start()
+            publishing = [
+                background.create_task(publisher.run(PUBLISH_PAUSE_SECONDS), name="publisher")
+                for publisher in publishers
+            ]
+            await asyncio.sleep(WARM_UP_SECONDS)
+            await self._break_things(faults, fleets, guests, observer)
+            await guests.stop()
+            for publisher in publishers:
+                publisher.stop()
+            _, unanswered = await asyncio.wait(publishing, timeout=ANSWERS_SECONDS)
+            for task in unanswered:
+                task.cancel()
+            await asyncio.gather(*publishing, return_exceptions=True)
+            for publisher in publishers:
+                history.publishes += publisher.history
+            await self._settle(hub, fleets)
+            for task in watching:
+                task.cancel()
+        history.registry, history.links = observer.registry, observer.links
+
+    async def _settle(self, hub: Hub, fleets: list[FleetProcess]) -> None:
+        """Waits until all is quiet, then takes down what there is; ends with the fleets stopped."""
+        settings, history, ending = self._settings, self.history, Ending(hub)
+        self._tell("no more faults, no more publishes: what is pending settles")
+        settled = await ending.settled(fleets, settings.settle_seconds)
+        self._tell("all is quiet" if settled else f"not quiet within {settings.settle_seconds:g} s")
+        history.waiting = await ending.waiting()
+        history.final_sessions = await ending.sessions()
+        history.final_links = await ending.links()
+        history.counts = await ending.counts(settings.nodes, settings.guests)
+        for fleet in fleets:
+            await fleet.stop()
+            history.steps += await asyncio.to_thread(steps_of, fleet)
+            history.held |= await asyncio.to_thread(held_by, fleet)
+            history.uploads_confirmed |= await asyncio.to_thread(uploads_confirmed_to, fleet)
+        await handed_on(history.uploads_confirmed, history.uploads_handed)
+
+    async def _connected(self, fleets: list[FleetProcess]) -> None:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            while sum(fleet.report.links for fleet in fleets) < self._settings.nodes:  # noqa: ASYNC110
+                await asyncio.sleep(LOOK_SECONDS)
+        self._tell(f"{self._settings.nodes} nodes are connected")
+
+    async def _break_things(
+        self, faults: Faults, fleets: list[FleetProcess], guests: FleetProcess, observer: Observer
+    ) -> None:
+        """Fault after fault, each recovered from before the next, until the time is over."""
+        settings, clock = self._settings, self._clock
+        stage = Stage(
+            settings.replicas, len(fleets), settings.lease_seconds, settings.engine is Engine.POSTGRESQL
+        )
+        end = clock.now() + settings.seconds
+        # A node that waits for a guest's session has all of its objects pending.
+        usual_pending = max(2 * observer.pending, 10 * (settings.guests + settings.nodes // 4))
+        for fault in schedule(settings.seed, stage):
+            if clock.now() >= end:
+                return
+            # Nodes that a guest keeps out have a turn.
+            guests.block(1.0)
+            started = clock.now()
+            self._tell(str(fault))
+            await faults.inject(fault)
+            recovered_at = await self._recovered(faults, [*fleets, guests], observer, usual_pending)
+            self.history.faults.append(FaultDone(fault.name, faults.target_of(fault), started, recovered_at))
+            self._tell(_told(fault, started, recovered_at))
+            await faults.mend()
+            await asyncio.sleep(fault.calm_seconds)
+
+    async def _recovered(
+        self, faults: Faults, fleets: list[FleetProcess], observer: Observer, usual_pending: int
+    ) -> float | None:
+        """When the hub had recovered; None if it did not in time."""
+        recovery = Recovery(self._settings.nodes, usual_pending)
+        deadline = self._clock.now() + self._settings.recover_seconds
+        while (now := self._clock.now()) < deadline:
+            await faults.revive()
+            links = sum(fleet.report.links for fleet in fleets)
+            acknowledged = tuple(fleet.report.acknowledged for fleet in fleets[:-1])
+            vitals = Vitals(now, links, observer.active_sessions, acknowledged, observer.pending)
+            recovered_at = recovery.look(vitals)
+            if recovered_at is not None:
+                return recovered_at
+            await asyncio.sleep(LOOK_SECONDS)
+        self._tell(f"not recovered: {vitals}")
+        return None
+
+
+def _told(fault: Fault, started: float, recovered_at: float | None) -> str:
+    if recovered_at is None:
+        return f"NOT recovered from {fault.name}"
+    return f"recovered from {fault.name} after {recovered_at - started:.1f} s"
