@@ -1,4 +1,4 @@
-"""What every registry must do, run on SQLite and on the fake of `tests.support.sessions`."""
+"""What every registry must do, run on each engine and on the fake of `tests.support.sessions`."""
 
 import asyncio
 import itertools
@@ -23,12 +23,14 @@ INITIAL = Limits(per_connector=5)
 EVERYTHING = Filter(states=frozenset(State))
 
 
-@pytest.fixture(params=["fake", "sqlite"])
+@pytest.fixture(params=["fake", "sqlite", "postgresql"])
 async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Registry]:
     if request.param == "fake":
         yield FakeRegistry(INITIAL)
         return
     url = f"sqlite:///{tmp_path}/sessions.db"
+    if request.param == "postgresql":
+        url = await request.getfixturevalue("databases").fresh(schema.SCHEMA)
     store = await open_store(url, schema.SCHEMA)
     yield SqlRegistry(store, INITIAL)
     await store.close()

@@ -18,7 +18,6 @@ from services.dispatcher.outbox.transaction import (
     EventIds,
     apply_ops,
     load_ledger,
-    lock_nodes,
     write_ledger,
 )
 from services.runtime.errors import StoreRefused, StoreUnavailable
@@ -282,7 +281,7 @@ class SqlOutbox:
         )
 
         def work(connection: Connection) -> int:
-            lock_nodes(connection, [node_id])
+            connection.execute(select(node.c.node_id).where(node.c.node_id == node_id).with_for_update())
             return connection.execute(statement).rowcount
 
         return await self.store.write(work)

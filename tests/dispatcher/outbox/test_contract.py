@@ -1,4 +1,4 @@
-"""What every outbox must do, run on SQLite and on the fake of `tests.support.outbox`."""
+"""What every outbox must do, run on each engine and on the fake of `tests.support.outbox`."""
 
 import asyncio
 import shutil
@@ -40,13 +40,14 @@ from services.dispatcher.publication import Rejection
 from services.runtime.errors import StoreUnavailable
 from services.runtime.store import Store, open_store
 from tests.support.outbox import NODE, NOW_MS, PATH, MemoryOutbox, accept, publication, settle
+from tests.support.postgres import Databases
 
 EVERY_NODE = NodeFilter()
 OTHER = "edge-2"
 
 
-async def opened(path: Path, quotas: Quotas | None = None) -> SqlOutbox:
-    store = await open_store(f"sqlite:///{path}", schema.SCHEMA)
+async def opened(url: str, quotas: Quotas | None = None) -> SqlOutbox:
+    store = await open_store(url, schema.SCHEMA)
     outbox = SqlOutbox(store, quotas or Quotas())
     await outbox.open()
     return outbox
@@ -54,14 +55,13 @@ async def opened(path: Path, quotas: Quotas | None = None) -> SqlOutbox:
 
 async def refuse_key(store: Store, key: str) -> None:
     """Makes the database refuse every row of this object, as it would a value it cannot hold."""
-    await store.write(
-        lambda connection: connection.execute(
-            text(
-                f"CREATE TRIGGER refuse_{key} BEFORE INSERT ON delivery WHEN NEW.object_key = '{key}' "
-                "BEGIN SELECT RAISE(ABORT, 'the row is refused'); END"
-            )
-        )
+    statement = (
+        f"ALTER TABLE delivery ADD CONSTRAINT refuse_{key} CHECK (object_key <> '{key}') NOT VALID"
+        if store.is_shared
+        else f"CREATE TRIGGER refuse_{key} BEFORE INSERT ON delivery WHEN NEW.object_key = '{key}' "
+        "BEGIN SELECT RAISE(ABORT, 'the row is refused'); END"
     )
+    await store.write(lambda connection: connection.execute(text(statement)))
 
 
 class Case:
@@ -85,28 +85,41 @@ class Case:
 Opener = Callable[..., Awaitable[SqlOutbox]]
 
 
-@pytest.fixture
-async def open_outbox(tmp_path: Path) -> AsyncIterator[Opener]:
-    """Opens databases by name; opening one again is a restart. What is open at the end is closed."""
-    held: dict[str, SqlOutbox] = {}
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new database of each engine."""
+    return await new_database(request, request.param, tmp_path)
 
-    async def open_it(name: str = "outbox.db", quotas: Quotas | None = None) -> SqlOutbox:
-        if name in held:
-            await held.pop(name).store.close()
-        held[name] = await opened(tmp_path / name, quotas)
-        return held[name]
+
+async def new_database(request: pytest.FixtureRequest, engine: str, folder: Path) -> str:
+    if engine == "sqlite":
+        return f"sqlite:///{folder / 'outbox.db'}"
+    databases: Databases = request.getfixturevalue("databases")
+    return await databases.fresh(schema.SCHEMA)
+
+
+@pytest.fixture
+async def open_outbox(url: str) -> AsyncIterator[Opener]:
+    """Opens the database; doing it again is a restart. What is open at the end is closed."""
+    held: list[SqlOutbox] = []
+
+    async def open_it(quotas: Quotas | None = None) -> SqlOutbox:
+        if held:
+            await held.pop().store.close()
+        held.append(await opened(url, quotas))
+        return held[-1]
 
     yield open_it
-    for outbox in held.values():
+    for outbox in held:
         await outbox.store.close()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
 async def case(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Case]:
     if request.param == "memory":
         yield Case(MemoryOutbox())
         return
-    outbox = await opened(tmp_path / "outbox.db")
+    outbox = await opened(await new_database(request, request.param, tmp_path))
     yield Case(outbox)
     await outbox.store.close()
 
@@ -691,19 +704,21 @@ async def test_a_refused_publish_is_in_the_history_with_its_reason(outbox: Outbo
 # What a database does
 
 
-async def test_what_was_committed_is_there_without_a_close(tmp_path: Path, open_outbox: Opener) -> None:
+async def test_what_was_committed_is_there_without_a_close(tmp_path: Path) -> None:
     """C12: the process is gone without a word; the file has all that was answered."""
-    outbox = await open_outbox()
+    outbox = await opened(f"sqlite:///{tmp_path / 'outbox.db'}")
     await claim(outbox, 3)
     await accepted(outbox, accept(publication(9, uid="a", message_id="m1")), accept(publication(1, uid="b")))
     await outbox.purge(NODE, "b", NOW_MS)
     (tmp_path / "copy").mkdir()
     for file in tmp_path.glob("outbox.db*"):
         shutil.copy(file, tmp_path / "copy" / file.name)
-    survivor = await open_outbox("copy/outbox.db")
+    survivor = await opened(f"sqlite:///{tmp_path / 'copy' / 'outbox.db'}")
     assert survivor.totals == outbox.totals == Totals(1, 100)
     assert await visible(survivor) == await visible(outbox)
     assert (await survivor.bodies([(NODE, "a", 1)]))[NODE, "a", 1].id == "m1"
+    await survivor.store.close()
+    await outbox.store.close()
 
 
 async def test_totals_and_rules_go_on_after_a_restart(open_outbox: Opener) -> None:
@@ -742,7 +757,7 @@ async def test_history_goes_on_after_a_restart_with_a_clock_that_stepped_back(op
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("floor", "'not a number'"), ("state", "7"), ("version", "'x'"), ("message", "x'ff'")],
+    [("floor", "'not a number'"), ("state", "7"), ("version", "'x'"), ("message", "body")],
 )
 async def test_a_row_that_cannot_be_read_harms_nothing_else(
     open_outbox: Opener, column: str, value: str
@@ -750,9 +765,12 @@ async def test_a_row_that_cannot_be_read_harms_nothing_else(
     """Invariant 10: bad database content gives an error to whoever asks for it and harms nothing else."""
     outbox = await open_outbox()
     await accepted(outbox, accept(publication(1, uid="a")), accept(publication(1, uid="b"), OTHER))
-    await outbox.store.write(
-        lambda c: c.execute(text(f"UPDATE delivery SET {column} = {value} WHERE object_key = 'a'"))
+    if value == "body":
+        value = r"'\xff'::bytea" if outbox.store.is_shared else "x'ff'"
+    statement = text(
+        f"UPDATE delivery SET {column} = {value.replace(':', chr(92) + ':')} WHERE object_key = 'a'"
     )
+    await outbox.store.write(lambda c: c.execute(statement))
     if column != "message":
         results = await outbox.commit([accept(publication(2, uid="a")), Claim(NODE, 1, NOW_MS)])
         assert [type(result) for result in results] == [StoreUnavailable, StoreUnavailable]
@@ -865,15 +883,20 @@ def without_bodies(answer: object) -> object:
     return answer
 
 
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(script=st.lists(steps, min_size=1, max_size=12))
 def test_both_outboxes_show_the_same_after_any_operations(
-    script: list[Step], tmp_path_factory: pytest.TempPathFactory
+    script: list[Step],
+    engine: str,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     quotas = Quotas(node_rows=3, node_bytes=700, unknown_node_rows=2, unknown_node_seconds=0.05, total_rows=5)
 
     async def run() -> None:
-        real = await opened(tmp_path_factory.mktemp("outbox") / "outbox.db", quotas)
+        url = await new_database(request, engine, tmp_path_factory.mktemp("outbox"))
+        real = await opened(url, quotas)
         fake = MemoryOutbox(quotas)
         try:
             for step in script:

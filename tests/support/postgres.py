@@ -1,0 +1,72 @@
+"""PostgreSQL for tests: one private server per run, a database of its own for each test."""
+
+import asyncio
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from demo.postgres import NOT_DURABLE, PostgresServer, find_binaries
+from services.runtime.migrations import Schema
+from services.runtime.store import migrate
+
+
+def need_postgres() -> None:
+    """Skips where there is no PostgreSQL; where the checks have to be whole, that is a failure."""
+    if find_binaries() is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("no PostgreSQL found; on Debian: apt-get install postgresql")
+        pytest.skip("no PostgreSQL found; on Debian: apt-get install postgresql")
+
+
+@contextmanager
+def reachable_folder() -> Iterator[Path]:
+    """A folder that another user can reach: pytest's own are private."""
+    folder = Path(tempfile.mkdtemp(prefix="cloudhub-postgres-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Databases:
+    """Fresh databases on one server, copied from one that was migrated once per schema."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.server = server
+        self._numbers = itertools.count(1)
+        self._templates: dict[str, str] = {}
+
+    def empty(self) -> str:
+        """The URL of a database without tables."""
+        return self.server.create_database(f"test_{next(self._numbers)}")
+
+    async def fresh(self, schema: Schema) -> str:
+        """The URL of a database that holds an empty schema."""
+        if schema.service not in self._templates:
+            name = f"template_{schema.service}"
+            await migrate(self.server.create_database(name), schema)
+            self._templates[schema.service] = name
+        name = f"test_{next(self._numbers)}"
+        return await asyncio.to_thread(self.server.create_database, name, self._templates[schema.service])
+
+
+@contextmanager
+def running_databases() -> Iterator[Databases]:
+    """A server that lasts as long as the body."""
+    need_postgres()
+    with reachable_folder() as folder:
+        server = PostgresServer(folder / "server", settings=NOT_DURABLE)
+        server.create()
+        server.start()
+        try:
+            server.wait_ready()
+            yield Databases(server)
+        finally:
+            server.stop()
