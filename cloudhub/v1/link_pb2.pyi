@@ -70,7 +70,9 @@ class _CloseReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CloseReas
     CLOSE_REASON_OVERLOADED: _CloseReason.ValueType  # 12
     """The link sends faster than it may, or its uploads found no room in time."""
     CLOSE_REASON_TRANSFERRED: _CloseReason.ValueType  # 13
-    """Only from a connector to a link's former dispatcher: the link moved to another one. No session ends."""
+    """No session ends. To a link's former dispatcher: the link moved to another one. From a dispatcher: it
+    no longer holds the link, which is to be transferred.
+    """
 
 class CloseReason(_CloseReason, metaclass=_CloseReasonEnumTypeWrapper):
     """Why a link or its session ended. The connector's table of close codes is keyed by it."""
@@ -90,7 +92,9 @@ CLOSE_REASON_SHUTDOWN: CloseReason.ValueType  # 11
 CLOSE_REASON_OVERLOADED: CloseReason.ValueType  # 12
 """The link sends faster than it may, or its uploads found no room in time."""
 CLOSE_REASON_TRANSFERRED: CloseReason.ValueType  # 13
-"""Only from a connector to a link's former dispatcher: the link moved to another one. No session ends."""
+"""No session ends. To a link's former dispatcher: the link moved to another one. From a dispatcher: it
+no longer holds the link, which is to be transferred.
+"""
 Global___CloseReason: _TypeAlias = CloseReason  # noqa: Y015
 
 @_typing.final
@@ -219,7 +223,9 @@ class LinkTransfer(_message.Message):
     LINK_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
-    """The session's present epoch."""
+    """The epoch that the link has now. Verdicts that grant it are obeyed in the order of their epochs, not of
+    their arrival: the highest says who holds the session.
+    """
     @_builtins.property
     def link(self) -> Global___LinkAnnouncement: ...
     def __init__(
@@ -480,20 +486,24 @@ class Refusal(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_SECONDS_FIELD_NUMBER: _builtins.int
+    CLOSE_REASON_FIELD_NUMBER: _builtins.int
     reason: Global___RefusalReason.ValueType
     detail: _builtins.str
     retry_after_seconds: _builtins.float
     """When to try again; 0: no advice."""
+    close_reason: Global___CloseReason.ValueType
+    """NOT_NEWEST: why the session ended, so that the link is closed with that reason."""
     def __init__(
         self,
         *,
         reason: Global___RefusalReason.ValueType = ...,
         detail: _builtins.str = ...,
         retry_after_seconds: _builtins.float = ...,
+        close_reason: Global___CloseReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "reason", b"reason", "retry_after_seconds", b"retry_after_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_reason", b"close_reason", "detail", b"detail", "reason", b"reason", "retry_after_seconds", b"retry_after_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from cloudhub.v1 import dispatcher_pb2 as cloudhub_dot_v1_dot_dispatcher__pb2
 from cloudhub.v1 import message_pb2 as cloudhub_dot_v1_dot_message__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63loudhub/v1/peer.proto\x12\x0b\x63loudhub.v1\x1a\x1c\x63loudhub/v1/dispatcher.proto\x1a\x19\x63loudhub/v1/message.proto\"3\n\x0bHintRequest\x12$\n\x05hints\x18\x01 \x03(\x0b\x32\x15.cloudhub.v1.NodeHint\"-\n\x08NodeHint\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08last_seq\x18\x02 \x01(\x04\"\x0e\n\x0cHintResponse\"A\n\x11SendDirectRequest\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.cloudhub.v1.DirectMessage\"[\n\rDirectMessage\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12%\n\x07message\x18\x02 \x01(\x0b\x32\x14.cloudhub.v1.Message\x12\x12\n\nsize_bytes\x18\x03 \x01(\r\"@\n\x12SendDirectResponse\x12*\n\x08outcomes\x18\x01 \x03(\x0b\x32\x18.cloudhub.v1.NodeOutcome\"Z\n\x0cRelayRequest\x12\x34\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1e.cloudhub.v1.RelaySubscription\x12\x14\n\x0c\x61\x63knowledged\x18\x02 \x03(\x04\"W\n\x11RelaySubscription\x12\x15\n\rdispatcher_id\x18\x01 \x01(\t\x12\x0f\n\x07modules\x18\x02 \x03(\t\x12\x1a\n\x12max_unacknowledged\x18\x03 \x01(\r2\xe1\x01\n\x0bPeerService\x12;\n\x04Hint\x12\x18.cloudhub.v1.HintRequest\x1a\x19.cloudhub.v1.HintResponse\x12M\n\nSendDirect\x12\x1e.cloudhub.v1.SendDirectRequest\x1a\x1f.cloudhub.v1.SendDirectResponse\x12\x46\n\x05Relay\x12\x19.cloudhub.v1.RelayRequest\x1a\x1e.cloudhub.v1.SubscribeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63loudhub/v1/peer.proto\x12\x0b\x63loudhub.v1\x1a\x1c\x63loudhub/v1/dispatcher.proto\x1a\x19\x63loudhub/v1/message.proto\"3\n\x0bHintRequest\x12$\n\x05hints\x18\x01 \x03(\x0b\x32\x15.cloudhub.v1.NodeHint\"-\n\x08NodeHint\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08last_seq\x18\x02 \x01(\x04\" \n\x0cHintResponse\x12\x10\n\x08not_here\x18\x01 \x03(\t\"A\n\x11SendDirectRequest\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.cloudhub.v1.DirectMessage\"[\n\rDirectMessage\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12%\n\x07message\x18\x02 \x01(\x0b\x32\x14.cloudhub.v1.Message\x12\x12\n\nsize_bytes\x18\x03 \x01(\r\"@\n\x12SendDirectResponse\x12*\n\x08outcomes\x18\x01 \x03(\x0b\x32\x18.cloudhub.v1.NodeOutcome\"l\n\x0cRelayRequest\x12\x34\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1e.cloudhub.v1.RelaySubscription\x12\x14\n\x0c\x61\x63knowledged\x18\x02 \x03(\x04\x12\x10\n\x08returned\x18\x03 \x03(\x04\"v\n\x11RelaySubscription\x12\x15\n\rdispatcher_id\x18\x01 \x01(\t\x12\x0f\n\x07modules\x18\x02 \x03(\t\x12\x1a\n\x12max_unacknowledged\x18\x03 \x01(\r\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t2\xe1\x01\n\x0bPeerService\x12;\n\x04Hint\x12\x18.cloudhub.v1.HintRequest\x1a\x19.cloudhub.v1.HintResponse\x12M\n\nSendDirect\x12\x1e.cloudhub.v1.SendDirectRequest\x1a\x1f.cloudhub.v1.SendDirectResponse\x12\x46\n\x05Relay\x12\x19.cloudhub.v1.RelayRequest\x1a\x1e.cloudhub.v1.SubscribeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,17 +38,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODEHINT']._serialized_start=149
   _globals['_NODEHINT']._serialized_end=194
   _globals['_HINTRESPONSE']._serialized_start=196
-  _globals['_HINTRESPONSE']._serialized_end=210
-  _globals['_SENDDIRECTREQUEST']._serialized_start=212
-  _globals['_SENDDIRECTREQUEST']._serialized_end=277
-  _globals['_DIRECTMESSAGE']._serialized_start=279
-  _globals['_DIRECTMESSAGE']._serialized_end=370
-  _globals['_SENDDIRECTRESPONSE']._serialized_start=372
-  _globals['_SENDDIRECTRESPONSE']._serialized_end=436
-  _globals['_RELAYREQUEST']._serialized_start=438
-  _globals['_RELAYREQUEST']._serialized_end=528
-  _globals['_RELAYSUBSCRIPTION']._serialized_start=530
-  _globals['_RELAYSUBSCRIPTION']._serialized_end=617
-  _globals['_PEERSERVICE']._serialized_start=620
-  _globals['_PEERSERVICE']._serialized_end=845
+  _globals['_HINTRESPONSE']._serialized_end=228
+  _globals['_SENDDIRECTREQUEST']._serialized_start=230
+  _globals['_SENDDIRECTREQUEST']._serialized_end=295
+  _globals['_DIRECTMESSAGE']._serialized_start=297
+  _globals['_DIRECTMESSAGE']._serialized_end=388
+  _globals['_SENDDIRECTRESPONSE']._serialized_start=390
+  _globals['_SENDDIRECTRESPONSE']._serialized_end=454
+  _globals['_RELAYREQUEST']._serialized_start=456
+  _globals['_RELAYREQUEST']._serialized_end=564
+  _globals['_RELAYSUBSCRIPTION']._serialized_start=566
+  _globals['_RELAYSUBSCRIPTION']._serialized_end=684
+  _globals['_PEERSERVICE']._serialized_start=687
+  _globals['_PEERSERVICE']._serialized_end=912
 # @@protoc_insertion_point(module_scope)

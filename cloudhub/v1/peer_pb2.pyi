@@ -48,7 +48,7 @@ class NodeHint(_message.Message):
     LAST_SEQ_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     last_seq: _builtins.int
-    """The node's newest seq that the caller knows of."""
+    """The node's newest seq that the caller knows of; 0: whatever it is, read the rows again."""
     def __init__(
         self,
         *,
@@ -67,12 +67,19 @@ Global___NodeHint: _TypeAlias = NodeHint  # noqa: Y015
 class HintResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    NOT_HERE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def not_here(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes whose session is not here: the caller believed something that is out of date."""
+
     def __init__(
         self,
+        *,
+        not_here: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_here", b"not_here"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -152,21 +159,27 @@ class RelayRequest(_message.Message):
 
     SUBSCRIPTION_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
+    RETURNED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def subscription(self) -> Global___RelaySubscription:
         """First request of a stream, and again whenever the modules change."""
 
     @_builtins.property
     def acknowledged(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def returned(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Deliveries that nobody at the caller wants any more: they go to another subscriber."""
+
     def __init__(
         self,
         *,
         subscription: Global___RelaySubscription | None = ...,
         acknowledged: _abc.Iterable[_builtins.int] | None = ...,
+        returned: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["subscription", b"subscription"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "subscription", b"subscription"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "returned", b"returned", "subscription", b"subscription"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -179,12 +192,17 @@ class RelaySubscription(_message.Message):
     DISPATCHER_ID_FIELD_NUMBER: _builtins.int
     MODULES_FIELD_NUMBER: _builtins.int
     MAX_UNACKNOWLEDGED_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     dispatcher_id: _builtins.str
     max_unacknowledged: _builtins.int
     """How many deliveries the caller may hold."""
+    name: _builtins.str
+    """The caller's name and the HOST:PORT of its gRPC server, so that the other side finds it at once."""
+    address: _builtins.str
     @_builtins.property
     def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The modules that the caller has subscribers for."""
+        """The modules that the caller has subscribers for; none is fine: the stream says that it is there."""
 
     def __init__(
         self,
@@ -192,10 +210,12 @@ class RelaySubscription(_message.Message):
         dispatcher_id: _builtins.str = ...,
         modules: _abc.Iterable[_builtins.str] | None = ...,
         max_unacknowledged: _builtins.int = ...,
+        name: _builtins.str = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dispatcher_id", b"dispatcher_id", "max_unacknowledged", b"max_unacknowledged", "modules", b"modules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "dispatcher_id", b"dispatcher_id", "max_unacknowledged", b"max_unacknowledged", "modules", b"modules", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

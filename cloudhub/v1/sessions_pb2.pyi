@@ -499,8 +499,9 @@ class TransferSession(_message.Message):
     LINK_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     epoch: _builtins.int
-    """The link's session as its connector knows it."""
+    """Any epoch that this session has had: that of a former transfer may not have reached the connector."""
     connector_id: _builtins.str
+    """Connector and link say which session is meant; a link's number is never used twice."""
     link: _builtins.int
     def __init__(
         self,
@@ -546,8 +547,11 @@ class TransferVerdict(_message.Message):
 
     EPOCH_FIELD_NUMBER: _builtins.int
     EARLIER_EVENTS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Above 0: the session is the caller's under this epoch. 0: it has ended, or the node has a newer one."""
+    reason: _link_pb2.CloseReason.ValueType
+    """Not granted: why the session ended, or is asked to end."""
     @_builtins.property
     def earlier_events(self) -> _containers.RepeatedCompositeFieldContainer[Global___LifecycleEvent]:
         """Events of the node that its former dispatcher has not got acknowledged: now the caller's to
@@ -559,10 +563,11 @@ class TransferVerdict(_message.Message):
         *,
         epoch: _builtins.int = ...,
         earlier_events: _abc.Iterable[Global___LifecycleEvent] | None = ...,
+        reason: _link_pb2.CloseReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["earlier_events", b"earlier_events", "epoch", b"epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["earlier_events", b"earlier_events", "epoch", b"epoch", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -593,16 +598,24 @@ class DeleteNodesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DELETED_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
     deleted: _builtins.int
     """Nodes among them that were known."""
+    @_builtins.property
+    def epochs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One per entry, in order: the epoch of the node's newest session, which has ended or is about to; 0: none
+        is on record. A session that the node opens later has a higher one.
+        """
+
     def __init__(
         self,
         *,
         deleted: _builtins.int = ...,
+        epochs: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "epochs", b"epochs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -113,6 +113,7 @@ class SessionsServiceServicer:
 
     def CloseSessions(self, request, context):
         """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE.
+        With reason TRANSFERRED nothing ends: a former dispatcher confirms that it let the session go.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,7 +128,8 @@ class SessionsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteNodes(self, request, context):
-        """Ends the sessions of nodes that were deleted and forgets the nodes.
+        """Ends the sessions of nodes that were deleted and forgets the nodes. A session that is ACTIVE is ended by
+        its dispatcher, which is asked to (WatchDirectives); its events are told as always.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -608,7 +610,9 @@ class SessionsAdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchSessions(self, request, context):
-        """Every change of a session's state from now on; with include_present, the live ones first.
+        """Every change of a session from now on, whichever replica makes it; with include_present, the live ones
+        first. Of several changes of a node in quick succession the last is always told; those before it may be
+        left out, and a change may be told twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -635,7 +639,7 @@ class SessionsAdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListInstances(self, request, context):
-        """Every live process of the hub, with its load.
+        """Every live process of the hub, with its load. Connectors are those that dispatchers have attached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

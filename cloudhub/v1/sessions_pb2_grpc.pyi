@@ -40,13 +40,17 @@ class SessionsServiceStub:
     ActivateSessions: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ActivateSessionsRequest, _sessions_pb2.ActivateSessionsResponse]
     """Turns OPENING sessions ACTIVE and writes their `connected` events."""
     CloseSessions: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.CloseSessionsRequest, _sessions_pb2.CloseSessionsResponse]
-    """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE."""
+    """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE.
+    With reason TRANSFERRED nothing ends: a former dispatcher confirms that it let the session go.
+    """
     TransferSessions: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.TransferSessionsRequest, _sessions_pb2.TransferSessionsResponse]
     """Moves live sessions to the calling dispatcher, each only if it is still the node's newest: same session,
     same slot in the limits, a new epoch, no events.
     """
     DeleteNodes: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.DeleteNodesRequest, _sessions_pb2.DeleteNodesResponse]
-    """Ends the sessions of nodes that were deleted and forgets the nodes."""
+    """Ends the sessions of nodes that were deleted and forgets the nodes. A session that is ACTIVE is ended by
+    its dispatcher, which is asked to (WatchDirectives); its events are told as always.
+    """
     ListHeld: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ListHeldRequest, _sessions_pb2.ListHeldResponse]
     """The live sessions that the registry says the calling dispatcher holds, in order of node id."""
     LocateNodes: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.LocateNodesRequest, _sessions_pb2.LocateNodesResponse]
@@ -72,13 +76,17 @@ class SessionsServiceAsyncStub(SessionsServiceStub):
     ActivateSessions: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ActivateSessionsRequest, _sessions_pb2.ActivateSessionsResponse]  # type: ignore[assignment]
     """Turns OPENING sessions ACTIVE and writes their `connected` events."""
     CloseSessions: _aio.UnaryUnaryMultiCallable[_sessions_pb2.CloseSessionsRequest, _sessions_pb2.CloseSessionsResponse]  # type: ignore[assignment]
-    """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE."""
+    """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE.
+    With reason TRANSFERRED nothing ends: a former dispatcher confirms that it let the session go.
+    """
     TransferSessions: _aio.UnaryUnaryMultiCallable[_sessions_pb2.TransferSessionsRequest, _sessions_pb2.TransferSessionsResponse]  # type: ignore[assignment]
     """Moves live sessions to the calling dispatcher, each only if it is still the node's newest: same session,
     same slot in the limits, a new epoch, no events.
     """
     DeleteNodes: _aio.UnaryUnaryMultiCallable[_sessions_pb2.DeleteNodesRequest, _sessions_pb2.DeleteNodesResponse]  # type: ignore[assignment]
-    """Ends the sessions of nodes that were deleted and forgets the nodes."""
+    """Ends the sessions of nodes that were deleted and forgets the nodes. A session that is ACTIVE is ended by
+    its dispatcher, which is asked to (WatchDirectives); its events are told as always.
+    """
     ListHeld: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ListHeldRequest, _sessions_pb2.ListHeldResponse]  # type: ignore[assignment]
     """The live sessions that the registry says the calling dispatcher holds, in order of node id."""
     LocateNodes: _aio.UnaryUnaryMultiCallable[_sessions_pb2.LocateNodesRequest, _sessions_pb2.LocateNodesResponse]  # type: ignore[assignment]
@@ -119,7 +127,9 @@ class SessionsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.CloseSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.CloseSessionsResponse, _abc.Awaitable[_sessions_pb2.CloseSessionsResponse]]:
-        """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE."""
+        """Ends sessions, once, and writes the `disconnected` events of those that were ACTIVE.
+        With reason TRANSFERRED nothing ends: a former dispatcher confirms that it let the session go.
+        """
 
     @_abc_1.abstractmethod
     def TransferSessions(
@@ -137,7 +147,9 @@ class SessionsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.DeleteNodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.DeleteNodesResponse, _abc.Awaitable[_sessions_pb2.DeleteNodesResponse]]:
-        """Ends the sessions of nodes that were deleted and forgets the nodes."""
+        """Ends the sessions of nodes that were deleted and forgets the nodes. A session that is ACTIVE is ended by
+        its dispatcher, which is asked to (WatchDirectives); its events are told as always.
+        """
 
     @_abc_1.abstractmethod
     def ListHeld(
@@ -200,14 +212,17 @@ class SessionsAdminStub:
     GetSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.GetSessionRequest, _sessions_pb2.GetSessionResponse]
     """The newest session of a node, live or closed."""
     WatchSessions: _grpc.UnaryStreamMultiCallable[_sessions_pb2.WatchSessionsRequest, _sessions_pb2.WatchSessionsResponse]
-    """Every change of a session's state from now on; with include_present, the live ones first."""
+    """Every change of a session from now on, whichever replica makes it; with include_present, the live ones
+    first. Of several changes of a node in quick succession the last is always told; those before it may be
+    left out, and a change may be told twice.
+    """
     EvictSession: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.EvictSessionRequest, _sessions_pb2.EvictSessionResponse]
     """Ends a node's session with reason EVICTED. The edge may come back."""
     GetLimits: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.GetLimitsRequest, _sessions_pb2.GetLimitsResponse]
     SetLimits: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SetLimitsRequest, _sessions_pb2.SetLimitsResponse]
     """Changes limits at run time. Lowering one evicts nobody."""
     ListInstances: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ListInstancesRequest, _sessions_pb2.ListInstancesResponse]
-    """Every live process of the hub, with its load."""
+    """Every live process of the hub, with its load. Connectors are those that dispatchers have attached."""
 
 @_typing.type_check_only
 class SessionsAdminAsyncStub(SessionsAdminStub):
@@ -218,14 +233,17 @@ class SessionsAdminAsyncStub(SessionsAdminStub):
     GetSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.GetSessionRequest, _sessions_pb2.GetSessionResponse]  # type: ignore[assignment]
     """The newest session of a node, live or closed."""
     WatchSessions: _aio.UnaryStreamMultiCallable[_sessions_pb2.WatchSessionsRequest, _sessions_pb2.WatchSessionsResponse]  # type: ignore[assignment]
-    """Every change of a session's state from now on; with include_present, the live ones first."""
+    """Every change of a session from now on, whichever replica makes it; with include_present, the live ones
+    first. Of several changes of a node in quick succession the last is always told; those before it may be
+    left out, and a change may be told twice.
+    """
     EvictSession: _aio.UnaryUnaryMultiCallable[_sessions_pb2.EvictSessionRequest, _sessions_pb2.EvictSessionResponse]  # type: ignore[assignment]
     """Ends a node's session with reason EVICTED. The edge may come back."""
     GetLimits: _aio.UnaryUnaryMultiCallable[_sessions_pb2.GetLimitsRequest, _sessions_pb2.GetLimitsResponse]  # type: ignore[assignment]
     SetLimits: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SetLimitsRequest, _sessions_pb2.SetLimitsResponse]  # type: ignore[assignment]
     """Changes limits at run time. Lowering one evicts nobody."""
     ListInstances: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ListInstancesRequest, _sessions_pb2.ListInstancesResponse]  # type: ignore[assignment]
-    """Every live process of the hub, with its load."""
+    """Every live process of the hub, with its load. Connectors are those that dispatchers have attached."""
 
 class SessionsAdminServicer(metaclass=_abc_1.ABCMeta):
     """For operators."""
@@ -251,7 +269,10 @@ class SessionsAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.WatchSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_sessions_pb2.WatchSessionsResponse], _abc.AsyncIterator[_sessions_pb2.WatchSessionsResponse]]:
-        """Every change of a session's state from now on; with include_present, the live ones first."""
+        """Every change of a session from now on, whichever replica makes it; with include_present, the live ones
+        first. Of several changes of a node in quick succession the last is always told; those before it may be
+        left out, and a change may be told twice.
+        """
 
     @_abc_1.abstractmethod
     def EvictSession(
@@ -282,6 +303,6 @@ class SessionsAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.ListInstancesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.ListInstancesResponse, _abc.Awaitable[_sessions_pb2.ListInstancesResponse]]:
-        """Every live process of the hub, with its load."""
+        """Every live process of the hub, with its load. Connectors are those that dispatchers have attached."""
 
 def add_SessionsAdminServicer_to_server(servicer: SessionsAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -13,19 +13,35 @@ from cloudhub.v1.dispatcher_pb2_grpc import (
     add_DispatcherAdminServicer_to_server,
     add_DispatcherServiceServicer_to_server,
 )
-from cloudhub.v1.link_pb2 import CLOSE_REASON_SHUTDOWN
+from cloudhub.v1.link_pb2 import CLOSE_REASON_TRANSFERRED
 from cloudhub.v1.link_pb2_grpc import add_LinkServiceServicer_to_server
-from cloudhub.v1.sessions_pb2 import EndDirective
+from cloudhub.v1.peer_pb2_grpc import add_PeerServiceServicer_to_server
+from cloudhub.v1.sessions_pb2 import DispatcherPeer, EndDirective
 from services.dispatcher.admin import DispatcherAdmin
+from services.dispatcher.advertising import advertised_address
+from services.dispatcher.anti_entropy import AntiEntropy
 from services.dispatcher.delivery import Delivery
-from services.dispatcher.housekeeping import ADMIN_SERVICE, DISPATCHER_SERVICE, LINK_SERVICE, Housekeeping
+from services.dispatcher.housekeeping import (
+    ADMIN_SERVICE,
+    DISPATCHER_SERVICE,
+    LINK_SERVICE,
+    PEER_SERVICE,
+    Housekeeping,
+)
 from services.dispatcher.keepalive import Keepalive
+from services.dispatcher.lease import Lease
 from services.dispatcher.link_servicer import EdgeLinks, LinkServicer
 from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.node_deletion import NodeDeletion
 from services.dispatcher.openings import Openings
 from services.dispatcher.outbox.ledger import Quotas
 from services.dispatcher.outbox.schema import SCHEMA, uploads
 from services.dispatcher.outbox.sql import SqlOutbox
+from services.dispatcher.peers.directory import Peers
+from services.dispatcher.peers.handover import Handover
+from services.dispatcher.peers.metrics import PeerMetrics
+from services.dispatcher.peers.servicer import PeerServicer
+from services.dispatcher.peers.sweep import Sweep
 from services.dispatcher.policy import PolicySettings
 from services.dispatcher.publication import PublishLimits
 from services.dispatcher.publishing import Publishing
@@ -33,6 +49,7 @@ from services.dispatcher.servicer import DispatcherServicer
 from services.dispatcher.session_ends import SessionEnds
 from services.dispatcher.sessions_client import SESSIONS_SERVICE, SessionsClient
 from services.dispatcher.settings import DispatcherSettings
+from services.dispatcher.stranded import Stranded
 from services.dispatcher.upstream.settings import UpstreamSettings
 from services.dispatcher.upstream.subscriptions import UpstreamServicer
 from services.dispatcher.upstream.upstream import Upstream
@@ -47,6 +64,9 @@ from services.runtime.tracing import Tracing, configure_tracing
 
 _log = get_log(__name__)
 
+# In a stop: so long without a link that moved, and nobody seems to take the others.
+HAND_OVER_QUIET_SECONDS = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class RunningApp:
@@ -55,6 +75,7 @@ class RunningApp:
     server: RpcServer
     delivery: Delivery
     upstream: Upstream
+    peers: Peers
     registry: CollectorRegistry
     tasks: asyncio.TaskGroup
 
@@ -164,7 +185,9 @@ async def running_app(
         ends = SessionEnds(delivery, sessions, upstream, clock, metrics, tracing)
         edge_links.ends = ends
         keepalive = Keepalive(settings.keepalive_seconds, clock, ends)
-        openings = Openings(delivery, sessions, upstream, ends, keepalive, clock, metrics)
+        stranded = Stranded(settings.lease_seconds, clock, ends)
+        lease = Lease(clock)
+        openings = Openings(delivery, sessions, upstream, ends, keepalive, stranded, clock, metrics)
         links = LinkServicer(
             dispatcher_id,
             name,
@@ -173,29 +196,55 @@ async def running_app(
             openings,
             ends,
             keepalive,
+            stranded,
+            lease,
             upstream,
             clock,
             metrics,
         )
+        peer_metrics = PeerMetrics(registry)
+        peers = Peers(DispatcherPeer(dispatcher_id=dispatcher_id, name=name), upstream.relays, peer_metrics)
+        handover = Handover(peers, sessions, clock, peer_metrics)
+        delivery.elsewhere = handover.changed
         limits = PublishLimits(settings.content_most_bytes, settings.answer_seconds)
-        publishing = Publishing(delivery, sessions, limits, clock, metrics, tracing)
+        publishing = Publishing(
+            delivery,
+            sessions,
+            limits,
+            clock,
+            metrics,
+            tracing,
+            dispatcher_id,
+            peers,
+            NodeDeletion(outbox, sessions),
+        )
+        anti_entropy = AntiEntropy(
+            delivery, sessions, ends, stranded, openings, clock, metrics, settings.lease_seconds
+        )
 
-        server = RpcServer(settings.listen, [DISPATCHER_SERVICE, ADMIN_SERVICE, LINK_SERVICE])
+        server = RpcServer(settings.listen, [DISPATCHER_SERVICE, ADMIN_SERVICE, LINK_SERVICE, PEER_SERVICE])
         add_DispatcherServiceServicer_to_server(
             DispatcherServicer(publishing, UpstreamServicer(upstream)), server.grpc_server
         )
         add_DispatcherAdminServicer_to_server(DispatcherAdmin(outbox, delivery, clock), server.grpc_server)
         add_LinkServiceServicer_to_server(links, server.grpc_server)
+        add_PeerServiceServicer_to_server(
+            PeerServicer(delivery, upstream, peers, peer_metrics), server.grpc_server
+        )
         endpoint = MetricsEndpoint(settings.metrics_listen, registry)
         try:
             await server.start()
+            peers.own.address = settings.advertise or advertised_address(server.address)
             housekeeping = Housekeeping(
                 name,
                 server,
+                lease,
                 sessions,
                 delivery,
                 outbox,
                 upstream,
+                peers,
+                links.loads,
                 clock,
                 metrics,
                 tracing,
@@ -211,30 +260,39 @@ async def running_app(
                         ends,
                         openings,
                         keepalive,
+                        stranded,
                         links,
                         publishing,
                         upstream,
                         acknowledger,
+                        peers,
+                        handover,
+                        Sweep(delivery, outbox, peer_metrics),
                     )
                 ]
                 background.append(group.create_task(housekeeping.run(), name="Housekeeping"))
+                background.append(group.create_task(anti_entropy.run(), name="AntiEntropy"))
                 background.append(
                     group.create_task(
-                        sessions.watch(lambda directive: _end_by_directive(delivery, ends, directive)),
+                        sessions.watch(lambda directive: _obey(delivery, ends, stranded, directive)),
                         name="directives",
                     )
                 )
                 _log.info("dispatcher.serving", listen=server.address, dispatcher_id=dispatcher_id)
                 try:
-                    yield RunningApp(server, delivery, upstream, registry, group)
+                    yield RunningApp(server, delivery, upstream, peers, registry, group)
                 finally:
-                    # Order: no new links or calls, sessions end and say so, the outbox is flushed.
-                    openings.draining = True
+                    # Order: no new links or calls; the links move to other dispatchers; those that nobody
+                    # takes stay up without one, and their sessions are orphans once the lease is released;
+                    # the outbox is flushed; the streams end.
                     await server.set_serving(False)
+                    links.drain()
+                    await _handed_over(delivery, settings.shutdown_seconds / 3)
                     for session in list(delivery.sessions.values()):
-                        ends.end(session, CLOSE_REASON_SHUTDOWN, "the dispatcher stops", close_link=True)
-                    await _within(settings.shutdown_seconds / 2, ends.flush(), delivery.writer.flush())
-                    await server.stop(min(2.0, settings.shutdown_seconds / 4))
+                        ends.let_go(session)
+                    await _within(settings.shutdown_seconds / 3, ends.flush(), delivery.writer.flush())
+                    await _within(min(1.0, settings.shutdown_seconds / 8), links.finish())
+                    await server.stop(min(2.0, settings.shutdown_seconds / 8))
                     await _within(2.0, sessions.release())
                     for task in background:
                         task.cancel()
@@ -257,12 +315,38 @@ async def _within(seconds: float, *work: Awaitable[None]) -> None:
         _log.warning("dispatcher.stop_incomplete", error=repr(error))
 
 
-def _end_by_directive(delivery: Delivery, ends: SessionEnds, directive: EndDirective) -> None:
-    session = delivery.sessions.get(directive.node_id)
-    if session is not None and session.epoch == directive.epoch:
+async def _handed_over(delivery: Delivery, most_seconds: float) -> None:
+    """Returns when no session is left here, or none has left for so long that nobody seems to take them."""
+    loop = asyncio.get_running_loop()
+    began = last_left_at = loop.time()
+    count = len(delivery.sessions)
+    while delivery.sessions:
+        now = loop.time()
+        if len(delivery.sessions) < count:
+            count, last_left_at = len(delivery.sessions), now
+        if now - last_left_at > HAND_OVER_QUIET_SECONDS or now - began > most_seconds:
+            _log.info("dispatcher.links_left", sessions=len(delivery.sessions))
+            return
+        await asyncio.sleep(0.02)
+
+
+def _obey(delivery: Delivery, ends: SessionEnds, stranded: Stranded, directive: EndDirective) -> None:
+    """Ends a session as sessions asks, or lets it go; the registry hears of it either way."""
+    node_id, epoch = directive.node_id, directive.epoch
+    session = delivery.sessions.get(node_id)
+    here = session is not None and session.epoch == epoch
+    if directive.reason == CLOSE_REASON_TRANSFERRED:
+        if session is not None and here:
+            ends.taken_away(session)
+        elif stranded.holds(node_id, epoch):
+            stranded.taken_away(node_id)
+        ends.close(node_id, epoch, directive.reason)
+    elif session is not None and here:
         ends.end(session, directive.reason, "sessions asked for it", close_link=True)
+    elif stranded.holds(node_id, epoch):
+        stranded.end(node_id, directive.reason, "sessions asked for it")
     else:
-        ends.close(directive.node_id, directive.epoch, directive.reason)
+        ends.close(node_id, epoch, directive.reason)
 
 
 async def serve(settings: DispatcherSettings, stop: asyncio.Event) -> None:

@@ -33,6 +33,7 @@ class ConnectorStream:
         self._batch = DispatcherBatch()
         self._batch_bytes = 0
         self._wake = asyncio.Event()
+        self._finished = False
 
     def hello(self, dispatcher_id: str, name: str, lease_seconds: float) -> None:
         """The first thing on a stream."""
@@ -84,10 +85,26 @@ class ConnectorStream:
         self._batch.closes.append(LinkClose(link=link, epoch=epoch, reason=reason, detail=detail))
         self._wake.set()
 
-    def heartbeat(self) -> None:
-        """The stream lives."""
+    def heartbeat(self, lease_age_seconds: float) -> None:
+        """The stream lives; and so long ago this dispatcher's lease was renewed."""
         self._batch.heartbeat = True
+        self._batch.lease_age_seconds = lease_age_seconds
         self._wake.set()
+
+    def draining(self) -> None:
+        """This dispatcher stops: links are to be transferred."""
+        self._batch.draining = True
+        self._wake.set()
+
+    def finish(self) -> None:
+        """Nothing follows what is queued."""
+        self._finished = True
+        self._wake.set()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stream ends once everything taken so far is written."""
+        return self._finished
 
     def _seal(self) -> None:
         self._full.append(self._batch)

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from opentelemetry.trace import SpanKind
@@ -60,6 +60,9 @@ class Delivery:
     ) -> None:
         self.sessions: dict[str, NodeSession] = {}
         self.writer = OutboxWriter(outbox, metrics, self._recorded)
+        # Told of (node, last seq, 0 for unknown) when rows of a node without a session here were changed
+        # here. Set by the composition root: the two know each other.
+        self.elsewhere: Callable[[str, int], None] = lambda node_id, last_seq: None
         self._outbox = outbox
         self._settings = settings
         self._clock = clock
@@ -100,12 +103,20 @@ class Delivery:
 
     def remove(self, session: NodeSession) -> None:
         """The session is over; its messages stay in the outbox, its answers end with it."""
+        self.let_go(session)
+        self.end_answers(session)
+
+    def let_go(self, session: NodeSession) -> None:
+        """This dispatcher delivers to the session no more; its messages and answers stay in the outbox."""
         if self.sessions.get(session.node_id) is session:
             del self.sessions[session.node_id]
         session.active = False
         self._metrics.sessions.set(len(self.sessions))
         for message_id in session.policy.direct_waiting:
             self.dropped(session.node_id, message_id, "link_gone", session.epoch)
+
+    def end_answers(self, session: NodeSession) -> None:
+        """Answers end with their session."""
         self.perform(session, session.policy.closed(self._clock.wall_ms()))
 
     # -- inputs ------------------------------------------------------------------------------------
@@ -165,6 +176,10 @@ class Delivery:
         """A publish of this dispatcher is durable: tell the node's session, if it is here."""
         session = self.sessions.get(node_id)
         if session is None:
+            if isinstance(result, Accepted):
+                self.elsewhere(node_id, result.row.seq)
+            elif result.unparked:
+                self.elsewhere(node_id, 0)
             return
         now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
         row = result.row
@@ -179,10 +194,31 @@ class Delivery:
             self.perform(session, session.policy.accepted(self.entry(row, now, wall_ms), now, wall_ms))
 
     def reread(self, node_id: str) -> None:
-        """The node's rows were changed by something other than a publish."""
+        """The node's rows were changed by something other than a publish of this dispatcher."""
         session = self.sessions.get(node_id)
-        if session is not None:
+        if session is None:
+            self.elsewhere(node_id, 0)
+        else:
             self.perform(session, session.policy.reread())
+
+    def hinted(self, node_id: str, last_seq: int) -> bool:
+        """Another dispatcher changed the node's rows, up to `last_seq` (0: unknown). False if the node's
+        session is not here."""
+        session = self.sessions.get(node_id)
+        if session is None:
+            return False
+        known = session.policy.last_seq
+        if not last_seq or known is None or known < last_seq:
+            self.perform(session, session.policy.reread())
+        return True
+
+    def last_seqs(self, node_ids: Sequence[str]) -> dict[str, int | None]:
+        """The last seq that the policies of those with a session here know; None before they loaded."""
+        return {
+            node_id: session.policy.last_seq
+            for node_id in node_ids
+            if (session := self.sessions.get(node_id)) is not None
+        }
 
     # -- outputs -----------------------------------------------------------------------------------
 

@@ -1,12 +1,15 @@
 """What a dispatcher does by the clock: its lease, expiry, retention, and the truth of its health."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cloudhub.v1.sessions_pb2 import ConnectorLoad
 from services.dispatcher.delivery import MESSAGING, Delivery
+from services.dispatcher.lease import Lease
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.outbox.sql import SqlOutbox
+from services.dispatcher.peers.directory import Peers
 from services.dispatcher.sessions_client import SessionsClient
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.clock import Clock
@@ -20,6 +23,7 @@ _log = get_log(__name__)
 DISPATCHER_SERVICE = "cloudhub.v1.DispatcherService"
 ADMIN_SERVICE = "cloudhub.v1.DispatcherAdmin"
 LINK_SERVICE = "cloudhub.v1.LinkService"
+PEER_SERVICE = "cloudhub.v1.PeerService"
 
 EXPIRE_INTERVAL = 5.0
 # A live session expires its own messages to the millisecond; the sweep is for all others.
@@ -34,10 +38,13 @@ class Housekeeping:
 
     name: str
     server: RpcServer
+    lease: Lease
     sessions: SessionsClient
     delivery: Delivery
     outbox: SqlOutbox
     upstream: Upstream
+    peers: Peers
+    connector_loads: Callable[[], Sequence[ConnectorLoad]]
     clock: Clock
     metrics: DispatcherMetrics
     tracing: Tracing
@@ -60,15 +67,21 @@ class Housekeeping:
             counter += 1
             try:
                 answer = await self.sessions.renew(
-                    self.name, self.server.address, counter, len(self.delivery.sessions)
+                    self.name,
+                    self.peers.own.address,
+                    counter,
+                    len(self.delivery.sessions),
+                    self.connector_loads(),
                 )
             except HubError as error:
                 if self._sessions_answer:
                     _log.warning("sessions.lost", error=str(error))
                 await self._health(sessions=False)
             else:
+                self.lease.renewed()
                 if answer.adopted_events:
                     self.upstream.adopt_events(answer.adopted_events)
+                self.peers.seen(answer.dispatchers)
                 await self._health(sessions=True)
             await asyncio.sleep(self.lease_seconds / 3 if self._sessions_answer else 0.5)
 
@@ -89,7 +102,7 @@ class Housekeeping:
         """Publishing needs the store; links need sessions too."""
         self._sessions_answer = self._sessions_answer if sessions is None else sessions
         self._store_answers = self._store_answers if store is None else store
-        for service in (DISPATCHER_SERVICE, ADMIN_SERVICE):
+        for service in (DISPATCHER_SERVICE, ADMIN_SERVICE, PEER_SERVICE):
             await self.server.set_serving(self._store_answers, service)
         both = self._store_answers and self._sessions_answer
         await self.server.set_serving(both, LINK_SERVICE)

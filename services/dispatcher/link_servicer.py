@@ -7,13 +7,16 @@ import grpc
 from cloudhub.v1 import link_pb2 as pb
 from cloudhub.v1.link_pb2_grpc import LinkServiceServicer
 from cloudhub.v1.message_pb2 import Message
+from cloudhub.v1.sessions_pb2 import ConnectorLoad
 from services.dispatcher.connectors import ConnectorStream
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.keepalive import Keepalive
+from services.dispatcher.lease import Lease
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.node_session import NodeSession
 from services.dispatcher.openings import Opening, Openings
 from services.dispatcher.session_ends import SessionEnds
+from services.dispatcher.stranded import Stranded
 from services.dispatcher.upstream.routing import (
     Acknowledgement,
     NegativeAcknowledgement,
@@ -43,6 +46,8 @@ class LinkServicer(LinkServiceServicer):
         openings: Openings,
         ends: SessionEnds,
         keepalive: Keepalive,
+        stranded: Stranded,
+        lease: Lease,
         upstream: Upstream,
         clock: Clock,
         metrics: DispatcherMetrics,
@@ -54,17 +59,46 @@ class LinkServicer(LinkServiceServicer):
         self._openings = openings
         self._ends = ends
         self._keepalive = keepalive
+        self._stranded = stranded
+        self._lease = lease
         self._upstream = upstream
         self._clock = clock
         self._metrics = metrics
         self._streams: set[ConnectorStream] = set()
+        self._finishing = False
+        self._detached = asyncio.Event()
 
     async def run(self) -> None:
         """Heartbeats to every connector, a third of the lease apart, until cancelled."""
         while True:
             await asyncio.sleep(self._lease_seconds / 3)
             for stream in self._streams:
-                stream.heartbeat()
+                stream.heartbeat(self._lease.age_seconds())
+
+    def loads(self) -> list[ConnectorLoad]:
+        """The attached connectors and how many of their links are here."""
+        found: dict[str, ConnectorLoad] = {}
+        for stream in self._streams:
+            load = found.setdefault(
+                stream.connector_id, ConnectorLoad(connector_id=stream.connector_id, name=stream.name)
+            )
+            load.links += sum(isinstance(link, NodeSession) for link in stream.links.values())
+        return list(found.values())
+
+    def drain(self) -> None:
+        """Asks the connectors to transfer every link."""
+        self._openings.draining = True
+        for stream in self._streams:
+            stream.draining()
+
+    async def finish(self) -> None:
+        """Ends the streams; whatever is queued on them goes out first. Returns when all are ended."""
+        self._finishing = True
+        for stream in self._streams:
+            stream.finish()
+        while self._streams:
+            self._detached.clear()
+            await self._detached.wait()
 
     async def Attach(  # type: ignore[override]  # the coroutine form, with context.read and write
         self, _: object, context: grpc.aio.ServicerContext[pb.ConnectorBatch, pb.DispatcherBatch]
@@ -80,12 +114,19 @@ class LinkServicer(LinkServiceServicer):
         _log.info("connector.attached", connector=stream.name, connector_id=stream.connector_id)
         try:
             self._handle(stream, first)
+            if self._openings.draining:
+                stream.draining()
+            if self._finishing:
+                stream.finish()
             async with asyncio.TaskGroup() as group:
+                reader = group.create_task(self._read(stream, context), name="connector-reader")
                 writer = group.create_task(self._write(stream, context), name="connector-writer")
-                await self._read(stream, context)
+                await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+                reader.cancel()
                 writer.cancel()
         finally:
             self._detach(stream)
+            self._detached.set()
 
     async def _read(
         self,
@@ -106,7 +147,7 @@ class LinkServicer(LinkServiceServicer):
     async def _write(
         stream: ConnectorStream, context: grpc.aio.ServicerContext[pb.ConnectorBatch, pb.DispatcherBatch]
     ) -> None:
-        while True:
+        while not stream.finished:
             for batch in await stream.next_batches():
                 await context.write(batch)
 
@@ -118,10 +159,8 @@ class LinkServicer(LinkServiceServicer):
         for link in links.values():
             if isinstance(link, Opening):
                 link.gone = True
-            else:
-                self._ends.end(
-                    link, pb.CLOSE_REASON_CONNECTOR_LOST, "its connector is gone", close_link=False
-                )
+            elif link.active:
+                self._stranded.keep(link)
 
     # -- one batch ---------------------------------------------------------------------------------
 
@@ -131,6 +170,8 @@ class LinkServicer(LinkServiceServicer):
             opening = Opening(stream, announcement)
             stream.links[announcement.link] = opening
             self._openings.announce(opening)
+        for transfer in batch.transfers:
+            self._handle_transfer(stream, transfer)
         for report in batch.written:
             session = self._session(stream, report.link, report.epoch)
             if session:
@@ -143,6 +184,17 @@ class LinkServicer(LinkServiceServicer):
                 self._keepalive.reported(session, activity.idle_seconds)
         for end in batch.ended:
             self._handle_end(stream, end)
+
+    def _handle_transfer(self, stream: ConnectorStream, transfer: pb.LinkTransfer) -> None:
+        number = transfer.link.link
+        if isinstance(stream.links.get(number), Opening):
+            return  # asked before; that verdict is on its way
+        if not transfer.epoch:
+            self._metrics.ignored.labels("transfer_without_epoch").inc()
+            return
+        opening = Opening(stream, transfer.link, transfer.epoch)
+        stream.links[number] = opening
+        self._openings.announce(opening)
 
     def _handle_upstream(self, stream: ConnectorStream, batch: pb.ConnectorBatch) -> None:
         now = self._clock.monotonic()
@@ -174,10 +226,14 @@ class LinkServicer(LinkServiceServicer):
     def _handle_end(self, stream: ConnectorStream, end: pb.LinkEnd) -> None:
         link = stream.links.get(end.link)
         if isinstance(link, Opening):
-            link.gone = True
+            link.gone, link.ended = True, end.reason
             del stream.links[end.link]
         elif link is not None and link.epoch == end.epoch:
             del stream.links[end.link]
+            if end.reason == pb.CLOSE_REASON_TRANSFERRED:
+                if link.active:
+                    self._ends.moved(link, "its connector says that another dispatcher has it")
+                return
             self._ends.end(link, end.reason or pb.CLOSE_REASON_TRANSPORT_ERROR, end.detail, close_link=False)
 
     def _session(self, stream: ConnectorStream, link: int, epoch: int) -> NodeSession | None:

@@ -31,7 +31,13 @@ class DispatcherMetrics:
         self.bad_rows = counter("bad_rows", "Records that the database refused.")
         self.store_failures = counter("store_failures", "Transactions that failed as a whole.")
         self.sessions_opened = counter("links", "Announced links by verdict.", "verdict")
+        self.transfers = counter("transfers", "Links that asked to move here, by verdict.", "verdict")
         self.sessions_closed = counter("sessions_closed", "Sessions ended here.", "reason")
+        self.disagreements = counter(
+            "session_disagreements",
+            "Sessions that the registry and this dispatcher did not both have.",
+            "what",
+        )
         self.rereads = counter("rereads", "Times a node's pending rows were read again.")
         self.connectors = Gauge("cloudhub_dispatcher_connectors", "Connectors attached.", registry=registry)
         self.sessions = Gauge("cloudhub_dispatcher_sessions", "Sessions held.", registry=registry)

@@ -1,19 +1,21 @@
-"""From an announced link to a live session: open, claim, activate, admit; a batch at a time."""
+"""From an announced link to a live session: open, claim, activate, admit; a batch at a time. Or from a link
+that moves here: transfer, claim, admit."""
 
 import asyncio
 from collections import deque
 from collections.abc import Sequence
 
 from cloudhub.v1 import link_pb2 as link_pb
-from cloudhub.v1.sessions_pb2 import OpenSession, OpenVerdict, SessionRef
+from cloudhub.v1.sessions_pb2 import OpenSession, OpenVerdict, SessionRef, TransferSession, TransferVerdict
 from services.dispatcher.connectors import ConnectorStream
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.keepalive import Keepalive
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.node_session import NodeSession
 from services.dispatcher.outbox.records import Claim, Loaded
-from services.dispatcher.session_ends import SessionEnds
+from services.dispatcher.session_ends import SessionEnds, reason_name
 from services.dispatcher.sessions_client import SessionsClient
+from services.dispatcher.stranded import Stranded
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError
@@ -28,22 +30,27 @@ RETRY_AFTER_SECONDS = 5.0
 
 
 class Opening:
-    """An announced link without a verdict yet."""
+    """A link without a verdict yet: announced, or with `former_epoch` asking to be transferred."""
 
-    __slots__ = ("announcement", "gone", "stream")
+    __slots__ = ("announcement", "ended", "former_epoch", "gone", "stream")
 
-    def __init__(self, stream: ConnectorStream, announcement: link_pb.LinkAnnouncement) -> None:
+    def __init__(
+        self, stream: ConnectorStream, announcement: link_pb.LinkAnnouncement, former_epoch: int = 0
+    ) -> None:
         self.stream = stream
         self.announcement = announcement
-        self.gone = False  # the link ended before its verdict
+        self.former_epoch = former_epoch
+        # Nobody waits for the verdict any more: the link has ended, for this reason, or its stream is lost.
+        self.gone = False
+        self.ended = link_pb.CLOSE_REASON_UNSPECIFIED
 
 
 class Openings:
-    """Opens sessions. `run` must be awaited by the owner.
+    """Opens sessions and takes sessions over. `run` must be awaited by the owner.
 
-    The order that nothing may change: the session is open in the registry, this dispatcher owns
-    the node's rows, the pool is registered, the session is ACTIVE, `connected` is on its way
-    upstream, the link is admitted, sending starts.
+    The order that nothing may change: the session is open in the registry, the pool is registered, this
+    dispatcher owns the node's rows, the session is ACTIVE, `connected` is on its way upstream, the link
+    is admitted, sending starts. A session that moves is ACTIVE from the start, and nothing is told upstream.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class Openings:
         upstream: Upstream,
         ends: SessionEnds,
         keepalive: Keepalive,
+        stranded: Stranded,
         clock: Clock,
         metrics: DispatcherMetrics,
     ) -> None:
@@ -61,6 +69,7 @@ class Openings:
         self._upstream = upstream
         self._ends = ends
         self._keepalive = keepalive
+        self._stranded = stranded
         self._clock = clock
         self._metrics = metrics
         self._waiting: deque[Opening] = deque()
@@ -68,7 +77,7 @@ class Openings:
         self.draining = False
 
     def announce(self, opening: Opening) -> None:
-        """Queues a link; its verdict goes out on its stream."""
+        """Queues a link, new or to be transferred; its verdict goes out on its stream."""
         announcement = opening.announcement
         fault = check_node_id(announcement.node_id) or check_project_id(announcement.project_id)
         if fault:
@@ -105,23 +114,55 @@ class Openings:
         return list(batch.values())
 
     async def _open(self, batch: Sequence[Opening]) -> None:
+        opened = await self._ask_to_open([opening for opening in batch if not opening.former_epoch])
+        opened += await self._ask_to_transfer([opening for opening in batch if opening.former_epoch])
+        if opened:
+            await self._take_over(opened)
+
+    async def _ask_to_open(self, batch: Sequence[Opening]) -> list[tuple[Opening, NodeSession]]:
         if not batch:
-            return
+            return []
         try:
             verdicts = await self._sessions.open([self._request(opening) for opening in batch])
         except HubError as error:
             for opening in batch:
                 self._unavailable(opening, error.detail)
-            return
+            return []
         opened: list[tuple[Opening, NodeSession]] = []
         for opening, verdict in zip(batch, verdicts, strict=True):
             if verdict.HasField("refusal"):
                 refusal = verdict.refusal
                 self._refuse(opening, refusal.reason, refusal.detail, refusal.retry_after_seconds)
             else:
-                opened.append((opening, self._register(opening, verdict)))
-        if opened:
-            await self._take_over(opened)
+                opened.append((opening, self._opened(opening, verdict)))
+        return opened
+
+    async def _ask_to_transfer(self, batch: Sequence[Opening]) -> list[tuple[Opening, NodeSession]]:
+        if not batch:
+            return []
+        wanted = [
+            TransferSession(
+                node_id=opening.announcement.node_id,
+                epoch=opening.former_epoch,
+                connector_id=opening.stream.connector_id,
+                link=opening.announcement.link,
+            )
+            for opening in batch
+        ]
+        try:
+            verdicts = await self._sessions.transfer(wanted)
+        except HubError as error:
+            for opening in batch:
+                self._unavailable(opening, error.detail)
+            return []
+        granted: list[tuple[Opening, NodeSession]] = []
+        for opening, verdict in zip(batch, verdicts, strict=True):
+            if verdict.epoch:
+                granted.append((opening, self._granted(opening, verdict)))
+            else:
+                detail = f"the session is over: {reason_name(verdict.reason)}"
+                self._refuse(opening, link_pb.REFUSAL_REASON_NOT_NEWEST, detail, 0.0, verdict.reason)
+        return granted
 
     def _request(self, opening: Opening) -> OpenSession:
         announcement = opening.announcement
@@ -135,22 +176,38 @@ class Openings:
             traceparent=announcement.traceparent,
         )
 
-    def _register(self, opening: Opening, verdict: OpenVerdict) -> NodeSession:
-        announcement = opening.announcement
-        former = self._delivery.sessions.get(announcement.node_id)
+    def _opened(self, opening: Opening, verdict: OpenVerdict) -> NodeSession:
+        node_id = opening.announcement.node_id
+        former = self._delivery.sessions.get(node_id)
         if former is not None:
             self._ends.superseded(former, link_pb.CLOSE_REASON_SUPERSEDED)
+        self._stranded.superseded(node_id)
         if verdict.earlier_events:
             self._upstream.adopt_events(verdict.earlier_events)
         if verdict.HasField("superseded_event"):
             self._upstream.session_closed(verdict.superseded_event)
+        return self._register(opening, verdict.epoch)
+
+    def _granted(self, opening: Opening, verdict: TransferVerdict) -> NodeSession:
+        node_id = opening.announcement.node_id
+        former = self._delivery.sessions.get(node_id)
+        if former is not None:
+            # Of the same link, since that is the newest: it came back over another stream.
+            self._ends.moved(former, "its link came back")
+        self._stranded.returned(node_id)
+        if verdict.earlier_events:
+            self._upstream.adopt_events(verdict.earlier_events)
+        return self._register(opening, verdict.epoch)
+
+    def _register(self, opening: Opening, epoch: int) -> NodeSession:
+        announcement = opening.announcement
         session = NodeSession(
             announcement.node_id,
             announcement.project_id,
-            verdict.epoch,
+            epoch,
             opening.stream,
             announcement.link,
-            self._delivery.new_policy(announcement.node_id, verdict.epoch),
+            self._delivery.new_policy(announcement.node_id, epoch),
             announcement.traceparent,
             self._clock.monotonic(),
         )
@@ -161,15 +218,30 @@ class Openings:
         at_ms = self._clock.wall_ms()
         try:
             loaded = await self._delivery.writer.load(
-                [Claim(session.node_id, session.epoch, at_ms) for _, session in opened]
+                [
+                    Claim(session.node_id, session.epoch, at_ms, same_session=opening.former_epoch > 0)
+                    for opening, session in opened
+                ]
             )
-            refs = [SessionRef(node_id=session.node_id, epoch=session.epoch) for _, session in opened]
-            verdicts = await self._sessions.activate(refs)
+            refs = [
+                SessionRef(node_id=session.node_id, epoch=session.epoch)
+                for opening, session in opened
+                if not opening.former_epoch
+            ]
+            verdicts = iter(await self._sessions.activate(refs) if refs else ())
         except HubError as error:
             for opening, session in opened:
                 self._give_up(opening, session, error.detail)
             return
-        for (opening, session), rows, verdict in zip(opened, loaded, verdicts, strict=True):
+        for (opening, session), rows in zip(opened, loaded, strict=True):
+            if opening.former_epoch:
+                if rows.fenced:
+                    self._ends.let_go(session)
+                    self._unavailable(opening, "the session has moved on meanwhile")
+                else:
+                    self._admit(opening, session, rows)
+                continue
+            verdict = next(verdicts)
             if rows.fenced or not verdict.active:
                 self._give_up(opening, session, "another link of the node was opened meanwhile")
                 continue
@@ -178,14 +250,19 @@ class Openings:
 
     def _admit(self, opening: Opening, session: NodeSession, rows: Loaded) -> None:
         stream = opening.stream
+        if opening.gone and opening.former_epoch and not opening.ended:
+            # The link is whole; only the stream that asked for it is lost.
+            self._count(opening, "admitted")
+            self._stranded.keep(session)
+            return
         if not opening.gone:
             stream.admit(session.link, session.epoch)
             stream.links[session.link] = session
-        self._metrics.sessions_opened.labels("admitted").inc()
+        self._count(opening, "admitted")
         self._delivery.start(session, rows)
         self._keepalive.watch(session)
         _log.info(
-            "session.opened",
+            "session.taken_over" if opening.former_epoch else "session.opened",
             node=session.node_id,
             epoch=session.epoch,
             connector=stream.name,
@@ -193,17 +270,21 @@ class Openings:
             trace_id=trace_id_of(session.traceparent),
         )
         if opening.gone:
-            self._ends.end(
-                session,
-                link_pb.CLOSE_REASON_TRANSPORT_ERROR,
-                "the link ended while it was opened",
-                close_link=False,
-            )
+            reason = opening.ended or link_pb.CLOSE_REASON_TRANSPORT_ERROR
+            self._ends.end(session, reason, "the link ended while it was opened", close_link=False)
 
     def _give_up(self, opening: Opening, session: NodeSession, detail: str) -> None:
-        self._delivery.remove(session)
-        self._ends.close(session.node_id, session.epoch, link_pb.CLOSE_REASON_DISPATCHER_LOST)
+        if opening.former_epoch:
+            # The registry says that this dispatcher has it; the link stays where it is and asks again.
+            self._stranded.keep(session)
+        else:
+            self._delivery.remove(session)
+            self._ends.close(session.node_id, session.epoch, link_pb.CLOSE_REASON_DISPATCHER_LOST)
         self._unavailable(opening, detail)
+
+    def _count(self, opening: Opening, verdict: str) -> None:
+        counter = self._metrics.transfers if opening.former_epoch else self._metrics.sessions_opened
+        counter.labels(verdict).inc()
 
     def _unavailable(self, opening: Opening, detail: str) -> None:
         self._refuse(opening, link_pb.REFUSAL_REASON_UNAVAILABLE, detail, RETRY_AFTER_SECONDS)
@@ -214,14 +295,18 @@ class Openings:
         reason: link_pb.RefusalReason.ValueType,
         detail: str,
         retry_after_seconds: float,
+        close_reason: link_pb.CloseReason.ValueType = link_pb.CLOSE_REASON_UNSPECIFIED,
     ) -> None:
         name = link_pb.RefusalReason.Name(reason).removeprefix("REFUSAL_REASON_").lower()
-        self._metrics.sessions_opened.labels(name).inc()
+        self._count(opening, name)
         _log.info("session.refused", node=opening.announcement.node_id[:253], reason=name, detail=detail)
         link = opening.announcement.link
         opening.stream.links.pop(link, None)
         if not opening.gone:
-            opening.stream.refuse(
-                link,
-                link_pb.Refusal(reason=reason, detail=detail, retry_after_seconds=retry_after_seconds),
+            refusal = link_pb.Refusal(
+                reason=reason,
+                detail=detail,
+                retry_after_seconds=retry_after_seconds,
+                close_reason=close_reason,
             )
+            opening.stream.refuse(link, refusal)

@@ -2,19 +2,24 @@
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.status import Status, StatusCode
 
 from cloudhub.v1 import dispatcher_pb2 as pb
+from cloudhub.v1.peer_pb2 import DirectMessage
 from services.dispatcher.delivery import MESSAGING, Delivery
 from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.node_deletion import Fences, NodeDeletion, check_deletion, node_to_delete
 from services.dispatcher.outbox.records import (
     Accept,
     Accepted,
+    Deleted,
+    DeleteNode,
     Duplicate,
     Event,
     EventKind,
@@ -35,10 +40,23 @@ from services.runtime.batching import Batcher
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError
 from services.runtime.ids import new_id
+from services.runtime.logs import get_log
 from services.runtime.names import check_node_id
 from services.runtime.tracing import Tracing, is_sampled, span_context, traceparent_of
 
+_log = get_log(__name__)
+
 Respond = Callable[[list[pb.PublishResponse]], None]
+
+
+class PeerPort(Protocol):
+    """The other dispatchers, as publishing needs them."""
+
+    async def send_direct(
+        self, dispatcher_id: str, messages: Sequence[DirectMessage]
+    ) -> Sequence[pb.NodeOutcome]:
+        """One outcome per NO-ACK message, in order. Raises HubError if that dispatcher does not answer."""
+        ...
 
 
 @dataclass(slots=True)
@@ -59,6 +77,10 @@ class _Work:
     ops: list[Op] = field(default_factory=list)
     slots: list[tuple[_Request, pb.NodeOutcome]] = field(default_factory=list)  # one per operation
     lookups: list[tuple[_Request, pb.NodeOutcome]] = field(default_factory=list)
+    # by the dispatcher that has the node's session
+    forwards: defaultdict[str, list[tuple[_Request, pb.NodeOutcome]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
 
 
 class Publishing:
@@ -72,24 +94,32 @@ class Publishing:
         clock: Clock,
         metrics: DispatcherMetrics,
         tracing: Tracing,
+        dispatcher_id: str,
+        peers: PeerPort,
+        deletion: NodeDeletion,
     ) -> None:
         self._delivery = delivery
+        self._deletion = deletion
+        self._id = dispatcher_id
+        self._peers = peers
         self._limits = limits
         self._clock = clock
         self._metrics = metrics
         self._tracing = tracing
-        self._locations: Batcher[tuple[str, ...], set[str]] = Batcher(self._locate)
+        self._locations: Batcher[tuple[str, ...], dict[str, str]] = Batcher(self._locate)
         self._sessions = sessions
 
     async def run(self) -> None:
         """Answers look-ups of nodes until cancelled."""
         await self._locations.run()
 
-    async def _locate(self, asked: Sequence[tuple[str, ...]]) -> list[set[str]]:
-        """Which of the nodes are connected here now, after asking the registry."""
+    async def _locate(self, asked: Sequence[tuple[str, ...]]) -> list[dict[str, str]]:
+        """Which of the nodes are connected now, and to which dispatcher, as the registry says."""
         found = await self._sessions.locate(sorted({node_id for nodes in asked for node_id in nodes}))
-        here = found.keys() & self._delivery.sessions.keys()
-        return [here.intersection(nodes) for nodes in asked]
+        return [
+            {node_id: found[node_id].dispatcher_id for node_id in nodes if node_id in found}
+            for nodes in asked
+        ]
 
     async def publish(
         self, requests: Sequence[pb.PublishRequest], traceparent: str
@@ -99,11 +129,18 @@ class Publishing:
         `traceparent` is the call's own context; a message's own goes before it.
         """
         work = _Work()
+        fences = await self._deletion.end_sessions(requests) if any(map(node_to_delete, requests)) else {}
         for request in requests:
-            self._prepare(work, request, traceparent)
+            self._prepare(work, request, traceparent, fences)
         if work.lookups:
             await self._look_up(work)
-        if work.ops:
+        if work.forwards:
+            async with asyncio.TaskGroup() as group:
+                for dispatcher_id, slots in work.forwards.items():
+                    group.create_task(self._forward(dispatcher_id, slots), name="forward")
+                if work.ops:
+                    await self._store(work)
+        elif work.ops:
             await self._store(work)
         responses = [self._finish(request) for request in work.requests]
         self._count(responses)
@@ -111,7 +148,7 @@ class Publishing:
 
     # -- checking ----------------------------------------------------------------------------------
 
-    def _prepare(self, work: _Work, request: pb.PublishRequest, call_context: str) -> None:
+    def _prepare(self, work: _Work, request: pb.PublishRequest, call_context: str, fences: Fences) -> None:
         context = request.message.traceparent or call_context
         if span_context(context) is None:
             context = ""  # malformed: as if there were none (W3C Trace Context, 3.2.2.3)
@@ -133,6 +170,10 @@ class Publishing:
                 item.span.set_attribute("cloudhub.node.id", request.node_ids[0])
             context = traceparent_of(item.span)
         work.requests.append(item)
+        deleted = node_to_delete(request)
+        if deleted is not None:
+            self._prepare_deletion(work, item, request, deleted, fences)
+            return
         checked = check_request(
             request, self._limits, item.response.message_id, self._clock.wall_ms(), context
         )
@@ -151,6 +192,21 @@ class Publishing:
             _reject(item.response.outcomes.add(), Rejection("NODES_MISSING", "node_ids", "names no node"))
         for node_id in request.node_ids:
             self._address(work, item, checked, item.response.outcomes.add(node_id=node_id))
+
+    def _prepare_deletion(
+        self, work: _Work, item: _Request, request: pb.PublishRequest, deleted: str, fences: Fences
+    ) -> None:
+        fault = check_deletion(deleted, request.node_ids)
+        for node_id in request.node_ids or (deleted,):
+            outcome = item.response.outcomes.add(node_id=node_id)
+            fence = 0 if fault else fences[deleted]
+            if fault:
+                _reject(outcome, fault)
+            elif isinstance(fence, HubError):
+                _unavailable(outcome, fence)
+            else:
+                work.ops.append(DeleteNode(deleted, fence))
+                work.slots.append((item, outcome))
 
     def _address(
         self, work: _Work, item: _Request, publication: Publication, outcome: pb.NodeOutcome
@@ -198,7 +254,7 @@ class Publishing:
     async def _look_up(self, work: _Work) -> None:
         """One fresh look-up for all messages that found no session here."""
         try:
-            here = await self._locations.call(tuple(outcome.node_id for _, outcome in work.lookups))
+            found = await self._locations.call(tuple(outcome.node_id for _, outcome in work.lookups))
         except HubError as error:
             for _, outcome in work.lookups:
                 _unavailable(outcome, error)
@@ -206,11 +262,38 @@ class Publishing:
         for item, outcome in work.lookups:
             publication = item.publication
             assert publication is not None
-            if outcome.node_id in here and self._to_session(work, item, publication, outcome):
+            holder = found.get(outcome.node_id)
+            if holder is not None and self._to_session(work, item, publication, outcome):
                 continue
-            outcome.outcome = pb.OUTCOME_NO_SESSION
-            outcome.reason = "NOT_CONNECTED"
-            self._delivery.dropped(outcome.node_id, item.response.message_id, "no_session")
+            if not holder or holder == self._id:
+                outcome.outcome = pb.OUTCOME_NO_SESSION
+                outcome.reason = "NOT_CONNECTED"
+                self._delivery.dropped(outcome.node_id, item.response.message_id, "no_session")
+            elif publication.acknowledged:
+                work.ops.append(Accept(outcome.node_id, publication, self._clock.wall_ms()))
+                work.slots.append((item, outcome))
+            else:
+                work.forwards[holder].append((item, outcome))
+
+    async def _forward(self, dispatcher_id: str, slots: list[tuple[_Request, pb.NodeOutcome]]) -> None:
+        """NO-ACK messages by way of the dispatcher that has their nodes' sessions."""
+        messages = [
+            DirectMessage(
+                node_id=outcome.node_id,
+                message=item.publication.message,
+                size_bytes=item.publication.size_bytes,
+            )
+            for item, outcome in slots
+            if item.publication is not None
+        ]
+        try:
+            told = await self._peers.send_direct(dispatcher_id, messages)
+        except HubError as error:
+            for _, outcome in slots:
+                _unavailable(outcome, error)
+            return
+        for (_, outcome), one in zip(slots, told, strict=True):
+            outcome.CopyFrom(one)
 
     # -- messages that are stored ------------------------------------------------------------------
 
@@ -257,6 +340,14 @@ class Publishing:
                     },
                 )
             self._delivery.committed(outcome.node_id, result)
+        elif isinstance(result, Deleted):
+            outcome.outcome = pb.OUTCOME_ACCEPTED
+            _log.info(
+                "node.deleted",
+                node=outcome.node_id,
+                message_id=item.response.message_id,
+                pending=result.pending,
+            )
         elif isinstance(result, Stale):
             outcome.outcome = pb.OUTCOME_STALE
             outcome.reason, outcome.detail = result.reason, result.detail

@@ -9,6 +9,7 @@ from cloudhub.v1.link_pb2 import (
     CLOSE_REASON_EVICTED,
     CLOSE_REASON_NODE_DELETED,
     CLOSE_REASON_OVERLOADED,
+    CLOSE_REASON_TRANSFERRED,
     CloseReason,
 )
 from cloudhub.v1.message_pb2 import Message
@@ -16,6 +17,7 @@ from cloudhub.v1.sessions_pb2 import CloseSession
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.node_session import NodeSession
+from services.dispatcher.outbox.records import ForgetNode
 from services.dispatcher.sessions_client import SessionsClient
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.backoff import Backoff
@@ -74,15 +76,48 @@ class SessionEnds:
         if session.active:
             self._finish(session, reason, "the node opened another link", close_link=True)
 
+    def let_go(self, session: NodeSession) -> None:
+        """The session goes on elsewhere, or waits for its link: nothing ends, nobody is told."""
+        self._delivery.let_go(session)
+        self._upstream.session_left(session.node_id, session.epoch)
+
+    def moved(self, session: NodeSession, detail: str) -> None:
+        """The session has another dispatcher, or another stream and epoch here."""
+        self.let_go(session)
+        name = reason_name(CLOSE_REASON_TRANSFERRED)
+        self._metrics.sessions_closed.labels(name).inc()
+        _log.info(
+            "session.moved",
+            node=session.node_id,
+            epoch=session.epoch,
+            detail=detail,
+            trace_id=trace_id_of(session.traceparent),
+        )
+
+    def taken_away(self, session: NodeSession) -> None:
+        """The registry gave the session to another dispatcher. The connector may not know that one: its
+        verdict can have been lost."""
+        if session.active:
+            self.moved(session, "sessions says that another dispatcher has it")
+            session.stream.close(session.link, session.epoch, CLOSE_REASON_TRANSFERRED, "")
+
+    def expired(self, session: NodeSession, reason: CloseReason.ValueType, detail: str) -> None:
+        """A session that was let go has ended."""
+        self._delivery.end_answers(session)
+        self._report(session, reason, detail)
+
     def _finish(
         self, session: NodeSession, reason: CloseReason.ValueType, detail: str, *, close_link: bool
     ) -> None:
-        name = reason_name(reason)
         self._delivery.remove(session)
         if close_link:
             if reason in _TELL_EDGE:
                 self._tell_edge(session)
             session.stream.close(session.link, session.epoch, reason, detail)
+        self._report(session, reason, detail)
+
+    def _report(self, session: NodeSession, reason: CloseReason.ValueType, detail: str) -> None:
+        name = reason_name(reason)
         self._metrics.sessions_closed.labels(name).inc()
         if session.traceparent and self._tracing.enabled:
             self._tracing.record(
@@ -145,7 +180,9 @@ class SessionEnds:
                     continue
                 failures = 0
                 for verdict in verdicts:
-                    self._waiting.popleft()
+                    ended = self._waiting.popleft()
+                    if verdict.reason == CLOSE_REASON_NODE_DELETED:
+                        self._delivery.writer.forget(ForgetNode(ended.node_id, ended.epoch))
                     if verdict.HasField("event"):
                         self._upstream.session_closed(verdict.event)
             self._idle.set()

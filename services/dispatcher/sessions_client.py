@@ -54,6 +54,11 @@ class SessionsClient:
         request = pb.CloseSessionsRequest(dispatcher_id=self._id, sessions=sessions)
         return (await self._call(self._stub.CloseSessions(request, timeout=self._timeout))).verdicts
 
+    async def transfer(self, sessions: Sequence[pb.TransferSession]) -> Sequence[pb.TransferVerdict]:
+        """A verdict per session, in order."""
+        request = pb.TransferSessionsRequest(dispatcher_id=self._id, sessions=sessions)
+        return (await self._call(self._stub.TransferSessions(request, timeout=self._timeout))).verdicts
+
     async def locate(self, node_ids: Sequence[str]) -> dict[str, pb.Session]:
         """The live sessions among the nodes."""
         found: dict[str, pb.Session] = {}
@@ -63,10 +68,43 @@ class SessionsClient:
             found.update((session.node_id, session) for session in answer.sessions)
         return found
 
-    async def renew(self, name: str, address: str, counter: int, sessions: int) -> pb.RenewLeaseResponse:
+    async def delete_nodes(self, node_ids: Sequence[str]) -> list[int]:
+        """Ends the nodes' sessions and forgets the nodes; the epoch of each newest session, 0 for none."""
+        epochs: list[int] = []
+        for start in range(0, len(node_ids), MOST_PER_CALL):
+            request = pb.DeleteNodesRequest(node_ids=node_ids[start : start + MOST_PER_CALL])
+            answer = await self._call(self._stub.DeleteNodes(request, timeout=self._timeout))
+            epochs.extend(answer.epochs)
+        return epochs
+
+    async def held(self) -> dict[str, int]:
+        """The live sessions that the registry says this dispatcher has: node and epoch."""
+        found: dict[str, int] = {}
+        after, more = "", True
+        while more:
+            request = pb.ListHeldRequest(dispatcher_id=self._id, after_node_id=after, page_size=MOST_PER_CALL)
+            answer = await self._call(self._stub.ListHeld(request, timeout=self._timeout))
+            found.update((ref.node_id, ref.epoch) for ref in answer.sessions)
+            more = answer.more
+            after = answer.sessions[-1].node_id if answer.sessions else ""
+        return found
+
+    async def renew(
+        self,
+        name: str,
+        address: str,
+        counter: int,
+        sessions: int,
+        connectors: Sequence[pb.ConnectorLoad] = (),
+    ) -> pb.RenewLeaseResponse:
         """Renews this dispatcher's lease."""
         request = pb.RenewLeaseRequest(
-            dispatcher_id=self._id, name=name, address=address, counter=counter, sessions=sessions
+            dispatcher_id=self._id,
+            name=name,
+            address=address,
+            counter=counter,
+            sessions=sessions,
+            connectors=connectors,
         )
         return await self._call(self._stub.RenewLease(request, timeout=self._timeout))
 

@@ -14,6 +14,7 @@ from services.sessions.limits import Scope
 from services.sessions.metrics import Metrics
 from services.sessions.notices import Notices
 from services.sessions.pages import page_start, page_token
+from services.sessions.reaper import Reaper
 from services.sessions.records import Eviction, Filter
 from services.sessions.registry import Registry
 
@@ -27,11 +28,14 @@ log = get_log(__name__)
 class AdminServicer(sessions_pb2_grpc.SessionsAdminServicer):
     """For operators, by grpcurl or programs."""
 
-    def __init__(self, registry: Registry, notices: Notices, metrics: Metrics, clock: Clock) -> None:
+    def __init__(
+        self, registry: Registry, notices: Notices, metrics: Metrics, clock: Clock, reaper: Reaper
+    ) -> None:
         self._registry = registry
         self._notices = notices
         self._metrics = metrics
         self._clock = clock
+        self._reaper = reaper
 
     async def ListSessions(
         self, request: sessions_pb2.ListSessionsRequest, context: Context
@@ -128,6 +132,14 @@ class AdminServicer(sessions_pb2_grpc.SessionsAdminServicer):
             exceptions=len(limits.projects),
         )
         return sessions_pb2.SetLimitsResponse(limits=wire.limits_message(usage))
+
+    async def ListInstances(
+        self, request: sessions_pb2.ListInstancesRequest, context: Context
+    ) -> sessions_pb2.ListInstancesResponse:
+        found = await self._reaper.instances()
+        return sessions_pb2.ListInstancesResponse(
+            instances=[wire.instance_message(instance) for instance in found]
+        )
 
 
 def _unknown(node_id: str) -> NotFound:

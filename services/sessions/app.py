@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from cloudhub.v1 import sessions_pb2_grpc
 from services.runtime.clock import Clock, SystemClock
+from services.runtime.ids import new_id
 from services.runtime.logs import get_log
 from services.runtime.metrics import MetricsEndpoint
 from services.runtime.rpc import RpcServer
@@ -14,10 +15,12 @@ from services.runtime.store import Store, open_store
 from services.runtime.tracing import Tracing, configure_tracing
 from services.sessions import schema
 from services.sessions.admin import AdminServicer
+from services.sessions.followed_changes import FollowedChanges
 from services.sessions.limits import Limits
 from services.sessions.metrics import Metrics
 from services.sessions.notices import Notices
 from services.sessions.reaper import Reaper
+from services.sessions.records import Replica
 from services.sessions.registry import Registry
 from services.sessions.registry_sql import SqlRegistry
 from services.sessions.servicer import SessionsServicer
@@ -41,15 +44,18 @@ class SessionsApp:
     ) -> None:
         self._settings = settings
         self._name = settings.name or socket.gethostname()
+        self._replica_id = f"{self._name}-{new_id()}"
         self._clock = clock or SystemClock()
         self._tracing = tracing
         self._wrap = wrap
         self._store: Store | None = None
+        self._serves = False
         self._endpoint: MetricsEndpoint | None = None
         self.metrics = Metrics()
         self.notices = Notices(self.metrics, settings.most_watchers, settings.watch_queue)
         self._server = RpcServer(settings.listen, SERVICES)
         self.reaper: Reaper
+        self.changes: FollowedChanges
 
     @property
     def port(self) -> int:
@@ -87,31 +93,37 @@ class SessionsApp:
             lease_seconds=settings.lease_seconds,
             retry_seconds=settings.limit_retry_seconds,
         )
-        admin = AdminServicer(registry, self.notices, self.metrics, self._clock)
         grpc_server = self._server.grpc_server
         sessions_pb2_grpc.add_SessionsServiceServicer_to_server(servicer, grpc_server)
-        sessions_pb2_grpc.add_SessionsAdminServicer_to_server(admin, grpc_server)
         self._endpoint = MetricsEndpoint(settings.metrics_listen, self.metrics.registry)
-        await self._server.start()
         self.reaper = Reaper(
             registry,
             self.notices,
             self.metrics,
             self._clock,
+            lambda: Replica(self._replica_id, self._name, self._server.address),
             lease_seconds=settings.lease_seconds,
             event_retention_seconds=settings.event_retention_seconds,
             most_events=settings.most_events,
             on_health=self._server.set_serving,
         )
+        admin = AdminServicer(registry, self.notices, self.metrics, self._clock, self.reaper)
+        sessions_pb2_grpc.add_SessionsAdminServicer_to_server(admin, grpc_server)
+        self.changes = FollowedChanges(registry, self.notices)
+        await self._server.start()
+        self._serves = True
         await self.reaper.check()
         log.info("service.started", address=self._server.address, metrics_port=self._endpoint.port)
 
     async def work(self) -> None:
-        """Looks after leases until cancelled."""
-        await self.reaper.run()
+        """Looks after leases and follows other replicas until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.reaper.run(), name="sessions-reaper")
+            tasks.create_task(self.changes.run(), name="sessions-changes")
 
     async def stop(self) -> None:
-        """In this order: not serving, streams ended, gRPC stopped, telemetry flushed, database closed."""
+        """In this order: not serving, streams ended, gRPC stopped, telemetry flushed, this replica taken off
+        the record, database closed."""
         if not self._store:
             return
         await self._server.set_serving(False)
@@ -121,6 +133,8 @@ class SessionsApp:
             await asyncio.to_thread(self._endpoint.close)
         if self._tracing:
             await asyncio.to_thread(self._tracing.close)
+        if self._serves:
+            await self.reaper.leave()
         await self._store.close()
         self._store = None
         log.info("service.stopped")
@@ -133,7 +147,7 @@ async def running_app(settings: SessionsSettings, **replaced: object) -> AsyncIt
     await app.start()
     try:
         async with asyncio.TaskGroup() as tasks:
-            work = tasks.create_task(app.work(), name="sessions-reaper")
+            work = tasks.create_task(app.work(), name="sessions-work")
             try:
                 yield app
             finally:

@@ -14,6 +14,7 @@ from services.sessions.records import (
     NOT_HANDED,
     ActivateResult,
     CloseResult,
+    Deletion,
     Directive,
     Ending,
     Event,
@@ -22,6 +23,8 @@ from services.sessions.records import (
     Opening,
     OpenResult,
     Ref,
+    Transfer,
+    TransferResult,
 )
 
 
@@ -106,17 +109,41 @@ class Book:
             True, event or self._written_before(session, EventKind.CONNECTED, dispatcher_id)
         )
 
+    def transfer(self, dispatcher_id: str, wanted: Transfer, now_ms: int) -> TransferResult:
+        """Makes the link's session the caller's, under a new epoch, if it is still the node's newest.
+
+        Whichever of its epochs the link shows: the answer to a former transfer may have been lost.
+        """
+        session = self.sessions.get(wanted.node_id)
+        if not session:
+            # Nothing is known of the node; it may open a session.
+            return TransferResult(NO_EPOCH, Reason.DISPATCHER_LOST)
+        if (session.connector_id, session.link) != (wanted.connector_id, wanted.link):
+            return TransferResult(NO_EPOCH, Reason.SUPERSEDED)
+        if wanted.epoch > session.epoch:
+            return TransferResult(NO_EPOCH, Reason.PROTOCOL_ERROR)
+        change = advance(session, Input.TRANSFER, now_ms, Reason.TRANSFERRED)
+        if not change:
+            # It has ended or is asked to; or it has no verdict yet, and this is not its link speaking.
+            return TransferResult(NO_EPOCH, session.reason or Reason.DISPATCHER_LOST)
+        if session.dispatcher_id == dispatcher_id:
+            self.confirmed.append(Ref(session.node_id, session.epoch))
+        else:
+            self._direct(session, Reason.TRANSFERRED, now_ms)
+        earlier = self._take_over(session.node_id, dispatcher_id)
+        epoch = next_epoch(session.epoch, now_ms)
+        self._store(replace(change.session, dispatcher_id=dispatcher_id, epoch=epoch))
+        return TransferResult(epoch, earlier_events=earlier)
+
     def close(self, dispatcher_id: str, ending: Ending, now_ms: int) -> CloseResult:
-        """Ends the caller's session unless it has ended. A deleted node leaves no row."""
+        """Ends the caller's session unless it has ended. With TRANSFERRED the caller only confirms that it
+        has let a session go."""
         ref = Ref(ending.node_id, ending.epoch)
         self.confirmed.append(ref)
         session = self._present(dispatcher_id, ref)
-        if not session:
+        if not session or ending.reason is Reason.TRANSFERRED:
             return CloseResult(False)
         ended, event = self._step(session, Input.CLOSE, now_ms, ending.reason, dispatcher_id, self._renewals)
-        if ending.reason is Reason.NODE_DELETED:
-            del self.sessions[ref.node_id]
-            self.removed.add(ref.node_id)
         event = event or self._written_before(session, EventKind.DISCONNECTED, dispatcher_id)
         final = ended or session
         return CloseResult(ended is not None, event, final.reason)
@@ -135,6 +162,24 @@ class Book:
             self._direct(session, Reason.EVICTED, now_ms)
         closed = after is not None and not after.live
         return EvictResult(Eviction.CLOSED if closed else Eviction.ASKED, after or session)
+
+    def delete(self, node_id: str, now_ms: int) -> Deletion:
+        """Ends the node's session and forgets the node: at once if it has no live session. The row of
+        one that had stays, CLOSED, until every replica has seen the end (`Reaper`)."""
+        session = self.sessions.get(node_id)
+        if not session:
+            return Deletion(False, NO_EPOCH)
+        if not session.live:
+            if session.reason is not Reason.NODE_DELETED:
+                del self.sessions[node_id]
+                self.removed.add(node_id)
+            return Deletion(True, session.epoch)
+        after, _ = self._step(
+            session, Input.DELETE, now_ms, Reason.NODE_DELETED, session.dispatcher_id, NOT_HANDED
+        )
+        if after:
+            self._direct(session, Reason.NODE_DELETED, now_ms)
+        return Deletion(True, session.epoch)
 
     def lose(self, node_id: str, now_ms: int) -> None:
         """The lease of the session's dispatcher ran out."""

@@ -1,7 +1,8 @@
 """Loads a Book from the database, locked, and writes back what it changed: few statements per batch.
 
-Locks are taken in one order, node rows by node id and then counter rows by scope and place, so that
-transactions of several replicas wait for each other and never in a circle.
+Locks are taken in one order, so that transactions of several replicas wait for each other and never in
+a circle: leases, node rows by node id, the counter of the total, other counters, events by node. Whoever
+has the total's row is alone with what comes after it, so rows may be made there without a fixed order.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -32,6 +33,9 @@ from services.sessions.schema import (
 )
 from services.sessions.upsert import insert_missing, upsert
 
+_TOTAL: Place = (Scope.TOTAL, "")
+_IS_TOTAL = (slot_count.c.scope == Scope.TOTAL) & (slot_count.c.place == "")
+
 
 def read_limits(connection: Connection, initial: Limits) -> Limits:
     """The limits in force: the initial ones and what was changed at run time."""
@@ -54,36 +58,40 @@ def lock_sessions(connection: Connection, where: ColumnElement[bool]) -> dict[st
     return {row.node_id: session_of(row) for row in connection.execute(statement)}
 
 
-def lock_counts(connection: Connection, wanted: Iterable[Place]) -> dict[Place, int]:
-    """The counters of these places, locked until the transaction ends; new ones begin at 0."""
+def lock_counts(connection: Connection, wanted: Iterable[Place]) -> tuple[dict[Place, int], int]:
+    """The counters of these places, the total among them, and the number of the last change; locked
+    until the transaction ends. New ones begin at 0."""
     keys = sorted(set(wanted))
     if not keys:
-        return {}
+        return {}, 0
     statement = (
         select(slot_count)
         .where(tuple_(slot_count.c.scope, slot_count.c.place).in_(keys))
-        .order_by(slot_count.c.scope, slot_count.c.place)
+        .order_by(slot_count.c.scope != Scope.TOTAL, slot_count.c.scope, slot_count.c.place)
         .with_for_update()
     )
     while True:
-        found = {(Scope(row.scope), row.place): int(row.nodes) for row in connection.execute(statement)}
-        missing = [key for key in keys if key not in found]
+        found = {(Scope(row.scope), row.place): row for row in connection.execute(statement)}
+        # The total's own row first: without it nobody is alone.
+        missing = [key for key in keys if key not in found and (key == _TOTAL or _TOTAL in found)]
         if not missing:
-            return found
+            counts = {place: int(row.nodes) for place, row in found.items()}
+            return counts, int(found[_TOTAL].last_change)
         connection.execute(
             insert_missing(connection, slot_count),
-            [{"scope": scope, "place": place, "nodes": 0} for scope, place in missing],
+            [{"scope": scope, "place": place, "nodes": 0, "last_change": 0} for scope, place in missing],
         )
 
 
 def pending_events(connection: Connection, node_ids: Sequence[str]) -> dict[str, list[Event]]:
-    """The unacknowledged events of these nodes, in order."""
+    """The unacknowledged events of these nodes, in order, locked until the transaction ends."""
     event = lifecycle_event.c
     pending: dict[str, list[Event]] = {}
     for row in connection.execute(
         select(lifecycle_event)
         .where(event.node_id.in_(node_ids))
         .order_by(event.node_id, event.epoch, event.kind)
+        .with_for_update()
     ):
         pending.setdefault(row.node_id, []).append(event_of(row))
     return pending
@@ -97,7 +105,7 @@ def renewals_of(connection: Connection, dispatcher_id: str) -> int:
 
 
 class LockedBook:
-    """A Book of one transaction and what it was loaded as."""
+    """A Book of one transaction and what it was loaded as. `initial` limits are needed to open."""
 
     def __init__(
         self,
@@ -106,7 +114,7 @@ class LockedBook:
         make_id: Callable[[], str],
         *,
         openings: Sequence[Opening] = (),
-        limits: Limits | None = None,
+        initial: Limits | None = None,
         caller: str | None = None,
     ) -> None:
         sessions = lock_sessions(connection, where)
@@ -116,13 +124,16 @@ class LockedBook:
                 wanted.update(places(session.project_id, session.connector_id))
         self._connection = connection
         self._former_nodes = frozenset(sessions)
-        self._former_counts = lock_counts(connection, wanted)
+        self._former_counts, last_change = lock_counts(connection, wanted)
+        # What this transaction changes gets this number.
+        self.number = last_change + 1
         node_ids = sorted({*sessions, *(entry.node_id for entry in openings)})
         self.book = Book(
             sessions,
             pending_events(connection, node_ids) if caller else {},
             dict(self._former_counts),
-            limits or Limits(),
+            # Read behind the lock that a change of limits takes too.
+            read_limits(connection, initial) if initial else Limits(),
             make_id=make_id,
             renewals=renewals_of(connection, caller) if caller else NOT_HANDED,
         )
@@ -145,8 +156,9 @@ class LockedBook:
         book = self.book
         touched = dict.fromkeys(session.node_id for session in book.changes)
         last = [book.sessions[node_id] for node_id in touched if node_id in book.sessions]
-        fresh = [session_values(session) for session in last if session.node_id not in self._former_nodes]
-        known = [session_values(session) for session in last if session.node_id in self._former_nodes]
+        rows = [{**session_values(session), "change": self.number} for session in last]
+        fresh = [row for row in rows if row["node_id"] not in self._former_nodes]
+        known = [row for row in rows if row["node_id"] in self._former_nodes]
         if fresh:
             # Not an upsert: if another replica opened the same new node meanwhile, this batch is repeated.
             self._connection.execute(insert(node_session), fresh)
@@ -170,6 +182,8 @@ class LockedBook:
                 .values(nodes=bindparam("now")),
                 steps,
             )
+        if self.book.changes:
+            self._connection.execute(update(slot_count).where(_IS_TOTAL).values(last_change=self.number))
         # Connectors come and go; their counters go with their last node.
         empty = [
             place for place, nodes in self.book.counts.items() if not nodes and place[0] is not Scope.TOTAL

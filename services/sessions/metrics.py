@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from services.sessions.lifecycle import LIVE, Session, State
 from services.sessions.limits import Scope
-from services.sessions.records import OpenResult, Trimmed, Usage
+from services.sessions.records import OpenResult, TransferResult, Trimmed, Usage
 
 _BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -29,6 +29,12 @@ class Metrics:
         )
         self._superseded = Counter(
             "cloudhub_sessions_superseded", "Opens that superseded a live session", registry=made
+        )
+        self._transfers = Counter(
+            "cloudhub_sessions_transfers",
+            "Sessions asked to move to another dispatcher: granted, or why the link has none",
+            ["outcome"],
+            registry=made,
         )
         self._closes = Counter("cloudhub_sessions_closes", "Sessions ended", ["reason"], registry=made)
         self._stale = Counter(
@@ -94,6 +100,10 @@ class Metrics:
             self._opens.labels(f"limit_{result.full[0].value}" if result.full else "opened").inc()
             if result.superseded:
                 self._superseded.inc()
+
+    def transferred(self, results: Iterable[TransferResult]) -> None:
+        for result in results:
+            self._transfers.labels(result.reason.name.lower() if result.reason else "granted").inc()
 
     def changed(self, changes: Iterable[Session]) -> None:
         for session in changes:

@@ -2,13 +2,13 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from services.runtime.errors import Refused, Unavailable
 from services.sessions.lifecycle import Session
 from services.sessions.metrics import Metrics
-from services.sessions.records import Committed, T
+from services.sessions.records import Changed, Committed, T
 
 
 class Watch:
@@ -65,17 +65,46 @@ class Notices:
         self._watch_queue = watch_queue
         self._watches: set[Watch] = set()
         self._bells: dict[str, set[asyncio.Event]] = {}
+        # Numbers of this process's own transactions that were told, for as long as they may still be read.
+        self._told: set[int] = set()
+        # Nodes that were told as read, by the number read: at present, and at the look before.
+        self._read: tuple[dict[str, int], dict[str, int]] = ({}, {})
         self.stopping = False
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody watches."""
+        return bool(self._watches)
+
     def tell(self, committed: Committed[T]) -> None:
-        """Tells what a transaction changed."""
+        """Tells what a transaction of this process changed."""
         self._metrics.changed(committed.changes)
-        for watch in list(self._watches):
-            if not all(watch.put(session) for session in committed.changes):
-                self._watches.discard(watch)
-                self._metrics.watch_ended("overflow")
+        if committed.number and committed.changes:
+            self._told.add(committed.number)
+        self._put([session for session in committed.changes if not self._is_old(session, committed.number)])
         for dispatcher_id in committed.directed:
             self.ring(dispatcher_id)
+
+    def tell_changed(self, found: Iterable[Changed]) -> None:
+        """Tells what was read from the registry, but for what this process has told itself."""
+        others = [changed for changed in found if changed.number not in self._told]
+        self._read[0].update((changed.session.node_id, changed.number) for changed in others)
+        self._put([changed.session for changed in others])
+
+    def forget_told(self, reached: int) -> None:
+        """Changes below this number will not be read again."""
+        self._told = {number for number in self._told if number >= reached}
+        self._read = ({}, self._read[0])
+
+    def _is_old(self, session: Session, number: int) -> bool:
+        """Whether something newer of the node was read before its own transaction could tell of it."""
+        return number > 0 and any(read.get(session.node_id, 0) >= number for read in self._read)
+
+    def _put(self, changes: Sequence[Session]) -> None:
+        for watch in list(self._watches):
+            if not all(watch.put(session) for session in changes):
+                self._watches.discard(watch)
+                self._metrics.watch_ended("overflow")
 
     @contextmanager
     def watch(self, node_id_prefix: str) -> Iterator[Watch]:

@@ -35,7 +35,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """A dispatcher is to end this session; stays until it confirms."""
+    """A dispatcher is to end this session, or with TRANSFERRED to let it go; stays until it confirms."""
 
     node_id: str
     epoch: Epoch
@@ -75,6 +75,17 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
+class Transfer:
+    """A link that asks for its session to move. Connector and link say which session; `epoch` is one
+    that it has had."""
+
+    node_id: str
+    epoch: int
+    connector_id: str
+    link: int
+
+
+@dataclass(frozen=True, slots=True)
 class OpenResult:
     """Opened under `epoch`; or NO_EPOCH, and `full` is the place without room and its limit."""
 
@@ -93,12 +104,29 @@ class ActivateResult:
 
 
 @dataclass(frozen=True, slots=True)
+class TransferResult:
+    """The caller's under `epoch`; or NO_EPOCH, and `reason` says why the link has no session."""
+
+    epoch: Epoch
+    reason: Reason | None = None
+    earlier_events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class CloseResult:
     """`reason` is the one on record; None if there is no such session of the caller's."""
 
     closed: bool
     event: Event | None = None
     reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """What was on record of a deleted node: whether anything, and the epoch of its newest session."""
+
+    known: bool
+    epoch: Epoch
 
 
 class Eviction(Enum):
@@ -120,11 +148,30 @@ class EvictResult:
 @dataclass(frozen=True, slots=True)
 class Committed(Generic[T]):
     """What a transaction decided, entry by entry, and what it changed: every session state that came
-    to be, in order, and the dispatchers that have new directives. Told to watchers after the commit."""
+    to be, in order, under which change number, and the dispatchers that have new directives. Told to
+    watchers after the commit."""
 
     results: list[T]
     changes: list[Session] = field(default_factory=list)
     directed: frozenset[str] = frozenset()
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A session as the transaction `number` left it. Numbers grow in the order of the commits."""
+
+    number: int
+    session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorLoad:
+    """A connector as one dispatcher sees it: how many of its links that dispatcher holds."""
+
+    connector_id: str
+    name: str
+    links: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +183,33 @@ class Renewal:
     address: str
     counter: int
     sessions: int
+    connectors: tuple[ConnectorLoad, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A dispatcher's lease on record; `renewals` counts them, `lost` says that its sessions are orphans."""
+    """A dispatcher's lease on record; `renewals` counts them, `lost` says that its sessions are orphans.
+
+    The rest is what it last said of itself; name and address are empty before its first renewal.
+    """
 
     dispatcher_id: str
     renewals: int
     lost: bool
+    name: str = ""
+    address: str = ""
+    sessions: int = 0
+    connectors: tuple[ConnectorLoad, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A process of this service on record; `beats` grows while it lives."""
+
+    replica_id: str
+    name: str
+    address: str
+    beats: int = 0
 
 
 @dataclass(frozen=True, slots=True)

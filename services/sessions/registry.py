@@ -8,8 +8,10 @@ from services.sessions.lifecycle import Session, State
 from services.sessions.limits import LimitsChange
 from services.sessions.records import (
     ActivateResult,
+    Changed,
     CloseResult,
     Committed,
+    Deletion,
     Directive,
     Ending,
     Event,
@@ -20,6 +22,9 @@ from services.sessions.records import (
     OpenResult,
     Ref,
     Renewal,
+    Replica,
+    Transfer,
+    TransferResult,
     Trimmed,
     Usage,
 )
@@ -45,7 +50,23 @@ class Registry(Protocol):
         self, dispatcher_id: str, endings: Sequence[Ending], now_ms: int
     ) -> Committed[CloseResult]: ...
 
+    async def transfer(
+        self, dispatcher_id: str, wanted: Sequence[Transfer], now_ms: int
+    ) -> Committed[TransferResult]: ...
+
     async def evict(self, node_id: str, epoch: int, now_ms: int) -> Committed[EvictResult]: ...
+
+    async def delete_nodes(self, node_ids: Sequence[str], now_ms: int) -> Committed[Deletion]:
+        """Ends the sessions of nodes and forgets the nodes; see `Book.delete`."""
+        ...
+
+    async def ended_with_node(self) -> list[Ref]:
+        """Sessions that ended because their node was deleted, and whose rows are still there."""
+        ...
+
+    async def forget_deleted(self, refs: Sequence[Ref]) -> int:
+        """Drops the rows of those among them that are still as `ended_with_node` says; how many."""
+        ...
 
     async def locate(self, node_ids: Sequence[str]) -> list[Session]:
         """The live sessions among them."""
@@ -53,6 +74,10 @@ class Registry(Protocol):
 
     async def get(self, node_id: str) -> Session | None:
         """The node's newest session."""
+        ...
+
+    async def held(self, dispatcher_id: str, after: str, most: int) -> list[Ref]:
+        """The dispatcher's live sessions of nodes above `after`, in order of node id."""
         ...
 
     async def page(self, wanted: Filter, after: str, size: int) -> list[Session]:
@@ -98,6 +123,28 @@ class Registry(Protocol):
 
     async def trim(self, oldest_ms: int, most_events: int) -> Trimmed:
         """Drops events and directives that are older or, of events, the oldest above that number."""
+        ...
+
+    async def last_change(self) -> int:
+        """The number of the last change of a session; 0 before the first."""
+        ...
+
+    async def changes_after(self, number: int, node_id: str, most: int) -> list[Changed]:
+        """Sessions as they are now, in the order of their last change (then of node id), those behind
+        (`number`, `node_id`). A session that changed several times since stands at its last change.
+        Nothing that is committed later comes before what was returned."""
+        ...
+
+    async def beat(self, replica: Replica) -> None:
+        """A replica says that it lives; the registry counts."""
+        ...
+
+    async def replicas(self) -> list[Replica]:
+        """All on record, in order of their ids."""
+        ...
+
+    async def drop_replica(self, seen: Replica) -> None:
+        """Drops a replica whose beats are still as they were seen."""
         ...
 
     async def usage(self) -> Usage: ...

@@ -5,18 +5,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, true, update
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, true, tuple_, update
 
 from services.sessions.book import Book
-from services.sessions.book_sql import LockedBook, read_limits
-from services.sessions.lease_sql import hand_over, mark_lost, note_alive, renew, trim
+from services.sessions.book_sql import LockedBook, lock_counts, lock_sessions, read_limits
+from services.sessions.changes_sql import changes_after, last_change
+from services.sessions.lease_sql import drop_events, hand_over, mark_lost, note_alive, renew, trim
 from services.sessions.leases import Observation
 from services.sessions.lifecycle import LIVE, Session, State
 from services.sessions.limits import Limits, LimitsChange, Scope
 from services.sessions.records import (
     ActivateResult,
+    Changed,
     CloseResult,
     Committed,
+    Deletion,
     Directive,
     Ending,
     Event,
@@ -27,11 +30,16 @@ from services.sessions.records import (
     OpenResult,
     Ref,
     Renewal,
+    Replica,
+    Transfer,
+    TransferResult,
     Trimmed,
     Usage,
 )
-from services.sessions.rows import directive_of, session_of
+from services.sessions.replicas_sql import beat, drop_replica, replicas
+from services.sessions.rows import directive_of, lease_of, session_of
 from services.sessions.schema import (
+    DELETED,
     dispatcher_lease,
     end_directive,
     lifecycle_event,
@@ -52,9 +60,10 @@ class Transactions(Protocol):
     async def read(self, work: Callable[[Connection], T]) -> T: ...
 
 
-def _committed(book: Book, results: list[T]) -> Committed[T]:
+def _committed(locked: LockedBook, results: list[T]) -> Committed[T]:
+    book = locked.book
     directed = frozenset(directive.dispatcher_id for directive in book.directives.values())
-    return Committed(results, book.changes, directed)
+    return Committed(results, book.changes, directed, locked.number)
 
 
 class SqlRegistry:
@@ -78,12 +87,12 @@ class SqlRegistry:
                 node_session.c.node_id.in_(node_ids),
                 self._make_id,
                 openings=entries,
-                limits=read_limits(connection, self._initial),
+                initial=self._initial,
                 caller=dispatcher_id,
             )
             results = [locked.book.open(dispatcher_id, entry, now_ms) for entry in entries]
             locked.write(dispatcher_id)
-            return _committed(locked.book, results)
+            return _committed(locked, results)
 
         return await self._store.write(work)
 
@@ -105,12 +114,49 @@ class SqlRegistry:
             lambda book: [book.close(dispatcher_id, ending, now_ms) for ending in endings],
         )
 
+    async def transfer(
+        self, dispatcher_id: str, wanted: Sequence[Transfer], now_ms: int
+    ) -> Committed[TransferResult]:
+        return await self._of_caller(
+            dispatcher_id,
+            [entry.node_id for entry in wanted],
+            lambda book: [book.transfer(dispatcher_id, entry, now_ms) for entry in wanted],
+            note=True,
+        )
+
     async def evict(self, node_id: str, epoch: int, now_ms: int) -> Committed[EvictResult]:
         def work(connection: Connection) -> Committed[EvictResult]:
             locked = LockedBook(connection, node_session.c.node_id == node_id, self._make_id)
             result = locked.book.evict(node_id, epoch, now_ms)
             locked.write()
-            return _committed(locked.book, [result])
+            return _committed(locked, [result])
+
+        return await self._store.write(work)
+
+    async def delete_nodes(self, node_ids: Sequence[str], now_ms: int) -> Committed[Deletion]:
+        def work(connection: Connection) -> Committed[Deletion]:
+            where = node_session.c.node_id.in_(sorted(set(node_ids)))
+            locked = LockedBook(connection, where, self._make_id)
+            results = [locked.book.delete(node_id, now_ms) for node_id in node_ids]
+            locked.write()
+            return _committed(locked, results)
+
+        return await self._store.write(work)
+
+    async def ended_with_node(self) -> list[Ref]:
+        statement = select(node_session.c.node_id, node_session.c.epoch).where(DELETED)
+        return await self._store.read(
+            lambda connection: [Ref(row.node_id, int(row.epoch)) for row in connection.execute(statement)]
+        )
+
+    async def forget_deleted(self, refs: Sequence[Ref]) -> int:
+        def work(connection: Connection) -> int:
+            column = node_session.c
+            locked = lock_sessions(connection, column.node_id.in_(sorted({ref.node_id for ref in refs})))
+            keys = [(ref.node_id, ref.epoch) for ref in refs]
+            gone = [key for key in keys if key[0] in locked and locked[key[0]].epoch == key[1]]
+            statement = delete(node_session).where(DELETED, tuple_(column.node_id, column.epoch).in_(gone))
+            return connection.execute(statement).rowcount if gone else 0
 
         return await self._store.write(work)
 
@@ -122,6 +168,18 @@ class SqlRegistry:
     async def get(self, node_id: str) -> Session | None:
         found = await self._sessions(node_session.c.node_id == node_id)
         return found[0] if found else None
+
+    async def held(self, dispatcher_id: str, after: str, most: int) -> list[Ref]:
+        column = node_session.c
+        statement = (
+            select(column.node_id, column.epoch)
+            .where(column.dispatcher_id == dispatcher_id, column.state.in_(LIVE), column.node_id > after)
+            .order_by(column.node_id)
+            .limit(most)
+        )
+        return await self._store.read(
+            lambda connection: [Ref(row.node_id, int(row.epoch)) for row in connection.execute(statement)]
+        )
 
     async def page(self, wanted: Filter, after: str, size: int) -> list[Session]:
         column = node_session.c
@@ -149,7 +207,7 @@ class SqlRegistry:
                 locked.book.reclaim(node_id, now_ms)
             locked.write()
             events = hand_over(connection, renewal.dispatcher_id, renewals, most_events)
-            return _committed(locked.book, events)
+            return _committed(locked, events)
 
         return await self._store.write(work)
 
@@ -166,8 +224,8 @@ class SqlRegistry:
     async def leases(self) -> list[Lease]:
         def work(connection: Connection) -> list[Lease]:
             lease = dispatcher_lease.c
-            rows = connection.execute(select(lease.dispatcher_id, lease.renewals, lease.lost))
-            return [Lease(row.dispatcher_id, int(row.renewals), bool(row.lost)) for row in rows]
+            rows = connection.execute(select(dispatcher_lease).order_by(lease.dispatcher_id))
+            return [lease_of(row) for row in rows]
 
         return await self._store.read(work)
 
@@ -194,7 +252,7 @@ class SqlRegistry:
             for session in list(locked.book.sessions.values()):
                 locked.book.expire(session.node_id, session.epoch, now_ms)
             locked.write()
-            return _committed(locked.book, [])
+            return _committed(locked, [])
 
         return await self._store.write(work)
 
@@ -226,7 +284,7 @@ class SqlRegistry:
             for ref in refs:
                 locked.book.expire(ref.node_id, ref.epoch, now_ms)
             locked.write()
-            return _committed(locked.book, [])
+            return _committed(locked, [])
 
         return await self._store.write(work)
 
@@ -245,19 +303,35 @@ class SqlRegistry:
 
     async def acknowledge(self, event_ids: Sequence[str]) -> int:
         def work(connection: Connection) -> int:
-            wanted = lifecycle_event.c.event_id.in_(sorted(set(event_ids)))
-            return connection.execute(delete(lifecycle_event).where(wanted)).rowcount
+            return drop_events(connection, lifecycle_event.c.event_id.in_(sorted(set(event_ids))))
 
         return await self._store.write(work)
 
     async def trim(self, oldest_ms: int, most_events: int) -> Trimmed:
         return await self._store.write(partial(trim, oldest_ms=oldest_ms, most_events=most_events))
 
+    async def last_change(self) -> int:
+        return await self._store.read(last_change)
+
+    async def changes_after(self, number: int, node_id: str, most: int) -> list[Changed]:
+        return await self._store.read(partial(changes_after, number=number, node_id=node_id, most=most))
+
+    async def beat(self, replica: Replica) -> None:
+        await self._store.write(partial(beat, replica=replica))
+
+    async def replicas(self) -> list[Replica]:
+        return await self._store.read(replicas)
+
+    async def drop_replica(self, seen: Replica) -> None:
+        await self._store.write(partial(drop_replica, seen=seen))
+
     async def usage(self) -> Usage:
         return await self._store.read(self._usage)
 
     async def change_limits(self, change: LimitsChange) -> Usage:
         def work(connection: Connection) -> Usage:
+            # No open that still goes by the former limits ends behind this.
+            lock_counts(connection, [(Scope.TOTAL, "")])
             general = {
                 Scope.CONNECTOR: change.per_connector,
                 Scope.PROJECT: change.per_project,
@@ -290,14 +364,21 @@ class SqlRegistry:
         await self._store.write(lambda connection: connection.execute(select(true())).scalar())
 
     async def _of_caller(
-        self, dispatcher_id: str, node_ids: Sequence[str], decide: Callable[[Book], list[T]]
+        self,
+        dispatcher_id: str,
+        node_ids: Sequence[str],
+        decide: Callable[[Book], list[T]],
+        *,
+        note: bool = False,
     ) -> Committed[T]:
         def work(connection: Connection) -> Committed[T]:
+            if note:
+                note_alive(connection, dispatcher_id)
             where = node_session.c.node_id.in_(sorted(set(node_ids)))
             locked = LockedBook(connection, where, self._make_id, caller=dispatcher_id)
             results = decide(locked.book)
             locked.write(dispatcher_id)
-            return _committed(locked.book, results)
+            return _committed(locked, results)
 
         return await self._store.write(work)
 
@@ -314,7 +395,7 @@ class SqlRegistry:
         for node_id in list(locked.book.sessions):
             locked.book.lose(node_id, now_ms)
         locked.write()
-        return _committed(locked.book, [])
+        return _committed(locked, [])
 
     def _usage(self, connection: Connection) -> Usage:
         rows = connection.execute(select(slot_count).where(slot_count.c.nodes > 0))

@@ -7,9 +7,10 @@ from services.runtime.errors import InvalidRequest
 from services.runtime.names import check_instance_id, check_node_id, check_project_id
 from services.sessions.lifecycle import LIVE, Reason, State
 from services.sessions.limits import LimitsChange
-from services.sessions.records import Ending, Filter, Opening, Ref, Renewal
+from services.sessions.records import ConnectorLoad, Ending, Filter, Opening, Ref, Renewal, Transfer
 
 MOST_ENTRIES = 4096
+DEFAULT_HELD = 1000
 # The largest integer that a row holds; requests carry 64 bits without a sign.
 MOST_INTEGER = 2**63 - 1
 MOST_TEXT_CHARS = 253
@@ -89,6 +90,23 @@ def refs(entries: Iterable[sessions_pb2.SessionRef]) -> list[Ref]:
     return found
 
 
+def transfers(request: sessions_pb2.TransferSessionsRequest) -> list[Transfer]:
+    """The entries of TransferSessions."""
+    check_size("sessions", request.sessions)
+    found = []
+    for index, entry in enumerate(request.sessions):
+        at = f"sessions[{index}]."
+        found.append(
+            Transfer(
+                node_id=node_id(at + "node_id", entry.node_id),
+                epoch=_integer(at + "epoch", entry.epoch, 1),
+                connector_id=_check(at + "connector_id", entry.connector_id, check_instance_id),
+                link=_integer(at + "link", entry.link),
+            )
+        )
+    return found
+
+
 def endings(request: sessions_pb2.CloseSessionsRequest) -> list[Ending]:
     """The entries of CloseSessions."""
     check_size("sessions", request.sessions)
@@ -109,19 +127,40 @@ def endings(request: sessions_pb2.CloseSessionsRequest) -> list[Ending]:
 
 def renewal(request: sessions_pb2.RenewLeaseRequest) -> Renewal:
     """A RenewLease."""
+    check_size("connectors", request.connectors)
+    connectors = tuple(
+        ConnectorLoad(
+            _check(f"connectors[{index}].connector_id", load.connector_id, check_instance_id),
+            _text(f"connectors[{index}].name", load.name),
+            load.links,
+        )
+        for index, load in enumerate(request.connectors)
+    )
     return Renewal(
         dispatcher_id=dispatcher_id(request.dispatcher_id),
         name=_text("name", request.name),
         address=_text("address", request.address),
         counter=_integer("counter", request.counter, 1),
         sessions=min(request.sessions, 2**31 - 1),
+        connectors=connectors,
     )
 
 
-def node_ids(request: sessions_pb2.LocateNodesRequest) -> list[str]:
-    """The nodes of LocateNodes."""
+def node_ids(request: sessions_pb2.LocateNodesRequest | sessions_pb2.DeleteNodesRequest) -> list[str]:
+    """The nodes of LocateNodes and DeleteNodes."""
     check_size("node_ids", request.node_ids)
     return [node_id(f"node_ids[{index}]", text) for index, text in enumerate(request.node_ids)]
+
+
+def held_page(request: sessions_pb2.ListHeldRequest) -> tuple[str, str, int]:
+    """ListHeld: the dispatcher, the node after which the page begins, and its size."""
+    after = request.after_node_id
+    if after:
+        node_id("after_node_id", after)
+    size = request.page_size or DEFAULT_HELD
+    if size > MOST_ENTRIES:
+        raise InvalidRequest("page_size", f"should be at most {MOST_ENTRIES}; got {size}")
+    return dispatcher_id(request.dispatcher_id), after, size
 
 
 def event_ids(request: sessions_pb2.AcknowledgeEventsRequest) -> list[str]:

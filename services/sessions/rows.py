@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import msgspec
 from sqlalchemy import Row
 
 from services.runtime.errors import StoreUnavailable
 from services.sessions.fencing import Epoch
 from services.sessions.lifecycle import EventKind, Reason, Session, State
-from services.sessions.records import Directive, Event
+from services.sessions.records import ConnectorLoad, Directive, Event, Lease
 
 R = TypeVar("R")
 
@@ -118,3 +119,28 @@ def directive_values(directive: Directive) -> dict[str, object]:
         "reason": int(directive.reason),
         "at_ms": directive.at_ms,
     }
+
+
+_connectors = msgspec.json.Decoder(tuple[ConnectorLoad, ...])
+
+
+def lease_of(row: Row[Any]) -> Lease:
+    """A row of `dispatcher_lease`."""
+    try:
+        connectors = _connectors.decode(row.connectors)
+    except msgspec.DecodeError as error:
+        raise StoreUnavailable(f"the lease of {row.dispatcher_id!r} is damaged: {error}") from error
+    return Lease(
+        dispatcher_id=row.dispatcher_id,
+        renewals=int(row.renewals),
+        lost=bool(row.lost),
+        name=row.name,
+        address=row.address,
+        sessions=row.sessions,
+        connectors=connectors,
+    )
+
+
+def connectors_text(connectors: tuple[ConnectorLoad, ...]) -> str:
+    """The column `connectors` of `dispatcher_lease`."""
+    return msgspec.json.encode(connectors).decode()

@@ -16,6 +16,8 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Table,
+    Text,
+    text,
 )
 
 from services.runtime.column_types import exact_text
@@ -24,6 +26,9 @@ from services.runtime.names import MOST_NODE_ID_CHARS
 
 metadata = MetaData()
 SCHEMA = Schema("sessions", metadata, Path(__file__).parent / "migrations")
+
+# Sessions that ended with their node: state CLOSED, reason NODE_DELETED. In words that match the index.
+DELETED = text("state = 5 AND reason = 7")
 
 # A node's newest session, live or closed: the row stays, so that epochs go on growing.
 node_session = Table(
@@ -42,8 +47,12 @@ node_session = Table(
     Column("peer_address", String(256), nullable=False),
     Column("opened_at_ms", BigInteger, nullable=False),
     Column("closed_at_ms", BigInteger),
+    # The number of the last transaction that changed it (`slot_count.last_change`).
+    Column("change", BigInteger, nullable=False),
     Index("node_session_by_dispatcher", "dispatcher_id", "state"),
     Index("node_session_by_state", "state"),
+    Index("node_session_by_change", "change", "node_id"),
+    Index("node_session_deleted", "node_id", sqlite_where=DELETED, postgresql_where=DELETED),
 )
 
 # `connected` and `disconnected` events that no subscriber has acknowledged.
@@ -70,7 +79,7 @@ end_directive = Table(
     Column("node_id", exact_text(MOST_NODE_ID_CHARS), primary_key=True),
     Column("epoch", BigInteger, primary_key=True),
     Column("dispatcher_id", String(128), nullable=False),
-    Column("reason", SmallInteger, CheckConstraint("reason BETWEEN 1 AND 12"), nullable=False),
+    Column("reason", SmallInteger, CheckConstraint("reason BETWEEN 1 AND 13"), nullable=False),
     Column("at_ms", BigInteger, nullable=False),
     Index("end_directive_by_dispatcher", "dispatcher_id"),
     Index("end_directive_by_age", "at_ms"),
@@ -86,16 +95,31 @@ dispatcher_lease = Table(
     Column("counter", BigInteger, nullable=False),
     Column("renewals", BigInteger, nullable=False),
     Column("sessions", Integer, nullable=False),
+    # The connectors attached to it as JSON, for the listing of instances.
+    Column("connectors", Text, nullable=False),
     Column("lost", Boolean, nullable=False),
 )
 
-# Nodes that hold a slot, changed in the transaction that opens or ends a session.
+# Processes of this service that share the database.
+sessions_replica = Table(
+    "sessions_replica",
+    metadata,
+    Column("replica_id", String(128), primary_key=True),
+    Column("name", String(253), nullable=False),
+    Column("address", String(261), nullable=False),
+    Column("beats", BigInteger, nullable=False),
+)
+
+# Nodes that hold a slot, changed in the transaction that opens or ends a session. The row of the total
+# is locked by every transaction that changes a session, so the numbers it gives out grow in the order
+# of the commits.
 slot_count = Table(
     "slot_count",
     metadata,
     Column("scope", exact_text(16), primary_key=True),
     Column("place", exact_text(128), primary_key=True),
     Column("nodes", BigInteger, nullable=False),
+    Column("last_change", BigInteger, nullable=False),
 )
 
 # Limits that were changed at run time; the others are the settings'.

@@ -9,6 +9,7 @@ import grpc
 from cloudhub.v1 import sessions_pb2, sessions_pb2_grpc
 from services.runtime.clock import Clock
 from services.runtime.errors import InvalidRequest
+from services.runtime.logs import get_log
 from services.runtime.tracing import Tracing, is_sampled
 from services.sessions import requests, wire
 from services.sessions.metrics import Metrics
@@ -22,6 +23,7 @@ MOST_EVENTS_PER_RENEWAL = 256
 MOST_DIRECTIVES = 4096
 
 Context = grpc.aio.ServicerContext[Any, Any]
+log = get_log(__name__)
 
 
 class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
@@ -96,6 +98,45 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
                 self._metrics.stale("close")
         return response
 
+    async def DeleteNodes(
+        self, request: sessions_pb2.DeleteNodesRequest, context: Context
+    ) -> sessions_pb2.DeleteNodesResponse:
+        node_ids = requests.node_ids(request)
+        with self._metrics.transaction("delete", len(node_ids)):
+            committed = await self._registry.delete_nodes(node_ids, self._clock.wall_ms())
+        self._notices.tell(committed)
+        for node_id, deletion in zip(node_ids, committed.results, strict=True):
+            if deletion.known:
+                log.info("node.deleted", node_id=node_id, epoch=deletion.epoch)
+        return sessions_pb2.DeleteNodesResponse(
+            deleted=sum(deletion.known for deletion in committed.results),
+            epochs=[deletion.epoch for deletion in committed.results],
+        )
+
+    async def ListHeld(
+        self, request: sessions_pb2.ListHeldRequest, context: Context
+    ) -> sessions_pb2.ListHeldResponse:
+        dispatcher_id, after, size = requests.held_page(request)
+        with self._metrics.transaction("list_held"):
+            found = await self._registry.held(dispatcher_id, after, size + 1)
+        return sessions_pb2.ListHeldResponse(
+            sessions=[sessions_pb2.SessionRef(node_id=ref.node_id, epoch=ref.epoch) for ref in found[:size]],
+            more=len(found) > size,
+        )
+
+    async def TransferSessions(
+        self, request: sessions_pb2.TransferSessionsRequest, context: Context
+    ) -> sessions_pb2.TransferSessionsResponse:
+        dispatcher_id = requests.dispatcher_id(request.dispatcher_id)
+        wanted = requests.transfers(request)
+        with self._metrics.transaction("transfer", len(wanted)):
+            committed = await self._registry.transfer(dispatcher_id, wanted, self._clock.wall_ms())
+        self._metrics.transferred(committed.results)
+        self._notices.tell(committed)
+        return sessions_pb2.TransferSessionsResponse(
+            verdicts=[wire.transfer_message(result) for result in committed.results]
+        )
+
     async def LocateNodes(
         self, request: sessions_pb2.LocateNodesRequest, context: Context
     ) -> sessions_pb2.LocateNodesResponse:
@@ -112,11 +153,14 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         renewal = requests.renewal(request)
         with self._metrics.transaction("renew"):
             committed = await self._registry.renew(renewal, self._clock.wall_ms(), MOST_EVENTS_PER_RENEWAL)
+            leases = await self._registry.leases()
         self._notices.tell(committed)
         self._metrics.handed_over(len(committed.results))
         return sessions_pb2.RenewLeaseResponse(
             lease_seconds=self._lease_seconds,
             adopted_events=[wire.event_message(event) for event in committed.results],
+            # One that has not renewed yet has not said where it can be reached.
+            dispatchers=[wire.peer_message(lease) for lease in leases if lease.address and not lease.lost],
         )
 
     async def ReleaseLease(

@@ -3,9 +3,10 @@
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cloudhub.v1 import link_pb2, sessions_pb2
+from services.sessions.instances import Instance
 from services.sessions.lifecycle import EventKind, Reason, Session, State
 from services.sessions.limits import Scope
-from services.sessions.records import Directive, Event, OpenResult, Usage
+from services.sessions.records import Directive, Event, Lease, OpenResult, TransferResult, Usage
 
 
 def timestamp(at_ms: int) -> Timestamp:
@@ -58,6 +59,25 @@ def directive_message(directive: Directive) -> sessions_pb2.EndDirective:
     )
 
 
+def peer_message(lease: Lease) -> sessions_pb2.DispatcherPeer:
+    """A dispatcher, for the others."""
+    return sessions_pb2.DispatcherPeer(
+        dispatcher_id=lease.dispatcher_id, name=lease.name, address=lease.address
+    )
+
+
+def instance_message(instance: Instance) -> sessions_pb2.Instance:
+    """A process, for operators."""
+    return sessions_pb2.Instance(
+        service=instance.service,
+        instance_id=instance.instance_id,
+        name=instance.name,
+        address=instance.address,
+        nodes=instance.nodes,
+        silent_seconds=round(instance.silent_seconds, 3),
+    )
+
+
 def refusal_detail(result: OpenResult) -> str:
     """Which limit left no room, for the operator and the edge."""
     assert result.full
@@ -81,6 +101,15 @@ def open_message(result: OpenResult, retry_seconds: float) -> sessions_pb2.OpenV
         superseded=session_message(result.superseded) if result.superseded else None,
         superseded_event=event_message(result.superseded_event) if result.superseded_event else None,
         earlier_events=[event_message(event) for event in result.earlier_events],
+    )
+
+
+def transfer_message(result: TransferResult) -> sessions_pb2.TransferVerdict:
+    """A verdict on a transfer."""
+    return sessions_pb2.TransferVerdict(
+        epoch=result.epoch,
+        earlier_events=[event_message(event) for event in result.earlier_events],
+        reason=reason_message(result.reason),
     )
 
 

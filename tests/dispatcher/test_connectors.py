@@ -25,7 +25,7 @@ async def test_whatever_is_queued_travels_in_one_batch(stream: ConnectorStream) 
     stream.read_control(1, 5, paused=True)
     stream.probe(1, 5)
     stream.close(1, 5, pb.CLOSE_REASON_EVICTED, "by an operator")
-    stream.heartbeat()
+    stream.heartbeat(2.5)
     (batch,) = await stream.next_batches()
     assert batch == pb.DispatcherBatch(
         hello=pb.DispatcherHello(dispatcher_id="d1", name="dispatcher-0", lease_seconds=15.0),
@@ -47,6 +47,7 @@ async def test_whatever_is_queued_travels_in_one_batch(stream: ConnectorStream) 
         probes=[pb.Probe(link=1, epoch=5)],
         closes=[pb.LinkClose(link=1, epoch=5, reason=pb.CLOSE_REASON_EVICTED, detail="by an operator")],
         heartbeat=True,
+        lease_age_seconds=2.5,
     )
 
 
@@ -88,7 +89,7 @@ async def test_a_verdict_comes_before_the_messages_of_its_link(stream: Connector
 
 
 async def test_waiting_ends_when_something_is_queued(stream: ConnectorStream) -> None:
-    stream.heartbeat()
+    stream.heartbeat(2.5)
     await stream.next_batches()
     waiting = asyncio.ensure_future(stream.next_batches())
     await asyncio.wait([waiting], timeout=0)

@@ -185,7 +185,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             if session is live and live is not None:
                 entries = [Delivery.entry(row, self.now, self.wall_ms) for row in result.rows]
                 self.perform(live, live.policy.reloaded(entries, result.last_seq, self.now, self.wall_ms))
-        elif not isinstance(op, (Accept, Claim, Reload, Event)):
+        elif isinstance(op, OwnedOp):
             assert isinstance(result, Fenced) == (op.epoch != owner), "a fenced session changed the outbox"
 
     def commit_all(self) -> None:

@@ -10,7 +10,7 @@ from services.sessions.book import Book
 from services.sessions.fencing import NO_EPOCH
 from services.sessions.lifecycle import EventKind, Reason, Session, State
 from services.sessions.limits import Limits, Place, Scope
-from services.sessions.records import Ending, Event, Eviction, Opening, Ref
+from services.sessions.records import Deletion, Ending, Event, Eviction, Opening, Ref, Transfer
 from tests.support.sessions import recounted
 
 nodes = st.sampled_from(["n1", "n2", "n3", "n4"])
@@ -29,6 +29,8 @@ class BookMachine(RuleBasedStateMachine):
         self.now_ms = 1000
         self.book = Book({}, {}, {}, LIMITS, make_id=lambda: str(next(ids)))
         self.held: list[tuple[str, Ref]] = []
+        self.links: list[tuple[Transfer, Ref]] = []
+        self.numbers = itertools.count(1)
         self.seen_changes = 0
         self.newest: dict[str, int] = {}
         self.ended: set[tuple[str, int]] = set()
@@ -41,7 +43,8 @@ class BookMachine(RuleBasedStateMachine):
     def open(self, node: str, dispatcher: str, connector: str, project: str) -> None:
         before = self.book.sessions.get(node)
         counts = dict(self.book.counts)
-        opening = Opening(node, project, connector, 1, "websocket", "")
+        number = next(self.numbers)
+        opening = Opening(node, project, connector, number, "websocket", "")
         result = self.book.open(dispatcher, opening, self.now_ms)
         if result.full:
             assert result.epoch == NO_EPOCH
@@ -51,7 +54,9 @@ class BookMachine(RuleBasedStateMachine):
             return
         assert result.epoch > self.newest.get(node, 0)
         self.newest[node] = result.epoch
-        self.held.append((dispatcher, Ref(node, result.epoch)))
+        ref = Ref(node, result.epoch)
+        self.held.append((dispatcher, ref))
+        self.links.append((Transfer(node, result.epoch, connector, number), ref))
         assert (result.superseded is not None) is (before is not None and before.live)
         if result.superseded:
             assert result.superseded.reason is Reason.SUPERSEDED
@@ -70,7 +75,37 @@ class BookMachine(RuleBasedStateMachine):
         if result.event:
             assert (result.event.kind, result.event.epoch) == (EventKind.CONNECTED, ref.epoch)
 
-    @rule(data=st.data(), reason=st.sampled_from(sorted(set(Reason) - {Reason.NODE_DELETED})))
+    @rule(data=st.data(), dispatcher=dispatchers)
+    def transfer(self, data: st.DataObject, dispatcher: str) -> None:
+        """C37: any link, newest or not, with any epoch that its session has had."""
+        if not self.links:
+            return
+        wanted, _ = data.draw(st.sampled_from(self.links))
+        before = self.book.sessions[wanted.node_id]
+        counts, written = dict(self.book.counts), len(self.book.written)
+        result = self.book.transfer(dispatcher, wanted, self.now_ms)
+        after = self.book.sessions[wanted.node_id]
+        assert self.book.counts == counts, "no slot is freed or taken"
+        assert len(self.book.written) == written, "no event"
+        newest = (before.connector_id, before.link) == (wanted.connector_id, wanted.link)
+        if not result.epoch:
+            assert after == before
+            assert not newest or before.state in (State.DRAINING, State.CLOSED) or not before.announced
+            return
+        assert newest
+        assert before.state in (State.ACTIVE, State.ORPHANED)
+        assert (after.state, after.dispatcher_id, after.epoch) == (State.ACTIVE, dispatcher, result.epoch)
+        assert result.epoch > self.newest[wanted.node_id]
+        self.newest[wanted.node_id] = result.epoch
+        ref = Ref(wanted.node_id, result.epoch)
+        self.held.append((dispatcher, ref))
+        self.links.append((Transfer(wanted.node_id, result.epoch, wanted.connector_id, wanted.link), ref))
+        assert {event.dispatcher_id for event in self.book.pending.get(wanted.node_id, [])} <= {dispatcher}
+
+    @rule(
+        data=st.data(),
+        reason=st.sampled_from(sorted(set(Reason) - {Reason.TRANSFERRED})),
+    )
     def close(self, data: st.DataObject, reason: Reason) -> None:
         if not self.held:
             return
@@ -105,6 +140,21 @@ class BookMachine(RuleBasedStateMachine):
             assert result.eviction is Eviction.ASKED
         else:
             assert result.eviction is Eviction.CLOSED
+
+    @rule(node=nodes)
+    def delete(self, node: str) -> None:
+        before = self.book.sessions.get(node)
+        if before and not before.live:
+            return  # its row goes, and with it what this machine compares with
+        result = self.book.delete(node, self.now_ms)
+        assert result.known is (before is not None)
+        if before:
+            after = self.book.sessions[node]
+            assert (result.epoch, after.epoch) == (before.epoch, before.epoch)
+            assert after.reason is Reason.NODE_DELETED
+            asked = before.state in (State.ACTIVE, State.DRAINING)
+            assert after.state is (State.DRAINING if asked else State.CLOSED)
+            assert self.book.directives[Ref(node, before.epoch)].reason is Reason.NODE_DELETED
 
     @rule(node=nodes)
     def lose(self, node: str) -> None:
@@ -147,7 +197,9 @@ class BookMachine(RuleBasedStateMachine):
             kinds = [event.kind for event in events]
             assert kinds[::2] == [EventKind.CONNECTED] * len(kinds[::2])
             assert kinds[1::2] == [EventKind.DISCONNECTED] * len(kinds[1::2])
-            assert [e.epoch for e in events[1::2]] == [e.epoch for e in events[: len(kinds) // 2 * 2 : 2]]
+            # A session that moved ends under a later epoch, before that of the next one.
+            epochs = [event.epoch for event in events]
+            assert epochs == sorted(epochs)
             session = self.book.sessions[node_id]
             assert (kinds[-1] is EventKind.CONNECTED) is (session.live and session.announced)
         assert len({event.event_id for event in self.book.written}) == len(self.book.written)
@@ -162,29 +214,40 @@ def fresh(sessions: dict[str, Session] | None = None, counts: dict[Place, int] |
     return Book(sessions or {}, {}, counts or {}, Limits(), make_id=lambda: str(next(ids)))
 
 
-def test_a_deleted_node_leaves_no_row_and_its_next_epoch_still_grows() -> None:
+def test_a_deleted_nodes_session_ends_for_that_reason_whatever_its_dispatcher_says() -> None:
     """C10: the same id can come again, clean."""
     book = fresh()
     first = book.open("d1", Opening("n1", "p1", "c1", 1, "websocket", ""), 1000)
     book.activate("d1", Ref("n1", first.epoch), 1001)
-    result = book.close("d1", Ending("n1", first.epoch, Reason.NODE_DELETED), 1002)
+    book.evict("n1", 0, 1001)
+    assert book.delete("n1", 1002).epoch == first.epoch
+    result = book.close("d1", Ending("n1", first.epoch, Reason.EVICTED), 1003)
     assert (result.closed, result.reason) == (True, Reason.NODE_DELETED)
     assert result.event
-    assert book.removed == {"n1"}
-    assert "n1" not in book.sessions
-    second = book.open("d1", Opening("n1", "p1", "c1", 2, "websocket", ""), 1003)
+    second = book.open("d1", Opening("n1", "p1", "c1", 2, "websocket", ""), 1004)
     assert second.epoch > first.epoch
-    assert book.removed == set()
+    assert second.superseded is None
     assert book.counts[Scope.TOTAL, ""] == 1
 
 
 def test_deleting_a_node_whose_session_has_ended_removes_its_row() -> None:
+    """C10."""
     book = fresh()
     epoch = book.open("d1", Opening("n1", "p1", "c1", 1, "websocket", ""), 1000).epoch
     book.close("d1", Ending("n1", epoch, Reason.EDGE_CLOSED), 1001)
-    result = book.close("d1", Ending("n1", epoch, Reason.NODE_DELETED), 1002)
-    assert (result.closed, result.reason) == (False, Reason.EDGE_CLOSED)
+    assert book.delete("n1", 1002) == Deletion(True, epoch)
     assert book.removed == {"n1"}
+    assert book.delete("n1", 1003) == Deletion(False, NO_EPOCH)
+
+
+def test_repeating_a_deletion_leaves_the_end_where_every_replica_finds_it() -> None:
+    """C10."""
+    book = fresh()
+    epoch = book.open("d1", Opening("n1", "p1", "c1", 1, "websocket", ""), 1000).epoch
+    for _ in range(2):
+        assert book.delete("n1", 1001) == Deletion(True, epoch)
+    assert book.sessions["n1"].state is State.CLOSED
+    assert book.removed == set()
 
 
 def test_an_eviction_of_another_epoch_changes_nothing() -> None:
@@ -193,3 +256,13 @@ def test_an_eviction_of_another_epoch_changes_nothing() -> None:
     assert book.evict("n1", epoch + 1, 1001).eviction is Eviction.OTHER_EPOCH
     assert book.sessions["n1"].state is State.OPENING
     assert book.evict("n1", epoch, 1001).eviction is Eviction.CLOSED
+
+
+def test_a_former_dispatchers_word_that_it_let_a_session_go_ends_nothing() -> None:
+    """C36: not even if it named the present epoch."""
+    book = fresh()
+    epoch = book.open("d1", Opening("n1", "p1", "c1", 1, "websocket", ""), 1000).epoch
+    book.activate("d1", Ref("n1", epoch), 1001)
+    assert not book.close("d1", Ending("n1", epoch, Reason.TRANSFERRED), 1002).closed
+    assert book.sessions["n1"].state is State.ACTIVE
+    assert book.confirmed == [Ref("n1", epoch)]

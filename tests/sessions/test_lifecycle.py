@@ -38,7 +38,7 @@ def test_every_state_takes_every_input(state: State, step: Input, announced: boo
     `connected` was written."""
     before = session(state, announced=announced)
     change = advance(before, step, NOW_MS, Reason.TRANSPORT_ERROR)
-    if (state, step) not in TABLE:
+    if (state, step) not in TABLE or (step is Input.TRANSFER and not announced):
         assert change is None
         return
     assert change
@@ -84,6 +84,17 @@ def test_an_orphan_returns_to_where_it_was() -> None:
         change = advance(session(State.ORPHANED, announced=announced), Input.RECLAIM, NOW_MS, Reason.SHUTDOWN)
         assert change
         assert (change.session.state, change.session.reason, change.event) == (state, None, None)
+
+
+def test_a_transfer_tells_nothing_and_needs_a_session_that_was_active() -> None:
+    """C37: no connect event; an orphan that never had its verdict has no link to move."""
+    for state in (State.ACTIVE, State.ORPHANED):
+        change = advance(session(state, announced=True), Input.TRANSFER, NOW_MS, Reason.TRANSFERRED)
+        assert change
+        assert (change.session.state, change.session.reason, change.event) == (State.ACTIVE, None, None)
+    assert advance(session(State.ORPHANED), Input.TRANSFER, NOW_MS, Reason.TRANSFERRED) is None
+    draining = session(State.DRAINING, announced=True)
+    assert advance(draining, Input.TRANSFER, NOW_MS, Reason.TRANSFERRED) is None
 
 
 def test_a_session_never_closes_before_it_opened() -> None:

@@ -9,7 +9,7 @@ from services.runtime.errors import Refused, Unavailable
 from services.sessions.lifecycle import Session, State
 from services.sessions.metrics import Metrics
 from services.sessions.notices import Notices
-from services.sessions.records import Committed
+from services.sessions.records import Changed, Committed
 from tests.sessions.test_lifecycle import session
 
 CHANGE = session(State.ACTIVE)
@@ -95,3 +95,45 @@ async def test_streams_that_ended_leave_nothing_behind() -> None:
         with made.listen("d1"), made.watch(""):
             pass
     assert (made._bells, made._watches) == ({}, set())
+
+
+def numbered(number: int, *sessions: Session) -> Committed[None]:
+    return Committed([], list(sessions), number=number)
+
+
+async def test_what_this_process_told_is_not_told_again_when_it_is_read() -> None:
+    made, _ = notices()
+    with made.watch("") as watch:
+        made.tell(numbered(7, CHANGE))
+        made.tell_changed([Changed(7, CHANGE), Changed(8, replace(CHANGE, link=2))])
+        assert [item.link for item in await watch.take()] == [CHANGE.link, 2]
+        made.forget_told(9)
+        made.tell_changed([Changed(9, CHANGE)])
+        assert await watch.take() == [CHANGE]
+
+
+async def test_what_was_read_first_is_not_followed_by_something_older() -> None:
+    """A transaction of this process may be read, with what came after it, before it is told."""
+    made, _ = notices()
+    other = replace(CHANGE, node_id="edge-2")
+    with made.watch("") as watch:
+        made.tell_changed([Changed(8, replace(CHANGE, link=2))])
+        made.forget_told(9)
+        made.tell(numbered(7, CHANGE, other))
+        made.tell(numbered(9, CHANGE))
+        assert [(item.node_id, item.link) for item in await watch.take()] == [
+            (CHANGE.node_id, 2),
+            ("edge-2", CHANGE.link),
+            (CHANGE.node_id, CHANGE.link),
+        ]
+
+
+async def test_nothing_is_kept_of_what_cannot_be_read_again() -> None:
+    """C2: no more memory after any number of changes."""
+    made, _ = notices()
+    for number in range(1, 1001):
+        made.tell(numbered(number, CHANGE))
+        made.tell_changed([Changed(number + 5000, replace(CHANGE, node_id=f"edge-{number}"))])
+        made.forget_told(number + 1)
+    assert not made._told
+    assert sum(map(len, made._read)) <= 1

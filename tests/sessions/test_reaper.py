@@ -11,7 +11,7 @@ from services.sessions.lifecycle import Reason, State
 from services.sessions.metrics import Metrics
 from services.sessions.notices import Notices
 from services.sessions.reaper import Reaper
-from services.sessions.records import Ref
+from services.sessions.records import Ref, Replica
 from tests.support.sessions import FakeRegistry, SteppedClock, opening, renewal
 
 LEASE = 15.0
@@ -60,6 +60,7 @@ class World:
             self.notices,
             self.metrics,
             self.clock,
+            lambda: Replica("s1", "one", "127.0.0.1:1"),
             lease_seconds=LEASE,
             event_retention_seconds=3600.0,
             most_events=1000,

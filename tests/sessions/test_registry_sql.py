@@ -78,6 +78,7 @@ async def test_a_thousand_reconnects_of_a_node_leave_the_rows_of_one(tmp_path: P
         "lifecycle_event": 1,
         "end_directive": 0,
         "dispatcher_lease": 1,
+        "sessions_replica": 0,
         "slot_count": 1,
         "limit_change": 0,
     }
@@ -200,7 +201,8 @@ def test_existing_rows_are_met_in_postgresqls_words() -> None:
 
 
 async def test_rows_are_locked_in_one_order_on_engines_that_lock_rows(tmp_path: Path) -> None:
-    """C7: nodes by id, then counters; what decides about a limit is locked until the commit."""
+    """C7: the lease, nodes by id, the total, other counters, events; what decides about a limit is locked
+    until the commit."""
     store = await opened_store(tmp_path)
     locking: list[str] = []
 
@@ -221,7 +223,15 @@ async def test_rows_are_locked_in_one_order_on_engines_that_lock_rows(tmp_path: 
             return await store.write(spied)
 
     await SqlRegistry(Spying(store), Limits()).open("d1", [opening()], NOW)
-    assert "ORDER BY node_session.node_id FOR UPDATE" in locking[0]
-    assert all("ORDER BY slot_count.scope, slot_count.place FOR UPDATE" in text for text in locking[1:])
-    assert len(locking) == 3
+    by_count = ", slot_count.scope, slot_count.place FOR UPDATE"
+    orders = [
+        "FROM dispatcher_lease",
+        "ORDER BY node_session.node_id FOR UPDATE",
+        # The total's row is made, then the others, which only its holder may make.
+        *[by_count] * 3,
+        "ORDER BY lifecycle_event.node_id, lifecycle_event.epoch, lifecycle_event.kind FOR UPDATE",
+    ]
+    assert "ORDER BY slot_count.scope !=" in locking[2]
+    for text, order in zip(locking, orders, strict=True):
+        assert order in text
     await store.close()

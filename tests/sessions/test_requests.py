@@ -12,7 +12,7 @@ from services.runtime.names import check_instance_id, check_node_id, check_proje
 from services.sessions import requests
 from services.sessions.lifecycle import LIVE, Reason, State
 from services.sessions.limits import LimitsChange
-from services.sessions.records import Ending, Filter, Ref
+from services.sessions.records import Ending, Filter, Ref, Transfer
 
 
 def an_open(**changes: object) -> pb.OpenSession:
@@ -36,6 +36,13 @@ def closes(**entry: object) -> pb.CloseSessionsRequest:
 
 
 BIG = 2**63
+
+
+def moves(**changes: object) -> pb.TransferSessionsRequest:
+    values: dict[str, object] = {"node_id": "edge-1", "epoch": 5, "connector_id": "c1", "link": 1}
+    return pb.TransferSessionsRequest(sessions=[pb.TransferSession(**(values | changes))])  # type: ignore[arg-type]
+
+
 FAULTS: list[tuple[str, Callable[[], object]]] = [
     ("dispatcher_id", lambda: requests.dispatcher_id("")),
     ("dispatcher_id", lambda: requests.dispatcher_id("a b")),
@@ -58,6 +65,15 @@ FAULTS: list[tuple[str, Callable[[], object]]] = [
     ("node_id_prefix", lambda: requests.prefix("edge_")),
     ("states", lambda: requests.session_filter(pb.ListSessionsRequest(states=[0]))),  # type: ignore[list-item]
     ("project_id", lambda: requests.session_filter(pb.ListSessionsRequest(project_id="p 1"))),
+    ("sessions[0].node_id", lambda: requests.transfers(moves(node_id="A"))),
+    ("sessions[0].epoch", lambda: requests.transfers(moves(epoch=0))),
+    ("sessions[0].epoch", lambda: requests.transfers(moves(epoch=BIG))),
+    ("sessions[0].connector_id", lambda: requests.transfers(moves(connector_id=""))),
+    ("sessions[0].link", lambda: requests.transfers(moves(link=BIG))),
+    (
+        "sessions",
+        lambda: requests.transfers(pb.TransferSessionsRequest(sessions=[pb.TransferSession()] * 4097)),
+    ),
     ("total", lambda: requests.limits_change(pb.SetLimitsRequest(total=BIG))),
     ("projects['p 1']", lambda: requests.limits_change(pb.SetLimitsRequest(projects={"p 1": 1}))),
     ("projects['p1']", lambda: requests.limits_change(pb.SetLimitsRequest(projects={"p1": BIG}))),
@@ -80,6 +96,7 @@ def test_a_right_request_becomes_records() -> None:
     assert requests.endings(closes(node_id="a", epoch=3, reason=4)) == [
         Ending("a", 3, Reason.KEEPALIVE_TIMEOUT)
     ]
+    assert requests.transfers(moves()) == [Transfer("edge-1", 5, "c1", 1)]
 
 
 def test_an_empty_filter_means_the_live_sessions() -> None:

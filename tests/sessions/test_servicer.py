@@ -193,6 +193,29 @@ async def test_a_bad_request_names_its_field_and_harms_nothing(service: Service)
     assert not (await stub.LocateNodes(pb.LocateNodesRequest(node_ids=["edge-1"]))).sessions
 
 
+async def test_a_session_is_transferred_and_its_former_dispatcher_told(service: Service) -> None:
+    """C37: verdicts in order, the events that moved along, a directive, the outcomes counted."""
+    app, stub, _ = service
+    epoch, event = await active(stub)
+    watch = stub.WatchDirectives(pb.WatchDirectivesRequest(dispatcher_id="d1"))
+    entries = [
+        pb.TransferSession(node_id="edge-1", epoch=epoch, connector_id="c1", link=link) for link in (1, 2)
+    ]
+    answer = await stub.TransferSessions(
+        pb.TransferSessionsRequest(dispatcher_id="d2", sessions=entries), timeout=5
+    )
+    granted, refused = answer.verdicts
+    assert granted.epoch > epoch
+    assert list(granted.earlier_events) == [event]
+    assert (refused.epoch, refused.reason) == (0, link_pb2.CLOSE_REASON_SUPERSEDED)
+    directives = await watch.read()
+    assert isinstance(directives, pb.Directives)
+    assert [(one.epoch, one.reason) for one in directives.end] == [(epoch, link_pb2.CLOSE_REASON_TRANSFERRED)]
+    for outcome in ("granted", "superseded"):
+        name = "cloudhub_sessions_transfers_total"
+        assert app.metrics.registry.get_sample_value(name, {"outcome": outcome}) == 1
+
+
 class NoStore(FakeRegistry):
     """A registry whose database is away."""
 

@@ -10,11 +10,13 @@ from prometheus_client import CollectorRegistry
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.link_pb2 import DispatcherBatch
 from cloudhub.v1.message_pb2 import Message
+from cloudhub.v1.peer_pb2 import DirectMessage
 from cloudhub.v1.sessions_pb2 import Session
 from services.dispatcher.admin import DispatcherAdmin
 from services.dispatcher.connectors import ConnectorStream
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.node_deletion import NodeDeletion
 from services.dispatcher.node_session import NodeSession
 from services.dispatcher.outbox.ledger import Quotas
 from services.dispatcher.outbox.records import Claim
@@ -27,6 +29,7 @@ from services.runtime.tracing import Tracing
 from tests.support.outbox import MemoryOutbox
 
 NOW_MS = 1_700_000_000_000
+OWN_ID = "dispatcher-0"
 
 
 @dataclass
@@ -106,9 +109,21 @@ class FakeSessions(SessionsClient):
 
     def __init__(self) -> None:
         self.connected: set[str] = set()
+        self.held_by: dict[str, str] = {}  # node -> dispatcher; those that are absent: this one
         self.away = False
         self.asked: list[list[str]] = []
         self.before_answer: Callable[[], Awaitable[object]] | None = None
+        self.newest_epochs: dict[str, int] = {}
+        self.deleted: list[str] = []
+
+    async def delete_nodes(self, node_ids: Sequence[str]) -> list[int]:
+        """The epochs of the nodes' newest sessions."""
+        if self.away:
+            raise Unavailable("SESSIONS_UNAVAILABLE", "sessions does not answer")
+        if self.before_answer is not None:
+            await self.before_answer()
+        self.deleted += node_ids
+        return [self.newest_epochs.pop(node_id, 0) for node_id in node_ids]
 
     async def locate(self, node_ids: Sequence[str]) -> dict[str, Session]:
         """The live sessions among the nodes."""
@@ -117,7 +132,33 @@ class FakeSessions(SessionsClient):
             raise Unavailable("SESSIONS_UNAVAILABLE", "sessions does not answer")
         if self.before_answer is not None:
             await self.before_answer()
-        return {node_id: Session(node_id=node_id) for node_id in node_ids if node_id in self.connected}
+        return {
+            node_id: Session(node_id=node_id, dispatcher_id=self.held_by.get(node_id, OWN_ID))
+            for node_id in node_ids
+            if node_id in self.connected
+        }
+
+
+class FakePeers:
+    """Other dispatchers that answer what they are told to, or do not."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, pb.NodeOutcome] = {}
+        self.away: set[str] = set()
+        self.sent: list[tuple[str, list[str]]] = []
+
+    async def send_direct(
+        self, dispatcher_id: str, messages: Sequence[DirectMessage]
+    ) -> Sequence[pb.NodeOutcome]:
+        """ACCEPTED unless a node has another answer."""
+        if dispatcher_id in self.away:
+            raise Unavailable("PEER_UNAVAILABLE", "the node's dispatcher does not answer")
+        self.sent.append((dispatcher_id, [one.node_id for one in messages]))
+        accepted = pb.OUTCOME_ACCEPTED
+        return [
+            self.answers.get(one.node_id, pb.NodeOutcome(node_id=one.node_id, outcome=accepted))
+            for one in messages
+        ]
 
 
 class DeliveryHalf:
@@ -130,8 +171,17 @@ class DeliveryHalf:
         self.tracing = tracing
         self.delivery = Delivery(self.outbox, settings, self.clock, self.metrics, tracing)
         self.sessions = FakeSessions()
+        self.peers = FakePeers()
         self.publishing = Publishing(
-            self.delivery, self.sessions, PublishLimits(), self.clock, self.metrics, tracing
+            self.delivery,
+            self.sessions,
+            PublishLimits(),
+            self.clock,
+            self.metrics,
+            tracing,
+            OWN_ID,
+            self.peers,
+            NodeDeletion(self.outbox, self.sessions),
         )
         self.admin = DispatcherAdmin(self.outbox, self.delivery, self.clock)
         self.stream = ReadableStream("c1", "connector-0")

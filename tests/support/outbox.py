@@ -144,6 +144,11 @@ class MemoryOutbox:
     def _write(self, ledger: Ledger) -> None:
         """Only what the ledger says has changed, as a database would have it."""
         self.totals = ledger.totals
+        for node_id in ledger.wiped_nodes:
+            self.nodes.pop(node_id, None)
+            for key in self.objects.pop(node_id, {}):
+                self.bodies_held.pop((node_id, key), None)
+            self.events = [item for item in self.events if item[1].node_id != node_id]
         for node_id in ledger.changed_nodes:
             self.nodes[node_id] = copy(ledger.nodes[node_id])
         for (node_id, key), change in ledger.changed_objects.items():
@@ -178,6 +183,11 @@ class MemoryOutbox:
         pending = self._pending(node.node_id)
         parked = sum(row.state == RowState.PARKED for row in pending)
         return NodeSummary(copy(node), parked, min((row.accepted_at_ms for row in pending), default=0))
+
+    async def last_seqs(self, node_ids: Sequence[str]) -> dict[str, int]:
+        """See `contract.Outbox.last_seqs`."""
+        self._check()
+        return {node_id: self.nodes[node_id].last_seq for node_id in node_ids if node_id in self.nodes}
 
     async def list_nodes(self, after: str, limit: int, only: NodeFilter) -> list[NodeSummary]:
         """See `contract.Outbox.list_nodes`."""
@@ -241,7 +251,7 @@ class MemoryOutbox:
             node_id,
             key,
             {RowState.PENDING, RowState.PARKED},
-            lambda ledger, row: ledger.end(row, "purged", at_ms),
+            lambda ledger, row: ledger.purge(row, at_ms),
         )
 
     def _each(

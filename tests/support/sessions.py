@@ -15,13 +15,16 @@ from services.runtime.tracing import Tracing
 from services.sessions.app import SessionsApp, running_app
 from services.sessions.book import Book
 from services.sessions.leases import Observation
-from services.sessions.lifecycle import LIVE, Session, State
+from services.sessions.lifecycle import LIVE, Reason, Session, State
 from services.sessions.limits import Limits, LimitsChange, Place, Scope, changed
 from services.sessions.records import (
     NOT_HANDED,
     ActivateResult,
+    Changed,
     CloseResult,
     Committed,
+    ConnectorLoad,
+    Deletion,
     Directive,
     Ending,
     Event,
@@ -32,6 +35,9 @@ from services.sessions.records import (
     OpenResult,
     Ref,
     Renewal,
+    Replica,
+    Transfer,
+    TransferResult,
     Trimmed,
     Usage,
 )
@@ -67,9 +73,9 @@ def opening(
     return Opening(node_id, project_id, connector_id, link, "websocket", "192.0.2.1:4711")
 
 
-def renewal(dispatcher_id: str = "d1", counter: int = 1) -> Renewal:
+def renewal(dispatcher_id: str = "d1", counter: int = 1, *connectors: ConnectorLoad) -> Renewal:
     """A dispatcher that lives."""
-    return Renewal(dispatcher_id, f"name-of-{dispatcher_id}", "127.0.0.1:50051", counter, 0)
+    return Renewal(dispatcher_id, f"name-of-{dispatcher_id}", "127.0.0.1:50051", counter, 0, connectors)
 
 
 @dataclass
@@ -77,6 +83,14 @@ class _FakeLease:
     counter: int = 0
     renewals: int = 0
     lost: bool = False
+    last: Renewal | None = None
+
+    def on_record(self, dispatcher_id: str) -> Lease:
+        if not self.last:
+            return Lease(dispatcher_id, self.renewals, self.lost)
+        last = self.last
+        said = (last.name, last.address, last.sessions, last.connectors)
+        return Lease(dispatcher_id, self.renewals, self.lost, *said)
 
 
 @dataclass
@@ -91,6 +105,9 @@ class FakeRegistry:
     counts: dict[Place, int] = field(default_factory=dict)
     changes: LimitsChange = field(default_factory=LimitsChange)
     numbers: Iterable[int] = field(default_factory=itertools.count)
+    change: int = 0
+    changed_at: dict[str, int] = field(default_factory=dict)
+    fake_replicas: dict[str, Replica] = field(default_factory=dict)
 
     def _make_id(self) -> str:
         return f"event-{next(iter(self.numbers))}"
@@ -132,18 +149,32 @@ class FakeRegistry:
         self.events.update({event.event_id: event for event in book.written})
         self.open_directives.update(book.directives)
         directed = frozenset(directive.dispatcher_id for directive in book.directives.values())
-        return Committed(results, book.changes, directed)
+        if book.changes:
+            self.change += 1
+            self.changed_at.update((session.node_id, self.change) for session in book.changes)
+        return Committed(results, book.changes, directed, self.change)
 
     def _of(self, dispatcher_id: str, states: Collection[State]) -> list[Session]:
         found = [s for s in self.sessions.values() if s.dispatcher_id == dispatcher_id and s.state in states]
         return sorted(found, key=lambda session: session.node_id)
 
-    async def open(
-        self, dispatcher_id: str, entries: Sequence[Opening], now_ms: int
-    ) -> Committed[OpenResult]:
+    def _note_alive(self, dispatcher_id: str) -> None:
         lease = self.fake_leases.setdefault(dispatcher_id, _FakeLease())
         if lease.lost:
             lease.lost, lease.renewals = False, lease.renewals + 1
+
+    async def transfer(
+        self, dispatcher_id: str, wanted: Sequence[Transfer], now_ms: int
+    ) -> Committed[TransferResult]:
+        self._note_alive(dispatcher_id)
+        return self._transaction(
+            lambda book: [book.transfer(dispatcher_id, entry, now_ms) for entry in wanted], dispatcher_id
+        )
+
+    async def open(
+        self, dispatcher_id: str, entries: Sequence[Opening], now_ms: int
+    ) -> Committed[OpenResult]:
+        self._note_alive(dispatcher_id)
         return self._transaction(
             lambda book: [book.open(dispatcher_id, entry, now_ms) for entry in entries], dispatcher_id
         )
@@ -164,6 +195,44 @@ class FakeRegistry:
 
     async def evict(self, node_id: str, epoch: int, now_ms: int) -> Committed[EvictResult]:
         return self._transaction(lambda book: [book.evict(node_id, epoch, now_ms)])
+
+    async def delete_nodes(self, node_ids: Sequence[str], now_ms: int) -> Committed[Deletion]:
+        return self._transaction(lambda book: [book.delete(node_id, now_ms) for node_id in node_ids])
+
+    async def ended_with_node(self) -> list[Ref]:
+        return [
+            Ref(session.node_id, session.epoch)
+            for session in self.sessions.values()
+            if not session.live and session.reason is Reason.NODE_DELETED
+        ]
+
+    async def forget_deleted(self, refs: Sequence[Ref]) -> int:
+        gone = set(refs) & set(await self.ended_with_node())
+        for ref in gone:
+            del self.sessions[ref.node_id]
+        return len(gone)
+
+    async def held(self, dispatcher_id: str, after: str, most: int) -> list[Ref]:
+        found = [Ref(s.node_id, s.epoch) for s in self._of(dispatcher_id, LIVE) if s.node_id > after]
+        return found[:most]
+
+    async def last_change(self) -> int:
+        return self.change
+
+    async def changes_after(self, number: int, node_id: str, most: int) -> list[Changed]:
+        found = sorted((self.changed_at[key], key) for key in self.sessions)
+        return [Changed(at, self.sessions[key]) for at, key in found if (at, key) > (number, node_id)][:most]
+
+    async def beat(self, replica: Replica) -> None:
+        known = self.fake_replicas.get(replica.replica_id, replica)
+        self.fake_replicas[replica.replica_id] = replace(replica, beats=known.beats + 1)
+
+    async def replicas(self) -> list[Replica]:
+        return [self.fake_replicas[replica_id] for replica_id in sorted(self.fake_replicas)]
+
+    async def drop_replica(self, seen: Replica) -> None:
+        if self.fake_replicas.get(seen.replica_id) == seen:
+            del self.fake_replicas[seen.replica_id]
 
     async def locate(self, node_ids: Sequence[str]) -> list[Session]:
         found = (self.sessions.get(node_id) for node_id in sorted(set(node_ids)))
@@ -189,6 +258,7 @@ class FakeRegistry:
         if renewal.counter <= lease.counter:
             return Committed([])
         lease.counter, lease.renewals, lease.lost = renewal.counter, lease.renewals + 1, False
+        lease.last = renewal
 
         def reclaim(book: Book) -> list[Event]:
             for session in self._of(renewal.dispatcher_id, {State.ORPHANED}):
@@ -231,7 +301,7 @@ class FakeRegistry:
         return self._transaction(lose)
 
     async def leases(self) -> list[Lease]:
-        return [Lease(key, lease.renewals, lease.lost) for key, lease in self.fake_leases.items()]
+        return [self.fake_leases[key].on_record(key) for key in sorted(self.fake_leases)]
 
     def _still(self, seen: Observation) -> bool:
         lease = self.fake_leases.get(seen.dispatcher_id)

@@ -41,6 +41,11 @@ class Outbox(Protocol):
         """Messages by (node, key, seq); those that have moved on are absent."""
         ...
 
+    async def last_seqs(self, node_ids: Sequence[str]) -> dict[str, int]:
+        """The last seq of each node that has a row. It grows with whatever changes what is pending but
+        does not come from the node's session or its time: a publish, an un-parking, a purge."""
+        ...
+
     async def list_nodes(self, after: str, limit: int, only: NodeFilter) -> list[NodeSummary]:
         """Nodes with an id above `after`, in order of id."""
         ...

@@ -14,11 +14,14 @@ from services.dispatcher.outbox.records import (
     Attempt,
     Claim,
     CountUnacknowledged,
+    Deleted,
+    DeleteNode,
     Done,
     Duplicate,
     Event,
     EventKind,
     Fenced,
+    ForgetNode,
     Loaded,
     NodeRow,
     ObjectRow,
@@ -82,7 +85,7 @@ def needs_of(ops: list[Op]) -> Needs:
                 needs.message_ids.add((op.node_id, publication.message.id))
         elif isinstance(op, (Claim, Reload)):
             needs.pending_of.add(op.node_id)
-        elif not isinstance(op, Attempt):
+        elif not isinstance(op, (Attempt, DeleteNode, ForgetNode)):
             needs.objects.add((op.node_id, op.key))
     return needs
 
@@ -110,6 +113,8 @@ class Ledger:
     changed_nodes: set[str] = field(default_factory=set)
     changed_objects: dict[tuple[str, str], Change] = field(default_factory=dict)
     removed_objects: set[tuple[str, str]] = field(default_factory=set)
+    # Nodes of which nothing that was stored stays; what the ledger holds of them came after.
+    wiped_nodes: set[str] = field(default_factory=set)
     events: list[Event] = field(default_factory=list)
 
     def apply(self, op: Op) -> Result:
@@ -124,6 +129,8 @@ class Ledger:
             return self._claim(op, node)
         if isinstance(op, Reload):
             return self._load(node)
+        if isinstance(op, (DeleteNode, ForgetNode)):
+            return self._delete_node(op, node)
         if op.epoch != node.owner_epoch:
             return Fenced()
         if isinstance(op, Attempt):
@@ -162,9 +169,7 @@ class Ledger:
             verdict or self._judge(node, row, publication, op.at_ms) or self._quota(node, row, publication)
         )
         if verdict is not None:
-            reason = (
-                "" if isinstance(verdict, (Accepted, Duplicate, Done, Fenced, Loaded)) else verdict.reason
-            )
+            reason = "" if not isinstance(verdict, (Stale, Rejection)) else verdict.reason
             if reason:
                 self._event(
                     op.node_id,
@@ -350,6 +355,12 @@ class Ledger:
         """Ends a pending or parked message without an acknowledgement; its floor stays."""
         self._end(row, self._node(row.node_id), reason, at_ms, 0)
 
+    def purge(self, row: ObjectRow, at_ms: int) -> None:
+        """Ends it for an operator. The node's order grows, so that its owner notices."""
+        node = self._node(row.node_id)
+        node.last_seq += 1
+        self._end(row, node, "purged", at_ms, 0)
+
     def _end(self, row: ObjectRow, node: NodeRow, reason: str, at_ms: int, epoch: int) -> None:
         self._count(node, -1, -row.size_bytes)
         self._row_event(row, EventKind.ENDED, at_ms, epoch, reason)
@@ -373,7 +384,7 @@ class Ledger:
         node.owner_epoch, node.known = op.epoch, True
         self.changed_nodes.add(op.node_id)
         for row in self._pending(op.node_id):
-            if row.is_answer:
+            if row.is_answer and not op.same_session:
                 self._end(row, node, "its session ended", op.at_ms, op.epoch)
         return self._load(node)
 
@@ -384,6 +395,27 @@ class Ledger:
     def _pending(self, node_id: str) -> list[ObjectRow]:
         rows = [row for row in self._rows(node_id).values() if row.state != RowState.SETTLED]
         return sorted(rows, key=lambda row: row.seq)
+
+    # -- deleting nodes ----------------------------------------------------------------------------
+
+    def _delete_node(self, op: DeleteNode | ForgetNode, node: NodeRow) -> Result:
+        came_again = node.owner_epoch > op.through_epoch
+        if isinstance(op, ForgetNode) and (came_again or node.pending_rows):
+            return Done()
+        node_id, pending = op.node_id, node.pending_rows
+        self._count(node, -node.pending_rows, -node.pending_bytes)
+        self.objects[node_id] = {}
+        self.used_ids = {key: used for key, used in self.used_ids.items() if key[0] != node_id}
+        self.changed_objects = {
+            key: change for key, change in self.changed_objects.items() if key[0] != node_id
+        }
+        self.removed_objects = {key for key in self.removed_objects if key[0] != node_id}
+        self.events = [event for event in self.events if event.node_id != node_id]
+        self.wiped_nodes.add(node_id)
+        if not came_again:
+            self.changed_nodes.discard(node_id)
+            del self.nodes[node_id]
+        return Deleted(pending)
 
     # -- bookkeeping -------------------------------------------------------------------------------
 

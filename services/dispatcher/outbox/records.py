@@ -165,11 +165,15 @@ class End(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A new owner: raise the node's owner epoch, end its old answers, load what is pending."""
+    """A new owner: raise the node's owner epoch, end its old answers, load what is pending.
+
+    With `same_session` the session only changed its dispatcher, and its answers stay.
+    """
 
     node_id: str
     epoch: int
     at_ms: int
+    same_session: bool = False
 
 
 class Reload(NamedTuple):
@@ -178,8 +182,24 @@ class Reload(NamedTuple):
     node_id: str
 
 
+class DeleteNode(NamedTuple):
+    """Forget the node: what is pending, floors, history, its order. Of a session above `through_epoch`,
+    which the node opened since, only the ownership stays."""
+
+    node_id: str
+    through_epoch: int
+
+
+class ForgetNode(NamedTuple):
+    """A deleted node's session has ended: drop what it wrote since the deletion, unless the id is in use
+    again (messages are pending, or a session above `through_epoch` has it)."""
+
+    node_id: str
+    through_epoch: int
+
+
 OwnedOp = Settle | Attempt | CountUnacknowledged | Park | End
-Op = Accept | OwnedOp | Claim | Reload | Event
+Op = Accept | OwnedOp | Claim | Reload | Event | DeleteNode | ForgetNode
 
 
 class Accepted(NamedTuple):
@@ -224,4 +244,10 @@ class Loaded:
     fenced: bool = False
 
 
-Result = Accepted | Duplicate | Stale | Rejection | Done | Fenced | Loaded
+class Deleted(NamedTuple):
+    """Nothing is left of the node; `pending` messages ended with it."""
+
+    pending: int
+
+
+Result = Accepted | Duplicate | Stale | Rejection | Done | Fenced | Loaded | Deleted

@@ -58,6 +58,12 @@ _bodies_by_key = RowQuery(
         and_(delivery.c.node_id == wanted.c.node_id, delivery.c.object_key == wanted.c.object_key),
     ),
 )
+_last_seqs_by_node = RowQuery(
+    ["node_id"],
+    lambda wanted: select(node.c.node_id, node.c.last_seq).join_from(
+        wanted, node, node.c.node_id == wanted.c.node_id
+    ),
+)
 _delete_event = delete_rows(delivery_event, ["node_id", "event_id", "writer"])
 _latest_event = (
     select(func.max(delivery_event.c.event_id))
@@ -160,6 +166,13 @@ class SqlOutbox:
         found = await self.store.read(read)
         return {key: found[key] for key in wanted if key in found}
 
+    async def last_seqs(self, node_ids: Sequence[str]) -> dict[str, int]:
+        """See `contract.Outbox.last_seqs`."""
+        wanted = [(node_id,) for node_id in node_ids]
+        return await self.store.read(
+            lambda c: {row[0]: int(row[1]) for row in _last_seqs_by_node.execute(c, wanted)}
+        )
+
     async def list_nodes(self, after: str, limit: int, only: NodeFilter) -> list[NodeSummary]:
         """See `contract.Outbox.list_nodes`."""
         conditions: list[ColumnElement[bool]] = [node.c.node_id > after]
@@ -253,7 +266,7 @@ class SqlOutbox:
 
     async def purge(self, node_id: str, key: str, at_ms: int) -> int:
         """See `contract.Outbox.purge`."""
-        return await self._each_pending(node_id, key, lambda ledger, row: ledger.end(row, "purged", at_ms))
+        return await self._each_pending(node_id, key, lambda ledger, row: ledger.purge(row, at_ms))
 
     async def _each_pending(self, node_id: str, key: str, change: Any, only: RowState | None = None) -> int:
         def work(connection: Connection, totals: Totals) -> int:

@@ -35,6 +35,8 @@ _upsert_delivery = insert_rows(delivery, overwrite=[*_MUTABLE, "message"])
 _update_delivery = update_rows(delivery, _KEYS, _MUTABLE)
 _clear_delivery = update_rows(delivery, _KEYS, _CLEARED, cleared=["message"])
 _delete_delivery = delete_rows(delivery, _KEYS)
+_wipe_delivery = delete_rows(delivery, ["node_id"])
+_wipe_events = delete_rows(delivery_event, ["node_id"])
 _insert_event = insert_rows(delivery_event)
 
 
@@ -142,6 +144,9 @@ def load_ledger(connection: Connection, needs: Needs, quotas: Quotas, totals: To
 
 def write_ledger(connection: Connection, ledger: Ledger, event_ids: EventIds) -> None:
     """Writes what changed, sorted by key so that concurrent transactions lock in one order."""
+    wiped = [(node_id,) for node_id in sorted(ledger.wiped_nodes)]
+    _wipe_delivery.execute(connection, wiped)
+    _wipe_events.execute(connection, wiped)
     _upsert_node.execute(
         connection, [node_values(ledger.nodes[name]) for name in sorted(ledger.changed_nodes)]
     )
@@ -167,10 +172,9 @@ def write_ledger(connection: Connection, ledger: Ledger, event_ids: EventIds) ->
         connection,
         [event_values(event, event_ids.next(event.at_ms), event_ids.writer) for event in ledger.events],
     )
-    # Made only to be locked.
-    _delete_node.execute(
-        connection, [(node_id,) for node_id in sorted(ledger.fresh_nodes - ledger.changed_nodes)]
-    )
+    # Deleted, or made only to be locked.
+    gone = (ledger.wiped_nodes | ledger.fresh_nodes) - ledger.changed_nodes
+    _delete_node.execute(connection, [(node_id,) for node_id in sorted(gone)])
 
 
 def apply_ops(

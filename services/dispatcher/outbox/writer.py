@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.outbox.contract import Outbox
-from services.dispatcher.outbox.records import Claim, Event, Fenced, Loaded, Op, OwnedOp, Reload, Result
+from services.dispatcher.outbox.records import (
+    Claim,
+    Event,
+    Fenced,
+    ForgetNode,
+    Loaded,
+    Op,
+    OwnedOp,
+    Reload,
+    Result,
+)
 from services.runtime.backoff import Backoff
 from services.runtime.errors import StoreUnavailable, Unavailable
 from services.runtime.logs import get_log
@@ -63,6 +73,11 @@ class OutboxWriter:
 
     def record(self, op: OwnedOp) -> None:
         """Writes this sooner or later, unless its epoch is fenced or the process ends before."""
+        self._queue.append((op, None))
+        self._notify()
+
+    def forget(self, op: ForgetNode) -> None:
+        """Does this sooner or later, behind all that the node's session recorded."""
         self._queue.append((op, None))
         self._notify()
 

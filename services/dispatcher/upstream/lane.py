@@ -12,16 +12,31 @@ class Lane:
     """Parcels in the order of arrival, and who holds earlier ones.
 
     While a subscriber holds parcels of the lane it is the lane's `owner` (0: nobody) and the only one
-    to get more. `turns` is where the lane stands in line, with `ticket` as its place.
+    to get more. `turns` is where the lane stands in line, with `ticket` as its place. `relayed` counts
+    the waiting parcels that other dispatchers keep. `returned` are held ones, by their delivery ids, that
+    the owner does not want: they are put back when it has settled the others.
     """
 
-    __slots__ = ("_last", "_waiting", "held", "module", "node_id", "owner", "ticket", "turns")
+    __slots__ = (
+        "_last",
+        "_waiting",
+        "held",
+        "module",
+        "node_id",
+        "owner",
+        "relayed",
+        "returned",
+        "ticket",
+        "turns",
+    )
 
     def __init__(self, module: str, node_id: str) -> None:
         self.module = module
         self.node_id = node_id
         self.held = 0
         self.owner = 0
+        self.relayed = 0
+        self.returned: dict[int, Parcel] = {}
         self.ticket = 0
         self.turns: Turns | None = None
         self._waiting: OrderedDict[int, Parcel] = OrderedDict()
@@ -46,8 +61,11 @@ class Lane:
 
     def insert_by_epoch(self, parcel: Parcel) -> None:
         """Before everything of later sessions."""
-        later = [number for number, other in self._waiting.items() if other.epoch > parcel.epoch]
+        last = next(reversed(self._waiting.values()), None)
         self._waiting[parcel.number] = parcel
+        if last is None or last.epoch <= parcel.epoch:
+            return  # by far the most frequent case
+        later = [number for number, other in self._waiting.items() if other.epoch > parcel.epoch]
         for number in later:
             self._waiting.move_to_end(number)
 

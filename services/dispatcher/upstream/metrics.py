@@ -25,6 +25,8 @@ class UpstreamMetrics:
         self.handed = counter("handed", "Messages handed to subscribers.")
         self.redelivered = counter("redelivered", "Messages handed to a subscriber once more.")
         self.settled = counter("settled", "Messages that subscribers acknowledged.")
+        self.relayed_away = counter("relayed_away", "Messages handed to other dispatchers' subscribers.")
+        self.relayed_here = counter("relayed_here", "Messages of other dispatchers for subscribers here.")
         self.unknown_acknowledgements = counter(
             "unknown_acknowledgements", "Delivery ids acknowledged by a subscriber that did not hold them."
         )

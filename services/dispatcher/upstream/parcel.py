@@ -12,6 +12,9 @@ class Kind(Enum):
     MESSAGE = "message"  # bounded: may be dropped or refused
     EVENT = "event"  # never dropped; its row at sessions goes when it is settled
     UPLOAD = "upload"  # never dropped; its row here goes when it is settled
+    RELAYED = (
+        "relayed"  # never dropped, bounded by a relay's credit; another dispatcher keeps it until settled
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -19,8 +22,9 @@ class Parcel:
     """A message for a module.
 
     `message` has the resource as subscribers see it, `resource` is as the node knows it. `merge_key`
-    is empty unless it is a report that may be merged. `place` is an upload's place in the store.
-    `number` is given by the queue. `handed_at_ms` is set when a subscriber gets it.
+    is empty unless it is a report that may be merged. `place` is an upload's place in the store, and of
+    a relayed one its delivery id at the other dispatcher; `relay` is the number of the relay that brought
+    it. `number` is given by the queue. `handed_at_ms` is set when a subscriber gets it.
     """
 
     module: str
@@ -32,6 +36,7 @@ class Parcel:
     resource: str = ""
     merge_key: str = ""
     place: int = 0
+    relay: int = 0
     number: int = 0
     redelivered: bool = False
     handed_at_ms: int = 0

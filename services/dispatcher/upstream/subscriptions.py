@@ -2,8 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from typing import Any, cast
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import grpc
 
@@ -21,12 +21,12 @@ _MODULE = re.compile(r"[a-z0-9-]{1,63}")
 
 log = get_log(__name__)
 
+R = TypeVar("R")
 
-def check_subscription(subscription: Subscription) -> tuple[list[str], int]:
-    """The modules and the credit that are asked for; InvalidRequest names what is wrong."""
-    modules = list(dict.fromkeys(subscription.modules))
-    if not modules:
-        raise InvalidRequest("subscription.modules", 'name at least one module, for example "edgecontroller"')
+
+def check_modules(names: Sequence[str]) -> list[str]:
+    """The modules, each once; InvalidRequest names what is wrong."""
+    modules = list(dict.fromkeys(names))
     if len(modules) > MOST_MODULES:
         raise InvalidRequest("subscription.modules", f"at most {MOST_MODULES}, got {len(modules)}")
     for module in modules:
@@ -35,12 +35,71 @@ def check_subscription(subscription: Subscription) -> tuple[list[str], int]:
                 "subscription.modules",
                 f"a module is 1 to 63 of lowercase letters, digits and '-'; got {module[:80]!r}",
             )
+    return modules
+
+
+def check_subscription(subscription: Subscription) -> tuple[list[str], int]:
+    """The modules and the credit that are asked for; InvalidRequest names what is wrong."""
+    modules = check_modules(subscription.modules)
+    if not modules:
+        raise InvalidRequest("subscription.modules", 'name at least one module, for example "edgecontroller"')
     credit = subscription.max_unacknowledged or DEFAULT_UNACKNOWLEDGED
     if credit > MOST_UNACKNOWLEDGED:
         raise InvalidRequest(
             "subscription.max_unacknowledged", f"at most {MOST_UNACKNOWLEDGED}, got {credit}"
         )
     return modules, credit
+
+
+async def serve_deliveries(
+    upstream: Upstream,
+    subscriber_id: int,
+    wake: asyncio.Event,
+    requests: AsyncIterator[R],
+    handle: Callable[[R], None],
+    context: grpc.aio.ServicerContext[Any, Any],
+) -> AsyncIterator[SubscribeResponse]:
+    """Hands on whatever is there whenever the stream is writable, until the caller ends it; the
+    subscriber leaves then. `handle` gets each further request of the caller."""
+    gone = False
+
+    def leave() -> None:
+        # A cancelled call may leave this generator suspended in a `yield`: the call's own end counts.
+        nonlocal gone
+        if not gone:
+            gone = True
+            wake.set()
+            returned = upstream.leave(subscriber_id)
+            log.info("subscription.ended", subscriber=subscriber_id, returned=returned)
+
+    context.add_done_callback(cast("Any", lambda _: leave()))
+
+    async def read() -> None:
+        async for request in requests:
+            if gone:
+                return
+            handle(request)
+
+    reader = asyncio.create_task(read(), name=f"subscription-{subscriber_id}")
+    reader.add_done_callback(lambda _: wake.set())
+    try:
+        # Tells the caller that from now on everything for these modules is kept for it.
+        await context.send_initial_metadata(())
+        while not (gone or reader.done()):
+            wake.clear()
+            deliveries = upstream.take(subscriber_id, MOST_PER_RESPONSE, MOST_BYTES_PER_RESPONSE)
+            if deliveries:
+                yield SubscribeResponse(deliveries=deliveries)
+            else:
+                await wake.wait()
+        if reader.done():
+            reader.result()
+    finally:
+        leave()
+        reader.cancel()
+        await asyncio.wait([reader])
+        if not reader.cancelled():
+            reader.exception()  # raised above if it was the reason
 
 
 class UpstreamServicer:
@@ -54,7 +113,7 @@ class UpstreamServicer:
         request_iterator: AsyncIterator[SubscribeRequest],
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[SubscribeResponse]:
-        """Hands on whatever is there whenever the stream is writable, until the caller ends it."""
+        """See dispatcher.proto."""
         requests = aiter(request_iterator)
         first = await anext(requests, None)
         if first is None:
@@ -62,47 +121,15 @@ class UpstreamServicer:
         if not first.HasField("subscription"):
             raise InvalidRequest("subscription", "the first request of a stream says what to receive")
         modules, credit = check_subscription(first.subscription)
-        upstream = self._upstream
-        subscriber_id, wake = upstream.subscribe(modules, credit)
+        subscriber_id, wake = self._upstream.subscribe(modules, credit)
         log.info("subscription.opened", modules=modules, peer=context.peer(), subscriber=subscriber_id)
-        gone = False
 
-        def leave() -> None:
-            # A cancelled call may leave this generator suspended in a `yield`: the call's own end counts.
-            nonlocal gone
-            if not gone:
-                gone = True
-                wake.set()
-                returned = upstream.leave(subscriber_id)
-                log.info("subscription.ended", subscriber=subscriber_id, returned=returned)
+        def handle(request: SubscribeRequest) -> None:
+            if request.HasField("subscription"):
+                raise InvalidRequest("subscription", "only the first request of a stream may carry one")
+            self._upstream.acknowledge(subscriber_id, request.acknowledged)
 
-        context.add_done_callback(cast("Any", lambda _: leave()))
-
-        async def read() -> None:
-            async for request in requests:
-                if request.HasField("subscription"):
-                    raise InvalidRequest("subscription", "only the first request of a stream may carry one")
-                if gone:
-                    return
-                upstream.acknowledge(subscriber_id, request.acknowledged)
-
-        reader = asyncio.create_task(read(), name=f"subscription-{subscriber_id}")
-        reader.add_done_callback(lambda _: wake.set())
-        try:
-            # Tells the caller that from now on everything for these modules is kept for it.
-            await context.send_initial_metadata(())
-            while not (gone or reader.done()):
-                wake.clear()
-                deliveries = upstream.take(subscriber_id, MOST_PER_RESPONSE, MOST_BYTES_PER_RESPONSE)
-                if deliveries:
-                    yield SubscribeResponse(deliveries=deliveries)
-                else:
-                    await wake.wait()
-            if reader.done():
-                reader.result()
-        finally:
-            leave()
-            reader.cancel()
-            await asyncio.wait([reader])
-            if not reader.cancelled():
-                reader.exception()  # raised above if it was the reason
+        async for response in serve_deliveries(
+            self._upstream, subscriber_id, wake, requests, handle, context
+        ):
+            yield response

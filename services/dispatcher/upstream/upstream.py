@@ -18,6 +18,7 @@ from services.dispatcher.upstream.merging import merge_key
 from services.dispatcher.upstream.metrics import UpstreamMetrics
 from services.dispatcher.upstream.node_queues import NodeQueues
 from services.dispatcher.upstream.parcel import Kind, Parcel
+from services.dispatcher.upstream.relays import Relays
 from services.dispatcher.upstream.room import Bounds
 from services.dispatcher.upstream.routing import (
     EVENTS_MODULE,
@@ -87,10 +88,12 @@ class Upstream:
                 settings.most_waiting_bytes_total,
             )
         )
+        self.relays = Relays(self._queues, self._queue, self.metrics)
         self._copies = EventCopies()
         self._done: list[str] = []
         self._some_done = asyncio.Event()
         self._wakes: dict[int, asyncio.Event] = {}
+        self._relaying: set[int] = set()  # subscribers that are other dispatchers
         self._keeper = UploadKeeper(
             links=self,
             store=store,
@@ -121,6 +124,10 @@ class Upstream:
         """Tells `disconnected`; call it after the session's last message."""
         self._keeper.link_ended(event.node_id, event.epoch)
         self._tell(event)
+
+    def session_left(self, node_id: str, epoch: int) -> None:
+        """The session goes on under another epoch, or waits for its link; call it after its last message."""
+        self._keeper.link_ended(node_id, epoch)
 
     def adopt_events(self, events: Sequence[LifecycleEvent]) -> None:
         """Tells events that another dispatcher left; those told already are not told again."""
@@ -221,7 +228,7 @@ class Upstream:
         self._wake()
 
     def _put(self, parcel: Parcel) -> None:
-        put = self._queues.put(parcel, by_epoch=parcel.kind is Kind.EVENT)
+        put = self._queues.put(parcel, by_epoch=parcel.kind is not Kind.MESSAGE)
         if put.merged:
             self.metrics.merged.inc()
         for lost, bound in put.dropped:
@@ -243,12 +250,29 @@ class Upstream:
 
     # -- for the subscribers -------------------------------------------------------------------
 
-    def subscribe(self, modules: Sequence[str], most_unacknowledged: int) -> tuple[int, asyncio.Event]:
-        """A subscriber comes. Gives back its id and the event that is set when there may be something."""
-        subscriber_id = self._queues.subscribe(modules, most_unacknowledged)
+    def subscribe(
+        self, modules: Sequence[str], most_unacknowledged: int, *, is_relay: bool = False
+    ) -> tuple[int, asyncio.Event]:
+        """A subscriber comes, or another dispatcher that has some. Gives back its id and the event that
+        is set when there may be something."""
+        subscriber_id = self._queues.subscribe(modules, most_unacknowledged, is_relay=is_relay)
         wake = self._wakes[subscriber_id] = asyncio.Event()
         wake.set()
+        if is_relay:
+            self._relaying.add(subscriber_id)
+        else:
+            self.relays.subscribers_changed()
         return subscriber_id, wake
+
+    def resubscribe(self, subscriber_id: int, modules: Sequence[str], most_unacknowledged: int) -> None:
+        """The subscribers of another dispatcher have changed."""
+        self._queues.resubscribe(subscriber_id, modules, most_unacknowledged)
+        self._wake()
+
+    def give_back(self, subscriber_id: int, delivery_ids: Iterable[int]) -> None:
+        """Another dispatcher has nobody for these any more; ids it does not hold change nothing."""
+        self.metrics.unknown_acknowledgements.inc(self._queues.give_back(subscriber_id, delivery_ids))
+        self._wake()
 
     def take(self, subscriber_id: int, most: int, most_bytes: int) -> list[UpstreamDelivery]:
         """What the subscriber gets now; empty if nothing is there or it holds as much as it may."""
@@ -268,20 +292,28 @@ class Upstream:
                     message=parcel.message,
                 )
             )
-        self.metrics.handed.inc(len(deliveries))
-        self.metrics.redelivered.inc(again)
+        if subscriber_id in self._relaying:
+            self.metrics.relayed_away.inc(len(deliveries))
+        else:
+            self.metrics.handed.inc(len(deliveries))
+            self.metrics.redelivered.inc(again)
         return deliveries
 
     def acknowledge(self, subscriber_id: int, delivery_ids: Iterable[int]) -> None:
         """The subscriber is done with these; ids it does not hold are counted and change nothing."""
         settled, unknown = self._queues.settle(subscriber_id, delivery_ids)
-        self.metrics.settled.inc(len(settled))
+        is_relay = subscriber_id in self._relaying
+        if not is_relay:
+            self.metrics.settled.inc(len(settled))
         self.metrics.unknown_acknowledgements.inc(unknown)
         uploads: list[Parcel] = []
         for parcel in settled:
-            self._spans.handed_over(parcel)
+            if not is_relay:
+                self._spans.handed_over(parcel)  # else recorded where its subscriber is
             if parcel.kind is Kind.UPLOAD:
                 uploads.append(parcel)
+            elif parcel.kind is Kind.RELAYED:
+                self.relays.settled(parcel)
             elif parcel.kind is Kind.EVENT and self._copies.settled(parcel.message.id):
                 self._done.append(parcel.message.id)
                 self._some_done.set()
@@ -293,5 +325,9 @@ class Upstream:
         """The subscriber is gone; what it held goes to others. Gives back how much that was."""
         del self._wakes[subscriber_id]
         returned = self._queues.leave(subscriber_id)
+        if subscriber_id in self._relaying:
+            self._relaying.discard(subscriber_id)
+        else:
+            self.relays.subscribers_changed()
         self._wake()
         return len(returned)

@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("counter", sa.BigInteger(), nullable=False),
         sa.Column("renewals", sa.BigInteger(), nullable=False),
         sa.Column("sessions", sa.Integer(), nullable=False),
+        sa.Column("connectors", sa.Text(), nullable=False),
         sa.Column("lost", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("dispatcher_id"),
     )
@@ -28,7 +29,7 @@ def upgrade() -> None:
         sa.Column("node_id", _exact(253), nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
         sa.Column("dispatcher_id", sa.String(128), nullable=False),
-        sa.Column("reason", sa.SmallInteger(), sa.CheckConstraint("reason BETWEEN 1 AND 12"), nullable=False),
+        sa.Column("reason", sa.SmallInteger(), sa.CheckConstraint("reason BETWEEN 1 AND 13"), nullable=False),
         sa.Column("at_ms", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("node_id", "epoch"),
     )
@@ -73,14 +74,29 @@ def upgrade() -> None:
         sa.Column("peer_address", sa.String(256), nullable=False),
         sa.Column("opened_at_ms", sa.BigInteger(), nullable=False),
         sa.Column("closed_at_ms", sa.BigInteger()),
+        sa.Column("change", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("node_id"),
     )
+    op.create_index("node_session_by_change", "node_session", ["change", "node_id"])
     op.create_index("node_session_by_dispatcher", "node_session", ["dispatcher_id", "state"])
     op.create_index("node_session_by_state", "node_session", ["state"])
+    deleted = sa.text("state = 5 AND reason = 7")
+    op.create_index(
+        "node_session_deleted", "node_session", ["node_id"], sqlite_where=deleted, postgresql_where=deleted
+    )
+    op.create_table(
+        "sessions_replica",
+        sa.Column("replica_id", sa.String(128), nullable=False),
+        sa.Column("name", sa.String(253), nullable=False),
+        sa.Column("address", sa.String(261), nullable=False),
+        sa.Column("beats", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("replica_id"),
+    )
     op.create_table(
         "slot_count",
         sa.Column("scope", _exact(16), nullable=False),
         sa.Column("place", _exact(128), nullable=False),
         sa.Column("nodes", sa.BigInteger(), nullable=False),
+        sa.Column("last_change", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("scope", "place"),
     )

@@ -1,0 +1,98 @@
+"""The other dispatchers: they come and go with what sessions says of leases."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+from cloudhub.v1.dispatcher_pb2 import NodeOutcome
+from cloudhub.v1.peer_pb2 import DirectMessage
+from cloudhub.v1.sessions_pb2 import DispatcherPeer
+from services.dispatcher.peers.locations import Locations
+from services.dispatcher.peers.metrics import PeerMetrics
+from services.dispatcher.peers.peer import Peer
+from services.dispatcher.upstream.relays import Relays
+from services.runtime.errors import Unavailable
+from services.runtime.logs import get_log
+
+_log = get_log(__name__)
+
+
+class Peers:
+    """A `Peer` per other dispatcher with a lease. `run` must be awaited by the owner."""
+
+    def __init__(self, own: DispatcherPeer, relays: Relays, metrics: PeerMetrics) -> None:
+        self.own = own
+        self.locations = Locations()
+        self._relays = relays
+        self._metrics = metrics
+        self._peers: dict[str, Peer] = {}
+        self._gone: list[Peer] = []
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(list(self._peers.values()))
+
+    def get(self, dispatcher_id: str) -> Peer | None:
+        """None if no such dispatcher has a lease, as far as is known."""
+        return self._peers.get(dispatcher_id)
+
+    # -- who is there ------------------------------------------------------------------------------
+
+    def seen(self, dispatchers: Sequence[DispatcherPeer]) -> None:
+        """The list of a lease renewal: all dispatchers with a lease, this one included. An empty one
+        comes from a registry that tells nobody's."""
+        listed = {one.dispatcher_id: one for one in dispatchers if one.address}
+        if not dispatchers:
+            return
+        for dispatcher_id in self._peers.keys() - listed.keys():
+            self._gone.append(self._peers.pop(dispatcher_id))
+        for one in listed.values():
+            self._add(one)
+        self._metrics.known.set(len(self._peers))
+        self._changed.set()
+
+    def introduced(self, dispatcher: DispatcherPeer) -> None:
+        """It called here: it has a lease that the last list did not show yet."""
+        if dispatcher.dispatcher_id and dispatcher.address:
+            self._add(dispatcher)
+            self._metrics.known.set(len(self._peers))
+            self._changed.set()
+
+    def _add(self, who: DispatcherPeer) -> None:
+        if who.dispatcher_id != self.own.dispatcher_id and who.dispatcher_id not in self._peers:
+            self._peers[who.dispatcher_id] = Peer(
+                who, self.own, self._relays, self._metrics, self.locations.forget
+            )
+
+    async def run(self) -> None:
+        """Keeps a running task per peer until cancelled."""
+        tasks: dict[Peer, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                gone, self._gone = self._gone, []
+                for peer in gone:
+                    task = tasks.pop(peer, None)
+                    if task is not None:
+                        task.cancel()
+                        peer.gone()
+                        _log.info("peer.gone", peer=peer.who.dispatcher_id, address=peer.who.address)
+                for peer in self._peers.values():
+                    if peer not in tasks:
+                        tasks[peer] = group.create_task(peer.run(), name=f"peer {peer.who.dispatcher_id}")
+
+    # -- what publishing asks ----------------------------------------------------------------------
+
+    async def send_direct(
+        self, dispatcher_id: str, messages: Sequence[DirectMessage]
+    ) -> Sequence[NodeOutcome]:
+        """One outcome per message, in order. Raises Unavailable if that dispatcher cannot be reached."""
+        peer = self._peers.get(dispatcher_id)
+        if peer is None:
+            raise Unavailable(
+                "PEER_UNAVAILABLE", f"the node's dispatcher {dispatcher_id} is not known to be there"
+            )
+        return await peer.direct(messages)

@@ -1,0 +1,206 @@
+"""One other dispatcher, as this one sees it: what is said to it, and the relay from it."""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+
+from cloudhub.v1.dispatcher_pb2 import NodeOutcome
+from cloudhub.v1.peer_pb2 import DirectMessage, HintRequest, NodeHint, RelayRequest, SendDirectRequest
+from cloudhub.v1.peer_pb2_grpc import PeerServiceStub
+from cloudhub.v1.sessions_pb2 import DispatcherPeer
+from services.dispatcher.peers.hints import HintQueue
+from services.dispatcher.peers.metrics import PeerMetrics
+from services.dispatcher.upstream.relays import RelayEnd, Relays
+from services.runtime.backoff import Backoff
+from services.runtime.batching import Batcher
+from services.runtime.errors import Unavailable
+from services.runtime.logs import get_log
+from services.runtime.rpc import open_channel
+
+_log = get_log(__name__)
+
+# A dispatcher that takes longer is as good as away: hints are found by its sweep, messages without
+# acknowledgement are late anyway.
+CALL_SECONDS = 2.0
+RETRY = Backoff(0.1, 2.0)
+MOST_HINTS_WAITING = 65_536
+MOST_HINTS_PER_CALL = 4096
+MOST_MESSAGES_PER_CALL = 1024
+MOST_BYTES_PER_CALL = 4 * 1024 * 1024
+MOST_CALLS_WAITING = 4096
+
+Messages = tuple[DirectMessage, ...]
+
+
+class Peer:
+    """Made when a dispatcher comes, cancelled when it goes. `run` must be awaited by the owner."""
+
+    def __init__(
+        self,
+        who: DispatcherPeer,
+        own: DispatcherPeer,
+        relays: Relays,
+        metrics: PeerMetrics,
+        not_here: Callable[[Sequence[str]], None],
+    ) -> None:
+        self.who = who
+        self.is_attached = False
+        self._own = own
+        self._relays = relays
+        self._metrics = metrics
+        self._not_here = not_here
+        # The stub's published type is that of a blocking channel.
+        self._stub: Any = None
+        self._hints = HintQueue(MOST_HINTS_WAITING)
+        self._to_hint = asyncio.Event()
+        self._direct: Batcher[Messages, Sequence[NodeOutcome]] = Batcher(
+            self._send, most_waiting=MOST_CALLS_WAITING
+        )
+
+    async def run(self) -> None:
+        """Talks to it until cancelled."""
+        async with open_channel(self.who.address) as channel:
+            self._stub = PeerServiceStub(channel)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._tell_hints(), name="peer-hints")
+                group.create_task(self._direct.run(), name="peer-direct")
+                group.create_task(self._keep_relay(), name="peer-relay")
+
+    # -- hints -------------------------------------------------------------------------------------
+
+    def hint(self, node_id: str, last_seq: int) -> None:
+        """Tells it soon that the node's rows were changed; at the bound its sweep has to find that."""
+        if self._hints.add(node_id, last_seq):
+            self._to_hint.set()
+        else:
+            self._metrics.hints.labels("dropped").inc()
+
+    async def _tell_hints(self) -> None:
+        failures = 0
+        while True:
+            await self._to_hint.wait()
+            self._to_hint.clear()
+            while hints := self._hints.take(MOST_HINTS_PER_CALL):
+                request = HintRequest(hints=[NodeHint(node_id=node, last_seq=seq) for node, seq in hints])
+                try:
+                    answer = await self._stub.Hint(request, timeout=CALL_SECONDS)
+                except grpc.aio.AioRpcError as error:
+                    failures += 1
+                    self._metrics.hints.labels("failed").inc(len(hints))
+                    _log.debug("peer.hints_failed", peer=self.who.dispatcher_id, code=error.code().name)
+                    await asyncio.sleep(RETRY.delay(failures, random.random()))
+                else:
+                    failures = 0
+                    self._metrics.hints.labels("told").inc(len(hints))
+                    if answer.not_here:
+                        self._not_here(answer.not_here)
+
+    # -- messages without acknowledgement ----------------------------------------------------------
+
+    async def direct(self, messages: Sequence[DirectMessage]) -> Sequence[NodeOutcome]:
+        """One outcome per message, in order. Raises Unavailable: then what became of them is unknown."""
+        return await self._direct.call(tuple(messages))
+
+    async def _send(self, calls: Sequence[Messages]) -> list[Sequence[NodeOutcome]]:
+        outcomes: list[NodeOutcome] = []
+        request, size_bytes = SendDirectRequest(), 0
+        for message in (message for call in calls for message in call):
+            if len(request.messages) >= MOST_MESSAGES_PER_CALL or size_bytes >= MOST_BYTES_PER_CALL:
+                outcomes += await self._send_one(request)
+                request, size_bytes = SendDirectRequest(), 0
+            request.messages.append(message)
+            size_bytes += message.size_bytes
+        outcomes += await self._send_one(request)
+        found = iter(outcomes)
+        return [[next(found) for _ in call] for call in calls]
+
+    async def _send_one(self, request: SendDirectRequest) -> Sequence[NodeOutcome]:
+        name = self.who.name or self.who.dispatcher_id
+        if self._stub is None:
+            raise Unavailable("PEER_UNAVAILABLE", f"dispatcher {name} has only just come")
+        try:
+            outcomes: Sequence[NodeOutcome] = (
+                await self._stub.SendDirect(request, timeout=CALL_SECONDS)
+            ).outcomes
+        except grpc.aio.AioRpcError as error:
+            raise Unavailable(
+                "PEER_UNAVAILABLE", f"the node's dispatcher {name} does not answer: {error.details()}"
+            ) from error
+        if len(outcomes) != len(request.messages):
+            raise Unavailable("PEER_UNAVAILABLE", f"the node's dispatcher {name} left messages unanswered")
+        return outcomes
+
+    # -- the relay ---------------------------------------------------------------------------------
+
+    async def _keep_relay(self) -> None:
+        failures = 0
+        while True:
+            call = self._stub.Relay()
+            detail = "it ended the relay"
+            try:
+                await self._run_relay(call)
+            except* grpc.aio.AioRpcError as errors:
+                detail = str([one.details() for one in errors.exceptions if isinstance(one, grpc.RpcError)])
+            finally:
+                call.cancel()
+            failures = 1 if self.is_attached else failures + 1
+            self._detached(detail)
+            await asyncio.sleep(RETRY.delay(failures, random.random()))
+
+    async def _run_relay(self, call: Any) -> None:
+        """One stream, until it ends; AioRpcErrors of reading and writing say why."""
+        end = self._relays.open()
+        try:
+            async with asyncio.TaskGroup() as group:
+                await call.write(self._subscription(end))
+                await call.initial_metadata()
+                self._attached()
+                writer = group.create_task(self._write(call, end), name="peer-relay-writer")
+                while (response := await call.read()) is not grpc.aio.EOF:
+                    self._relays.received(end, response.deliveries)
+                writer.cancel()
+        finally:
+            self._relays.close(end)
+
+    async def _write(self, call: Any, end: RelayEnd) -> None:
+        while True:
+            await end.wake.wait()
+            end.wake.clear()
+            request = self._subscription(end) if end.changed else RelayRequest()
+            request.acknowledged.extend(end.acknowledged)
+            request.returned.extend(end.returned)
+            end.acknowledged.clear()
+            end.returned.clear()
+            await call.write(request)
+
+    def _subscription(self, end: RelayEnd) -> RelayRequest:
+        end.changed = False
+        modules, credit = self._relays.wanted()
+        request = RelayRequest()
+        request.subscription.dispatcher_id = self._own.dispatcher_id
+        request.subscription.name = self._own.name
+        request.subscription.address = self._own.address
+        request.subscription.modules.extend(modules)
+        request.subscription.max_unacknowledged = credit
+        return request
+
+    def _attached(self) -> None:
+        self.is_attached = True
+        self._metrics.attached.inc()
+        _log.info("peer.attached", peer=self.who.dispatcher_id, address=self.who.address)
+
+    def gone(self) -> None:
+        """It has no lease any more and was told nothing."""
+        if self.is_attached:
+            self.is_attached = False
+            self._metrics.attached.dec()
+
+    def _detached(self, detail: str) -> None:
+        if self.is_attached:
+            self.is_attached = False
+            self._metrics.attached.dec()
+            self._metrics.lost.inc()
+            _log.warning("peer.lost", peer=self.who.dispatcher_id, address=self.who.address, detail=detail)

@@ -1,0 +1,96 @@
+"""PeerService: what other dispatchers ask of this one."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from cloudhub.v1 import dispatcher_pb2 as pb
+from cloudhub.v1 import peer_pb2
+from cloudhub.v1.peer_pb2_grpc import PeerServiceServicer
+from cloudhub.v1.sessions_pb2 import DispatcherPeer
+from services.dispatcher.delivery import Delivery
+from services.dispatcher.peers.directory import Peers
+from services.dispatcher.peers.metrics import PeerMetrics
+from services.dispatcher.upstream.subscriptions import check_modules, serve_deliveries
+from services.dispatcher.upstream.upstream import Upstream
+from services.runtime.errors import InvalidRequest
+from services.runtime.logs import get_log
+
+_log = get_log(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def check_relay(request: peer_pb2.RelayRequest) -> tuple[list[str], int]:
+    """The modules and the credit that a relay asks for; InvalidRequest names what is wrong."""
+    wanted = request.subscription
+    if not wanted.dispatcher_id:
+        raise InvalidRequest("subscription.dispatcher_id", "the first request says which dispatcher calls")
+    modules = check_modules(wanted.modules)
+    if modules and not wanted.max_unacknowledged:
+        raise InvalidRequest("subscription.max_unacknowledged", "should be above 0 to get anything")
+    return modules, wanted.max_unacknowledged
+
+
+class PeerServicer(PeerServiceServicer):
+    """For other dispatchers."""
+
+    def __init__(self, delivery: Delivery, upstream: Upstream, peers: Peers, metrics: PeerMetrics) -> None:
+        self._delivery = delivery
+        self._upstream = upstream
+        self._peers = peers
+        self._metrics = metrics
+
+    async def Hint(self, request: peer_pb2.HintRequest, context: Context) -> peer_pb2.HintResponse:
+        """See peer.proto."""
+        not_here = [
+            hint.node_id for hint in request.hints if not self._delivery.hinted(hint.node_id, hint.last_seq)
+        ]
+        self._metrics.hinted.labels("here").inc(len(request.hints) - len(not_here))
+        self._metrics.hinted.labels("elsewhere").inc(len(not_here))
+        return peer_pb2.HintResponse(not_here=not_here)
+
+    async def SendDirect(
+        self, request: peer_pb2.SendDirectRequest, context: Context
+    ) -> peer_pb2.SendDirectResponse:
+        """See peer.proto."""
+        return peer_pb2.SendDirectResponse(outcomes=[self._direct(one) for one in request.messages])
+
+    def _direct(self, wanted: peer_pb2.DirectMessage) -> pb.NodeOutcome:
+        outcome = pb.NodeOutcome(node_id=wanted.node_id)
+        session = self._delivery.sessions.get(wanted.node_id)
+        if session is None or not session.active:
+            outcome.outcome, outcome.reason = pb.OUTCOME_NO_SESSION, "NOT_CONNECTED"
+            self._delivery.dropped(wanted.node_id, wanted.message.id, "no_session")
+        elif self._delivery.direct(session, wanted.message, wanted.size_bytes):
+            outcome.outcome = pb.OUTCOME_ACCEPTED
+        else:
+            outcome.outcome, outcome.reason = pb.OUTCOME_REJECTED, "LANE_FULL"
+            outcome.field, outcome.detail = "node_ids", "the node's link does not keep up"
+        return outcome
+
+    async def Relay(
+        self, request_iterator: AsyncIterator[peer_pb2.RelayRequest], context: Context
+    ) -> AsyncIterator[pb.SubscribeResponse]:
+        """See peer.proto."""
+        requests = aiter(request_iterator)
+        first = await anext(requests, None)
+        if first is None:
+            return
+        modules, credit = check_relay(first)
+        wanted, upstream = first.subscription, self._upstream
+        caller = DispatcherPeer(dispatcher_id=wanted.dispatcher_id, name=wanted.name, address=wanted.address)
+        self._peers.introduced(caller)
+        subscriber_id, wake = upstream.subscribe(modules, credit, is_relay=True)
+        _log.info("relay.opened", modules=modules, dispatcher=wanted.dispatcher_id, subscriber=subscriber_id)
+
+        def handle(request: peer_pb2.RelayRequest) -> None:
+            if request.HasField("subscription"):
+                upstream.resubscribe(subscriber_id, *check_relay(request))
+            if request.returned:
+                upstream.give_back(subscriber_id, request.returned)
+            upstream.acknowledge(subscriber_id, request.acknowledged)
+
+        async for response in serve_deliveries(upstream, subscriber_id, wake, requests, handle, context):
+            yield response
