@@ -109,6 +109,11 @@ def _quotas(settings: DispatcherSettings) -> Quotas:
     )
 
 
+def shared_database(url: str) -> bool:
+    """True if other dispatchers may use the database too; SQLite's is one process's own."""
+    return not url.startswith("sqlite")
+
+
 def _cluster_ca(settings: DispatcherSettings) -> bytes | None:
     if settings.cluster_ca is None:
         return None
@@ -163,6 +168,7 @@ async def running_app(
     metrics = DispatcherMetrics(registry)
     store = await open_store(settings.database, SCHEMA)
     try:
+        is_shared = shared_database(settings.database)
         outbox = SqlOutbox(store, _quotas(settings))
         await outbox.open()
         dispatcher_id = f"{name}-{new_id()}"
@@ -267,7 +273,7 @@ async def running_app(
                         acknowledger,
                         peers,
                         handover,
-                        Sweep(delivery, outbox, peer_metrics),
+                        Sweep(delivery, outbox, peer_metrics, lambda: is_shared),
                     )
                 ]
                 background.append(group.create_task(housekeeping.run(), name="Housekeeping"))

@@ -250,6 +250,10 @@ class Upstream:
 
     # -- for the subscribers -------------------------------------------------------------------
 
+    def served(self) -> list[str]:
+        """The modules that have a subscriber, here or at another dispatcher."""
+        return self._queues.served()
+
     def subscribe(
         self, modules: Sequence[str], most_unacknowledged: int, *, is_relay: bool = False
     ) -> tuple[int, asyncio.Event]:

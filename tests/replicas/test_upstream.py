@@ -1,0 +1,210 @@
+"""Nodes at one dispatcher, subscribers at another."""
+
+import asyncio
+import json
+from collections import defaultdict
+from pathlib import Path
+
+from cloudhub.v1 import dispatcher_pb2 as pb
+from tests.support.certs import TestAuthority
+from tests.support.hub import StockEdge, Subscriber, request
+from tests.support.processes import eventually
+from tests.support.replicas import Replicas, running_replicas
+
+
+async def served(hub: Replicas, *modules: str) -> None:
+    """Every dispatcher knows that these modules are served somewhere."""
+    await eventually(lambda: all(replica.serves(*modules) for replica in hub.all), 10, f"{modules} served")
+
+
+async def reports(edge: StockEdge, *numbers: int) -> None:
+    """Messages that are never merged, numbered."""
+    for number in numbers:
+        await edge.send("insert", f"default/event/e{number}", number)
+
+
+def numbers(deliveries: list[pb.UpstreamDelivery]) -> list[int]:
+    return [json.loads(one.message.content) for one in deliveries if one.message.operation == "insert"]
+
+
+async def test_everything_a_node_says_reaches_a_subscriber_at_another_dispatcher(
+    tmp_path: Path, authority: TestAuthority
+) -> None:
+    """C39: connected first, a status, an upload, a synchronous request and its answer, disconnected last."""
+    async with running_replicas(tmp_path, authority) as hub, hub[0].subscriber(
+        "edgecontroller", "router"
+    ) as cloud:
+        await served(hub, "edgecontroller", "router")
+        async with hub[1].edge() as edge:
+            await edge.send("update", "default/podstatus/p1", {"phase": "Running"})
+            await edge.send("upload", "telemetry", 7, group="user", sync=True)
+            assert (await edge.next())["content"] == "OK"
+            asked = await edge.send("query", "default/configmap/cm1", source="metamanager", sync=True)
+            got: list[pb.UpstreamDelivery] = []
+            while len(got) < 5:
+                got += await cloud.take()
+            (query,) = [one for one in got if one.message.operation == "query"]
+            assert query.message.id == asked
+            await hub[0].accept(
+                request(operation="response", parent_id=asked, content={"metadata": {"uid": "u"}})
+            )
+            answer = await edge.next()
+            assert answer["header"]["parent_msg_id"] == asked
+            await edge.answer(answer)
+        got += await cloud.take(2)
+        told: dict[str, list[str]] = defaultdict(list)
+        for one in got:
+            told[one.module].append(one.message.operation)
+        assert told == {
+            "edgecontroller": ["connected", "update", "query", "disconnected"],
+            "router": ["connected", "upload", "disconnected"],
+        }
+        assert {one.message.resource for one in got if one.message.operation == "update"} == {
+            "node/edge-1/default/podstatus/p1"
+        }
+        assert not any(one.redelivered for one in got)
+        # Settled here means settled there: nothing is left of it at the node's dispatcher.
+        await eventually(lambda: hub[1].metric("upstream_uploads_settled_total") == 1)
+        await eventually(lambda: hub[1].metric("upstream_events_done_total") == 2)
+        assert hub[1].metric("upstream_waiting") == hub[0].metric("upstream_waiting") == 0
+
+
+async def test_a_request_is_answered_error_only_if_no_dispatcher_has_a_subscriber(
+    tmp_path: Path, authority: TestAuthority
+) -> None:
+    """C32: and again once the only subscriber is gone."""
+    async with running_replicas(tmp_path, authority) as hub, hub[1].edge() as edge:
+        await edge.send("query", "default/secret/s", source="metamanager", sync=True)
+        assert (await edge.next())["route"]["operation"] == "error"
+        async with hub[0].subscriber("edgecontroller") as cloud:
+            await served(hub, "edgecontroller")
+            asked = await edge.send("query", "default/secret/s", source="metamanager", sync=True)
+            query = await cloud.until(lambda one: one.message.operation == "query")
+            assert query.message.id == asked
+        await eventually(lambda: not hub[1].serves("edgecontroller"))
+        await edge.send("query", "default/secret/s", source="metamanager", sync=True)
+        assert (await edge.next())["route"]["operation"] == "error"
+
+
+async def test_order_per_node_holds_with_subscribers_at_two_dispatchers(
+    tmp_path: Path, authority: TestAuthority
+) -> None:
+    """C39: three nodes at two dispatchers, a subscriber at each, every message once and in its order."""
+    got: list[pb.UpstreamDelivery] = []
+    takers: set[tuple[str, int]] = set()
+    async with running_replicas(tmp_path, authority) as hub:
+        async with (
+            hub[0].subscriber("edgecontroller", max_unacknowledged=4) as first,
+            hub[1].subscriber("edgecontroller", max_unacknowledged=4) as second,
+            hub[0].edge("edge-a") as a,
+            hub[1].edge("edge-b") as b,
+            hub[1].edge("edge-c") as c,
+        ):
+            await served(hub, "edgecontroller")
+
+            async def collect(cloud: Subscriber, place: int) -> None:
+                while True:
+                    delivery = await cloud.next(30)
+                    got.append(delivery)
+                    takers.add((delivery.node_id, place))
+                    await asyncio.sleep(0)
+                    await cloud.acknowledge(delivery)
+
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(collect(cloud, place)) for place, cloud in enumerate((first, second))
+                ]
+                for edge in (a, b, c):
+                    group.create_task(reports(edge, *range(200)))
+                await eventually(lambda: len(got) >= 603, 20, "all taken")
+                for task in tasks:
+                    task.cancel()
+        by_node: dict[str, list[int]] = defaultdict(list)
+        for one in got:
+            if one.message.operation == "insert":
+                by_node[one.node_id].append(json.loads(one.message.content))
+        assert by_node == {node: list(range(200)) for node in ("edge-a", "edge-b", "edge-c")}
+
+
+async def test_a_dispatcher_that_dies_with_messages_loses_none(
+    tmp_path: Path, authority: TestAuthority
+) -> None:
+    """C35, C39: what its subscriber had not settled goes to another, marked, in order."""
+    async with running_replicas(tmp_path, authority, 3) as hub, hub[2].edge() as edge:
+        async with hub[0].subscriber("edgecontroller", max_unacknowledged=3) as dying:
+            await served(hub, "edgecontroller")
+            await dying.until(lambda one: one.message.operation == "connected")
+            await reports(edge, *range(10))
+            seen = [await dying.next() for _ in range(3)]
+            await dying.acknowledge(seen[0])
+            await eventually(lambda: hub[2].metric("upstream_relayed_away_total") >= 4)
+            await hub[0].app.server.grpc_server.stop(0)
+        async with hub[1].subscriber("edgecontroller") as other:
+            got = await other.take(9)
+            assert numbers(got)[-9:] == list(range(1, 10))
+            assert got[0].redelivered
+
+
+async def test_what_a_subscriber_left_behind_goes_to_one_at_the_nodes_own_dispatcher(
+    tmp_path: Path, authority: TestAuthority
+) -> None:
+    """C32, C39: also what only waited at the other dispatcher."""
+    async with running_replicas(tmp_path, authority) as hub, hub[1].edge() as edge:
+        async with hub[0].subscriber("edgecontroller", max_unacknowledged=8) as leaving:
+            await served(hub, "edgecontroller")
+            await leaving.until(lambda one: one.message.operation == "connected")
+            await reports(edge, *range(20))
+            assert numbers([await leaving.next(), await leaving.next()]) == [0, 1]
+        async with hub[1].subscriber("edgecontroller") as staying:
+            assert numbers(await staying.take(20)) == list(range(20))
+        assert hub[0].metric("upstream_waiting") == 0
+
+
+async def test_a_subscription_that_grows_disturbs_no_other(tmp_path: Path, authority: TestAuthority) -> None:
+    """C39: a second module is served here from now on; what is held of the first stays held."""
+    async with (
+        running_replicas(tmp_path, authority) as hub,
+        hub[1].edge() as edge,
+        hub[0].subscriber("edgecontroller") as first,
+    ):
+        await served(hub, "edgecontroller")
+        await first.until(lambda one: one.message.operation == "connected")
+        await reports(edge, 0)
+        held = await first.next()
+        async with hub[0].subscriber("devicecontroller") as second:
+            await served(hub, "devicecontroller")
+            await edge.send("update", "default/device/d1", {}, source="twin")
+            assert (await second.next()).module == "devicecontroller"
+        await reports(edge, 1)
+        later = await first.next()
+        await first.acknowledge(held, later)
+        assert numbers([held, later]) == [0, 1]
+        assert not later.redelivered
+
+
+async def test_relayed_messages_are_never_relayed_on(tmp_path: Path, authority: TestAuthority) -> None:
+    """Subscribers of one module everywhere: each message is taken once, over at most one relay."""
+    async with (
+        running_replicas(tmp_path, authority, 3) as hub,
+        hub[0].subscriber("edgecontroller", max_unacknowledged=1) as a,
+        hub[1].subscriber("edgecontroller", max_unacknowledged=1) as b,
+        hub[2].subscriber("edgecontroller", max_unacknowledged=1) as c,
+    ):
+        await served(hub, "edgecontroller")
+        got: list[pb.UpstreamDelivery] = []
+
+        async def collect(cloud: Subscriber) -> None:
+            while True:
+                got.extend(await cloud.take(1, 30))
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(collect(cloud)) for cloud in (a, b, c)]
+            async with hub[0].edge("edge-a") as one, hub[1].edge("edge-b") as two:
+                await asyncio.gather(reports(one, *range(50)), reports(two, *range(50)))
+                await eventually(lambda: len(got) >= 102, 20, "all taken")
+            for task in tasks:
+                task.cancel()
+        relayed = sum(replica.metric("upstream_relayed_here_total") for replica in hub.all)
+        assert relayed == sum(replica.metric("upstream_relayed_away_total") for replica in hub.all)
+        assert relayed <= len(got) + 4
+        assert sorted(numbers(got)) == sorted([*range(50), *range(50)])
