@@ -1,8 +1,10 @@
-"""`python -m services.dispatcher`."""
+"""`python -m services.dispatcher` runs the service, `... migrate` brings its database up to date."""
 
 from services.dispatcher.app import serve
-from services.dispatcher.settings import DispatcherSettings
+from services.dispatcher.outbox.schema import SCHEMA
+from services.dispatcher.settings import DispatcherMigrationSettings, DispatcherSettings
 from services.runtime.lifecycle import run_process
+from services.runtime.migration_command import ran_migration
 from services.runtime.settings import load_settings
 
 PROGRAM = "cloudhub-dispatcher"
@@ -10,6 +12,8 @@ PROGRAM = "cloudhub-dispatcher"
 
 def main() -> None:
     """Runs a dispatcher by flags and environment."""
+    if ran_migration(PROGRAM, DispatcherMigrationSettings, SCHEMA):
+        return
     settings = load_settings(DispatcherSettings, PROGRAM)
     run_process(PROGRAM, lambda stop: serve(settings, stop))
 

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from services.runtime.migration_command import MigrationSettings
 from services.runtime.settings import Address, Replicas, ServiceSettings
 
 
@@ -64,3 +65,9 @@ class DispatcherSettings(ServiceSettings):
     tombstone_seconds: float = Field(
         7 * 86_400.0, gt=0, description="how long a deleted object is remembered"
     )
+
+
+class DispatcherMigrationSettings(MigrationSettings):
+    """Brings the database of the dispatchers to the schema that this release wants."""
+
+    model_config = SettingsConfigDict(env_prefix="CLOUDHUB_DISPATCHER_")

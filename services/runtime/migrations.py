@@ -15,6 +15,8 @@ from sqlalchemy import Connection, MetaData, column, inspect, select, table
 
 from services.runtime.errors import StartupError
 
+_VERSIONS = "_schema"
+
 
 @dataclass(frozen=True, slots=True)
 class Schema:
@@ -27,7 +29,7 @@ class Schema:
     @property
     def version_table(self) -> str:
         """Where the database says which migration it is at."""
-        return f"{self.service}_schema"
+        return self.service + _VERSIONS
 
 
 def _script(schema: Schema) -> ScriptDirectory:
@@ -47,9 +49,14 @@ def version_of(connection: Connection, schema: Schema) -> str | None:
     return connection.execute(select(versions.c.version_num)).scalar()
 
 
-def is_empty(connection: Connection) -> bool:
-    """Whether the database holds no tables at all."""
-    return not inspect(connection).get_table_names()
+def check_own(connection: Connection, schema: Schema, database: str) -> bool:
+    """Whether a database that serves one service is new; raises StartupError if it serves something else."""
+    tables = set(inspect(connection).get_table_names())
+    if not tables or schema.version_table in tables:
+        return not tables
+    others = sorted(name.removesuffix(_VERSIONS) for name in tables if name.endswith(_VERSIONS))
+    held = f"the schema of {others[0]}" if others else "tables of another program"
+    raise StartupError(f"database {database} holds {held}, not the schema of {schema.service}")
 
 
 def check_version(connection: Connection, schema: Schema, database: str, command: str) -> None:

@@ -68,7 +68,7 @@ class ServiceSettings(BaseSettings):
     shutdown_seconds: float = Field(20.0, gt=0, le=600, description="time for a clean stop")
 
 
-S = TypeVar("S", bound=ServiceSettings)
+S = TypeVar("S", bound=BaseSettings)
 
 
 def load_settings(kind: type[S], program: str, argv: list[str] | None = None) -> S:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.runtime.errors import StartupError, StoreUnavailable
-from services.runtime.migrations import Schema, check_version, head, is_empty, upgrade, version_of
+from services.runtime.migrations import Schema, check_own, check_version, head, upgrade, version_of
 from services.runtime.store_postgresql import PostgresStore, check_url, shown
 from services.runtime.store_sqlite import SqliteStore, sqlite_path
 
@@ -57,10 +57,8 @@ async def open_store(url: str, schema: Schema) -> Store:
     command = f"python -m services.{schema.service} migrate --database URL"
 
     def prepare(connection: Connection) -> None:
-        if not store.is_shared:
-            _check_own(connection, schema, name)
-            if is_empty(connection):
-                upgrade(connection, schema, name)
+        if not store.is_shared and check_own(connection, schema, name):
+            upgrade(connection, schema, name)
         check_version(connection, schema, name, command)
 
     await _first_use(store, name, prepare)
@@ -76,7 +74,7 @@ async def migrate(url: str, schema: Schema) -> str:
 
     def work(connection: Connection) -> str | None:
         if not store.is_shared:
-            _check_own(connection, schema, name)
+            check_own(connection, schema, name)
         found = version_of(connection, schema)
         upgrade(connection, schema, name)
         return found
@@ -102,17 +100,13 @@ def _store_of(url: str, **postgresql: float) -> tuple[Store, str]:
     )
 
 
-def _check_own(connection: Connection, schema: Schema, name: str) -> None:
-    if not is_empty(connection) and version_of(connection, schema) is None:
-        raise StartupError(f"database {name} belongs to another service or program, not to {schema.service}")
-
-
 async def _first_use(store: Store, name: str, work: Callable[[Connection], T]) -> T:
     try:
         try:
             return await store.write(work)
         except (StoreUnavailable, SQLAlchemyError) as error:
-            raise StartupError(f"cannot use the database {name}: {error}") from error
+            detail = error.detail if isinstance(error, StoreUnavailable) else error
+            raise StartupError(f"cannot use the database {name}: {detail}") from error
     except BaseException:
         await store.close()
         raise

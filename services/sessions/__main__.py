@@ -1,17 +1,21 @@
-"""`python -m services.sessions`: runs the sessions service until SIGTERM or SIGINT."""
+"""`python -m services.sessions` runs the service, `... migrate` brings its database up to date."""
 
 import socket
 
 from services.runtime.lifecycle import run_process
 from services.runtime.logs import configure_logs
+from services.runtime.migration_command import ran_migration
 from services.runtime.settings import load_settings
 from services.sessions.app import main_of
-from services.sessions.settings import SessionsSettings
+from services.sessions.schema import SCHEMA
+from services.sessions.settings import SessionsMigrationSettings, SessionsSettings
 
 PROGRAM = "cloudhub-sessions"
 
 
 def main() -> None:
+    if ran_migration(PROGRAM, SessionsMigrationSettings, SCHEMA):
+        return
     settings = load_settings(SessionsSettings, PROGRAM)
     configure_logs("sessions", settings.name or socket.gethostname(), settings.log_level, settings.log_format)
     run_process(PROGRAM, main_of(settings))

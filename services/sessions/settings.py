@@ -3,6 +3,7 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from services.runtime.migration_command import MigrationSettings
 from services.runtime.settings import Address, ServiceSettings
 
 
@@ -36,3 +37,9 @@ class SessionsSettings(ServiceSettings):
     watch_queue: int = Field(
         10_000, ge=1, description="changes a WatchSessions stream may lag behind before it is ended"
     )
+
+
+class SessionsMigrationSettings(MigrationSettings):
+    """Brings the database of the registry to the schema that this release wants."""
+
+    model_config = SettingsConfigDict(env_prefix="CLOUDHUB_SESSIONS_")

@@ -169,14 +169,13 @@ async def test_a_wrong_database_is_one_sentence(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign.db"
     foreign.write_bytes(b"this is no database " * 100)
     other = sqlite3.connect(tmp_path / "other.db")
-    other.execute("CREATE TABLE schema_version (service VARCHAR PRIMARY KEY, version INTEGER)")
-    other.execute("INSERT INTO schema_version VALUES ('dispatcher', 1)")
+    other.execute("CREATE TABLE dispatcher_schema (version_num VARCHAR PRIMARY KEY)")
     other.commit()
     other.close()
     for url, said in (
-        ("mysql://x/y", "mysql is not supported"),
+        ("mysql://x/y", "expected sqlite:///PATH or postgresql://"),
         (f"sqlite:///{foreign}", "cannot use the database"),
-        (f"sqlite:///{tmp_path}/other.db", "holds schema dispatcher 1; this is sessions 1"),
+        (f"sqlite:///{tmp_path}/other.db", "holds the schema of dispatcher, not the schema of sessions"),
     ):
         with pytest.raises(StartupError, match=said):
             await SessionsApp(settings(tmp_path, database=url)).start()

@@ -18,9 +18,10 @@ from services.dispatcher.outbox.transaction import (
     EventIds,
     apply_ops,
     load_ledger,
+    lock_free_nodes,
     write_ledger,
 )
-from services.runtime.errors import StoreRefused, StoreUnavailable
+from services.runtime.errors import StoreBusy, StoreRefused, StoreUnavailable
 from services.runtime.logs import get_log
 from services.runtime.rowsets import RowQuery
 from services.runtime.statements import delete_rows
@@ -109,30 +110,53 @@ class SqlOutbox:
 
     async def commit(self, ops: Sequence[Op]) -> list[Result | Exception]:
         """See `contract.Outbox.commit`."""
-        whole = await self._try(ops)
+        whole: Sequence[Result | Exception] | StoreUnavailable
+        try:
+            whole = await self._try(ops)
+        except StoreBusy as busy:
+            if len(ops) == 1:
+                return [busy]
+            whole = await self._try_unlocked(ops)
         if not isinstance(whole, StoreUnavailable):
             return list(whole)
         if len(ops) == 1:
             return [whole]
         results: list[Result | Exception] = []
         for op in ops:
-            alone = await self._try([op])
-            results.extend([alone] if isinstance(alone, StoreUnavailable) else alone)
+            results.extend(await self.commit([op]))
         return results
 
     async def _try(self, ops: Sequence[Op]) -> list[Result] | StoreUnavailable:
         """The results, or what the database or its content has against one of the operations."""
         try:
-            return await self._commit(ops)
-        except StoreUnavailable as error:
-            if not isinstance(error, StoreRefused):
-                raise
+            return await self._write(
+                lambda c, totals: apply_ops(c, ops, self.quotas, totals, self._event_ids)
+            )
+        except StoreRefused as error:
             return error
         except _BAD_VALUES as error:
             return StoreUnavailable(f"a value cannot be stored, or a stored one not be read: {error}")
 
-    async def _commit(self, ops: Sequence[Op]) -> list[Result]:
-        return await self._write(lambda c, totals: apply_ops(c, ops, self.quotas, totals, self._event_ids))
+    async def _try_unlocked(self, ops: Sequence[Op]) -> list[Result | StoreBusy] | StoreUnavailable:
+        """Leaves out the nodes that somebody else holds, so that they hold up nobody but themselves."""
+
+        def work(connection: Connection, totals: Totals) -> list[Result | StoreBusy]:
+            held = lock_free_nodes(connection, {op.node_id for op in ops})
+            free = [op for op in ops if op.node_id not in held]
+            results = iter(apply_ops(connection, free, self.quotas, totals, self._event_ids))
+            return [
+                StoreBusy(f"node {op.node_id} is locked by another transaction")
+                if op.node_id in held
+                else next(results)
+                for op in ops
+            ]
+
+        try:
+            return await self._write(work)
+        except (StoreRefused, StoreBusy) as error:
+            return error
+        except _BAD_VALUES as error:
+            return StoreUnavailable(f"a value cannot be stored, or a stored one not be read: {error}")
 
     async def _write(self, work: Callable[[Connection, Totals], T]) -> T:
         """One transaction, which counts on a copy of the totals; it may be run more than once, and others

@@ -123,6 +123,18 @@ def lock_nodes(connection: Connection, node_ids: Collection[str]) -> tuple[dict[
     return {row[0]: node_row(row) for row in found}, fresh
 
 
+def lock_free_nodes(connection: Connection, node_ids: Collection[str]) -> set[str]:
+    """Locks what nobody else holds, without waiting; the ids of the others."""
+    known = set(connection.execute(select(node.c.node_id).where(node.c.node_id.in_(node_ids))).scalars())
+    free = (
+        select(node.c.node_id)
+        .where(node.c.node_id.in_(known))
+        .order_by(node.c.node_id)
+        .with_for_update(skip_locked=True)
+    )
+    return known - set(connection.execute(free).scalars())
+
+
 def load_ledger(connection: Connection, needs: Needs, quotas: Quotas, totals: Totals) -> Ledger:
     """Everything the operations look at. Nodes are locked before their objects are read."""
     objects: defaultdict[str, dict[str, ObjectRow]] = defaultdict(dict)

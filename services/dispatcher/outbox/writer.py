@@ -19,7 +19,7 @@ from services.dispatcher.outbox.records import (
     Result,
 )
 from services.runtime.backoff import Backoff
-from services.runtime.errors import StoreUnavailable, Unavailable
+from services.runtime.errors import StoreBusy, StoreUnavailable, Unavailable
 from services.runtime.logs import get_log
 
 _log = get_log(__name__)
@@ -168,18 +168,25 @@ class OutboxWriter:
                 raise
         self._metrics.commit_operations.observe(count)
         recorded: list[OwnedOp] = []
+        locked: list[tuple[Op, _Group | None]] = []
         for (op, group), result in zip(batch, results, strict=True):
             if group is not None:
                 group.add(result)
             elif isinstance(result, Fenced):
                 self._metrics.fenced.inc()
+            elif isinstance(result, StoreBusy):
+                locked.append((op, None))
             elif isinstance(result, Exception):
                 self._metrics.bad_rows.inc()
                 _log.error("outbox.record_refused", op=type(op).__name__, error=str(result))
             elif isinstance(op, OwnedOp):
                 recorded.append(op)
         self._recorded(recorded)
-        return True
+        if locked:
+            self._metrics.store_failures.inc()
+            _log.warning("outbox.rows_locked", operations=len(locked), node=locked[0][0].node_id)
+            self._queue.extendleft(reversed(locked))
+        return not locked
 
     def _failed(self, batch: list[tuple[Op, _Group | None]], error: StoreUnavailable) -> None:
         self._metrics.store_failures.inc()

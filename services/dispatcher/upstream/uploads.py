@@ -26,6 +26,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from cloudhub.v1.message_pb2 import Message
 from services.runtime.column_types import exact_text
+from services.runtime.errors import StoreRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +105,23 @@ def store_uploads(connection: Connection, table: Table, rows: Sequence[UploadRow
             "size_bytes": row.size_bytes,
             "message": row.message.SerializeToString(),
         }
-        for row in rows
+        # In one order, so that two dispatchers that store what a node repeats do not wait in a circle.
+        for row in sorted(rows, key=lambda row: (row.node_id, row.message.id, row.n))
     ]
     stored = {(node_id, n) for node_id, n in connection.execute(statement, values)}
     for row in rows:
         key = (row.node_id, row.n)
-        if key not in stored and _is_stored(connection, table, *key):
+        if key not in stored and _is_stored(connection, table, row):
             stored.add(key)
     return stored
 
 
-def _is_stored(connection: Connection, table: Table, node_id: str, n: int) -> bool:
-    query = select(table.c.n).where(table.c.node_id == node_id, table.c.n == n)
-    return connection.execute(query).first() is not None
+def _is_stored(connection: Connection, table: Table, row: UploadRow) -> bool:
+    query = select(table.c.message_id).where(table.c.node_id == row.node_id, table.c.n == row.n)
+    found = connection.execute(query).scalar()
+    if found is not None and found != row.message.id:
+        raise StoreRefused(f"upload {row.n} of node {row.node_id} is another message")
+    return found is not None
 
 
 def delete_uploads(connection: Connection, table: Table, keys: Sequence[tuple[str, int]]) -> None:
