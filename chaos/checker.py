@@ -12,7 +12,7 @@ from chaos.messages import (
     uploads_lost,
     uploads_out_of_order,
 )
-from chaos.sessions import double_sessions, limit_overruns, not_one_session
+from chaos.sessions import double_sessions, limit_overruns, moves, not_one_session
 
 
 @dataclass(slots=True)
@@ -28,6 +28,12 @@ class Verdict:
     """Uploads that were confirmed to their nodes."""
     faults: Counter[str] = field(default_factory=Counter)
     longest_recovery_seconds: float = 0.0
+    recoveries: dict[str, float] = field(default_factory=dict)
+    """The longest one by kind of fault, in seconds."""
+    reconnects: Counter[str] = field(default_factory=Counter)
+    """Links that were opened anew, by kind of fault."""
+    moves: int = 0
+    """Links that were seen to change their dispatcher without a new link."""
     lost: list[str] = field(default_factory=list)
     stale_overwrites: list[str] = field(default_factory=list)
     double_sessions: list[str] = field(default_factory=list)
@@ -69,7 +75,13 @@ def judge(history: History, node_ids: list[str]) -> Verdict:
     accepted = [one for one in history.publishes if one.outcome is Outcome.ACCEPTED]
     applied = {(step.key, step.version, step.operation == "delete") for step in history.steps}
     acknowledged = sum((one.key, one.version, one.deletes) in applied for one in accepted)
-    recoveries = [fault.recovered_at - fault.at for fault in history.faults if fault.recovered_at is not None]
+    recoveries: dict[str, float] = {}
+    reconnects: Counter[str] = Counter()
+    for fault in history.faults:
+        reconnects[fault.kind] += fault.reconnects
+        if fault.recovered_at is not None:
+            took = fault.recovered_at - fault.at
+            recoveries[fault.kind] = max(took, recoveries.get(fault.kind, 0.0))
     wrong_end = not_newest(history.publishes, held, history.waiting)
     return Verdict(
         accepted=len(accepted),
@@ -78,7 +90,10 @@ def judge(history: History, node_ids: list[str]) -> Verdict:
         waiting=len(history.waiting),
         uploads=sum(len(set(numbers)) for numbers in history.uploads_confirmed.values()),
         faults=Counter(fault.kind for fault in history.faults),
-        longest_recovery_seconds=max(recoveries, default=0.0),
+        longest_recovery_seconds=max(recoveries.values(), default=0.0),
+        recoveries=recoveries,
+        reconnects=reconnects,
+        moves=moves(history.registry),
         lost=[
             *lost(history.publishes, history.steps, history.waiting),
             *wrong_end,

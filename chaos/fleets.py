@@ -10,6 +10,7 @@ from demo.fleet import Fleet, running_fleet
 from demo.fleet_worker import Report
 from edge.store import EdgeStore, read_history, read_objects
 
+_FOR_EVER_SECONDS = 86_400.0
 NOTHING = Report(0, 0, 0, 0, 0, {})
 
 
@@ -28,6 +29,8 @@ class FleetProcess:
         self._stack = AsyncExitStack()
         self._fleet: Fleet | None = None
         self._started = False
+        self._stored_before = (0,) * nodes
+        self._opened_before = 0
 
     @property
     def database(self) -> Path:
@@ -40,6 +43,18 @@ class FleetProcess:
         return self._fleet.report if self._fleet else NOTHING
 
     @property
+    def stored(self) -> tuple[int, ...]:
+        """Distinct messages that each node has stored since the run began; after a restart of the process
+        messages that come again count again."""
+        now = self.report.by_node or [0] * len(self._stored_before)
+        return tuple(before + count for before, count in zip(self._stored_before, now, strict=True))
+
+    @property
+    def links_opened(self) -> int:
+        """Since the run began."""
+        return self._opened_before + self.report.links_opened
+
+    @property
     def is_running(self) -> bool:
         """Whether it has a process that has not ended."""
         return self._fleet is not None and self._fleet.child.running
@@ -50,7 +65,7 @@ class FleetProcess:
             running_fleet(
                 *(len(self.node_ids), self._server, self._data / "certificates", self.database),
                 self._data / "logs" / f"{self.name}.log",
-                *self._flags,
+                *(*self._flags, "--by-node"),
                 name=self.name,
                 first=self._first,
                 append=self._started,
@@ -60,13 +75,18 @@ class FleetProcess:
 
     def cut(self) -> None:
         """Drops all of its links at once."""
-        for node_id in self.node_ids if self._fleet else ():
+        for node_id in self.node_ids:
             self._fleet_or_fail().cut(node_id)
 
-    def block(self, seconds: float) -> None:
-        """Black-holes all of its nodes for so long."""
-        for node_id in self.node_ids if self._fleet else ():
-            self._fleet_or_fail().block(node_id, seconds)
+    def leave(self) -> None:
+        """Drops all of its links and dials no more."""
+        for node_id in self.node_ids:
+            self._fleet_or_fail().cut(node_id)
+            self._fleet_or_fail().block(node_id, _FOR_EVER_SECONDS)
+
+    def come_back(self) -> None:
+        """Ends what `leave` began."""
+        self._fleet_or_fail().heal()
 
     async def kill(self) -> None:
         """kill -9."""
@@ -75,6 +95,7 @@ class FleetProcess:
 
     async def stop(self) -> None:
         """Ends the process: politely, unless it is dead already."""
+        self._stored_before, self._opened_before = self.stored, self.links_opened
         self._fleet = None
         await self._stack.aclose()
 

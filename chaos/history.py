@@ -151,6 +151,8 @@ class FaultDone(msgspec.Struct, frozen=True):
     target: str
     at: float
     recovered_at: float | None
+    reconnects: int = 0
+    """Links that were opened anew until then."""
 
 
 class History(msgspec.Struct):

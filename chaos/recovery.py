@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+IN_FLIGHT_SECONDS = 0.4
+"""What was on its way when the fault came is stored by then; it proves nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
@@ -12,37 +15,34 @@ class Vitals:
     """Links that edges say they have."""
     sessions: int
     """ACTIVE sessions in the registry; -1: it did not answer."""
-    acknowledged: tuple[int, ...]
-    """Messages that each fleet has stored since the run began."""
+    stored: tuple[int, ...]
+    """Messages that each node has stored since the run began."""
     pending: int
     """Messages that the hub waits for; -1: it did not answer."""
 
 
 class Recovery:
-    """Follows the hub after a fault, from when the fault is undone.
+    """Follows the hub from a fault on, at `since`; the fault need not be undone.
 
-    Recovered: `nodes` links and sessions are there (with a limit on sessions: as many as it admits), every
-    fleet has stored something new since that was first so, and what is pending falls, or is no more than
-    `usual_pending`.
+    Recovered: every node has its link and its session and has stored something new since the fault,
+    and what is pending falls, or is no more than `usual_pending`.
     """
 
-    def __init__(self, nodes: int, usual_pending: int) -> None:
-        self._nodes = nodes
+    def __init__(self, since: float, usual_pending: int) -> None:
+        self._begins_at = since + IN_FLIGHT_SECONDS
         self._usual_pending = usual_pending
         self._most_pending = 0
-        self._whole: Vitals | None = None
+        self._before: tuple[int, ...] | None = None
 
     def look(self, vitals: Vitals) -> float | None:
         """The instant of recovery; None while it has not come."""
+        if vitals.at < self._begins_at:
+            return None
+        if self._before is None:
+            self._before = vitals.stored
         self._most_pending = max(self._most_pending, vitals.pending)
-        if vitals.links < self._nodes or vitals.sessions < self._nodes:
-            self._whole = None
-            return None
-        if self._whole is None:
-            self._whole = vitals
-            return None
-        moved = all(
-            now > then for now, then in zip(vitals.acknowledged, self._whole.acknowledged, strict=True)
-        )
+        nodes = len(vitals.stored)
+        whole = vitals.links >= nodes and vitals.sessions >= nodes
+        moved = all(now > before for now, before in zip(vitals.stored, self._before, strict=True))
         falls = 0 <= vitals.pending < self._most_pending or 0 <= vitals.pending <= self._usual_pending
-        return vitals.at if moved and falls else None
+        return vitals.at if whole and moved and falls else None

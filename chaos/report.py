@@ -15,8 +15,11 @@ def print_verdict(console: Console, verdict: Verdict, title: str) -> None:
     table.add_column(justify="right")
     table.add_column(style="dim")
     for name, count in sorted(verdict.faults.items()):
-        table.add_row(name, str(count), "fault")
-    table.add_row("faults", str(verdict.faults.total()), "injected", end_section=True)
+        took = verdict.recoveries.get(name)
+        text = "not recovered" if took is None else f"recovered after {took:.1f} s at most"
+        table.add_row(name, str(count), f"{text}; {verdict.reconnects[name]} links opened anew")
+    note = f"{verdict.moves} times a link was moved to another dispatcher"
+    table.add_row("faults", str(verdict.faults.total()), note, end_section=True)
     table.add_row("accepted", str(verdict.accepted), "messages, per node")
     note = f"stored by their nodes; {verdict.superseded} were superseded before"
     table.add_row("acknowledged", str(verdict.acknowledged), note)

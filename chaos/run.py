@@ -4,6 +4,7 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from itertools import chain
 
 from chaos.clock import RunClock
 from chaos.ending import Ending, handed_on
@@ -13,7 +14,7 @@ from chaos.history import FaultDone, History
 from chaos.observer import Observer
 from chaos.publisher import Publisher
 from chaos.recovery import Recovery, Vitals
-from chaos.schedule import Fault, Stage, schedule
+from chaos.schedule import Stage, schedule
 from chaos.settings import ChaosSettings
 from chaos.standby import DatabasePair
 from chaos.subscriber import Subscriber
@@ -24,6 +25,8 @@ from demo.ports import choose_ports
 from edge.certificates import create_node_certificates, create_server_certificate
 
 LOOK_SECONDS = 0.2
+GUESTS_SECONDS = 1.5
+"""After each fault guests contend for the sessions that it leaves, for so long."""
 WARM_UP_SECONDS = 3.0
 CONNECT_SECONDS = 60.0
 PUBLISH_PAUSE_SECONDS = 0.2
@@ -112,6 +115,7 @@ class ChaosRun:
             ]
             await self._connected(fleets)
             await guests.start()
+            guests.leave()
             publishing = [
                 background.create_task(publisher.run(PUBLISH_PAUSE_SECONDS), name="publisher")
                 for publisher in publishers
@@ -164,33 +168,41 @@ class ChaosRun:
             settings.replicas, len(fleets), settings.lease_seconds, settings.engine is Engine.POSTGRESQL
         )
         end = clock.now() + settings.seconds
-        # A node that waits for a guest's session has all of its objects pending.
-        usual_pending = max(2 * observer.pending, 10 * (settings.guests + settings.nodes // 4))
+        usual_pending = max(2 * observer.pending, settings.nodes)
         for fault in schedule(settings.seed, stage):
             if clock.now() >= end:
                 return
-            # Nodes that a guest keeps out have a turn.
-            guests.block(1.0)
-            started = clock.now()
             self._tell(str(fault))
-            await faults.inject(fault)
-            recovered_at = await self._recovered(faults, [*fleets, guests], observer, usual_pending)
-            self.history.faults.append(FaultDone(fault.name, faults.target_of(fault), started, recovered_at))
-            self._tell(_told(fault, started, recovered_at))
+            started, opened = clock.now(), sum(fleet.links_opened for fleet in fleets)
+            guests.come_back()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(faults.inject(fault), name=str(fault))
+                await asyncio.sleep(GUESTS_SECONDS)
+                guests.leave()
+                recovered_at = await self._recovered(started, fleets, observer, usual_pending)
+            # What was ended or paused is back: that must break nothing either.
+            if recovered_at is not None and not await self._recovered(
+                clock.now(), fleets, observer, usual_pending
+            ):
+                recovered_at = None
+            reconnects = sum(fleet.links_opened for fleet in fleets) - opened
+            done = FaultDone(fault.name, faults.target_of(fault), started, recovered_at, reconnects)
+            self.history.faults.append(done)
+            self._tell(_told(done))
+            await faults.revive()
             await faults.mend()
             await asyncio.sleep(fault.calm_seconds)
 
     async def _recovered(
-        self, faults: Faults, fleets: list[FleetProcess], observer: Observer, usual_pending: int
+        self, since: float, fleets: list[FleetProcess], observer: Observer, usual_pending: int
     ) -> float | None:
-        """When the hub had recovered; None if it did not in time."""
-        recovery = Recovery(self._settings.nodes, usual_pending)
-        deadline = self._clock.now() + self._settings.recover_seconds
+        """When the hub had recovered from what happened at `since`; None if it did not in time."""
+        recovery = Recovery(since, usual_pending)
+        deadline = since + self._settings.recover_seconds
         while (now := self._clock.now()) < deadline:
-            await faults.revive()
             links = sum(fleet.report.links for fleet in fleets)
-            acknowledged = tuple(fleet.report.acknowledged for fleet in fleets[:-1])
-            vitals = Vitals(now, links, observer.active_sessions, acknowledged, observer.pending)
+            stored = tuple(chain.from_iterable(fleet.stored for fleet in fleets))
+            vitals = Vitals(now, links, observer.active_sessions, stored, observer.pending)
             recovered_at = recovery.look(vitals)
             if recovered_at is not None:
                 return recovered_at
@@ -199,7 +211,8 @@ class ChaosRun:
         return None
 
 
-def _told(fault: Fault, started: float, recovered_at: float | None) -> str:
-    if recovered_at is None:
-        return f"NOT recovered from {fault.name}"
-    return f"recovered from {fault.name} after {recovered_at - started:.1f} s"
+def _told(done: FaultDone) -> str:
+    if done.recovered_at is None:
+        return f"NOT recovered from {done.kind}"
+    took = done.recovered_at - done.at
+    return f"recovered from {done.kind} after {took:.1f} s, {done.reconnects} links opened anew"

@@ -84,3 +84,13 @@ def limit_overruns(registry: Iterable[RegistrySample], limit_total: int) -> list
         for sample in registry
         if len(sample.sessions) > limit_total
     ]
+
+
+def moves(registry: Iterable[RegistrySample]) -> int:
+    """How often a link was seen with another dispatcher than before."""
+    seen: dict[tuple[str, str, int], set[tuple[int, str]]] = {}
+    for sample in registry:
+        for one in sample.sessions:
+            link = (one.node_id, one.connector_id, one.link)
+            seen.setdefault(link, set()).add((one.epoch, one.dispatcher_id))
+    return sum(len(owners) - 1 for owners in seen.values())

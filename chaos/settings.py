@@ -19,8 +19,8 @@ class ChaosSettings:
     """Of each service."""
     nodes: int = 40
     guests: int = 4
-    """Further nodes that nothing is published to: as many sessions as `nodes` are admitted, so that all of
-    them contend for what a node leaves."""
+    """Further nodes that nothing is published to. No more than `nodes` sessions are admitted, so that they
+    contend for what a fault leaves free."""
     publishers: int = 3
     subscribers: int = 2
     engine: Engine = Engine.POSTGRESQL

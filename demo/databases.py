@@ -37,16 +37,21 @@ def sqlite_databases(data: Path) -> Databases:
 
 async def migrate(databases: Databases, logs: Path) -> None:
     """Brings the schemas of both services up to date. Raises ProcessFault."""
-    for service, url in (("sessions", databases.sessions), ("dispatcher", databases.dispatcher)):
-        name = f"migration of {service}"
-        arguments = ["-m", f"services.{service}", "migrate", "--database", url]
-        child = await Child.start(name, arguments, logs / f"migrate-{service}.log")
-        try:
-            async with asyncio.timeout(MIGRATE_SECONDS):
-                await child.succeeded()
-        except TimeoutError:
-            await child.kill()
-            raise ProcessFault(f"the {name} took longer than {MIGRATE_SECONDS:g} s") from None
+    async with asyncio.TaskGroup() as group:
+        for service, url in (("sessions", databases.sessions), ("dispatcher", databases.dispatcher)):
+            group.create_task(_migrate(service, url, logs), name=f"migrate {service}")
+
+
+async def _migrate(service: str, url: str, logs: Path) -> None:
+    name = f"migration of {service}"
+    arguments = ["-m", f"services.{service}", "migrate", "--database", url]
+    child = await Child.start(name, arguments, logs / f"migrate-{service}.log")
+    try:
+        async with asyncio.timeout(MIGRATE_SECONDS):
+            await child.succeeded()
+    except TimeoutError:
+        await child.kill()
+        raise ProcessFault(f"the {name} took longer than {MIGRATE_SECONDS:g} s") from None
 
 
 @asynccontextmanager

@@ -173,16 +173,18 @@ async def running_hub(
     flags: Mapping[str, Sequence[str]] | None = None,
     launch: Launch = service_arguments,
 ) -> AsyncIterator[Hub]:
-    """Sessions, dispatchers and connectors, each up before the next; stopped in reverse order.
+    """Sessions, dispatchers and connectors, each service up before the next; stopped in reverse order.
 
     Without `databases` they are SQLite files in `data`. Raises ProcessFault if one does not come up.
     """
     databases = databases or sqlite_databases(data)
     hub = make_hub(data, certificates, ports, databases, flags=flags, launch=launch)
     try:
-        for instance in hub.instances:
-            await instance.start()
+        for service in SERVICES:
+            async with asyncio.TaskGroup() as group:
+                for instance in hub.of(service):
+                    group.create_task(instance.start(), name=f"start {instance.name}")
         yield hub
     finally:
-        for instance in reversed(hub.instances):
-            await instance.stop()
+        for service in reversed(SERVICES):
+            await asyncio.gather(*(instance.stop() for instance in hub.of(service)))

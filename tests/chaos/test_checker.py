@@ -69,6 +69,15 @@ def test_a_history_without_a_fault_holds() -> None:
     assert found.longest_recovery_seconds == 2.5
 
 
+def test_moves_of_links_are_counted() -> None:
+    """C37: another epoch, another dispatcher, the same link."""
+    samples = [
+        RegistrySample("sessions-1", float(n), [one])
+        for n, one in enumerate((session(5), session(5), session(6, dispatcher="d2"), session(7, link=2)))
+    ]
+    assert verdict(registry=samples).moves == 1
+
+
 def test_a_run_in_which_nothing_was_accepted_proves_nothing() -> None:
     assert not verdict(publishes=[], steps=[], held={}).holds
 
