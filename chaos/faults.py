@@ -7,6 +7,9 @@ from chaos.fleets import FleetProcess
 from chaos.schedule import DATABASE, EDGES, Fault, FaultKind
 from chaos.standby import DatabasePair
 from demo.hub import Hub, Instance
+from demo.processes import ProcessFault
+
+MOST_STARTS = 5
 
 
 class Faults:
@@ -16,6 +19,7 @@ class Faults:
         self._hub = hub
         self._fleets = fleets
         self._database = database
+        self._starting: set[Instance] = set()
         self.unclean: list[str] = []
 
     def target_of(self, fault: Fault) -> str:
@@ -60,21 +64,40 @@ class Faults:
         else:
             await child.kill()
         await asyncio.sleep(fault.hold_seconds)
+        self._starting.add(instance)
         await instance.launch()
 
-    async def mend(self) -> None:
-        """Brings back what may be missing for a while: the standby after a failover."""
+    async def mend(self, fault: Fault) -> None:
+        """Brings back what a fault left missing or lopsided, so that the next one finds it whole."""
         if self._database is not None:
             await self._database.mend()
+        if fault.target == "connector":
+            # The edges went to the other connectors: they choose anew.
+            for fleet in self._fleets:
+                fleet.cut()
 
-    async def revive(self) -> None:
-        """Starts again what died unasked, which is a breach."""
-        for instance in self._hub.instances:
-            if not instance.child.running:
-                self.unclean.append(f"{instance.name} died unasked")
-                await instance.launch()
+    async def all_up(self) -> None:
+        """Returns when every process is up. One that died after it had served once is a breach; one that
+        could not start, as without its database, is started again, as whatever runs a hub does."""
         for fleet in self._fleets:
             if not fleet.is_running:
                 self.unclean.append(f"{fleet.name} died unasked")
                 await fleet.stop()
                 await fleet.start()
+        for instance in self._hub.instances:
+            if not instance.child.running and instance not in self._starting:
+                self.unclean.append(f"{instance.name} died unasked")
+                self._starting.add(instance)
+        for instance in tuple(self._starting):
+            await self._up(instance)
+            self._starting.discard(instance)
+
+    async def _up(self, instance: Instance) -> None:
+        for _ in range(MOST_STARTS):
+            if not instance.child.running:
+                await instance.launch()
+            try:
+                return await instance.serving()
+            except ProcessFault:
+                continue
+        raise ProcessFault(f"{instance.name} did not start, {MOST_STARTS} times over")

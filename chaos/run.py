@@ -25,7 +25,7 @@ from demo.ports import choose_ports
 from edge.certificates import create_node_certificates, create_server_certificate
 
 LOOK_SECONDS = 0.2
-GUESTS_SECONDS = 1.5
+GUESTS_SECONDS = 1.0
 """After each fault guests contend for the sessions that it leaves, for so long."""
 WARM_UP_SECONDS = 3.0
 CONNECT_SECONDS = 60.0
@@ -114,6 +114,7 @@ class ChaosRun:
                 for number in range(1, settings.subscribers + 1)
             ]
             await self._connected(fleets)
+            self._tell(f"{settings.nodes} nodes are connected")
             await guests.start()
             guests.leave()
             publishing = [
@@ -157,7 +158,6 @@ class ChaosRun:
         async with asyncio.timeout(CONNECT_SECONDS):
             while sum(fleet.report.links for fleet in fleets) < self._settings.nodes:  # noqa: ASYNC110
                 await asyncio.sleep(LOOK_SECONDS)
-        self._tell(f"{self._settings.nodes} nodes are connected")
 
     async def _break_things(
         self, faults: Faults, fleets: list[FleetProcess], guests: FleetProcess, observer: Observer
@@ -174,11 +174,9 @@ class ChaosRun:
                 return
             self._tell(str(fault))
             started, opened = clock.now(), sum(fleet.links_opened for fleet in fleets)
-            guests.come_back()
             async with asyncio.TaskGroup() as group:
                 group.create_task(faults.inject(fault), name=str(fault))
-                await asyncio.sleep(GUESTS_SECONDS)
-                guests.leave()
+                group.create_task(_contend(guests), name="guests")
                 recovered_at = await self._recovered(started, fleets, observer, usual_pending)
             # What was ended or paused is back: that must break nothing either.
             if recovered_at is not None and not await self._recovered(
@@ -189,8 +187,9 @@ class ChaosRun:
             done = FaultDone(fault.name, faults.target_of(fault), started, recovered_at, reconnects)
             self.history.faults.append(done)
             self._tell(_told(done))
-            await faults.revive()
-            await faults.mend()
+            await faults.all_up()
+            await faults.mend(fault)
+            await self._connected(fleets)
             await asyncio.sleep(fault.calm_seconds)
 
     async def _recovered(
@@ -209,6 +208,12 @@ class ChaosRun:
             await asyncio.sleep(LOOK_SECONDS)
         self._tell(f"not recovered: {vitals}")
         return None
+
+
+async def _contend(guests: FleetProcess) -> None:
+    guests.come_back()
+    await asyncio.sleep(GUESTS_SECONDS)
+    guests.leave()
 
 
 def _told(done: FaultDone) -> str:

@@ -69,4 +69,6 @@ class ChaosSettings:
         return [
             *("--keepalive", "1", "--silence", str(self.lease_seconds + 1)),
             *("--first-delay", "0.1", "--most-delay", "1", "--report-every", "0.2"),
+            # Processes are killed here, not machines: what the kernel has been given is safe.
+            *("--sync", "normal"),
         ]

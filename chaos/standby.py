@@ -9,17 +9,24 @@ from demo.databases import Databases, ensured_database, migrate
 from demo.postgres import PostgresFault, PostgresServer
 
 DATABASE = "cloudhub"
+_SETTINGS = {
+    # Processes are killed here, not machines: what the kernel has been given is safe.
+    "fsync": "off",
+    "full_page_writes": "off",
+    # A standby that lost its primary looks for it this often; until it is back nothing is committed.
+    "wal_retrieve_retry_interval": "500ms",
+}
 _ATTACH_SECONDS = 20.0
 
 
 class DatabasePair:
-    """Two servers, each committed transaction on the disks of both while both are there.
+    """Two servers; each committed transaction is at both while both are there.
 
     Whoever starts it closes it. Raises PostgresFault.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._servers = (PostgresServer(folder / "a"), PostgresServer(folder / "b"))
+        self._servers = tuple(PostgresServer(folder / name, settings=_SETTINGS) for name in ("a", "b"))
         self._primary, self._standby = self._servers
         self._url = ""
         self._is_alone = False

@@ -15,7 +15,7 @@ from demo.ports import HOST, HubPorts
 from demo.processes import Child
 from services.runtime.rpc import open_channel
 
-READY_SECONDS = 30.0
+READY_SECONDS = 60.0
 STOP_SECONDS = 15.0
 SERVICES = ("sessions", "dispatcher", "connector")
 
@@ -67,6 +67,10 @@ class Instance:
     async def start(self) -> None:
         """Starts the process; returns when it serves. Raises ProcessFault."""
         await self.launch()
+        await self.serving()
+
+    async def serving(self) -> None:
+        """Returns when it serves. Raises ProcessFault if it ends before, or in time does not."""
         ready = asyncio.create_task(_serving(self.address), name=f"{self.name} ready")
         await self.child.within(READY_SECONDS, ready, "serving")
 
