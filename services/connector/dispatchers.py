@@ -59,6 +59,16 @@ class Dispatchers:
         """How many streams are up."""
         return sum(stream.attached for stream in self._streams.values())
 
+    @property
+    def streams(self) -> list[DispatcherStream]:
+        """Every stream, attached or not."""
+        return list(self._streams.values())
+
+    @property
+    def fit(self) -> int:
+        """How many dispatchers can have links."""
+        return sum(stream.fit for stream in self._streams.values())
+
     def choose(self, node_id: str) -> DispatcherStream | None:
         """Where a node's new link is announced: its best dispatcher, or if none is fit the best of those that
         are attached; None if none is."""

@@ -304,8 +304,11 @@ class RunningHub:
 
     async def close(self) -> None:
         """Stops what runs, connector first."""
-        for part in (*self.connectors, *self.dispatchers, self.sessions):
-            await part.stop()
+        for connector in self.connectors:
+            await connector.stop()
+        for dispatcher in self.dispatchers:
+            await dispatcher.stop()
+        await self.sessions.stop()
         await self._channels.aclose()
 
     async def attached(self) -> None:

@@ -39,7 +39,7 @@ class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
         self.streams_ended = 0
         self.epochs: dict[int, int] = {}
         self.port = 0
-        self._next_epoch = first_epoch
+        self.next_epoch = first_epoch
         self._changed = asyncio.Event()
         self._out: asyncio.Queue[link_pb2.DispatcherBatch | None] = asyncio.Queue()
         self._numbers: dict[tuple[int, bool], int] = {}
@@ -121,7 +121,7 @@ class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
         """Admits or refuses; answers the epoch (0 if refused)."""
         epoch = 0
         if refusal is None:
-            epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
+            epoch, self.next_epoch = self.next_epoch, self.next_epoch + 1
             self.epochs[link] = epoch
             self._numbers.pop((link, False), None)
             self._numbers.pop((link, True), None)
