@@ -10,6 +10,8 @@ from demo.hub import Hub, Instance
 from demo.processes import ProcessFault
 
 MOST_STARTS = 5
+CUT_SECONDS = 0.6
+"""Until a fleet has obeyed and says so."""
 
 
 class Faults:
@@ -75,6 +77,7 @@ class Faults:
             # The edges went to the other connectors: they choose anew.
             for fleet in self._fleets:
                 fleet.cut()
+            await asyncio.sleep(CUT_SECONDS)
 
     async def all_up(self) -> None:
         """Returns when every process is up. One that died after it had served once is a breach; one that
