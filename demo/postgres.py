@@ -180,7 +180,9 @@ class PostgresServer:
                 raise PostgresFault(f"PostgreSQL did not start\n{self._last_lines()}")
             pid_file = self.data / "postmaster.pid"
             lines = pid_file.read_text().splitlines() if pid_file.exists() else []
-            if len(lines) > 7 and lines[7].strip() in ("ready", "standby"):
+            # A server that was killed has left its file behind.
+            is_ours = lines[:1] == [str(self._process.pid)]
+            if is_ours and len(lines) > 7 and lines[7].strip() in ("ready", "standby"):
                 return
             if time.monotonic() > deadline:
                 raise PostgresFault(

@@ -5,13 +5,14 @@ import itertools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from demo.postgres import NOT_DURABLE, PostgresServer, find_binaries
+from demo.postgres import NOT_DURABLE, START_SECONDS, PostgresServer, find_binaries
 from services.runtime.migrations import Schema
 from services.runtime.store import migrate
 
@@ -70,3 +71,31 @@ def running_databases() -> Iterator[Databases]:
             yield Databases(server)
         finally:
             server.stop()
+
+
+@contextmanager
+def running_pair() -> Iterator[tuple[PostgresServer, PostgresServer]]:
+    """A primary and a standby that has all that was committed before a commit is answered."""
+    need_postgres()
+    with reachable_folder() as folder:
+        # A killed process leaves what it wrote to the operating system, so the disk need not be waited for.
+        settings = {"fsync": "off", "full_page_writes": "off"}
+        primary = PostgresServer(folder / "primary", settings=settings)
+        standby = PostgresServer(folder / "standby", settings=settings)
+        try:
+            primary.create()
+            primary.start()
+            primary.wait_ready()
+            standby.copy_of(primary)
+            standby.start()
+            standby.wait_ready()
+            primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            primary.sql("SELECT pg_reload_conf()")
+            deadline = time.monotonic() + START_SECONDS
+            while primary.sql("SELECT sync_state FROM pg_stat_replication") != "sync":
+                assert time.monotonic() < deadline, "the standby does not follow"
+                time.sleep(0.05)
+            yield primary, standby
+        finally:
+            standby.stop()
+            primary.stop()

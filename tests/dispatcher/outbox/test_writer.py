@@ -7,6 +7,7 @@ import pytest
 
 from services.dispatcher.outbox.records import (
     Accepted,
+    Attempt,
     Claim,
     End,
     Event,
@@ -20,25 +21,28 @@ from services.dispatcher.outbox.records import (
     Settle,
 )
 from services.dispatcher.outbox.writer import GroupResults, OutboxWriter
-from services.runtime.errors import StoreUnavailable, Unavailable
+from services.runtime.errors import StoreBusy, StoreUnavailable, Unavailable
 from tests.support.dispatcher import Metrics
 from tests.support.outbox import NODE, NOW_MS, MemoryOutbox, accept, publication
 
 
 class HeldOutbox(MemoryOutbox):
-    """Lets one transaction through for each `release`, once `hold` was called."""
+    """Lets one transaction through for each `release` while `is_held`; operations on `locked_nodes` fail
+    as rows that somebody else keeps locked do."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gate = asyncio.Semaphore(0)
         self.is_held = False
+        self.locked_nodes: set[str] = set()
         self.begun = asyncio.Queue[list[Op]]()
 
     async def commit(self, ops: Sequence[Op]) -> list[Result | Exception]:
         self.begun.put_nowait(list(ops))
         if self.is_held:
             await self.gate.acquire()
-        return await super().commit(ops)
+        free = iter(await super().commit([op for op in ops if op.node_id not in self.locked_nodes]))
+        return [StoreBusy("locked") if op.node_id in self.locked_nodes else next(free) for op in ops]
 
 
 class Desk:
@@ -180,6 +184,23 @@ async def test_a_group_that_is_cut_by_a_failure_is_told_both(desk: Desk) -> None
     await asyncio.wait_for(desk.writer.flush(), 5)
     (group,) = results
     assert [isinstance(result, Accepted) for result in group] == [True] * 10 + [False] * 2
+
+
+async def test_records_of_a_node_that_is_locked_are_kept_and_others_are_written(desk: Desk) -> None:
+    """C25: an acknowledgement that meets a lock is stored later, in order; nobody else waits for it."""
+    settle = await desk.accepted("a")
+    desk.outbox.locked_nodes.add(NODE)
+    desk.writer.record(settle)
+    desk.writer.record(Attempt(NODE, 1, "a", settle.message_id, 1, 1, NOW_MS))
+    failed, written = await asyncio.wait_for(
+        desk.writer.perform([accept(publication(2, uid="a")), accept(publication(1), "edge-2")]), 5
+    )
+    assert isinstance(failed, StoreBusy)
+    assert isinstance(written, Accepted)
+    assert desk.recorded == []
+    desk.outbox.locked_nodes.clear()
+    await asyncio.wait_for(desk.writer.flush(), 10)
+    assert [type(op) for op in desk.recorded] == [Settle, Attempt]
 
 
 # What is forgotten

@@ -1,0 +1,287 @@
+"""Transactions on PostgreSQL: `services.runtime.store_postgresql` against real servers."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+
+import asyncpg
+import pytest
+from sqlalchemy import Connection, text
+
+from demo.postgres import NOT_DURABLE, PostgresServer
+from services.runtime import store_postgresql
+from services.runtime.errors import StartupError, StoreBusy, StoreRefused, StoreUnavailable
+from services.runtime.store_postgresql import PostgresStore, check_url, shown
+from tests.support.postgres import Databases, reachable_folder, running_pair
+from tests.support.processes import eventually
+
+
+def run(statement: str, **values: object) -> Callable[[Connection], object]:
+    """Work that is one statement; its first column's values, if it has any."""
+
+    def work(connection: Connection) -> object:
+        result = connection.execute(text(statement), values)
+        return list(result.scalars()) if result.returns_rows else None
+
+    return work
+
+
+@pytest.fixture
+async def url(databases: Databases) -> str:
+    return await asyncio.to_thread(databases.empty)
+
+
+@pytest.fixture
+async def stores(url: str) -> AsyncIterator[tuple[PostgresStore, PostgresStore]]:
+    """Two processes' stores over one database with a table `item (id, n)` of two rows."""
+    one, other = PostgresStore(url), PostgresStore(url)
+    await one.write(run("CREATE TABLE item (id text PRIMARY KEY, n bigint NOT NULL CHECK (n < 1000))"))
+    await one.write(run("INSERT INTO item VALUES ('a', 0), ('b', 0)"))
+    yield one, other
+    await one.close()
+    await other.close()
+
+
+async def numbers(store: PostgresStore) -> object:
+    return await store.read(run("SELECT n FROM item ORDER BY id"))
+
+
+async def test_transactions_that_wait_in_a_circle_both_succeed(
+    stores: tuple[PostgresStore, PostgresStore],
+) -> None:
+    """The victim of a deadlock is run again as a whole; nobody hears of it."""
+    runs = 0
+
+    def both(first: str, second: str) -> Callable[[Connection], None]:
+        def work(connection: Connection) -> None:
+            nonlocal runs
+            runs += 1
+            add = text("UPDATE item SET n = n + 1 WHERE id = :id")
+            connection.execute(add, {"id": first})
+            connection.execute(text("SELECT pg_sleep(0.3)"))
+            connection.execute(add, {"id": second})
+
+        return work
+
+    one, other = stores
+    await asyncio.gather(one.write(both("a", "b")), other.write(both("b", "a")))
+    assert await numbers(one) == [2, 2]
+    assert runs == 3
+
+
+async def test_two_that_make_the_same_row_both_succeed(stores: tuple[PostgresStore, PostgresStore]) -> None:
+    def count(connection: Connection) -> None:
+        found = connection.execute(text("SELECT n FROM item WHERE id = 'new' FOR UPDATE")).scalar()
+        connection.execute(text("SELECT pg_sleep(0.1)"))
+        if found is None:
+            connection.execute(text("INSERT INTO item VALUES ('new', 1)"))
+        else:
+            connection.execute(text("UPDATE item SET n = n + 1 WHERE id = 'new'"))
+
+    await asyncio.gather(*(store.write(count) for store in stores))
+    assert await stores[0].read(run("SELECT n FROM item WHERE id = 'new'")) == [2]
+
+
+async def test_a_value_that_the_database_refuses_is_told_apart(
+    stores: tuple[PostgresStore, PostgresStore],
+) -> None:
+    """Invariant 10: repeating it would not help, and other rows can be written."""
+    store, _ = stores
+    for statement, values in (
+        ("INSERT INTO item VALUES ('c', 1000)", {}),
+        ("INSERT INTO item VALUES ('c', NULL)", {}),
+        ("INSERT INTO item VALUES (CAST(:id AS text), 1)", {"id": "nul\0"}),
+        ("INSERT INTO item VALUES ('c', CAST(:n AS bigint))", {"n": 2**64}),
+    ):
+        with pytest.raises(StoreRefused):
+            await store.write(run(statement, **values))
+    assert await numbers(store) == [0, 0]
+
+
+async def test_a_row_that_stays_locked_is_told_apart(
+    url: str, stores: tuple[PostgresStore, PostgresStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_postgresql, "LOCK_SECONDS", 0.2)
+    impatient = PostgresStore(url)
+    holder = await asyncpg.connect(url)
+    async with holder.transaction():
+        await holder.execute("UPDATE item SET n = 7 WHERE id = 'a'")
+        with pytest.raises(StoreBusy, match=r"locked for 0\.2 s"):
+            await impatient.write(run("UPDATE item SET n = 8 WHERE id = 'a'"))
+        await impatient.write(run("UPDATE item SET n = 8 WHERE id = 'b'"))
+    await holder.close()
+    assert await numbers(impatient) == [7, 8]
+    await impatient.close()
+
+
+async def test_a_read_sees_one_instant_and_writes_nothing(
+    stores: tuple[PostgresStore, PostgresStore],
+) -> None:
+    reader, writer = stores
+    loop = asyncio.get_running_loop()
+    wrote: list[asyncio.Task[object]] = []
+
+    def twice(connection: Connection) -> tuple[object, object]:
+        first = connection.execute(text("SELECT n FROM item WHERE id = 'a'")).scalar()
+        wrote.append(loop.create_task(writer.write(run("UPDATE item SET n = 5"))))
+        connection.execute(text("SELECT pg_sleep(0.3)"))
+        return first, connection.execute(text("SELECT n FROM item WHERE id = 'a'")).scalar()
+
+    assert await reader.read(twice) == (0, 0)
+    await asyncio.gather(*wrote)
+    assert await numbers(reader) == [5, 5]
+    with pytest.raises(StoreUnavailable, match="read-only transaction"):
+        await reader.read(run("UPDATE item SET n = 6"))
+    await reader.write(run("UPDATE item SET n = 7"))
+
+
+async def test_a_cancelled_caller_leaves_no_half_transaction(
+    stores: tuple[PostgresStore, PostgresStore],
+) -> None:
+    store, other = stores
+    caller = asyncio.create_task(store.write(run("UPDATE item SET n = 3 WHERE pg_sleep(0.2) IS NOT NULL")))
+    await asyncio.sleep(0.05)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    await store.close()
+    assert await numbers(other) == [3, 3]
+
+
+async def test_a_statement_that_takes_too_long_is_given_up(url: str) -> None:
+    store = PostgresStore(url, statement_seconds=0.2)
+    with pytest.raises(StoreUnavailable, match="statement timeout"):
+        await store.write(run("SELECT pg_sleep(5)"))
+    await store.close()
+
+
+async def test_a_server_that_hangs_is_given_up_and_others_go_on(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped backend answers nothing, not even to a timeout of its own; a lease is longer than that."""
+    monkeypatch.setattr(store_postgresql, "TRANSACTION_SECONDS", 0.5)
+    store = PostgresStore(url, statement_seconds=0.5)
+    stopped: list[int] = []
+
+    def hang(connection: Connection) -> None:
+        stopped.append(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+        os.kill(stopped[0], signal.SIGSTOP)
+        connection.execute(text("SELECT 1"))
+
+    began = time.monotonic()
+    try:
+        with pytest.raises(StoreUnavailable, match=r"did not answer for 0\.5 s"):
+            await store.write(hang)
+        assert time.monotonic() - began < 5
+        assert await store.write(run("SELECT pg_backend_pid()")) != stopped
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        await store.close()
+
+
+async def test_no_more_connections_than_the_pool_has(url: str) -> None:
+    """Bounded: a crowd of transactions waits for the pool, it does not crowd the server."""
+    store = PostgresStore(url)
+    await asyncio.gather(*(store.write(run("SELECT pg_sleep(0.02)")) for _ in range(60)))
+    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    assert await store.read(run(count)) == [store_postgresql.POOL_CONNECTIONS]
+    await store.close()
+
+
+async def test_a_server_that_comes_back_is_used_again() -> None:
+    """C25: while it is away every call says so; afterwards the same store goes on by itself."""
+    with reachable_folder() as folder:
+        server = PostgresServer(folder / "server", settings=NOT_DURABLE)
+        server.create()
+        server.start()
+        server.wait_ready()
+        store = PostgresStore(server.url())
+        try:
+            await store.write(run("CREATE TABLE item (id int)"))
+            await asyncio.gather(*(store.read(run("SELECT 1")) for _ in range(5)))
+            await asyncio.to_thread(server.stop)
+            for call in (store.write, store.read):
+                with pytest.raises(StoreUnavailable):
+                    await call(run("SELECT 1"))
+            server.start()
+            await asyncio.to_thread(server.wait_ready)
+            await store.write(run("INSERT INTO item VALUES (1)"))
+            # A restart that nobody noticed: one call finds out for all connections.
+            await asyncio.gather(*(store.read(run("SELECT 1")) for _ in range(5)))
+            await asyncio.to_thread(server.kill)
+            server.start()
+            await asyncio.to_thread(server.wait_ready)
+            failures = 0
+            for _ in range(10):
+                try:
+                    await store.write(run("INSERT INTO item VALUES (2)"))
+                except StoreUnavailable:
+                    failures += 1
+            assert failures <= 1
+            assert await store.read(run("SELECT count(*) FROM item")) == [11 - failures]
+        finally:
+            await store.close()
+            server.stop()
+
+
+async def test_a_standby_that_is_promoted_has_everything_and_is_found() -> None:
+    """C35: the primary is killed under load. Nothing committed is lost, and the same store writes to the
+    new primary within 10 s of its promotion."""
+    with running_pair() as (primary, standby):
+        store = PostgresStore(primary.url("postgres", standby))
+        try:
+            await store.write(run("CREATE TABLE item (n int PRIMARY KEY)"))
+            committed: list[int] = []
+            going = True
+
+            async def write(first: int) -> None:
+                number = first
+                while going:
+                    number += 10
+                    try:
+                        await store.write(run("INSERT INTO item VALUES (:n)", n=number))
+                        committed.append(number)
+                    except StoreUnavailable:
+                        await asyncio.sleep(0.05)
+
+            writers = [asyncio.create_task(write(first)) for first in range(6)]
+            await eventually(lambda: len(committed) >= 200)
+            await asyncio.to_thread(primary.kill)
+            before = list(committed)
+            await asyncio.to_thread(standby.promote)
+            await eventually(lambda: len(committed) >= len(before) + 100, 10, "the store goes on")
+            going = False
+            await asyncio.gather(*writers)
+            found = await store.read(run("SELECT n FROM item"))
+            assert isinstance(found, list)
+            assert set(committed) <= set(found)
+        finally:
+            await store.close()
+
+
+async def test_a_standby_is_never_written_to() -> None:
+    """A URL that names the standby first, or alone."""
+    with running_pair() as (primary, standby):
+        store = PostgresStore(standby.url("postgres", primary))
+        await store.write(run("CREATE TABLE item (n int)"))
+        await store.close()
+        alone = PostgresStore(standby.url())
+        with pytest.raises(StoreUnavailable, match="no host takes writes"):
+            await alone.write(run("INSERT INTO item VALUES (1)"))
+        await alone.close()
+
+
+def test_urls_are_checked_and_shown_without_their_password() -> None:
+    check_url("postgresql://user:secret@one:5432,two:5433/db?sslmode=require")
+    assert shown("postgresql://user:secret@one:5432,two/db?sslmode=require&password=x") == (
+        "postgresql://user:***@one:5432,two/db"
+    )
+    for wrong in ("postgresql://", "postgresql:///db", "postgresql://user:secret@host"):
+        with pytest.raises(
+            StartupError, match="expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+        ) as said:
+            check_url(wrong)
+        assert "secret" not in str(said.value)
