@@ -8,6 +8,7 @@ import grpc
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceServicer
+from services.dispatcher.node_deletion import node_to_delete
 from services.dispatcher.publishing import Publishing
 from services.dispatcher.upstream.subscriptions import UpstreamServicer
 from services.runtime.errors import InvalidRequest
@@ -52,7 +53,7 @@ class DispatcherServicer(DispatcherServiceServicer):
     ) -> pb.PublishResponse:
         """See dispatcher.proto."""
         _check([request])
-        if not request.node_ids:
+        if not request.node_ids and node_to_delete(request) is None:
             raise InvalidRequest("node_ids", "names no node")
         return (await self._publishing.publish([request], call_context(context)))[0]
 
@@ -82,7 +83,11 @@ class DispatcherServicer(DispatcherServiceServicer):
                 except InvalidRequest as error:
                     fault = error
                     break
-                await under_way.put(group.create_task(self._publishing.publish(requests, traceparent)))
+                published = group.create_task(self._publishing.publish(requests, traceparent))
+                await under_way.put(published)
+                if any(map(node_to_delete, requests)):
+                    # It asks sessions first; what is published behind it belongs to the node's next life.
+                    await asyncio.wait([published])
             await under_way.put(None)
         if fault is not None:
             raise fault

@@ -7,7 +7,7 @@ changed in the same transaction. A later entry of a batch sees what the earlier 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
-from services.sessions.fencing import NO_EPOCH, grants, next_epoch
+from services.sessions.fencing import NO_EPOCH, Epoch, grants, next_epoch
 from services.sessions.lifecycle import EventKind, Input, Reason, Session, State, advance
 from services.sessions.limits import Limits, Place, full_place, places
 from services.sessions.records import (
@@ -79,7 +79,7 @@ class Book:
         opened = Session(
             node_id=node_id,
             project_id=wanted.project_id,
-            epoch=next_epoch(former.epoch if former else NO_EPOCH, now_ms),
+            epoch=next_epoch(self._last_epoch(node_id, former), now_ms),
             state=State.OPENING,
             reason=None,
             announced=False,
@@ -202,6 +202,11 @@ class Book:
         if after:
             self._direct(session, after.reason or Reason.DISPATCHER_LOST, now_ms)
         return after is not None
+
+    def _last_epoch(self, node_id: str, former: Session | None) -> Epoch:
+        """The node's last epoch that is known; of a deleted node its events may still say."""
+        told = [event.epoch for event in self.pending.get(node_id, ())]
+        return max([former.epoch if former else NO_EPOCH, *told])
 
     def _present(self, dispatcher_id: str, ref: Ref) -> Session | None:
         session = self.sessions.get(ref.node_id)

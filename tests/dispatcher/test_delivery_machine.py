@@ -30,6 +30,7 @@ from services.dispatcher.outbox.records import (
     NodeRow,
     ObjectRow,
     Op,
+    OwnedOp,
     Reload,
     RowState,
 )

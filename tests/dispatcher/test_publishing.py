@@ -431,3 +431,106 @@ async def test_a_malformed_trace_context_is_not_carried(half: DeliveryHalf) -> N
     row = await half.outbox.find(NODE, "m1", "")
     assert row
     assert row.traceparent == ""
+
+
+# Deleting nodes
+
+
+def deletion(*node_ids: str, resource: str = f"node/{NODE}", message_id: str = "") -> pb.PublishRequest:
+    return request(
+        *node_ids, operation="delete", resource=resource, version="", content=b"", message_id=message_id
+    )
+
+
+@pytest.mark.parametrize("named", [(), (NODE,)])
+async def test_a_deleted_nodes_session_is_ended_and_its_rows_go(
+    half: DeliveryHalf, named: tuple[str, ...]
+) -> None:
+    """C10: the resource says which node; naming it in node_ids as well is fine."""
+    await half.publish(request(NODE, message_id="m1"), request("edge-2", message_id="m1"))
+    outcome = await one(half, deletion(*named))
+    assert outcome == pb.NodeOutcome(node_id=NODE, outcome=pb.OUTCOME_ACCEPTED)
+    assert half.sessions.deleted == [NODE]
+    assert await half.outbox.summary(NODE) is None
+    assert await half.outbox.pending("edge-2", 0, 10)
+    assert (await one(half, deletion(*named))).outcome == pb.OUTCOME_ACCEPTED, "repeating it is fine"
+
+
+async def test_a_deletion_stands_where_it_was_published(half: DeliveryHalf) -> None:
+    """C10: what was published before it in one call goes, what was published after it stays."""
+    responses = await half.publish(
+        request(NODE, version="9", message_id="m1"), deletion(), request(NODE, version="1", message_id="m2")
+    )
+    assert [one.outcome for response in responses for one in response.outcomes] == [pb.OUTCOME_ACCEPTED] * 3
+    assert [row.message_id for row in await half.outbox.pending(NODE, 0, 10)] == ["m2"]
+
+
+@pytest.mark.parametrize(
+    ("resource", "named", "reason", "field"),
+    [
+        ("node/Edge!", (), "NODE_ID_MALFORMED", "message.resource"),
+        ("node/", (), "NODE_ID_MALFORMED", "message.resource"),
+        (f"node/{NODE}", (NODE, "edge-2"), "NODES_MISMATCHED", "node_ids"),
+        (f"node/{NODE}", ("edge-2",), "NODES_MISMATCHED", "node_ids"),
+    ],
+)
+async def test_a_deletion_that_names_no_node_or_several_is_rejected(
+    half: DeliveryHalf, resource: str, named: tuple[str, ...], reason: str, field: str
+) -> None:
+    """C16: with the field; nothing is deleted."""
+    await half.publish(request(NODE, "edge-2", message_id="m1"))
+    (response,) = await half.publish(deletion(*named, resource=resource))
+    assert {(one.outcome, one.reason, one.field) for one in response.outcomes} == {
+        (pb.OUTCOME_REJECTED, reason, field)
+    }
+    assert half.sessions.deleted == []
+    assert await half.outbox.summary(NODE)
+
+
+async def test_deleting_an_object_of_a_node_deletes_no_node(half: DeliveryHalf) -> None:
+    """The prefix is cut off a resource of the node; what is left is what the edge deletes."""
+    outcome = await one(
+        half, request(NODE, operation="delete", resource=f"node/{NODE}/default/pod/p1", content=b"null")
+    )
+    assert outcome.outcome == pb.OUTCOME_ACCEPTED
+    assert half.sessions.deleted == []
+    assert [row.path for row in await half.outbox.pending(NODE, 0, 10)] == ["default/pod/p1"]
+
+
+async def test_without_an_answer_of_sessions_nothing_is_deleted(half: DeliveryHalf) -> None:
+    """C10: the outcome is unknown and the call safe to repeat; the rest of the batch goes on."""
+    await half.publish(request(NODE, message_id="m1"))
+    half.sessions.away = True
+    first, second = await half.publish(deletion(), request("edge-2", message_id="m2"))
+    assert [one.outcome for one in first.outcomes] == [pb.OUTCOME_UNAVAILABLE]
+    assert [one.outcome for one in second.outcomes] == [pb.OUTCOME_ACCEPTED]
+    assert await half.outbox.pending(NODE, 0, 10)
+    half.sessions.away = False
+    assert (await one(half, deletion())).outcome == pb.OUTCOME_ACCEPTED
+    assert await half.outbox.summary(NODE) is None
+
+
+async def test_rows_that_an_interrupted_deletion_left_go_with_its_repeat(half: DeliveryHalf) -> None:
+    """C10: sessions has forgotten the node, the outbox has not; the rows tell who owned them."""
+    await half.connect(epoch=7)
+    await half.publish(request(NODE, message_id="m1"))
+    half.outbox.away = True
+    assert (await one(half, deletion())).outcome == pb.OUTCOME_UNAVAILABLE
+    half.outbox.away = False
+    assert (await one(half, deletion())).outcome == pb.OUTCOME_ACCEPTED
+    assert await half.outbox.summary(NODE) is None
+
+
+async def test_a_link_that_opens_while_its_node_is_deleted_stays_whole(half: DeliveryHalf) -> None:
+    """C10: a session newer than the deleted one owns its rows; what it is sent it can settle."""
+    half.sessions.newest_epochs[NODE] = 5
+
+    async def reconnect() -> None:
+        half.sessions.before_answer = None
+        await half.connect(epoch=9)
+
+    half.sessions.before_answer = reconnect
+    assert (await one(half, deletion())).outcome == pb.OUTCOME_ACCEPTED
+    summary = await half.outbox.summary(NODE)
+    assert summary
+    assert summary.node.owner_epoch == 9

@@ -266,3 +266,14 @@ def test_a_former_dispatchers_word_that_it_let_a_session_go_ends_nothing() -> No
     assert not book.close("d1", Ending("n1", epoch, Reason.TRANSFERRED), 1002).closed
     assert book.sessions["n1"].state is State.ACTIVE
     assert book.confirmed == [Ref("n1", epoch)]
+
+
+def test_a_deleted_nodes_next_epoch_is_above_those_that_are_still_to_be_told() -> None:
+    """C10, C36: the row is gone and the clock stepped back; no two sessions share an epoch."""
+    book = fresh()
+    opening = Opening("n1", "p1", "c1", 1, "websocket", "")
+    former = book.open("d1", opening, 5000).epoch
+    book.activate("d1", Ref("n1", former), 5000)
+    book.close("d1", Ending("n1", former, Reason.EDGE_CLOSED), 5000)
+    book.delete("n1", 5000)
+    assert book.open("d1", opening, 1000).epoch == former + 1

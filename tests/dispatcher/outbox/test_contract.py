@@ -19,12 +19,15 @@ from services.dispatcher.outbox.records import (
     Attempt,
     Claim,
     CountUnacknowledged,
+    Deleted,
+    DeleteNode,
     Done,
     Duplicate,
     End,
     Event,
     EventKind,
     Fenced,
+    ForgetNode,
     Loaded,
     ObjectRow,
     Op,
@@ -785,6 +788,97 @@ async def test_a_row_that_cannot_be_read_harms_nothing_else(
     assert (NODE, "a", 1) not in found or column != "message"
 
 
+# Deleting nodes
+
+
+async def nothing_left(case: Case, node_id: str = NODE) -> None:
+    """No row of the node, in whatever way one asks."""
+    assert await case.outbox.summary(node_id) is None
+    assert await case.outbox.pending(node_id, 0, 10) == []
+    assert await case.outbox.find(node_id, "", PATH) is None
+    for message_id in ("m1", "m2", "m9"):
+        assert await case.outbox.history(node_id, message_id, "", 10) == []
+
+
+async def test_a_deleted_node_leaves_no_row(case: Case) -> None:
+    """C10: what is pending, parked, settled and told of it; other nodes stay as they are."""
+    await claim(case.outbox, 5)
+    rows = await accepted(
+        case.outbox,
+        accept(publication(1, uid="u1", message_id="m1")),
+        accept(publication(1, uid="u2", message_id="m2", path="p/x/2")),
+        accept(publication(1, message_id="m9")),
+        accept(publication(1, message_id="m1"), OTHER),
+    )
+    await commit(case.outbox, Park(NODE, 5, rows[0].key, rows[0].seq, "m1", "why", NOW_MS))
+    await commit(case.outbox, Settle(NODE, 5, rows[1].key, rows[1].seq, 1, "m2", NOW_MS))
+    assert await commit(case.outbox, DeleteNode(NODE, 5)) == [Deleted(2)]
+    await nothing_left(case)
+    assert case.totals == Totals(1, 100)
+    assert [row.message_id for row in await case.outbox.pending(OTHER, 0, 10)] == ["m1"]
+
+
+async def test_deleting_an_unknown_node_changes_nothing(case: Case) -> None:
+    """C10."""
+    assert await commit(case.outbox, DeleteNode(NODE, 0), DeleteNode(NODE, 7)) == [Deleted(0), Deleted(0)]
+    await nothing_left(case)
+
+
+async def test_what_a_deleted_nodes_session_still_records_is_fenced(case: Case) -> None:
+    """C10: its rows do not come back, also when the deletion is in the same batch."""
+    await claim(case.outbox, 5)
+    (row,) = await accepted(case.outbox, accept(publication(1, message_id="m1")))
+    late = owned_ops(row, 5)
+    results = await commit(case.outbox, DeleteNode(NODE, 5), *late)
+    assert results == [Deleted(1), *[Fenced()] * len(late)]
+    assert await commit(case.outbox, *late) == [Fenced()] * len(late)
+    await nothing_left(case)
+
+
+async def test_a_deleted_nodes_id_comes_again_clean(case: Case) -> None:
+    """C10: no floor, no message id and no order is left of the former life."""
+    await claim(case.outbox, 5)
+    (row,) = await accepted(case.outbox, accept(publication(9, message_id="m1")))
+    await commit(case.outbox, Settle(NODE, 5, row.key, row.seq, 9, "m1", NOW_MS))
+    _, result = await commit(case.outbox, DeleteNode(NODE, 5), accept(publication(1, message_id="m1")))
+    assert isinstance(result, Accepted)
+    assert (result.row.seq, result.row.floor) == (1, 1)
+    loaded = await claim(case.outbox, 6)
+    assert [row.version for row in loaded.rows] == [1]
+    assert [event.kind for event in await case.outbox.history(NODE, "m1", "", 10)] == [EventKind.ACCEPTED]
+
+
+async def test_a_session_that_the_node_opened_since_keeps_what_it_owns(case: Case) -> None:
+    """C10: deletion and a new link at the same time; the newer session can still settle."""
+    await claim(case.outbox, 5)
+    await accepted(case.outbox, accept(publication(1, uid="old", message_id="m1")))
+    await claim(case.outbox, 8)
+    assert await commit(case.outbox, DeleteNode(NODE, 5)) == [Deleted(1)]
+    assert await case.outbox.pending(NODE, 0, 10) == []
+    (row,) = await accepted(case.outbox, accept(publication(1, uid="new", message_id="m2")))
+    assert await commit(case.outbox, Settle(NODE, 8, row.key, row.seq, 1, "m2", NOW_MS)) == [Done()]
+    assert case.totals == Totals()
+
+
+async def test_what_a_deleted_nodes_session_left_behind_is_forgotten(case: Case) -> None:
+    """C10: a late claim of the session that ended, and lines of history."""
+    await commit(case.outbox, DeleteNode(NODE, 5))
+    await claim(case.outbox, 5)
+    await commit(case.outbox, Event(NODE, EventKind.DROPPED, NOW_MS, "m9", reason="link_gone"))
+    assert await commit(case.outbox, ForgetNode(NODE, 5)) == [Deleted(0)]
+    await nothing_left(case)
+
+
+async def test_an_id_that_is_in_use_again_is_not_forgotten(case: Case) -> None:
+    """C10: what was accepted after the deletion stays."""
+    await accepted(case.outbox, accept(publication(1, message_id="m1")))
+    assert await commit(case.outbox, ForgetNode(NODE, 5)) == [Done()]
+    await claim(case.outbox, 8, OTHER)
+    assert await commit(case.outbox, ForgetNode(OTHER, 5)) == [Done()]
+    assert [row.message_id for row in await case.outbox.pending(NODE, 0, 10)] == ["m1"]
+    assert await case.outbox.summary(OTHER)
+
+
 # Both alike, whatever is done to them
 
 NODES = ("n1", "n2")
@@ -823,6 +917,8 @@ operations: st.SearchStrategy[Op] = st.one_of(
     st.builds(Park, node_ids, small, keys, st.integers(1, 8), ids, st.just("why"), at, st.booleans()),
     st.builds(End, node_ids, small, keys, st.integers(1, 8), ids, st.just("why"), at),
     st.builds(lambda node, at_ms, name: Event(node, EventKind.REJECTED, at_ms, name), node_ids, at, ids),
+    st.builds(DeleteNode, node_ids, small),
+    st.builds(ForgetNode, node_ids, small),
 )
 
 Step = Callable[[Outbox], Awaitable[object]]
