@@ -18,7 +18,7 @@ from services.runtime.rpc import open_channel
 
 EVERY_SECONDS = 0.3
 ANSWER_SECONDS = 1.0
-FRESH_SECONDS = 2.0
+FRESH_SECONDS = 1.0
 MOST_NODES = 1000
 """In one page, which is one transaction."""
 

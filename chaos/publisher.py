@@ -78,6 +78,7 @@ class Publisher:
         self._shared = [_Object(f"shared-{number}", is_shared=True) for number in range(SHARED_OBJECTS)]
         self._stopping = False
         self.history: list[Publish] = []
+        self.accepted = 0
         self.broken_calls = 0
 
     def stop(self) -> None:
@@ -182,6 +183,7 @@ class Publisher:
         return bool(unknown)
 
     def _enter(self, item: _Open, node_id: str, outcome: Outcome) -> None:
+        self.accepted += outcome is Outcome.ACCEPTED
         self.history.append(
             Publish(
                 node_id,

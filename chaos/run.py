@@ -4,7 +4,6 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from itertools import chain
 
 from chaos.clock import RunClock
 from chaos.ending import Ending, handed_on
@@ -13,7 +12,8 @@ from chaos.fleets import FleetProcess, held_by, steps_of, uploads_confirmed_to
 from chaos.history import FaultDone, History
 from chaos.observer import Observer
 from chaos.publisher import Publisher
-from chaos.recovery import Recovery, Vitals
+from chaos.recovery import Recovery
+from chaos.scene import Scene
 from chaos.schedule import Stage, schedule
 from chaos.settings import ChaosSettings
 from chaos.standby import DatabasePair
@@ -60,15 +60,15 @@ class ChaosRun:
                     flags=settings.hub_flags,
                 )
             )
-            fleets, guests = self._fleets(hub)
-            faults = Faults(hub, fleets, database)
-            for fleet in (*fleets, guests):
+            scene = self._scene(hub)
+            faults = Faults(hub, scene.fleets, database)
+            for fleet in (*scene.fleets, scene.guests):
                 stack.push_async_callback(fleet.stop)
-            await self._work(hub, fleets, guests, faults)
+            await self._work(scene, faults)
             for instance in reversed(hub.instances):
                 if not await instance.stop():
                     faults.unclean.append(f"{instance.name} did not end by itself at the end")
-            self.history.unclean = faults.unclean
+            self.history.unclean += faults.unclean
 
     def _tell(self, text: str) -> None:
         self._say(f"{self._clock.now():6.1f} s  {text}")
@@ -83,29 +83,30 @@ class ChaosRun:
         self._tell("a PostgreSQL primary and its synchronous standby are up")
         return pair, pair.databases
 
-    def _fleets(self, hub: Hub) -> tuple[list[FleetProcess], FleetProcess]:
+    def _scene(self, hub: Hub) -> Scene:
         settings = self._settings
         half = settings.nodes // 2
-        uploads = ("--upload-every", "2", "--status-every", "2")
-        fleets = [
-            FleetProcess(settings, "edges-1", 1, half, hub.server, *uploads),
-            FleetProcess(settings, "edges-2", half + 1, settings.nodes - half, hub.server, *uploads),
-        ]
-        return fleets, FleetProcess(settings, "guests", settings.nodes + 1, settings.guests, hub.server)
+        own = ("--upload-every", "2", "--status-every", "2")
+        dispatchers, versions = [one.address for one in hub.dispatchers], Versions()
+        return Scene(
+            hub,
+            [
+                FleetProcess(settings, "edges-1", 1, half, hub.server, *own),
+                FleetProcess(settings, "edges-2", half + 1, settings.nodes - half, hub.server, *own),
+            ],
+            FleetProcess(settings, "guests", settings.nodes + 1, settings.guests, hub.server),
+            [
+                Publisher(f"publisher-{number}", dispatchers, self.node_ids, versions, self._clock)
+                for number in range(1, settings.publishers + 1)
+            ],
+            Observer(hub, self._clock),
+        )
 
-    async def _work(self, hub: Hub, fleets: list[FleetProcess], guests: FleetProcess, faults: Faults) -> None:
+    async def _work(self, scene: Scene, faults: Faults) -> None:
         settings, history = self._settings, self.history
-        dispatchers = [instance.address for instance in hub.dispatchers]
-        versions = Versions()
-        publishers = [
-            Publisher(f"publisher-{number}", dispatchers, self.node_ids, versions, self._clock)
-            for number in range(1, settings.publishers + 1)
-        ]
-        observer = Observer(hub, self._clock)
-        for fleet in fleets:
-            await fleet.start()
+        dispatchers = [one.address for one in scene.hub.dispatchers]
         async with asyncio.TaskGroup() as background:
-            watching = [background.create_task(observer.run(), name="observer")]
+            watching = [background.create_task(scene.observer.run(), name="observer")]
             watching += [
                 background.create_task(
                     Subscriber(f"subscriber-{number}", dispatchers, history.uploads_handed).run(),
@@ -113,95 +114,94 @@ class ChaosRun:
                 )
                 for number in range(1, settings.subscribers + 1)
             ]
-            await self._connected(fleets)
+            for fleet in scene.fleets:
+                await fleet.start()
+            await self._connected(scene)
             self._tell(f"{settings.nodes} nodes are connected")
-            await guests.start()
-            guests.leave()
+            await scene.guests.start()
+            scene.guests.leave()
             publishing = [
                 background.create_task(publisher.run(PUBLISH_PAUSE_SECONDS), name="publisher")
-                for publisher in publishers
+                for publisher in scene.publishers
             ]
             await asyncio.sleep(WARM_UP_SECONDS)
-            await self._break_things(faults, fleets, guests, observer)
-            await guests.stop()
-            for publisher in publishers:
+            await self._break_things(scene, faults)
+            await scene.guests.stop()
+            for publisher in scene.publishers:
                 publisher.stop()
             _, unanswered = await asyncio.wait(publishing, timeout=ANSWERS_SECONDS)
             for task in unanswered:
                 task.cancel()
             await asyncio.gather(*publishing, return_exceptions=True)
-            for publisher in publishers:
+            for publisher in scene.publishers:
                 history.publishes += publisher.history
-            await self._settle(hub, fleets)
+            await self._settle(scene)
             for task in watching:
                 task.cancel()
-        history.registry, history.links = observer.registry, observer.links
+        history.registry, history.links = scene.observer.registry, scene.observer.links
 
-    async def _settle(self, hub: Hub, fleets: list[FleetProcess]) -> None:
+    async def _settle(self, scene: Scene) -> None:
         """Waits until all is quiet, then takes down what there is; ends with the fleets stopped."""
-        settings, history, ending = self._settings, self.history, Ending(hub)
+        settings, history, ending = self._settings, self.history, Ending(scene.hub)
         self._tell("no more faults, no more publishes: what is pending settles")
-        settled = await ending.settled(fleets, settings.settle_seconds)
+        settled = await ending.settled(scene.fleets, settings.settle_seconds)
         self._tell("all is quiet" if settled else f"not quiet within {settings.settle_seconds:g} s")
         history.waiting = await ending.waiting()
         history.final_sessions = await ending.sessions()
         history.final_links = await ending.links()
         history.counts = await ending.counts(settings.nodes, settings.guests)
-        for fleet in fleets:
+        for fleet in scene.fleets:
             await fleet.stop()
             history.steps += await asyncio.to_thread(steps_of, fleet)
             history.held |= await asyncio.to_thread(held_by, fleet)
             history.uploads_confirmed |= await asyncio.to_thread(uploads_confirmed_to, fleet)
         await handed_on(history.uploads_confirmed, history.uploads_handed)
 
-    async def _connected(self, fleets: list[FleetProcess]) -> None:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            while sum(fleet.report.links for fleet in fleets) < self._settings.nodes:  # noqa: ASYNC110
-                await asyncio.sleep(LOOK_SECONDS)
+    async def _connected(self, scene: Scene) -> None:
+        """Returns when every node has a link; that they have none for long is a breach."""
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                while scene.links < self._settings.nodes:  # noqa: ASYNC110 - told by nobody
+                    await asyncio.sleep(LOOK_SECONDS)
+        except TimeoutError:
+            text = f"only {scene.links} nodes had a link within {CONNECT_SECONDS:g} s"
+            self.history.unclean.append(text)
+            self._tell(text)
 
-    async def _break_things(
-        self, faults: Faults, fleets: list[FleetProcess], guests: FleetProcess, observer: Observer
-    ) -> None:
+    async def _break_things(self, scene: Scene, faults: Faults) -> None:
         """Fault after fault, each recovered from before the next, until the time is over."""
         settings, clock = self._settings, self._clock
-        stage = Stage(
-            settings.replicas, len(fleets), settings.lease_seconds, settings.engine is Engine.POSTGRESQL
-        )
+        has_standby = settings.engine is Engine.POSTGRESQL
+        stage = Stage(settings.replicas, len(scene.fleets), settings.lease_seconds, has_standby)
         end = clock.now() + settings.seconds
-        usual_pending = max(2 * observer.pending, settings.nodes)
+        usual_pending = max(2 * scene.observer.pending, settings.nodes)
         for fault in schedule(settings.seed, stage):
             if clock.now() >= end:
                 return
             self._tell(str(fault))
-            started, opened = clock.now(), sum(fleet.links_opened for fleet in fleets)
+            started, opened = clock.now(), scene.links_opened
             async with asyncio.TaskGroup() as group:
                 group.create_task(faults.inject(fault), name=str(fault))
-                group.create_task(_contend(guests), name="guests")
-                recovered_at = await self._recovered(started, fleets, observer, usual_pending)
+                group.create_task(_contend(scene.guests), name="guests")
+                recovered_at = await self._recovered(started, scene, usual_pending)
             # What was ended or paused is back: that must break nothing either.
-            if recovered_at is not None and not await self._recovered(
-                clock.now(), fleets, observer, usual_pending
-            ):
+            if recovered_at is not None and not await self._recovered(clock.now(), scene, usual_pending):
                 recovered_at = None
-            reconnects = sum(fleet.links_opened for fleet in fleets) - opened
+            reconnects = scene.links_opened - opened
             done = FaultDone(fault.name, faults.target_of(fault), started, recovered_at, reconnects)
             self.history.faults.append(done)
             self._tell(_told(done))
             await faults.all_up()
             await faults.mend(fault)
-            await self._connected(fleets)
+            await self._connected(scene)
             await asyncio.sleep(fault.calm_seconds)
 
-    async def _recovered(
-        self, since: float, fleets: list[FleetProcess], observer: Observer, usual_pending: int
-    ) -> float | None:
+    async def _recovered(self, since: float, scene: Scene, usual_pending: int) -> float | None:
         """When the hub had recovered from what happened at `since`; None if it did not in time."""
         recovery = Recovery(since, usual_pending)
         deadline = since + self._settings.recover_seconds
         while (now := self._clock.now()) < deadline:
-            links = sum(fleet.report.links for fleet in fleets)
-            stored = tuple(chain.from_iterable(fleet.stored for fleet in fleets))
-            vitals = Vitals(now, links, observer.active_sessions, stored, observer.pending)
+            vitals = scene.vitals(now)
             recovered_at = recovery.look(vitals)
             if recovered_at is not None:
                 return recovered_at

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 from rich.console import Console
@@ -26,13 +26,11 @@ from demo.settings import DemoSettings
 from demo.subscriber import Subscriber
 from demo.workload import Workload
 from edge.certificates import create_node_certificates, create_server_certificate
-from services.runtime.rpc import open_replicas_channel
+from services.runtime.rpc import open_channel
 
 CONNECT_SECONDS = 60.0
 REFRESH_SECONDS = 0.5
 LATENCY_SECONDS = 60.0
-DISPATCHER_ADMIN = "cloudhub.v1.DispatcherAdmin"
-SESSIONS_ADMIN = "cloudhub.v1.SessionsAdmin"
 
 
 class Demo:
@@ -76,13 +74,19 @@ class Demo:
                     settings.data / "logs" / "edges.log",
                     *("--upload-every", "10", "--status-every", "10"),
                 ) as fleet,
-                open_replicas_channel(hub.dispatcher_addresses, DISPATCHER_ADMIN) as dispatcher,
-                open_replicas_channel(hub.sessions_addresses, SESSIONS_ADMIN) as sessions,
+                AsyncExitStack() as channels,
             ):
+                dispatchers = [
+                    await channels.enter_async_context(open_channel(one.address)) for one in hub.dispatchers
+                ]
+                sessions = await channels.enter_async_context(open_channel(hub.sessions[0].address))
+                operator = Operator(dispatchers, sessions)
                 try:
                     async with _watched(hub, fleet):
-                        operator = Operator(dispatcher, sessions)
-                        return await self._work(hub, fleet, dispatcher, operator, manifests)
+                        # Publishes through one dispatcher, and hears through the last one.
+                        return await self._work(
+                            hub, fleet, dispatchers[0], dispatchers[-1], operator, manifests
+                        )
                 finally:
                     database = ", database" if settings.engine is Engine.POSTGRESQL else ""
                     self._say(f"stopping: edges, connectors, dispatchers, sessions{database}")
@@ -91,7 +95,8 @@ class Demo:
         self,
         hub: Hub,
         fleet: Fleet,
-        channel: grpc.aio.Channel,
+        publishing: grpc.aio.Channel,
+        subscribing: grpc.aio.Channel,
         operator: Operator,
         manifests: list[Manifest],
     ) -> Verdict:
@@ -105,8 +110,8 @@ class Demo:
         if settings.seconds:
             loop.call_later(settings.seconds, self._stop.set)
         with Display(self._console) as display:
-            workload = Workload(channel, manifests, fleet.node_ids, self._ledger, display.tell)
-            subscriber = Subscriber(channel)
+            workload = Workload(publishing, manifests, fleet.node_ids, self._ledger, display.tell)
+            subscriber = Subscriber(subscribing)
             network = BadNetwork(fleet, display.tell)
             async with asyncio.TaskGroup() as group:
                 refreshing = group.create_task(
@@ -242,5 +247,5 @@ def _commands(hub: Hub, manifest: Manifest) -> list[str]:
     return [
         f"{grpcurl} -d '{json.dumps(publish)}' {dispatcher}.DispatcherService/Publish",
         f"{grpcurl} -d '{about}' {dispatcher}.DispatcherAdmin/ExplainDelivery",
-        f"{grpcurl} {hub.sessions[0].address} cloudhub.v1.SessionsAdmin/ListSessions",
+        f"{grpcurl} {hub.sessions[0].address} cloudhub.v1.SessionsAdmin/ListInstances",
     ]
