@@ -49,7 +49,7 @@ class Instance:
         self.name = name
         self.address = address
         """HOST:PORT of its gRPC server."""
-        self._arguments = list(arguments)
+        self.arguments = list(arguments)
         self._log_path = log_path
         self._child: Child | None = None
 
@@ -62,7 +62,7 @@ class Instance:
     async def launch(self) -> None:
         """Starts the process and returns at once; its log goes on where the last process left it."""
         again = self._child is not None
-        self._child = await Child.start(self.name, self._arguments, self._log_path, append=again)
+        self._child = await Child.start(self.name, self.arguments, self._log_path, append=again)
 
     async def start(self) -> None:
         """Starts the process; returns when it serves. Raises ProcessFault."""
