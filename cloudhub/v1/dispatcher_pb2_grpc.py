@@ -58,6 +58,8 @@ class DispatcherServiceServicer:
 
     def Publish(self, request, context):
         """Publishes one message to one or many nodes. Answers when the outcome for every node is known.
+        Operation `delete` on the resource `node/<node id>` deletes that node: its session ends, what is stored for
+        it goes. Its node_ids are empty or name that node. Safe to repeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,10 @@ class DispatcherServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DispatcherServiceAsyncStub: ...
     Publish: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.PublishRequest, _dispatcher_pb2.PublishResponse]
-    """Publishes one message to one or many nodes. Answers when the outcome for every node is known."""
+    """Publishes one message to one or many nodes. Answers when the outcome for every node is known.
+    Operation `delete` on the resource `node/<node id>` deletes that node: its session ends, what is stored for
+    it goes. Its node_ids are empty or name that node. Safe to repeat.
+    """
     PublishStream: _grpc.StreamStreamMultiCallable[_dispatcher_pb2.PublishStreamRequest, _dispatcher_pb2.PublishStreamResponse]
     """The same as a stream, for bulk: one response per request, in the order of the requests.
     Several requests may travel in one frame; they are written to the outbox together.
@@ -50,7 +53,10 @@ class DispatcherServiceAsyncStub(DispatcherServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Publish: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.PublishRequest, _dispatcher_pb2.PublishResponse]  # type: ignore[assignment]
-    """Publishes one message to one or many nodes. Answers when the outcome for every node is known."""
+    """Publishes one message to one or many nodes. Answers when the outcome for every node is known.
+    Operation `delete` on the resource `node/<node id>` deletes that node: its session ends, what is stored for
+    it goes. Its node_ids are empty or name that node. Safe to repeat.
+    """
     PublishStream: _aio.StreamStreamMultiCallable[_dispatcher_pb2.PublishStreamRequest, _dispatcher_pb2.PublishStreamResponse]  # type: ignore[assignment]
     """The same as a stream, for bulk: one response per request, in the order of the requests.
     Several requests may travel in one frame; they are written to the outbox together.
@@ -69,7 +75,10 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dispatcher_pb2.PublishRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dispatcher_pb2.PublishResponse, _abc.Awaitable[_dispatcher_pb2.PublishResponse]]:
-        """Publishes one message to one or many nodes. Answers when the outcome for every node is known."""
+        """Publishes one message to one or many nodes. Answers when the outcome for every node is known.
+        Operation `delete` on the resource `node/<node id>` deletes that node: its session ends, what is stored for
+        it goes. Its node_ids are empty or name that node. Safe to repeat.
+        """
 
     @_abc_1.abstractmethod
     def PublishStream(

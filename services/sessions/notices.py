@@ -67,8 +67,8 @@ class Notices:
         self._bells: dict[str, set[asyncio.Event]] = {}
         # Numbers of this process's own transactions that were told, for as long as they may still be read.
         self._told: set[int] = set()
-        # Nodes that were told as read, by the number read: at present, and at the look before.
-        self._read: tuple[dict[str, int], dict[str, int]] = ({}, {})
+        # The last number told of a node: since the last look at other replicas' changes, and before it.
+        self._newest: tuple[dict[str, int], dict[str, int]] = ({}, {})
         self.stopping = False
 
     @property
@@ -79,26 +79,33 @@ class Notices:
     def tell(self, committed: Committed[T]) -> None:
         """Tells what a transaction of this process changed."""
         self._metrics.changed(committed.changes)
-        if committed.number and committed.changes:
+        if committed.changes and self._watches:
             self._told.add(committed.number)
-        self._put([session for session in committed.changes if not self._is_old(session, committed.number)])
+            self._put([session for session in committed.changes if self._is_news(session, committed.number)])
+            self._note((session.node_id, committed.number) for session in committed.changes)
         for dispatcher_id in committed.directed:
             self.ring(dispatcher_id)
 
     def tell_changed(self, found: Iterable[Changed]) -> None:
         """Tells what was read from the registry, but for what this process has told itself."""
         others = [changed for changed in found if changed.number not in self._told]
-        self._read[0].update((changed.session.node_id, changed.number) for changed in others)
-        self._put([changed.session for changed in others])
+        self._put([item.session for item in others if self._is_news(item.session, item.number)])
+        self._note((item.session.node_id, item.number) for item in others)
 
     def forget_told(self, reached: int) -> None:
         """Changes below this number will not be read again."""
         self._told = {number for number in self._told if number >= reached}
-        self._read = ({}, self._read[0])
+        self._newest = ({}, self._newest[0])
 
-    def _is_old(self, session: Session, number: int) -> bool:
-        """Whether something newer of the node was read before its own transaction could tell of it."""
-        return number > 0 and any(read.get(session.node_id, 0) >= number for read in self._read)
+    def _is_news(self, session: Session, number: int) -> bool:
+        """Whether this comes after all that was told of the node. Transactions that ran at the same time may
+        end here in another order than they were committed in, and may be read before they end here."""
+        return all(newest.get(session.node_id, -1) < number for newest in self._newest)
+
+    def _note(self, told: Iterable[tuple[str, int]]) -> None:
+        newest = self._newest[0]
+        for node_id, number in told:
+            newest[node_id] = max(number, newest.get(node_id, -1))
 
     def _put(self, changes: Sequence[Session]) -> None:
         for watch in list(self._watches):

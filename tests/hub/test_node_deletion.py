@@ -1,5 +1,6 @@
 """C10 through a whole hub: deleting a node."""
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -132,3 +133,34 @@ async def test_nodes_that_come_and_are_deleted_leave_nothing(hub: RunningHub) ->
     usage = await hub.sessions_admin.GetLimits(sessions_pb2.GetLimitsRequest(), timeout=5)
     assert (usage.nodes, dict(usage.nodes_by_connector), dict(usage.nodes_by_project)) == (0, {}, {})
     assert hub.dispatcher.app.delivery.sessions == {}
+
+
+async def test_what_a_stream_publishes_behind_a_deletion_belongs_to_the_next_life(hub: RunningHub) -> None:
+    """C10: frames are stored while later ones are read, a deletion and what follows it in order."""
+    call = hub.cloud.PublishStream()
+    frames = [request("edge-1", version=9), deletion(), request("edge-1", version=1, name="cm2")]
+    for frame in frames:
+        await call.write(pb.PublishStreamRequest(requests=[frame]))
+    await call.done_writing()
+    outcomes = [one.outcome for _ in frames for one in (await call.read()).responses[0].outcomes]
+    assert outcomes == [pb.OUTCOME_ACCEPTED] * 3
+    async with hub.edge("edge-1") as edge:
+        (message,) = await edge.take(1)
+        assert message["route"]["resource"] == "default/configmap/cm2"
+
+
+async def test_a_connectors_links_are_listed_with_the_hubs_processes(
+    tmp_path: Path, authority: TestAuthority
+) -> None:
+    """As operators see it: one of each, with the load that the dispatcher reported last."""
+    short = {"lease_seconds": 1.5}
+    async with running_hub(tmp_path, authority, sessions=short, dispatcher=short) as hub:
+
+        async def loads() -> dict[str, int]:
+            listed = await hub.sessions_admin.ListInstances(sessions_pb2.ListInstancesRequest(), timeout=5)
+            return {instance.service: instance.nodes for instance in listed.instances}
+
+        async with hub.edge("edge-1"), hub.edge("edge-2"):
+            async with asyncio.timeout(10):
+                while await loads() != {"sessions": 0, "dispatcher": 2, "connector": 2}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)

@@ -1,6 +1,7 @@
 """Watchers and bells: `services.sessions.notices`."""
 
 import asyncio
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from services.sessions.records import Changed, Committed
 from tests.sessions.test_lifecycle import session
 
 CHANGE = session(State.ACTIVE)
+_numbers = itertools.count(1)
 
 
 def notices(most_watchers: int = 2, watch_queue: int = 3) -> tuple[Notices, Metrics]:
@@ -21,7 +23,8 @@ def notices(most_watchers: int = 2, watch_queue: int = 3) -> tuple[Notices, Metr
 
 
 def told(*sessions: Session) -> Committed[None]:
-    return Committed([], list(sessions))
+    """A transaction later than all before."""
+    return Committed([], list(sessions), number=next(_numbers))
 
 
 async def test_a_watcher_gets_the_changes_it_asked_for_in_order() -> None:
@@ -128,12 +131,28 @@ async def test_what_was_read_first_is_not_followed_by_something_older() -> None:
         ]
 
 
+async def test_transactions_that_end_here_in_another_order_are_told_up_to_the_newest() -> None:
+    """Two calls about one node at the same time, through several connections to the database."""
+    made, _ = notices()
+    with made.watch("") as watch:
+        made.tell(numbered(8, replace(CHANGE, link=2)))
+        made.tell(numbered(7, CHANGE, replace(CHANGE, node_id="edge-2")))
+        made.tell_changed(
+            [Changed(7, replace(CHANGE, node_id="edge-2")), Changed(8, replace(CHANGE, link=2))]
+        )
+        assert [(item.node_id, item.link) for item in await watch.take()] == [
+            (CHANGE.node_id, 2),
+            ("edge-2", CHANGE.link),
+        ]
+
+
 async def test_nothing_is_kept_of_what_cannot_be_read_again() -> None:
     """C2: no more memory after any number of changes."""
-    made, _ = notices()
-    for number in range(1, 1001):
-        made.tell(numbered(number, CHANGE))
-        made.tell_changed([Changed(number + 5000, replace(CHANGE, node_id=f"edge-{number}"))])
-        made.forget_told(number + 1)
+    made, _ = notices(watch_queue=5000)
+    with made.watch(""):
+        for number in range(1, 1001):
+            made.tell(numbered(number, CHANGE))
+            made.tell_changed([Changed(number + 5000, replace(CHANGE, node_id=f"edge-{number}"))])
+            made.forget_told(number + 1)
     assert not made._told
-    assert sum(map(len, made._read)) <= 1
+    assert sum(map(len, made._newest)) <= 2

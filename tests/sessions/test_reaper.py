@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from services.runtime.errors import StoreUnavailable
-from services.sessions.lifecycle import Reason, State
+from services.sessions.lifecycle import EventKind, Reason, State
 from services.sessions.metrics import Metrics
 from services.sessions.notices import Notices
-from services.sessions.reaper import Reaper
-from services.sessions.records import Ref, Replica
+from services.sessions.reaper import DELETED_SHOWN_SECONDS, Reaper
+from services.sessions.records import Ending, Ref, Replica
 from tests.support.sessions import FakeRegistry, SteppedClock, opening, renewal
 
 LEASE = 15.0
@@ -259,3 +259,64 @@ async def test_a_fault_of_ours_ends_the_loop() -> None:
     world.registry.fault = fault
     with pytest.raises(RuntimeError, match="a bug"):
         await world.reaper.run()
+
+
+async def test_a_deleted_nodes_session_goes_when_every_watcher_has_had_time_to_see_its_end() -> None:
+    """C10: no row is left; a node that came again meanwhile stays."""
+    world = World()
+    for node_id in ("edge-1", "edge-2"):
+        ref = await world.active(node_id)
+        await world.registry.delete_nodes([node_id], world.clock.wall_ms())
+        await world.registry.close("d1", [Ending(node_id, ref.epoch, Reason.NODE_DELETED)], 0)
+    await world.reaper.check()
+    assert set(world.registry.sessions) == {"edge-1", "edge-2"}
+    await world.active("edge-2")
+    await world.goes_by(DELETED_SHOWN_SECONDS + STEP, renewing="d1")
+    assert set(world.registry.sessions) == {"edge-2"}
+    assert world.state("edge-2") is State.ACTIVE
+
+
+async def test_a_replica_says_that_it_lives_and_takes_its_leave() -> None:
+    world = World()
+    await world.goes_by(LEASE)
+    (replica,) = await world.registry.replicas()
+    assert (replica.replica_id, replica.name, replica.address) == ("s1", "one", "127.0.0.1:1")
+    assert replica.beats > 2
+    await world.reaper.leave()
+    assert await world.registry.replicas() == []
+
+
+async def test_a_silent_replica_is_shown_with_its_silence_and_dropped_after_three_leases() -> None:
+    """C36: counted from what this replica saw itself; a pause of its own begins every silence anew."""
+    world = World()
+    await world.registry.beat(Replica("s2", "two", "127.0.0.1:2"))
+
+    async def silence() -> float | None:
+        found = {one.instance_id: one.silent_seconds for one in await world.reaper.instances()}
+        return found.get("s2")
+
+    await world.reaper.check()
+    await world.goes_by(2 * LEASE)
+    assert await silence() == 2 * LEASE
+    world.clock.advance(100 * LEASE)
+    await world.reaper.check()
+    assert await silence() == 0
+    await world.goes_by(3 * LEASE - STEP)
+    assert await silence() == 3 * LEASE - STEP
+    await world.goes_by(STEP)
+    assert await silence() is None
+
+
+async def test_two_reapers_of_one_registry_count_a_loss_once() -> None:
+    """C35: both see the silence; sessions are orphaned, closed and told once."""
+    world = World()
+    await world.active()
+    other = world.new_reaper()
+    for _ in range(round(4 * LEASE / STEP)):
+        world.clock.advance(STEP)
+        await asyncio.gather(world.reaper.check(), other.check())
+    assert world.state() is State.CLOSED
+    for what in ("lost", "expired"):
+        assert world.metric("reaped_total", what=what) == 1
+    events = [event.kind for event in world.registry.events.values()]
+    assert events == [EventKind.CONNECTED, EventKind.DISCONNECTED]

@@ -136,9 +136,8 @@ async def test_a_watcher_of_any_replica_ends_with_the_last_state_of_every_node(
     replicas: tuple[Replica, Replica],
 ) -> None:
     """Every row change is seen: many writers through both replicas, two watchers."""
-    streams = [
-        replica.admin.WatchSessions(pb.WatchSessionsRequest(include_present=True)) for replica in replicas
-    ]
+    streams = [replica.admin.WatchSessions(pb.WatchSessionsRequest()) for replica in replicas]
+    await eventually(lambda: all(replica.app.notices.watched for replica in replicas), 5)
     seen: list[dict[str, tuple[int, int]]] = [{}, {}]
 
     async def follow(index: int) -> None:
@@ -170,7 +169,9 @@ async def test_a_watcher_of_any_replica_ends_with_the_last_state_of_every_node(
     await eventually(lambda: seen == [last, last], 5, "both watchers have seen the last states")
     for stream in streams:
         stream.cancel()
-    await asyncio.gather(*followers, return_exceptions=True)
+    for follower in followers:
+        with pytest.raises(asyncio.CancelledError):
+            await follower
 
 
 async def test_of_simultaneous_opens_exactly_as_many_win_as_there_is_room_for(

@@ -271,3 +271,54 @@ async def test_an_admission_is_a_span_of_the_links_trace(tmp_path: Path) -> None
     assert admitted.attributes["cloudhub.outcome"] == "opened"
     assert refused.attributes["cloudhub.outcome"] == "node_limit"
     assert refused.status.description == "connector c1 has its limit of 1 nodes"
+
+
+async def test_nodes_are_deleted_whether_they_are_known_or_not(service: Service) -> None:
+    """C10: the caller learns up to which epoch the sessions are over."""
+    _, stub, admin = service
+    epoch, _ = await active(stub)
+    answer = await stub.DeleteNodes(pb.DeleteNodesRequest(node_ids=["edge-9", "edge-1"]))
+    assert (answer.deleted, list(answer.epochs)) == (1, [0, epoch])
+    session = (await admin.GetSession(pb.GetSessionRequest(node_id="edge-1"))).session
+    assert session.state == pb.SESSION_STATE_DRAINING
+    closing = close_request("edge-1", epoch, link_pb2.CLOSE_REASON_EDGE_CLOSED)
+    closed = (await stub.CloseSessions(closing)).verdicts[0]
+    assert (closed.closed, closed.reason) == (True, link_pb2.CLOSE_REASON_NODE_DELETED)
+    assert closed.event.reason == link_pb2.CLOSE_REASON_NODE_DELETED
+    with pytest.raises(grpc.aio.AioRpcError, match=r"node_ids\[1\]: should be a node id"):
+        await stub.DeleteNodes(pb.DeleteNodesRequest(node_ids=["edge-2", "Edge!"]))
+
+
+async def test_what_a_dispatcher_holds_is_listed_page_by_page(service: Service) -> None:
+    _, stub, _ = service
+    epochs = [(await active(stub, f"edge-{number}"))[0] for number in (1, 2, 3)]
+    first = await stub.ListHeld(pb.ListHeldRequest(dispatcher_id="d1", page_size=2))
+    assert [(ref.node_id, ref.epoch) for ref in first.sessions] == [
+        ("edge-1", epochs[0]),
+        ("edge-2", epochs[1]),
+    ]
+    assert first.more
+    last = await stub.ListHeld(pb.ListHeldRequest(dispatcher_id="d1", after_node_id="edge-2", page_size=2))
+    assert ([ref.node_id for ref in last.sessions], last.more) == (["edge-3"], False)
+    nothing = await stub.ListHeld(pb.ListHeldRequest(dispatcher_id="d2"))
+    assert (list(nothing.sessions), nothing.more) == ([], False)
+    with pytest.raises(grpc.aio.AioRpcError, match="page_size: should be at most 4096"):
+        await stub.ListHeld(pb.ListHeldRequest(dispatcher_id="d1", page_size=5000))
+
+
+async def test_a_renewal_answers_the_dispatchers_that_are_there(service: Service) -> None:
+    """Not one that is lost, nor one that has not said where it is."""
+    _, stub, _ = service
+    await active(stub, dispatcher_id="d3")
+    for name in ("d1", "d2"):
+        request = pb.RenewLeaseRequest(
+            dispatcher_id=name, name=f"name-{name}", address=f"{name}:1", counter=1
+        )
+        answer = await stub.RenewLease(request)
+    assert [(peer.dispatcher_id, peer.name, peer.address) for peer in answer.dispatchers] == [
+        ("d1", "name-d1", "d1:1"),
+        ("d2", "name-d2", "d2:1"),
+    ]
+    await stub.ReleaseLease(pb.ReleaseLeaseRequest(dispatcher_id="d1"))
+    answer = await stub.RenewLease(pb.RenewLeaseRequest(dispatcher_id="d2", address="d2:1", counter=2))
+    assert [peer.dispatcher_id for peer in answer.dispatchers] == ["d2"]
