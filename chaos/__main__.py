@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import grpc
 import msgspec
 import typer
 import uvloop
@@ -22,7 +23,7 @@ from demo.postgres import PostgresFault
 from demo.processes import ProcessFault
 
 _DEFAULT = ChaosSettings()
-_FAULTS = (FolderInUse, ProcessFault, PostgresFault, FleetFault, TimeoutError)
+_FAULTS = (FolderInUse, ProcessFault, PostgresFault, FleetFault, TimeoutError, grpc.aio.AioRpcError)
 
 
 async def _main(settings: ChaosSettings, console: Console) -> Verdict:

@@ -101,7 +101,7 @@ def judge(history: History, node_ids: list[str]) -> Verdict:
         ],
         stale_overwrites=stale_overwrites(history.steps),
         double_sessions=[
-            *double_sessions(history.registry, history.links),
+            *double_sessions(history.registry, history.changes, history.links),
             *not_one_session(node_ids, history.final_sessions, history.final_links),
         ],
         limit_overruns=limit_overruns(history.registry, history.limit_total),

@@ -20,6 +20,7 @@ from services.runtime.rpc import open_channel
 
 LOOK_SECONDS = 0.3
 ANSWER_SECONDS = 5.0
+MOST_QUESTIONS = 10
 HAND_ON_SECONDS = 30.0
 SPARE_DESCRIPTORS = 100
 """Of a service beside its links: databases, streams, logs."""
@@ -101,6 +102,11 @@ async def handed_on(confirmed: dict[str, list[int]], handed: dict[str, list[int]
 
 async def _asked(instance: Instance, question: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
     async with open_channel(instance.address) as channel:
+        for _ in range(MOST_QUESTIONS - 1):
+            try:
+                return await question(channel)
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(LOOK_SECONDS)  # it was started again just now, or has much to do
         return await question(channel)
 
 

@@ -167,6 +167,8 @@ class History(msgspec.Struct):
     """What each node has on its disk at the end: node, resource, object."""
     waiting: list[Waiting] = []
     registry: list[RegistrySample] = []
+    changes: list[SessionSeen] = []
+    """Live sessions as WatchSessions told their changes, whoever was asked."""
     links: list[LinksSample] = []
     final_sessions: list[SessionSeen] = []
     final_links: list[LinkSeen] = []

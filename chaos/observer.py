@@ -30,6 +30,7 @@ class Observer:
         self._hub = hub
         self._clock = clock
         self.registry: list[RegistrySample] = []
+        self.changes: list[SessionSeen] = []
         self.links: list[LinksSample] = []
         self._active = (-1, 0.0)
         self._pending = (-1, 0.0)
@@ -53,6 +54,7 @@ class Observer:
         async with asyncio.TaskGroup() as group:
             for instances, look in (
                 (self._hub.sessions, self._look_at_registry),
+                (self._hub.sessions, self._watch_registry),
                 (self._hub.connectors, self._look_at_links),
                 (self._hub.dispatchers, self._look_at_outbox),
             ):
@@ -74,6 +76,13 @@ class Observer:
         active = sum(one.state == sessions_pb2.SESSION_STATE_ACTIVE for one in answer)
         self._active = (active, now)
         self.registry.append(RegistrySample(instance.name, now, [seen(one) for one in answer]))
+
+    async def _watch_registry(self, _: Instance, channel: grpc.aio.Channel) -> None:
+        stub: Any = SessionsAdminStub(channel)
+        request = sessions_pb2.WatchSessionsRequest(include_present=True)
+        async for answer in stub.WatchSessions(request):
+            if answer.session.state != sessions_pb2.SESSION_STATE_CLOSED:
+                self.changes.append(seen(answer.session))
 
     async def _look_at_links(self, instance: Instance, channel: grpc.aio.Channel) -> None:
         process = f"{instance.name} (process {instance.child.pid})"

@@ -138,7 +138,8 @@ class ChaosRun:
             await self._settle(scene)
             for task in watching:
                 task.cancel()
-        history.registry, history.links = scene.observer.registry, scene.observer.links
+        observer = scene.observer
+        history.registry, history.changes, history.links = observer.registry, observer.changes, observer.links
 
     async def _settle(self, scene: Scene) -> None:
         """Waits until all is quiet, then takes down what there is; ends with the fleets stopped."""

@@ -5,17 +5,25 @@ Each check answers one sentence per breach; none means that the invariant held.
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 
 from chaos.history import LinkSeen, LinksSample, RegistrySample, SessionSeen
 
 
-def double_sessions(registry: Iterable[RegistrySample], links: Iterable[LinksSample]) -> list[str]:
+def double_sessions(
+    registry: Iterable[RegistrySample], changes: Iterable[SessionSeen], links: Iterable[LinksSample]
+) -> list[str]:
     """Invariant 4, of what was seen during the run.
 
     Within one answer of the registry a node has one session. To whoever asks one replica, a node's epoch
     only grows. And an epoch belongs to one link and one dispatcher, whoever is asked and whenever.
     """
-    return [*_twice(registry), *_backwards(registry), *_shared_epochs(registry), *_shared_links(links)]
+    return [
+        *_twice(registry),
+        *_backwards(registry),
+        *_shared_epochs(registry, changes),
+        *_shared_links(links),
+    ]
 
 
 def _twice(registry: Iterable[RegistrySample]) -> Iterable[str]:
@@ -35,14 +43,15 @@ def _backwards(registry: Iterable[RegistrySample]) -> Iterable[str]:
             last[sample.observer, one.node_id] = max(before, one.epoch)
 
 
-def _shared_epochs(registry: Iterable[RegistrySample]) -> Iterable[str]:
-    owners: dict[tuple[str, int], tuple[str, int, str]] = {}
-    for sample in registry:
-        for one in sample.sessions:
-            owner = (one.connector_id, one.link, one.dispatcher_id)
-            known = owners.setdefault((one.node_id, one.epoch), owner)
-            if known != owner:
-                yield f"{one.node_id}: at {sample.at:.2f} s epoch {one.epoch} is of {owner}, it was {known}"
+def _shared_epochs(registry: Iterable[RegistrySample], changes: Iterable[SessionSeen]) -> Iterable[str]:
+    owners: dict[tuple[str, int], set[tuple[str, int, str]]] = {}
+    listed = (one for sample in registry for one in sample.sessions)
+    for one in chain(listed, changes):
+        owner = (one.connector_id, one.link, one.dispatcher_id)
+        owners.setdefault((one.node_id, one.epoch), set()).add(owner)
+    for (node_id, epoch), several in owners.items():
+        if len(several) > 1:
+            yield f"{node_id}: epoch {epoch} is of {sorted(several)}"
 
 
 def _shared_links(links: Iterable[LinksSample]) -> Iterable[str]:

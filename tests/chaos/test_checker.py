@@ -253,8 +253,10 @@ def test_an_epoch_of_two_owners_is_found() -> None:
         RegistrySample("sessions-2", 2.0, [session(7, dispatcher="d2")]),
     ]
     assert breaches(registry=samples) == {
-        "double sessions": [f"{NODE}: at 2.00 s epoch 7 is of ('c1', 1, 'd2'), it was ('c1', 1, 'd1')"]
+        "double sessions": [f"{NODE}: epoch 7 is of [('c1', 1, 'd1'), ('c1', 1, 'd2')]"]
     }
+    assert "double sessions" in breaches(registry=samples[:1], changes=[session(7, link=2)])
+    assert breaches(registry=samples[:1], changes=[session(7), session(8, link=2)]) == {}
 
 
 def test_an_epoch_on_two_links_is_found() -> None:

@@ -1,5 +1,7 @@
 """What `make chaos` does, for a minute and with a fixed seed."""
 
+import shutil
+
 import pytest
 
 from chaos.checker import judge
@@ -17,9 +19,16 @@ async def test_every_invariant_holds_whatever_is_broken() -> None:
     need_postgres()
     with reachable_folder() as folder:
         run = ChaosRun(ChaosSettings(seconds=60.0, seed=1, out=folder), print)
-        await run.run()
-    verdict = judge(run.history, run.node_ids)
-    assert {name: found for name, found in verdict.breaches().items() if found} == {}
+        try:
+            await run.run()
+            verdict = judge(run.history, run.node_ids)
+            assert {name: found for name, found in verdict.breaches().items() if found} == {}
+        except BaseException:
+            kept = ChaosSettings().out / "test"
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(folder / "data" / "logs", kept / "logs")
+            print(f"logs: {kept}")
+            raise
     assert verdict.holds
     assert verdict.accepted > 5000
     assert verdict.uploads > 200
