@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test lint format protos bench clean setup
+.PHONY: run test lint format protos bench chaos clean setup
 
 setup: $(READY)
 
@@ -15,7 +15,7 @@ $(READY): requirements.lock pyproject.toml
 	touch $@
 
 run: $(READY)
-	@$(BIN)/python -m demo
+	@$(BIN)/python -m demo $(if $(REPLICAS),--replicas $(REPLICAS))
 
 test: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term
@@ -35,7 +35,11 @@ protos: $(READY)
 	$(BIN)/python scripts/generate_protos.py
 
 bench: $(READY)
-	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench $(if $(STORE),--store $(STORE)) $(if $(REPLICAS),--replicas $(REPLICAS))
+
+chaos: $(READY)
+	@$(BIN)/python -m chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(REPLICAS),--replicas $(REPLICAS))
 
 clean:
-	rm -rf .run bench/out
+	rm -rf .run bench/out chaos/out

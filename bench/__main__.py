@@ -19,12 +19,14 @@ from bench.load import KEYS_PER_NODE, MESSAGE_BYTES, MOST_PER_FRAME, MOST_UNACKN
 from bench.machine import machine_facts
 from bench.report import print_results
 from bench.settings import BenchSettings, Part
+from demo.databases import Engine
 from demo.exclusive import FolderInUse, exclusive
 from demo.fleet import FleetFault
+from demo.postgres import PostgresFault
 from demo.processes import ProcessFault
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-_FAULTS = (FolderInUse, ProcessFault, FleetFault, LoadFault)
+_FAULTS = (FolderInUse, ProcessFault, PostgresFault, FleetFault, LoadFault)
 
 
 async def measure(settings: BenchSettings, console: Console) -> Results:
@@ -38,9 +40,11 @@ async def measure(settings: BenchSettings, console: Console) -> Results:
             "keys_per_node": KEYS_PER_NODE,
             "most_per_frame": MOST_PER_FRAME,
             "most_unacknowledged": MOST_UNACKNOWLEDGED,
-            "hub_synchronous": "full",
+            "hub_synchronous": "full" if settings.engine is Engine.SQLITE else "synchronous_commit=on",
             "edges_synchronous": "normal",
             "transport": "websocket, tls",
+            "store": settings.engine.value,
+            "replicas": settings.replicas,
             "profiled": int(settings.profile),
         },
     )
@@ -65,9 +69,15 @@ def run(
     ] = 0.0,
     out: Annotated[Path, typer.Option(help="folder for latest.json")] = REPOSITORY / "bench" / "out",
     profile: Annotated[bool, typer.Option(help="services under cProfile; keeps data/*/*.prof")] = False,
+    store: Annotated[Engine, typer.Option(help="postgresql: on a server of its own")] = Engine.SQLITE,
+    replicas: Annotated[int, typer.Option(min=1, max=9, help="of each service")] = 1,
 ) -> None:
-    """Measures the hub on this machine: real processes, TLS, SQLite on the disk of `--out`."""
-    settings = BenchSettings(seconds, _nodes(nodes), frozenset(only or Part), out.absolute(), rate, profile)
+    """Measures the hub on this machine: real processes, TLS, databases on the disk of `--out`."""
+    if replicas > 1 and store is Engine.SQLITE:
+        raise typer.BadParameter("several replicas need --store postgresql")
+    settings = BenchSettings(
+        *(seconds, _nodes(nodes), frozenset(only or Part), out.absolute(), rate, profile, store, replicas)
+    )
     # A thousand links need more descriptors than shells allow by default; children inherit the limit.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -5,6 +5,7 @@ import os
 import shutil
 import urllib.request
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -13,12 +14,12 @@ from bench.figures import Case, Connects, Latency, Memory, Throughput
 from bench.load import Load
 from bench.machine import Processes, Usage
 from bench.settings import BenchSettings, Part
+from demo.databases import running_databases
 from demo.fleet import Fleet, running_fleet
-from demo.hub import HOST, Hub, choose_ports, running_hub, service_arguments
+from demo.hub import SERVICES, Hub, running_hub, service_arguments
+from demo.ports import HOST, choose_ports
 from edge.certificates import create_node_certificates, create_server_certificate
 from services.runtime.rpc import open_channel
-
-_SERVICES = ("sessions", "dispatcher", "connector")
 
 
 async def run_case(settings: BenchSettings, nodes: int, tell: Callable[[str], None]) -> Case:
@@ -31,21 +32,27 @@ async def run_case(settings: BenchSettings, nodes: int, tell: Callable[[str], No
     await asyncio.to_thread(
         create_node_certificates, certificates, [f"edge-{number}" for number in range(1, nodes + 1)]
     )
-    ports = choose_ports()
+    ports = choose_ports(settings.replicas)
     launch = _profiled(folder) if settings.profile else service_arguments
-    async with running_hub(folder, certificates, ports, launch=launch) as hub:
+    async with (
+        running_databases(settings.engine, folder) as databases,
+        running_hub(folder, certificates, ports, databases, launch=launch) as hub,
+    ):
         case = Case(nodes)
-        pids = {name: getattr(hub, name).pid for name in _SERVICES}
+        pids = {name: [instance.child.pid for instance in hub.of(name)] for name in SERVICES}
+        if databases.server_pid:
+            pids["database"] = [databases.server_pid]
         before = Processes(pids).usage()
         async with (
             running_fleet(
-                *(nodes, ports.server, certificates, folder / "edges.db", folder / "logs" / "edges.log"),
+                *(nodes, hub.server, certificates, folder / "edges.db", folder / "logs" / "edges.log"),
                 *("--sync", "normal", "--no-history", "--by-node"),
                 *("--report-every", "0.01" if nodes <= 100 else "0.05"),
             ) as fleet,
-            open_channel(hub.dispatcher_address) as channel,
+            AsyncExitStack() as stack,
         ):
-            processes = Processes({**pids, "edges": fleet.child.pid, "publisher": os.getpid()})
+            channels = [await stack.enter_async_context(open_channel(one.address)) for one in hub.dispatchers]
+            processes = Processes({**pids, "edges": [fleet.child.pid], "publisher": [os.getpid()]})
             took = await fleet.connected(settings.connect_seconds)
             tell(f"{nodes} nodes connected in {took:.2f} s")
             if Part.CONNECTS in settings.parts:
@@ -53,7 +60,7 @@ async def run_case(settings: BenchSettings, nodes: int, tell: Callable[[str], No
             if Part.MEMORY in settings.parts:
                 await asyncio.sleep(settings.idle_seconds)
                 case.memory = _memory(nodes, before, processes.usage())
-            load = Load(channel, fleet)
+            load = Load(channels, fleet)
             rate = settings.rate
             if Part.THROUGHPUT in settings.parts or (Part.LATENCY in settings.parts and not rate):
                 case.throughput = await _throughput(settings, hub, fleet, load, processes)
@@ -66,7 +73,7 @@ async def run_case(settings: BenchSettings, nodes: int, tell: Callable[[str], No
 
 def _profiled(folder: Path) -> Callable[[str], list[str]]:
     def launch(name: str) -> list[str]:
-        return ["-m", "cProfile", "-o", str(folder / f"{name}.prof"), "-m", f"services.{name}"]
+        return ["-m", "cProfile", "-o", str(folder / f"{name}.prof"), *service_arguments(name)]
 
     return launch
 
@@ -120,17 +127,19 @@ async def _throughput(
 
 
 async def _dispatcher_counts(hub: Hub) -> dict[str, float]:
-    """Acknowledged messages, and messages ended without it, since the dispatcher started."""
+    """Acknowledged messages, and messages ended without it, since the dispatchers started."""
 
-    def scrape() -> str:
-        with urllib.request.urlopen(f"http://{HOST}:{hub.ports.dispatcher_metrics}/metrics") as answer:
+    def scrape(port: int) -> str:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/metrics") as answer:
             return bytes(answer.read()).decode()
 
     counts = {"acknowledged": 0.0, "ended": 0.0}
-    for family in text_string_to_metric_families(await asyncio.to_thread(scrape)):
-        name = family.name.removeprefix("cloudhub_dispatcher_")
-        if name in counts:
-            counts[name] = sum(sample.value for sample in family.samples if sample.name.endswith("_total"))
+    for ports in hub.ports:
+        page = await asyncio.to_thread(scrape, ports.dispatcher_metrics)
+        for family in text_string_to_metric_families(page):
+            name = family.name.removeprefix("cloudhub_dispatcher_")
+            if name in counts:
+                counts[name] += sum(one.value for one in family.samples if one.name.endswith("_total"))
     return counts
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import cycle
 
 import grpc
 
@@ -54,11 +55,29 @@ class _Stream:
                 raise LoadFault(f"not accepted: {dict(other)}")
 
 
-class Load:
-    """Publishes messages of 1.1 KB to the nodes in turn, each about one of a node's 200 objects in turn."""
+class _Streams:
+    """One stream per dispatcher; frames go to each in turn."""
 
-    def __init__(self, channel: grpc.aio.Channel, fleet: Fleet) -> None:
-        self._stub = DispatcherServiceStub(channel)
+    def __init__(self, streams: "Sequence[_Stream]") -> None:
+        self._streams = streams
+        self._turns = cycle(streams)
+
+    async def send(self, requests: list[pb.PublishRequest]) -> None:
+        await next(self._turns).send(requests)
+
+    async def finish(self) -> None:
+        for stream in self._streams:
+            await stream.finish()
+
+
+class Load:
+    """Publishes messages of 1.1 KB to the nodes in turn, each about one of a node's 200 objects in turn.
+
+    An object's next version comes after the last one was acknowledged: it may go through another dispatcher.
+    """
+
+    def __init__(self, dispatchers: Sequence[grpc.aio.Channel], fleet: Fleet) -> None:
+        self._stubs = [DispatcherServiceStub(channel) for channel in dispatchers]
         self._fleet = fleet
         self._versions = Versions()
         self._turn = 0
@@ -76,7 +95,7 @@ class Load:
     async def saturate(self, stop: asyncio.Event) -> None:
         """Until `stop`: as many messages as the bounds on what is unacknowledged allow."""
 
-        async def frames(call: _Stream) -> None:
+        async def frames(call: _Streams) -> None:
             while not stop.is_set():
                 requests = self._next_frame(self._room())
                 if requests:
@@ -89,7 +108,7 @@ class Load:
     async def pace(self, per_second: float, seconds: float) -> None:
         """A steady rate for so long; what is due at a tick goes in one frame."""
 
-        async def frames(call: _Stream) -> None:
+        async def frames(call: _Streams) -> None:
             loop = asyncio.get_running_loop()
             started, sent = loop.time(), 0
             while (elapsed := loop.time() - started) < seconds:
@@ -144,9 +163,11 @@ class Load:
             )
         return requests
 
-    async def _run(self, frames: Callable[[_Stream], Awaitable[None]]) -> None:
-        stream = _Stream(self._stub.PublishStream())
+    async def _run(self, frames: Callable[[_Streams], Awaitable[None]]) -> None:
+        each = [_Stream(stub.PublishStream()) for stub in self._stubs]
+        streams = _Streams(each)
         async with asyncio.TaskGroup() as group:
-            group.create_task(stream.answers(), name="publish answers")
-            await frames(stream)
-            await stream.finish()
+            for stream in each:
+                group.create_task(stream.answers(), name="publish answers")
+            await frames(streams)
+            await streams.finish()

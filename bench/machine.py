@@ -5,7 +5,7 @@ import platform
 import sqlite3
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,18 +67,24 @@ class Usage:
 
 
 class Processes:
-    """Reads the use of processes by name."""
+    """Reads the use of processes by name; of several under one name the sum, and of their children too."""
 
-    def __init__(self, pids: Mapping[str, int]) -> None:
-        self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
+    def __init__(self, pids: Mapping[str, Sequence[int]]) -> None:
+        self._processes = {name: [psutil.Process(pid) for pid in several] for name, several in pids.items()}
 
     def usage(self) -> Usage:
         """Now."""
         cpu: dict[str, float] = {}
         resident: dict[str, int] = {}
-        for name, process in self._processes.items():
-            with process.oneshot():
-                times = process.cpu_times()
-                cpu[name] = times.user + times.system
-                resident[name] = process.memory_info().rss
+        for name, processes in self._processes.items():
+            cpu[name], resident[name] = 0.0, 0
+            for process in processes:
+                for one in (process, *process.children()):
+                    try:
+                        with one.oneshot():
+                            times = one.cpu_times()
+                            cpu[name] += times.user + times.system
+                            resident[name] += one.memory_info().rss
+                    except psutil.NoSuchProcess:
+                        continue  # a child that has just ended
         return Usage(cpu, resident)

@@ -15,9 +15,9 @@ def print_results(console: Console, results: Results) -> None:
     machine = results.machine
     console.print(
         f"{machine['cores']} cores ({machine['cpu']}), Python {machine['python']}, "
-        f"SQLite {machine['sqlite']}, a synced 4 KiB write takes {machine['sync_4k_ms']} ms\n"
-        f"{results.settings['message_bytes']}-byte messages, TLS; "
-        "SQLite synchronous=FULL in the hub, NORMAL in the edges",
+        f"a synced 4 KiB write takes {machine['sync_4k_ms']} ms\n"
+        f"{results.settings['message_bytes']}-byte messages, TLS; {results.settings['replicas']} of each "
+        f"service on {results.settings['store']}, every commit synced; the edges' SQLite synchronous=NORMAL",
         highlight=False,
     )
     console.print(_speed(results.cases))
@@ -52,7 +52,9 @@ def _speed(cases: list[Case]) -> Table:
 def _cpu(cases: list[Case]) -> Table:
     table = Table(title="CPU seconds per 100 000 messages", title_justify="left")
     table.add_column("nodes", justify="right")
-    names = ("connector", "dispatcher", "sessions", "edges", "publisher")
+    names: tuple[str, ...] = ("connector", "dispatcher", "sessions", "edges", "publisher")
+    if any(case.throughput and "database" in case.throughput.cpu_seconds_per_100k for case in cases):
+        names += ("database",)
     for name in names:
         table.add_column(name, justify="right")
     for case in cases:

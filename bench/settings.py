@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from demo.databases import Engine
+
 
 class Part(StrEnum):
     """A part of the benchmark."""
@@ -26,6 +28,9 @@ class BenchSettings:
     """Messages per second for the latency; 0: a fifth of the throughput measured."""
     profile: bool
     """Run the services under cProfile; the figures are worth less then."""
+    engine: Engine = Engine.SQLITE
+    replicas: int = 1
+    """Of each service."""
 
     warm_up_seconds: float = 2.0
     idle_seconds: float = 3.0

@@ -15,6 +15,7 @@ from demo.app import Demo
 from demo.exclusive import FolderInUse
 from demo.fleet import FleetFault
 from demo.manifests import ManifestFault
+from demo.postgres import PostgresFault
 from demo.processes import ProcessFault
 from demo.settings import DemoSettings
 from edge.certificates import CertificateFault
@@ -25,6 +26,7 @@ _FAULTS = (
     ProcessFault,
     FleetFault,
     ManifestFault,
+    PostgresFault,
     CertificateFault,
     ConnectionError,
     grpc.aio.AioRpcError,
@@ -94,12 +96,20 @@ def run(
     data: Annotated[
         Path, typer.Option(envvar="DEMO_DATA", help="databases, certificates, logs; kept for the next start")
     ] = _DEFAULT.data,
+    replicas: Annotated[
+        int,
+        typer.Option(
+            envvar="DEMO_REPLICAS", min=1, max=9, help="of each service; several on a PostgreSQL of their own"
+        ),
+    ] = _DEFAULT.replicas,
     manifests: Annotated[
         Path, typer.Option(envvar="DEMO_MANIFESTS", help="folder of what to publish")
     ] = _DEFAULT.manifests,
 ) -> None:
     """Runs the three services and a fleet of edge nodes on this machine, and shows messages go."""
-    settings = DemoSettings(seconds, nodes, update_every, cut_every, settle, data.absolute(), manifests)
+    settings = DemoSettings(
+        *(seconds, nodes, update_every, cut_every, settle, data.absolute(), replicas, manifests)
+    )
     # Without a terminal lines are long and are left so.
     console = Console() if sys.stdout.isatty() else Console(width=200, force_terminal=False)
     try:

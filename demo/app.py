@@ -4,21 +4,23 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 from rich.console import Console
 
 from demo.checker import Verdict, check
+from demo.databases import Engine, running_databases
 from demo.display import Display, Figures
 from demo.exclusive import exclusive
 from demo.fleet import Fleet, running_fleet
-from demo.hub import Hub, HubPorts, choose_ports, running_hub
+from demo.hub import Hub, running_hub
 from demo.latency import RecentLatencies
 from demo.ledger import Ledger
 from demo.manifests import Manifest, load_manifests
 from demo.network import BadNetwork
 from demo.operator import HubFigures, Operator
+from demo.ports import HubPorts, choose_ports
 from demo.processes import Child, ProcessFault
 from demo.settings import DemoSettings
 from demo.subscriber import Subscriber
@@ -60,40 +62,47 @@ class Demo:
             node_ids = [f"edge-{number}" for number in range(1, settings.nodes + 1)]
             await asyncio.to_thread(create_server_certificate, settings.certificates)
             await asyncio.to_thread(create_node_certificates, settings.certificates, node_ids)
-            wanted = HubPorts()
-            ports = choose_ports(wanted)
+            ports = choose_ports(settings.replicas, HubPorts())
             self._say(f"data, certificates and logs: {settings.data}")
-            for name in HubPorts.__dataclass_fields__:
-                if getattr(ports, name) != getattr(wanted, name):
-                    self._say(f"port {getattr(wanted, name)} is taken: {name} uses {getattr(ports, name)}")
+            for number, replica in enumerate(ports):
+                self._tell_taken(HubPorts().of_replica(number), replica)
             async with (
-                running_hub(settings.data, settings.certificates, ports) as hub,
+                running_databases(settings.engine, settings.data) as databases,
+                running_hub(settings.data, settings.certificates, ports, databases) as hub,
                 running_fleet(
-                    *(settings.nodes, ports.server, settings.certificates, settings.edges_database),
+                    *(settings.nodes, hub.server, settings.certificates, settings.edges_database),
                     settings.data / "logs" / "edges.log",
                     *("--upload-every", "10", "--status-every", "10"),
                 ) as fleet,
-                open_channel(hub.dispatcher_address) as dispatcher,
-                open_channel(hub.sessions_address) as sessions,
+                AsyncExitStack() as channels,
             ):
+                dispatchers = [
+                    await channels.enter_async_context(open_channel(one.address)) for one in hub.dispatchers
+                ]
+                sessions = await channels.enter_async_context(open_channel(hub.sessions[0].address))
+                operator = Operator(dispatchers, sessions)
                 try:
                     async with _watched(hub, fleet):
-                        operator = Operator(dispatcher, sessions)
-                        return await self._work(hub, fleet, dispatcher, operator, manifests)
+                        # Publishes through one dispatcher, and hears through the last one.
+                        return await self._work(
+                            hub, fleet, dispatchers[0], dispatchers[-1], operator, manifests
+                        )
                 finally:
-                    self._say("stopping: edges, connector, dispatcher, sessions")
+                    database = ", database" if settings.engine is Engine.POSTGRESQL else ""
+                    self._say(f"stopping: edges, connectors, dispatchers, sessions{database}")
 
     async def _work(
         self,
         hub: Hub,
         fleet: Fleet,
-        channel: grpc.aio.Channel,
+        publishing: grpc.aio.Channel,
+        subscribing: grpc.aio.Channel,
         operator: Operator,
         manifests: list[Manifest],
     ) -> Verdict:
         settings, loop = self._settings, asyncio.get_running_loop()
         took = await fleet.connected(CONNECT_SECONDS)
-        self._say(f"{settings.nodes} edge nodes connected in {took:.2f} s over {hub.ports.server}")
+        self._say(f"{settings.nodes} edge nodes connected in {took:.2f} s over {hub.server}")
         self._say("try:", *_commands(hub, manifests[0]))
         known = (await operator.figures()).last_seq > 0
         figures = Figures(nodes=settings.nodes)
@@ -101,8 +110,8 @@ class Demo:
         if settings.seconds:
             loop.call_later(settings.seconds, self._stop.set)
         with Display(self._console) as display:
-            workload = Workload(channel, manifests, fleet.node_ids, self._ledger, display.tell)
-            subscriber = Subscriber(channel)
+            workload = Workload(publishing, manifests, fleet.node_ids, self._ledger, display.tell)
+            subscriber = Subscriber(subscribing)
             network = BadNetwork(fleet, display.tell)
             async with asyncio.TaskGroup() as group:
                 refreshing = group.create_task(
@@ -182,6 +191,11 @@ class Demo:
         figures.published, figures.refused = self._ledger.accepted, self._ledger.refused
         figures.upstream, figures.cuts = subscriber.received, network.cuts
 
+    def _tell_taken(self, wanted: HubPorts, chosen: HubPorts) -> None:
+        for name in HubPorts.__dataclass_fields__:
+            if getattr(chosen, name) != getattr(wanted, name):
+                self._say(f"port {getattr(wanted, name)} is taken: {name} uses {getattr(chosen, name)}")
+
     def _say(self, *lines: str) -> None:
         for line in lines:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -190,7 +204,7 @@ class Demo:
 @asynccontextmanager
 async def _watched(hub: Hub, fleet: Fleet) -> AsyncIterator[None]:
     """Ends its body with a ProcessFault when a child dies."""
-    children = (*hub.children, fleet.child)
+    children = (*(instance.child for instance in hub.instances), fleet.child)
     try:
         async with asyncio.TaskGroup() as group:
             watchers = [group.create_task(child.died(), name=f"watch {child.name}") for child in children]
@@ -229,9 +243,9 @@ def _commands(hub: Hub, manifest: Manifest) -> list[str]:
         "node_ids": ["edge-1", "edge-2"],
         "content_json": '{"data": {"hello": "edge"}}',
     }
-    grpcurl, dispatcher = "  grpcurl -plaintext", f"{hub.dispatcher_address} cloudhub.v1"
+    grpcurl, dispatcher = "  grpcurl -plaintext", f"{hub.dispatchers[0].address} cloudhub.v1"
     return [
         f"{grpcurl} -d '{json.dumps(publish)}' {dispatcher}.DispatcherService/Publish",
         f"{grpcurl} -d '{about}' {dispatcher}.DispatcherAdmin/ExplainDelivery",
-        f"{grpcurl} {hub.sessions_address} cloudhub.v1.SessionsAdmin/ListSessions",
+        f"{grpcurl} {hub.sessions[0].address} cloudhub.v1.SessionsAdmin/ListInstances",
     ]

@@ -13,6 +13,7 @@ from demo.operator import HubFigures
 
 PLAIN_EVERY_SECONDS = 2.0
 _NEWS_LINES = 6
+_INSTANCES_PER_ROW = 3
 
 
 @dataclass(slots=True)
@@ -98,6 +99,11 @@ class Display:
             ("upstream", figures.upstream.total(), _reasons(figures.upstream)),
         ):
             table.add_row(name, str(value), note)
+        for start in range(0, len(hub.instances), _INSTANCES_PER_ROW):
+            some = hub.instances[start : start + _INSTANCES_PER_ROW]
+            table.add_row(
+                "" if start else "processes", "" if start else str(len(hub.instances)), ", ".join(some)
+            )
         return Group(table, *(Text(line, style="dim", no_wrap=True) for line in self._news))
 
 

@@ -21,9 +21,9 @@ class FleetFault(Exception):
 class Fleet:
     """A running fleet. `follow` must be awaited by the owner."""
 
-    def __init__(self, child: Child, nodes: int) -> None:
+    def __init__(self, child: Child, nodes: int, first: int = 1) -> None:
         self.child = child
-        self.node_ids = [f"edge-{number}" for number in range(1, nodes + 1)]
+        self.node_ids = [f"edge-{number}" for number in range(first, first + nodes)]
         self.report = Report(0, 0, 0, 0, 0, {})
         self.latencies = Latencies()
         self._reported = asyncio.Condition()
@@ -80,19 +80,30 @@ class Fleet:
 
 @asynccontextmanager
 async def running_fleet(
-    nodes: int, server: str, certificates: Path, database: Path, log_path: Path, *flags: str
+    nodes: int,
+    server: str,
+    certificates: Path,
+    database: Path,
+    log_path: Path,
+    *flags: str,
+    name: str = "edges",
+    first: int = 1,
+    append: bool = False,
 ) -> AsyncIterator[Fleet]:
-    """A fleet in a process of its own, dialling already; stopped when the context ends."""
+    """A fleet in a process of its own, dialling already; stopped when the context ends.
+
+    Its nodes are edge-`first` and those after it; `append` goes on with the log that is there.
+    """
     arguments = [
         *("-m", "demo.fleet_worker"),
         *("--server", server),
         *("--certificates", str(certificates)),
         *("--database", str(database)),
-        *("--nodes", str(nodes)),
+        *("--nodes", str(nodes), "--first", str(first)),
         *flags,
     ]
-    child = await Child.start("edges", arguments, log_path, piped=True)
-    fleet = Fleet(child, nodes)
+    child = await Child.start(name, arguments, log_path, piped=True, append=append)
+    fleet = Fleet(child, nodes, first)
     follower = asyncio.create_task(fleet.follow(), name="fleet reports")
     try:
         yield fleet

@@ -180,15 +180,19 @@ def run(
     certificates: Annotated[Path, typer.Option()],
     database: Annotated[Path, typer.Option()],
     nodes: Annotated[int, typer.Option(min=1)],
+    first: Annotated[int, typer.Option(min=1)] = 1,
     sync: Annotated[Sync, typer.Option()] = Sync.FULL,
     history: Annotated[bool, typer.Option()] = True,
+    keepalive: Annotated[float, typer.Option()] = 15.0,
+    silence: Annotated[float, typer.Option()] = 45.0,
+    first_delay: Annotated[float, typer.Option()] = 0.5,
     most_delay: Annotated[float, typer.Option()] = 5.0,
     report_every: Annotated[float, typer.Option(min=0.005)] = 0.25,
     by_node: Annotated[bool, typer.Option()] = False,
     upload_every: Annotated[float, typer.Option(min=0)] = 0.0,
     status_every: Annotated[float, typer.Option(min=0)] = 0.0,
 ) -> None:
-    """Runs edge nodes edge-1 to edge-n; commands on stdin, reports on stdout."""
+    """Runs so many edge nodes from edge-FIRST on; commands on stdin, reports on stdout."""
     configure_logs(LogFormat.AUTO)
     prepare_process()
     settings = EdgeSettings(
@@ -198,9 +202,13 @@ def run(
         certificates=certificates,
         sync=sync.value,
         history=history,
+        keepalive_seconds=keepalive,
+        silence_seconds=silence,
+        first_delay_seconds=first_delay,
         most_delay_seconds=most_delay,
     )
-    worker = FleetProcess(settings, [f"edge-{number}" for number in range(1, nodes + 1)], by_node=by_node)
+    node_ids = [f"edge-{number}" for number in range(first, first + nodes)]
+    worker = FleetProcess(settings, node_ids, by_node=by_node)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(worker.serve(report_every, upload_every, status_every))
 

@@ -1,8 +1,7 @@
-"""The three services of a hub as processes on this machine."""
+"""The services of a hub as processes on this machine, one or several replicas of each."""
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,86 +10,17 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from demo.databases import Databases, sqlite_databases
+from demo.ports import HOST, HubPorts
 from demo.processes import Child
 from services.runtime.rpc import open_channel
 
-HOST = "127.0.0.1"
-READY_SECONDS = 30.0
+READY_SECONDS = 60.0
 STOP_SECONDS = 15.0
+SERVICES = ("sessions", "dispatcher", "connector")
 
-
-@dataclass(frozen=True, slots=True)
-class HubPorts:
-    """Where the services listen."""
-
-    sessions: int = 50052
-    dispatcher: int = 50051
-    connector: int = 50053
-    edges: int = 10000
-    sessions_metrics: int = 9465
-    dispatcher_metrics: int = 9464
-    connector_metrics: int = 9466
-
-    @property
-    def server(self) -> str:
-        """What edges dial."""
-        return f"wss://{HOST}:{self.edges}"
-
-
-def _bound(port: int) -> socket.socket | None:
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-    except OSError:
-        listener.close()
-        return None
-    return listener
-
-
-def choose_ports(wanted: HubPorts | None = None) -> HubPorts:
-    """The ports wanted, each replaced by a free one where it is taken; None: free ones for all."""
-    names = HubPorts.__dataclass_fields__
-    held: list[socket.socket] = []
-    chosen: dict[str, int] = {}
-    try:
-        for name in names:
-            listener = _bound(getattr(wanted, name)) if wanted else None
-            listener = listener or _bound(0)
-            if listener is None:
-                raise OSError(f"no free port on {HOST}")
-            # Held until all are chosen, so that none is chosen twice.
-            held.append(listener)
-            chosen[name] = listener.getsockname()[1]
-    finally:
-        for listener in held:
-            listener.close()
-    return HubPorts(**chosen)
-
-
-@dataclass(frozen=True, slots=True)
-class Hub:
-    """A running hub; in the order in which it was started."""
-
-    ports: HubPorts
-    sessions: Child
-    dispatcher: Child
-    connector: Child
-
-    @property
-    def children(self) -> tuple[Child, Child, Child]:
-        """All of its processes."""
-        return self.sessions, self.dispatcher, self.connector
-
-    @property
-    def dispatcher_address(self) -> str:
-        """For publishers, subscribers and operators."""
-        return f"{HOST}:{self.ports.dispatcher}"
-
-    @property
-    def sessions_address(self) -> str:
-        """For operators."""
-        return f"{HOST}:{self.ports.sessions}"
+Launch = Callable[[str], list[str]]
+"""What the interpreter is told to run a service, by the name of its instance."""
 
 
 async def _serving(address: str) -> None:
@@ -108,62 +38,157 @@ async def _serving(address: str) -> None:
 
 
 def service_arguments(name: str) -> list[str]:
-    """What the interpreter is told, to run a service."""
-    return ["-m", f"services.{name}"]
+    """What the interpreter is told, to run the service of an instance such as `dispatcher-1`."""
+    return ["-m", f"services.{name.rpartition('-')[0]}"]
+
+
+class Instance:
+    """One process of a service; ended, it may be started again under its name, on its ports."""
+
+    def __init__(self, name: str, address: str, arguments: Sequence[str], log_path: Path) -> None:
+        self.name = name
+        self.address = address
+        """HOST:PORT of its gRPC server."""
+        self.arguments = list(arguments)
+        self._log_path = log_path
+        self._child: Child | None = None
+
+    @property
+    def child(self) -> Child:
+        """The present process, or the last one."""
+        assert self._child is not None, f"{self.name} was not started"
+        return self._child
+
+    async def launch(self) -> None:
+        """Starts the process and returns at once; its log goes on where the last process left it."""
+        again = self._child is not None
+        self._child = await Child.start(self.name, self.arguments, self._log_path, append=again)
+
+    async def start(self) -> None:
+        """Starts the process; returns when it serves. Raises ProcessFault."""
+        await self.launch()
+        await self.serving()
+
+    async def serving(self) -> None:
+        """Returns when it serves. Raises ProcessFault if it ends before, or in time does not."""
+        ready = asyncio.create_task(_serving(self.address), name=f"{self.name} ready")
+        await self.child.within(READY_SECONDS, ready, "serving")
+
+    async def stop(self) -> bool:
+        """Ends it within its grace; whether it ended by itself."""
+        return self._child is None or await self._child.stop(STOP_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """A running hub; each service has one instance per replica."""
+
+    ports: tuple[HubPorts, ...]
+    """Of each replica."""
+    sessions: tuple[Instance, ...]
+    dispatchers: tuple[Instance, ...]
+    connectors: tuple[Instance, ...]
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """All of them, in the order in which they are started."""
+        return self.sessions + self.dispatchers + self.connectors
+
+    def of(self, service: str) -> tuple[Instance, ...]:
+        """The instances of a service."""
+        return {"sessions": self.sessions, "dispatcher": self.dispatchers, "connector": self.connectors}[
+            service
+        ]
+
+    @property
+    def dispatcher_addresses(self) -> str:
+        """For publishers, subscribers and operators: any of them will do."""
+        return _joined(self.dispatchers)
+
+    @property
+    def sessions_addresses(self) -> str:
+        """For operators: any of them will do."""
+        return _joined(self.sessions)
+
+    @property
+    def server(self) -> str:
+        """What edges dial: any of them will do."""
+        return ",".join(ports.server for ports in self.ports)
+
+
+def _joined(instances: Sequence[Instance]) -> str:
+    return ",".join(instance.address for instance in instances)
+
+
+def make_hub(
+    data: Path,
+    certificates: Path,
+    ports: tuple[HubPorts, ...],
+    databases: Databases,
+    *,
+    flags: Mapping[str, Sequence[str]] | None = None,
+    launch: Launch = service_arguments,
+) -> Hub:
+    """A hub of which nothing is started yet. Logs go to `data/logs`; `flags` are further ones by service."""
+
+    def instances(
+        service: str, number_of: Callable[[HubPorts], tuple[int, int]], *own: str
+    ) -> list[Instance]:
+        made = []
+        for number, replica in enumerate(ports, 1):
+            grpc_port, metrics_port = number_of(replica)
+            name, address = f"{service}-{number}", f"{HOST}:{grpc_port}"
+            arguments = [*launch(name), *own, *(flags or {}).get(service, ())]
+            arguments += ["--name", name, "--metrics-listen", f"{HOST}:{metrics_port}"]
+            arguments += ["--grpc-listen" if service == "connector" else "--listen", address]
+            if service == "connector":
+                arguments += ["--listen", f"{HOST}:{replica.edges}"]
+            made.append(Instance(name, address, arguments, data / "logs" / f"{name}.log"))
+        return made
+
+    sessions = instances(
+        "sessions", lambda one: (one.sessions, one.sessions_metrics), "--database", databases.sessions
+    )
+    dispatchers = instances(
+        "dispatcher",
+        lambda one: (one.dispatcher, one.dispatcher_metrics),
+        *("--database", databases.dispatcher),
+        *("--sessions", _joined(sessions)),
+        *("--cluster-ca", str(certificates / "ca.crt")),
+    )
+    connectors = instances(
+        "connector",
+        lambda one: (one.connector, one.connector_metrics),
+        *("--dispatchers", _joined(dispatchers)),
+        *("--certificate", str(certificates / "server.crt")),
+        *("--private-key", str(certificates / "server.key")),
+        *("--client-ca", str(certificates / "ca.crt")),
+    )
+    return Hub(ports, tuple(sessions), tuple(dispatchers), tuple(connectors))
 
 
 @asynccontextmanager
 async def running_hub(
     data: Path,
     certificates: Path,
-    ports: HubPorts,
+    ports: tuple[HubPorts, ...],
+    databases: Databases | None = None,
     *,
-    launch: Callable[[str], list[str]] = service_arguments,
+    flags: Mapping[str, Sequence[str]] | None = None,
+    launch: Launch = service_arguments,
 ) -> AsyncIterator[Hub]:
-    """Sessions, dispatcher and connector, each up before the next; stopped in reverse order.
+    """Sessions, dispatchers and connectors, each service up before the next; stopped in reverse order.
 
-    Databases are kept in `data`, logs in `data/logs`; `launch` says how the interpreter is told to run
-    a service. Raises ProcessFault if one does not come up.
+    Without `databases` they are SQLite files in `data`. Raises ProcessFault if one does not come up.
     """
-    started: list[Child] = []
-
-    async def start(name: str, grpc_port: int, metrics_port: int, *flags: str) -> Child:
-        arguments = [*flags, "--name", f"{name}-1", "--metrics-listen", f"{HOST}:{metrics_port}"]
-        child = await Child.start(name, [*launch(name), *arguments], data / "logs" / f"{name}.log")
-        started.append(child)
-        ready = asyncio.create_task(_serving(f"{HOST}:{grpc_port}"), name=f"{name} ready")
-        await child.within(READY_SECONDS, ready, "serving")
-        return child
-
+    databases = databases or sqlite_databases(data)
+    hub = make_hub(data, certificates, ports, databases, flags=flags, launch=launch)
     try:
-        sessions = await start(
-            "sessions",
-            ports.sessions,
-            ports.sessions_metrics,
-            *("--listen", f"{HOST}:{ports.sessions}"),
-            *("--database", f"sqlite:///{data / 'sessions.db'}"),
-        )
-        dispatcher = await start(
-            "dispatcher",
-            ports.dispatcher,
-            ports.dispatcher_metrics,
-            *("--listen", f"{HOST}:{ports.dispatcher}"),
-            *("--sessions", f"{HOST}:{ports.sessions}"),
-            *("--database", f"sqlite:///{data / 'dispatcher.db'}"),
-            *("--cluster-ca", str(certificates / "ca.crt")),
-        )
-        connector = await start(
-            "connector",
-            ports.connector,
-            ports.connector_metrics,
-            *("--listen", f"{HOST}:{ports.edges}"),
-            *("--grpc-listen", f"{HOST}:{ports.connector}"),
-            *("--dispatchers", f"{HOST}:{ports.dispatcher}"),
-            *("--certificate", str(certificates / "server.crt")),
-            *("--private-key", str(certificates / "server.key")),
-            *("--client-ca", str(certificates / "ca.crt")),
-        )
-        yield Hub(ports, sessions, dispatcher, connector)
+        for service in SERVICES:
+            async with asyncio.TaskGroup() as group:
+                for instance in hub.of(service):
+                    group.create_task(instance.start(), name=f"start {instance.name}")
+        yield hub
     finally:
-        for child in reversed(started):
-            await child.stop(STOP_SECONDS)
+        for service in reversed(SERVICES):
+            await asyncio.gather(*(instance.stop() for instance in hub.of(service)))

@@ -1,13 +1,18 @@
 """What an operator of the demo asks the hub for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub
-from cloudhub.v1.sessions_pb2 import GetLimitsRequest
+from cloudhub.v1.sessions_pb2 import GetLimitsRequest, Instance, ListInstancesRequest
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub
+
+if TYPE_CHECKING:
+    from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminAsyncStub
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,39 +26,55 @@ class HubFigures:
     in_flight: int = 0
     last_seq: int = 0
     """Messages ever accepted, over all nodes."""
+    instances: tuple[str, ...] = ()
+    """Every live process: its name and, where it holds any, its nodes."""
+
+
+async def _nodes(dispatcher: "DispatcherAdminAsyncStub") -> list[pb.NodeDelivery]:
+    nodes: list[pb.NodeDelivery] = []
+    token = ""
+    while True:
+        page = await dispatcher.ListNodes(pb.ListNodesRequest(page_size=1000, page_token=token))
+        nodes.extend(page.nodes)
+        token = page.next_page_token
+        if not token:
+            return nodes
+
+
+def _described(instance: Instance) -> str:
+    return instance.name + (f" {instance.nodes}" if instance.service != "sessions" else "")
 
 
 class Operator:
     """Reads the admin services."""
 
-    def __init__(self, dispatcher: grpc.aio.Channel, sessions: grpc.aio.Channel) -> None:
-        self._dispatcher = DispatcherAdminStub(dispatcher)
+    def __init__(self, dispatchers: Sequence[grpc.aio.Channel], sessions: grpc.aio.Channel) -> None:
+        self._dispatchers = [DispatcherAdminStub(channel) for channel in dispatchers]
         self._sessions = SessionsAdminStub(sessions)
 
     async def figures(self) -> HubFigures:
         """The present figures, all nodes."""
-        nodes: list[pb.NodeDelivery] = []
-        token = ""
-        while True:
-            page = await self._dispatcher.ListNodes(pb.ListNodesRequest(page_size=1000, page_token=token))
-            nodes.extend(page.nodes)
-            token = page.next_page_token
-            if not token:
-                break
+        # The outbox is one for all; what is in flight, each dispatcher knows of its own sessions.
+        in_flight = 0
+        for dispatcher in self._dispatchers:
+            nodes = await _nodes(dispatcher)
+            in_flight += sum(node.in_flight for node in nodes)
         limits = await self._sessions.GetLimits(GetLimitsRequest())
+        listed = await self._sessions.ListInstances(ListInstancesRequest())
         return HubFigures(
             nodes=len(nodes),
             sessions=limits.nodes,
             pending=sum(node.pending for node in nodes),
             parked=sum(node.parked for node in nodes),
-            in_flight=sum(node.in_flight for node in nodes),
+            in_flight=in_flight,
             last_seq=sum(node.last_seq for node in nodes),
+            instances=tuple(map(_described, listed.instances)),
         )
 
     async def explain(self, node_id: str, object_key: str) -> pb.ExplainDeliveryResponse | None:
         """Where the newest message about an object is; None if the hub knows nothing of it."""
         try:
-            return await self._dispatcher.ExplainDelivery(
+            return await self._dispatchers[0].ExplainDelivery(
                 pb.ExplainDeliveryRequest(node_id=node_id, object_key=object_key)
             )
         except grpc.aio.AioRpcError as error:

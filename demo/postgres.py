@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -260,6 +261,13 @@ class PostgresServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         self._own(self.folder)
+        if self._user is not None:
+            for parent in self.folder.parents:
+                if not parent.stat().st_mode & stat.S_IXOTH:
+                    raise PostgresFault(
+                        f"PostgreSQL runs as the user {self._user.pw_name}, who cannot enter {parent}; "
+                        "choose another folder"
+                    )
 
     def _own(self, path: Path) -> None:
         if path.is_file():

@@ -36,12 +36,19 @@ class Child:
 
     @classmethod
     async def start(
-        cls, name: str, arguments: Sequence[str], log_path: Path, *, piped: bool = False
+        cls,
+        name: str,
+        arguments: Sequence[str],
+        log_path: Path,
+        *,
+        piped: bool = False,
+        append: bool = False,
     ) -> "Child":
-        """Runs `python arguments`; stderr (and stdout, unless `piped`) goes to the log."""
+        """Runs `python arguments`; stderr (and stdout, unless `piped`) goes to the log, a new one unless
+        `append`."""
         log_path.parent.mkdir(parents=True, exist_ok=True)
         pipe = asyncio.subprocess.PIPE
-        with log_path.open("wb") as log:
+        with log_path.open("ab" if append else "wb") as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *arguments,
@@ -79,6 +86,12 @@ class Child:
         if not self._stopping:
             raise ProcessFault(self._describe_end(status))
 
+    async def succeeded(self) -> None:
+        """Returns when the process has ended by itself; raises ProcessFault unless with status 0."""
+        status = await self._process.wait()
+        if status:
+            raise ProcessFault(self._describe_end(status))
+
     async def within(self, seconds: float, ready: asyncio.Task[None], what: str) -> None:
         """Waits for `ready`; raises ProcessFault if the child dies first or the time passes."""
         death = asyncio.create_task(self._process.wait(), name=f"end of {self.name}")
@@ -94,6 +107,22 @@ class Child:
             for task in (ready, death):
                 task.cancel()
             await asyncio.gather(ready, death, return_exceptions=True)
+
+    @property
+    def running(self) -> bool:
+        """Whether the process has not ended, as far as we have been told."""
+        return self._process.returncode is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal; nothing if the process has ended."""
+        if self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def kill(self) -> None:
+        """kill -9, and waits for the end."""
+        self._stopping = True
+        self.signal(signal.SIGKILL)
+        await self._process.wait()
 
     async def stop(self, grace_seconds: float) -> bool:
         """SIGTERM, and SIGKILL after the grace; whether the process ended by itself with status 0."""

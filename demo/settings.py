@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from demo.databases import Engine
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -19,7 +21,14 @@ class DemoSettings:
     settle: float = 20.0
     """Longest wait at the end for what is pending."""
     data: Path = REPOSITORY / ".run"
+    replicas: int = 1
+    """Of each service; several need PostgreSQL, which the demo starts itself."""
     manifests: Path = REPOSITORY / "examples" / "manifests"
+
+    @property
+    def engine(self) -> Engine:
+        """SQLite serves one replica of each service."""
+        return Engine.POSTGRESQL if self.replicas > 1 else Engine.SQLITE
 
     @property
     def certificates(self) -> Path:

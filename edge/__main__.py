@@ -115,7 +115,7 @@ async def serve(
 
 
 def run(
-    server: Annotated[str, typer.Option(help="wss://HOST:PORT of the hub")],
+    server: Annotated[str, typer.Option(help="wss://HOST:PORT of the hub; several with commas between")],
     ca: Annotated[Path, typer.Option(help="certificate of the hub's CA")],
     database: Annotated[Path, typer.Option(help="SQLite file, made if it does not exist")] = Path("edge.db"),
     node: Annotated[list[str] | None, typer.Option(help="node id; repeat for several")] = None,

@@ -17,6 +17,7 @@ from edge.link import Link
 from edge.outbox import Upload, UploadWindow
 from edge.protocol import Header, Kind, MalformedFrame, Message, Route
 from edge.reconnect import LinkEnd, Reconnect
+from edge.servers import Servers
 from edge.settings import EdgeSettings
 from edge.store import Change, StoreFault
 from edge.writer import Writer
@@ -91,6 +92,7 @@ class EdgeAgent:
         self.counters = Counters()
         self._settings = settings
         self._context: ssl.SSLContext = settings.tls(node_id)
+        self._servers = Servers(settings.servers)
         self._writer = writer
         self._ids = ids
         self._on_link = on_link
@@ -153,7 +155,8 @@ class EdgeAgent:
                 pass
 
     async def _one_link(self, dials: asyncio.Semaphore) -> LinkEnd:
-        link = Link(self._settings.url(self.node_id), self._settings.headers(self.node_id), self)
+        url = self._settings.url(self._servers.next(random.random()), self.node_id)
+        link = Link(url, self._settings.headers(self.node_id), self)
         self._link = link
         self._unstored = 0
         try:

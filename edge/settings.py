@@ -17,7 +17,7 @@ class EdgeSettings:
     """Settings of one process; its nodes share them. Times in seconds."""
 
     server: str
-    """`wss://HOST:PORT` of the hub."""
+    """`wss://HOST:PORT` of the hub; several, with commas between, are tried in an order of chance."""
     ca: Path
     """The certificate of the CA that signed the hub's."""
     database: Path
@@ -46,8 +46,9 @@ class EdgeSettings:
     """Without an answer for so long, uploads in flight are sent again."""
 
     def __post_init__(self) -> None:
-        if not self.server.startswith("wss://") or self.server.count("/") != 2:
-            raise SettingsFault(f"server {self.server!r}: should be wss://HOST:PORT")
+        for server in self.servers:
+            if not server.startswith("wss://") or server.count("/") != 2:
+                raise SettingsFault(f"server {server!r}: should be wss://HOST:PORT")
         if (self.certificates is None) == (self.certificate is None):
             raise SettingsFault("certificates: give either a folder of them or one certificate and its key")
         if self.certificate is not None and self.key is None:
@@ -56,9 +57,14 @@ class EdgeSettings:
             if getattr(self, name) <= 0:
                 raise SettingsFault(f"{name.replace('_', '-')}: should be above 0")
 
-    def url(self, node_id: str) -> str:
-        """Where a node dials (docs/protocol.md)."""
-        return f"{self.server}/{self.project_id}/{node_id}/events"
+    @property
+    def servers(self) -> list[str]:
+        """The addresses of the hub, in the order given."""
+        return [server.strip() for server in self.server.split(",")]
+
+    def url(self, server: str, node_id: str) -> str:
+        """Where a node dials (docs/protocol.md), at one of the servers."""
+        return f"{server}/{self.project_id}/{node_id}/events"
 
     def headers(self, node_id: str) -> dict[str, str]:
         """What a node says of itself with the upgrade."""

@@ -48,7 +48,7 @@ from services.dispatcher.publication import PublishLimits
 from services.dispatcher.publishing import Publishing
 from services.dispatcher.servicer import DispatcherServicer
 from services.dispatcher.session_ends import SessionEnds
-from services.dispatcher.sessions_client import SessionsClient
+from services.dispatcher.sessions_client import SESSIONS_SERVICE, SessionsClient
 from services.dispatcher.settings import DispatcherSettings
 from services.dispatcher.stranded import Stranded
 from services.dispatcher.upstream.settings import UpstreamSettings
@@ -59,7 +59,7 @@ from services.runtime.errors import HubError, StartupError
 from services.runtime.ids import new_id
 from services.runtime.logs import configure_logs, get_log
 from services.runtime.metrics import MetricsEndpoint
-from services.runtime.rpc import RpcServer, open_channel
+from services.runtime.rpc import RpcServer, open_replicas_channel
 from services.runtime.store import open_store
 from services.runtime.tracing import Tracing, configure_tracing
 
@@ -168,7 +168,7 @@ async def running_app(
         outbox = SqlOutbox(store, _quotas(settings))
         await outbox.open()
         dispatcher_id = f"{name}-{new_id()}"
-        channel = open_channel(settings.sessions)
+        channel = open_replicas_channel(settings.sessions, SESSIONS_SERVICE)
         sessions = SessionsClient(channel, dispatcher_id, settings.sessions_seconds)
         acknowledger = _EventAcknowledger(sessions)
         delivery = Delivery(outbox, _policy_settings(settings), clock, metrics, tracing)

@@ -16,6 +16,7 @@ from services.runtime.rpc import error_reason
 _log = get_log(__name__)
 T = TypeVar("T")
 
+SESSIONS_SERVICE = "cloudhub.v1.SessionsService"
 # Sessions refuses larger batches.
 MOST_PER_CALL = 4096
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.runtime.migration_command import MigrationSettings
-from services.runtime.settings import Address, ServiceSettings
+from services.runtime.settings import Address, Replicas, ServiceSettings
 
 
 class DispatcherSettings(ServiceSettings):
@@ -21,7 +21,11 @@ class DispatcherSettings(ServiceSettings):
         description="HOST:PORT that other dispatchers and connectors reach it by; "
         "none: the listen address, with an address of this machine if it listens on all of them",
     )
-    sessions: Address = Field("127.0.0.1:50052", description="HOST:PORT of the sessions service")
+    sessions: Replicas = Field(
+        "127.0.0.1:50052",
+        description="HOST:PORT of the sessions service, HOST standing for all its replicas; "
+        "or IP:PORT of each, separated by commas",
+    )
     sessions_seconds: float = Field(5.0, gt=0, le=60, description="time limit of a call to sessions")
     database: str = Field("sqlite:///cloudhub-dispatcher.db", description="URL of the outbox")
     cluster_ca: Path | None = Field(

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast
@@ -187,14 +188,47 @@ async def next_request(context: grpc.aio.ServicerContext[Request, Any]) -> Reque
     return None if request is grpc.aio.EOF else cast("Request", request)
 
 
+_CHANNEL_OPTIONS = [
+    *_OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+
 def open_channel(address: str) -> grpc.aio.Channel:
     """A channel to another service of the hub; it reconnects by itself, quickly."""
-    return grpc.aio.insecure_channel(
-        address,
-        options=[
-            *_OPTIONS,
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 500),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
+    return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+
+
+def open_replicas_channel(replicas: str, service: str) -> grpc.aio.Channel:
+    """A channel to all replicas of another service (`Replicas` of the settings), which take turns.
+
+    A call of the gRPC service named that a replica cannot take (UNAVAILABLE) goes to another one, up to three
+    in all: its calls must bear being made twice. A replica that is silent costs those calls their deadline.
+    """
+    target = replicas
+    if "," in replicas:
+        target = ("ipv6:" if replicas.startswith("[") else "ipv4:") + replicas
+    config = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [
+            {
+                "name": [{"service": service}],
+                "retryPolicy": {
+                    "maxAttempts": 3,
+                    "initialBackoff": "0.05s",
+                    "maxBackoff": "0.5s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
         ],
-    )
+    }
+    options: list[tuple[str, int | str]] = [
+        *_CHANNEL_OPTIONS,
+        ("grpc.service_config", json.dumps(config)),
+        # A name is looked up anew when a replica is lost, and no more often than this.
+        ("grpc.dns_min_time_between_resolutions_ms", 5_000),
+    ]
+    return grpc.aio.insecure_channel(target, options=options)

@@ -1,5 +1,6 @@
 """Settings of a service: flags, then environment, then defaults; read once, in `app.py`."""
 
+import ipaddress
 import re
 import sys
 from typing import Annotated, Literal, TypeVar
@@ -18,6 +19,24 @@ def _check_address(value: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
+
+
+def _check_replicas(value: str) -> str:
+    addresses = [_check_address(part.strip()) for part in value.split(",")]
+    if len(addresses) > 1:
+        try:
+            versions = {ipaddress.ip_address(split_address(address)[0]).version for address in addresses}
+        except ValueError:
+            raise ValueError(
+                "several replicas should be IP:PORT,IP:PORT,... or one name that stands for all of them"
+            ) from None
+        if len(versions) > 1:
+            raise ValueError("should be all IPv4 or all IPv6")
+    return ",".join(addresses)
+
+
+Replicas = Annotated[str, AfterValidator(_check_replicas)]
+"""Where the replicas of one service are: HOST:PORT, where HOST may resolve to several, or IP:PORT,IP:PORT."""
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.hub import HubPorts, choose_ports
+from demo.ports import HubPorts, choose_ports
 from demo.processes import Child, ProcessFault
 
 _WAITS = "import sys; sys.stdin.read()"
@@ -69,10 +69,10 @@ def test_taken_ports_are_replaced_and_free_ones_kept() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        free = choose_ports()
+        [free] = choose_ports()
         wanted = HubPorts(*(port, *(getattr(free, name) for name in list(HubPorts.__dataclass_fields__)[1:])))
 
-        chosen = choose_ports(wanted)
+        [chosen] = choose_ports(1, wanted)
 
     assert chosen.sessions != port
     assert chosen.dispatcher == free.dispatcher

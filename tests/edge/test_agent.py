@@ -251,6 +251,20 @@ async def test_a_hub_that_is_away_is_dialled_until_it_is_back(
         await fleet.connected()
 
 
+async def test_a_node_goes_on_to_another_server_of_its_hub(
+    cloud: CloudSide, certificates: Path, make_settings: MakeSettings
+) -> None:
+    """C35: one connector dies, its edges reconnect through another."""
+    async with CloudSide(certificates) as other:
+        both = make_settings(server=f"{cloud.url},{other.url}")
+        async with EdgeFleet(both, ["edge-1"]) as fleet:
+            await fleet.connected()
+            dead, alive = (cloud, other) if cloud.links else (other, cloud)
+            await dead.stop()
+            await alive.link()
+            await fleet.connected()
+
+
 async def test_a_refused_edge_waits_as_advised_and_does_not_give_up(
     cloud: CloudSide, make_settings: MakeSettings
 ) -> None:
@@ -603,6 +617,8 @@ async def test_a_node_without_a_certificate_is_a_clear_error_and_frees_the_file(
     [
         ({"server": "https://hub"}, "should be wss://HOST:PORT"),
         ({"server": "wss://hub:1/path"}, "should be wss://HOST:PORT"),
+        ({"server": "wss://hub:1,hub:2"}, "server 'hub:2': should be wss://HOST:PORT"),
+        ({"server": "wss://hub:1,"}, "server '': should be wss://HOST:PORT"),
         ({"certificates": None}, "either a folder"),
         ({"certificate": Path("x.crt")}, "either a folder"),
         ({"certificates": None, "certificate": Path("x.crt")}, "needs its key"),

@@ -1,0 +1,86 @@
+"""`python -m chaos`: what `make chaos` does."""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import msgspec
+import typer
+import uvloop
+from rich.console import Console
+
+from chaos.checker import Verdict, judge
+from chaos.report import print_verdict
+from chaos.run import ChaosRun
+from chaos.settings import ChaosSettings
+from demo.databases import Engine
+from demo.exclusive import FolderInUse, exclusive
+from demo.fleet import FleetFault
+from demo.postgres import PostgresFault
+from demo.processes import ProcessFault
+
+_DEFAULT = ChaosSettings()
+_FAULTS = (FolderInUse, ProcessFault, PostgresFault, FleetFault, TimeoutError, grpc.aio.AioRpcError)
+
+
+async def _main(settings: ChaosSettings, console: Console) -> Verdict:
+    def tell(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    run = ChaosRun(settings, tell)
+    await run.run()
+    verdict = judge(run.history, run.node_ids)
+    settings.history.write_bytes(msgspec.json.encode(run.history))
+    return verdict
+
+
+def run(
+    seconds: Annotated[float, typer.Option(min=1, help="how long faults are injected")] = _DEFAULT.seconds,
+    seed: Annotated[
+        int, typer.Option(help="the same seed gives the same schedule of faults")
+    ] = _DEFAULT.seed,
+    replicas: Annotated[int, typer.Option(min=1, max=3, help="of each service")] = _DEFAULT.replicas,
+    nodes: Annotated[int, typer.Option(min=2, max=500, help="edge nodes")] = _DEFAULT.nodes,
+    store: Annotated[
+        Engine, typer.Option(help="sqlite: one replica, and its database is left alone")
+    ] = _DEFAULT.engine,
+    out: Annotated[Path, typer.Option(help="folder for databases, logs and history")] = _DEFAULT.out,
+) -> None:
+    """Breaks a hub under load, fault after fault, and checks that every invariant held."""
+    if replicas > 1 and store is Engine.SQLITE:
+        raise typer.BadParameter("several replicas need --store postgresql")
+    settings = ChaosSettings(
+        seconds=seconds, seed=seed, replicas=replicas, nodes=nodes, engine=store, out=out.absolute()
+    )
+    console = Console() if sys.stdout.isatty() else Console(width=120, force_terminal=False)
+    try:
+        with (
+            exclusive(settings.out, "--out"),
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            verdict = runner.run(_main(settings, console))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        print("chaos: interrupted before the end; nothing was checked", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (*_FAULTS, BaseExceptionGroup) as error:
+        fault: BaseException = error
+        while isinstance(fault, BaseExceptionGroup):
+            fault = fault.exceptions[0]
+        if not isinstance(fault, _FAULTS):
+            raise
+        print(f"chaos: {fault or 'not in time'}\nchaos: logs: {settings.data}", file=sys.stderr)
+        raise SystemExit(1) from None
+    print_verdict(console, verdict, f"{settings.replicas} of each service on {store.value}, seed {seed}")
+    console.print(f"logs and history: {settings.out}", highlight=False, soft_wrap=True)
+    raise SystemExit(0 if verdict.holds else 1)
+
+
+if __name__ == "__main__":
+    typer.run(run)

@@ -1,0 +1,129 @@
+"""What the hub says of itself when all is quiet."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import grpc
+import psutil
+
+from chaos.fleets import FleetProcess
+from chaos.history import Count, LinkSeen, SessionSeen, Waiting
+from chaos.messages import uploads_lost
+from chaos.observer import admitted_links, live_sessions, outbox_nodes, seen
+from cloudhub.v1 import dispatcher_pb2 as pb
+from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub
+from cloudhub.v1.sessions_pb2 import GetLimitsRequest
+from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub
+from demo.hub import Hub, Instance
+from services.runtime.rpc import open_channel
+
+LOOK_SECONDS = 0.3
+ANSWER_SECONDS = 5.0
+MOST_QUESTIONS = 10
+HAND_ON_SECONDS = 30.0
+SPARE_DESCRIPTORS = 100
+"""Of a service beside its links: databases, streams, logs."""
+T = TypeVar("T")
+
+
+class Ending:
+    """Asks the hub at the end of a run, when all of its processes live."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    async def settled(self, fleets: Sequence[FleetProcess], seconds: float) -> bool:
+        """Whether within so long every node had its one session and link, and nothing was pending."""
+        nodes = sum(len(fleet.node_ids) for fleet in fleets)
+        try:
+            async with asyncio.timeout(seconds):
+                while not await self._is_settled(nodes):  # noqa: ASYNC110 - it is not ours to signal
+                    await asyncio.sleep(LOOK_SECONDS)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _is_settled(self, nodes: int) -> bool:
+        try:
+            sessions, links = await self.sessions(), await self.links()
+            pending = sum(node.pending for node in await _asked(self._hub.dispatchers[0], outbox_nodes))
+        except grpc.aio.AioRpcError:
+            return False  # a process that was started again is not up yet
+        epochs = {(one.node_id, one.epoch) for one in sessions}
+        return (
+            len(sessions) == len(links) == nodes
+            and epochs == {(one.node_id, one.epoch) for one in links}
+            and not pending
+        )
+
+    async def sessions(self) -> list[SessionSeen]:
+        """The live sessions."""
+        return [seen(one) for one in await _asked(self._hub.sessions[0], live_sessions)]
+
+    async def links(self) -> list[LinkSeen]:
+        """The admitted links of all connectors."""
+        return [link for one in self._hub.connectors for link in await _asked(one, admitted_links)]
+
+    async def counts(self, nodes: int, guests: int) -> list[Count]:
+        """What there is for one session per node, beside what there should be (invariant 6)."""
+        outbox = await _asked(self._hub.dispatchers[0], outbox_nodes)
+        counts = [
+            Count("live sessions", len(await self.sessions()), nodes),
+            Count("slots taken", await _asked(self._hub.sessions[0], _slots), nodes),
+            Count("links", len(await self.links()), nodes),
+            Count("nodes in the outbox", len(outbox), nodes + guests),
+            Count("parked messages", sum(node.parked for node in outbox), 0),
+        ]
+        counts += [
+            Count(
+                f"descriptors of {instance.name}",
+                psutil.Process(instance.child.pid).num_fds(),
+                nodes + SPARE_DESCRIPTORS,
+            )
+            for instance in self._hub.instances
+        ]
+        return counts
+
+    async def waiting(self) -> list[Waiting]:
+        """What the hub still holds as pending or parked."""
+        return await _asked(self._hub.dispatchers[0], _waiting)
+
+
+async def handed_on(confirmed: dict[str, list[int]], handed: dict[str, list[int]]) -> None:
+    """Returns when every confirmed upload was handed to a subscriber, or the time for it is over."""
+    try:
+        async with asyncio.timeout(HAND_ON_SECONDS):
+            while uploads_lost(confirmed, handed):  # noqa: ASYNC110 - told by nobody
+                await asyncio.sleep(LOOK_SECONDS)
+    except TimeoutError:
+        pass  # the checker will say which
+
+
+async def _asked(instance: Instance, question: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
+    async with open_channel(instance.address) as channel:
+        for _ in range(MOST_QUESTIONS - 1):
+            try:
+                return await question(channel)
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(LOOK_SECONDS)  # it was started again just now, or has much to do
+        return await question(channel)
+
+
+async def _slots(channel: grpc.aio.Channel) -> int:
+    stub: Any = SessionsAdminStub(channel)
+    return int((await stub.GetLimits(GetLimitsRequest(), timeout=ANSWER_SECONDS)).nodes)
+
+
+async def _waiting(channel: grpc.aio.Channel) -> list[Waiting]:
+    stub: Any = DispatcherAdminStub(channel)
+    found: list[Waiting] = []
+    for node in await outbox_nodes(channel):
+        if node.pending:
+            request = pb.InspectNodeRequest(node_id=node.node_id)
+            answer = await stub.InspectNode(request, timeout=ANSWER_SECONDS)
+            found += [
+                Waiting(node.node_id, one.object_key, int(one.version or 0), one.parked_reason or "pending")
+                for one in answer.objects
+            ]
+    return found

@@ -1,0 +1,106 @@
+"""Carries out the faults of a schedule, and undoes them."""
+
+import asyncio
+import signal
+
+from chaos.fleets import FleetProcess
+from chaos.schedule import DATABASE, EDGES, Fault, FaultKind
+from chaos.standby import DatabasePair
+from demo.hub import Hub, Instance
+from demo.processes import ProcessFault
+
+MOST_STARTS = 5
+CUT_SECONDS = 0.6
+"""Until a fleet has obeyed and says so."""
+
+
+class Faults:
+    """`unclean` has a sentence for each process that died unasked, or did not end when it was told to."""
+
+    def __init__(self, hub: Hub, fleets: list[FleetProcess], database: DatabasePair | None) -> None:
+        self._hub = hub
+        self._fleets = fleets
+        self._database = database
+        self._starting: set[Instance] = set()
+        self.unclean: list[str] = []
+
+    def target_of(self, fault: Fault) -> str:
+        """The name of what it hits."""
+        if fault.target == DATABASE:
+            return DATABASE
+        if fault.target == EDGES:
+            return self._fleets[fault.replica].name
+        return self._hub.of(fault.target)[fault.replica].name
+
+    async def inject(self, fault: Fault) -> None:
+        """Does it, holds it, undoes it: what was ended is started again, and not waited for."""
+        if fault.target == DATABASE:
+            assert self._database is not None, "there is no database server"
+            if fault.kind is FaultKind.RESTART:
+                await self._database.restart(fault.hold_seconds)
+            else:
+                await self._database.fail_over()
+        elif fault.target == EDGES:
+            fleet = self._fleets[fault.replica]
+            if fault.kind is FaultKind.CUT:
+                fleet.cut()
+            else:
+                await fleet.kill()
+                await asyncio.sleep(fault.hold_seconds)
+                await fleet.start()
+        else:
+            await self._inject_into(self._hub.of(fault.target)[fault.replica], fault)
+
+    async def _inject_into(self, instance: Instance, fault: Fault) -> None:
+        child = instance.child
+        if fault.kind in (FaultKind.PAUSE, FaultKind.LONG_PAUSE):
+            child.signal(signal.SIGSTOP)
+            try:
+                await asyncio.sleep(fault.hold_seconds)
+            finally:
+                child.signal(signal.SIGCONT)
+            return
+        if fault.kind is FaultKind.DRAIN:
+            if not await instance.stop():
+                self.unclean.append(f"{instance.name} did not end by itself when it was told to")
+        else:
+            await child.kill()
+        await asyncio.sleep(fault.hold_seconds)
+        self._starting.add(instance)
+        await instance.launch()
+
+    async def mend(self, fault: Fault) -> None:
+        """Brings back what a fault left missing or lopsided, so that the next one finds it whole."""
+        if self._database is not None:
+            await self._database.mend()
+        if fault.target == "connector":
+            # The edges went to the other connectors: they choose anew.
+            for fleet in self._fleets:
+                fleet.cut()
+            await asyncio.sleep(CUT_SECONDS)
+
+    async def all_up(self) -> None:
+        """Returns when every process is up. One that died after it had served once is a breach; one that
+        could not start, as without its database, is started again, as whatever runs a hub does."""
+        for fleet in self._fleets:
+            if not fleet.is_running:
+                self.unclean.append(f"{fleet.name} died unasked")
+                await fleet.stop()
+                await fleet.start()
+        for instance in self._hub.instances:
+            if not instance.child.running and instance not in self._starting:
+                self.unclean.append(f"{instance.name} died unasked")
+                self._starting.add(instance)
+        for instance in tuple(self._starting):
+            await self._up(instance)
+            self._starting.discard(instance)
+
+    async def _up(self, instance: Instance) -> None:
+        for _ in range(MOST_STARTS):
+            if not instance.child.running:
+                await instance.launch()
+            try:
+                return await instance.serving()
+            except ProcessFault:
+                continue
+        raise ProcessFault(f"{instance.name} did not start, {MOST_STARTS} times over")

@@ -1,0 +1,128 @@
+"""Looks at the hub all the time, as its operators could: sessions, links, what is pending."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+
+from chaos.clock import RunClock
+from chaos.history import LinkSeen, LinksSample, RegistrySample, SessionSeen
+from cloudhub.v1 import dispatcher_pb2, sessions_pb2
+from cloudhub.v1.connector_pb2 import ListLinksRequest
+from cloudhub.v1.connector_pb2_grpc import ConnectorAdminStub
+from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub
+from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub
+from demo.hub import Hub, Instance
+from services.runtime.rpc import open_channel
+
+EVERY_SECONDS = 0.3
+ANSWER_SECONDS = 1.0
+FRESH_SECONDS = 1.0
+MOST_NODES = 1000
+"""In one page, which is one transaction."""
+
+
+class Observer:
+    """`run` must be awaited by the owner. What does not answer is asked again soon."""
+
+    def __init__(self, hub: Hub, clock: RunClock) -> None:
+        self._hub = hub
+        self._clock = clock
+        self.registry: list[RegistrySample] = []
+        self.changes: list[SessionSeen] = []
+        self.links: list[LinksSample] = []
+        self._active = (-1, 0.0)
+        self._pending = (-1, 0.0)
+
+    @property
+    def active_sessions(self) -> int:
+        """As one of the replicas said just now; -1: none did."""
+        return self._fresh(self._active)
+
+    @property
+    def pending(self) -> int:
+        """What the hub waits for, parked messages aside; -1: no dispatcher said so just now."""
+        return self._fresh(self._pending)
+
+    def _fresh(self, figure: tuple[int, float]) -> int:
+        value, at = figure
+        return value if self._clock.now() - at < FRESH_SECONDS else -1
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for instances, look in (
+                (self._hub.sessions, self._look_at_registry),
+                (self._hub.sessions, self._watch_registry),
+                (self._hub.connectors, self._look_at_links),
+                (self._hub.dispatchers, self._look_at_outbox),
+            ):
+                for instance in instances:
+                    group.create_task(self._follow(instance, look), name=f"look at {instance.name}")
+
+    async def _follow(self, instance: Instance, look: Callable[[Instance, Any], Any]) -> None:
+        async with open_channel(instance.address) as channel:
+            while True:
+                try:
+                    await look(instance, channel)
+                except grpc.aio.AioRpcError:
+                    pass  # it is down, paused, or without its database: that is what is tried here
+                await asyncio.sleep(EVERY_SECONDS)
+
+    async def _look_at_registry(self, instance: Instance, channel: grpc.aio.Channel) -> None:
+        answer = await live_sessions(channel)
+        now = self._clock.now()
+        active = sum(one.state == sessions_pb2.SESSION_STATE_ACTIVE for one in answer)
+        self._active = (active, now)
+        self.registry.append(RegistrySample(instance.name, now, [seen(one) for one in answer]))
+
+    async def _watch_registry(self, _: Instance, channel: grpc.aio.Channel) -> None:
+        stub: Any = SessionsAdminStub(channel)
+        request = sessions_pb2.WatchSessionsRequest(include_present=True)
+        async for answer in stub.WatchSessions(request):
+            if answer.session.state != sessions_pb2.SESSION_STATE_CLOSED:
+                self.changes.append(seen(answer.session))
+
+    async def _look_at_links(self, instance: Instance, channel: grpc.aio.Channel) -> None:
+        process = f"{instance.name} (process {instance.child.pid})"
+        links = await admitted_links(channel)
+        self.links.append(LinksSample(process, self._clock.now(), links))
+
+    async def _look_at_outbox(self, _: Instance, channel: grpc.aio.Channel) -> None:
+        nodes = await outbox_nodes(channel)
+        self._pending = (sum(node.pending - node.parked for node in nodes), self._clock.now())
+
+
+def seen(session: sessions_pb2.Session) -> SessionSeen:
+    """A session as it is taken down."""
+    return SessionSeen(
+        session.node_id, session.epoch, session.connector_id, session.link, session.dispatcher_id
+    )
+
+
+async def live_sessions(channel: grpc.aio.Channel) -> Sequence[sessions_pb2.Session]:
+    """All live sessions that a replica of sessions knows."""
+    stub: Any = SessionsAdminStub(channel)
+    request = sessions_pb2.ListSessionsRequest(page_size=MOST_NODES)
+    found: Sequence[sessions_pb2.Session] = (
+        await stub.ListSessions(request, timeout=ANSWER_SECONDS)
+    ).sessions
+    return found
+
+
+async def admitted_links(channel: grpc.aio.Channel) -> list[LinkSeen]:
+    """The links of a connector that have a session."""
+    stub: Any = ConnectorAdminStub(channel)
+    answer = await stub.ListLinks(ListLinksRequest(page_size=MOST_NODES), timeout=ANSWER_SECONDS)
+    return [LinkSeen(one.node_id, one.epoch, one.link) for one in answer.links if one.epoch]
+
+
+async def outbox_nodes(channel: grpc.aio.Channel) -> Sequence[dispatcher_pb2.NodeDelivery]:
+    """Every node that the outbox knows, with what it waits for."""
+    stub: Any = DispatcherAdminStub(channel)
+    request = dispatcher_pb2.ListNodesRequest(page_size=MOST_NODES)
+    found: Sequence[dispatcher_pb2.NodeDelivery] = (
+        await stub.ListNodes(request, timeout=ANSWER_SECONDS)
+    ).nodes
+    return found

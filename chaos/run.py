@@ -1,0 +1,224 @@
+"""One chaos run: hub, fleets, publishers, subscribers, faults; then quiet, and the history of it all."""
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from chaos.clock import RunClock
+from chaos.ending import Ending, handed_on
+from chaos.faults import Faults
+from chaos.fleets import FleetProcess, held_by, steps_of, uploads_confirmed_to
+from chaos.history import FaultDone, History
+from chaos.observer import Observer
+from chaos.publisher import Publisher
+from chaos.recovery import Recovery
+from chaos.scene import Scene
+from chaos.schedule import Stage, schedule
+from chaos.settings import ChaosSettings
+from chaos.standby import DatabasePair
+from chaos.subscriber import Subscriber
+from demo.databases import Databases, Engine, sqlite_databases
+from demo.hub import Hub, running_hub
+from demo.manifests import Versions
+from demo.ports import choose_ports
+from edge.certificates import create_node_certificates, create_server_certificate
+
+LOOK_SECONDS = 0.2
+GUESTS_SECONDS = 1.0
+"""After each fault guests contend for the sessions that it leaves, for so long."""
+WARM_UP_SECONDS = 3.0
+CONNECT_SECONDS = 60.0
+PUBLISH_PAUSE_SECONDS = 0.2
+ANSWERS_SECONDS = 15.0
+
+
+class ChaosRun:
+    """Made for one run. `tell` gets a line for each thing that happens."""
+
+    def __init__(self, settings: ChaosSettings, tell: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._clock = RunClock()
+        self._say = tell
+        self.history = History(settings.seed, settings.nodes)
+        self.node_ids = [f"edge-{number}" for number in range(1, settings.nodes + 1)]
+
+    async def run(self) -> None:
+        """Fills the history. Raises ProcessFault, PostgresFault or TimeoutError if what the run itself needs
+        does not come up."""
+        settings = self._settings
+        shutil.rmtree(settings.data, ignore_errors=True)
+        certificates = settings.data / "certificates"
+        await asyncio.to_thread(create_server_certificate, certificates)
+        everybody = [f"edge-{number}" for number in range(1, settings.nodes + settings.guests + 1)]
+        await asyncio.to_thread(create_node_certificates, certificates, everybody)
+        async with AsyncExitStack() as stack:
+            database, databases = await self._databases(stack)
+            hub = await stack.enter_async_context(
+                running_hub(
+                    *(settings.data, certificates, choose_ports(settings.replicas), databases),
+                    flags=settings.hub_flags,
+                )
+            )
+            scene = self._scene(hub)
+            faults = Faults(hub, scene.fleets, database)
+            for fleet in (*scene.fleets, scene.guests):
+                stack.push_async_callback(fleet.stop)
+            await self._work(scene, faults)
+            for instance in reversed(hub.instances):
+                if not await instance.stop():
+                    faults.unclean.append(f"{instance.name} did not end by itself at the end")
+            self.history.unclean += faults.unclean
+
+    def _tell(self, text: str) -> None:
+        self._say(f"{self._clock.now():6.1f} s  {text}")
+
+    async def _databases(self, stack: AsyncExitStack) -> tuple[DatabasePair | None, Databases]:
+        data = self._settings.data
+        if self._settings.engine is Engine.SQLITE:
+            return None, sqlite_databases(data)
+        pair = DatabasePair(data / "postgres")
+        stack.push_async_callback(pair.close)
+        await pair.start(data / "logs")
+        self._tell("a PostgreSQL primary and its synchronous standby are up")
+        return pair, pair.databases
+
+    def _scene(self, hub: Hub) -> Scene:
+        settings = self._settings
+        half = settings.nodes // 2
+        own = ("--upload-every", "2", "--status-every", "2")
+        dispatchers, versions = [one.address for one in hub.dispatchers], Versions()
+        return Scene(
+            hub,
+            [
+                FleetProcess(settings, "edges-1", 1, half, hub.server, *own),
+                FleetProcess(settings, "edges-2", half + 1, settings.nodes - half, hub.server, *own),
+            ],
+            FleetProcess(settings, "guests", settings.nodes + 1, settings.guests, hub.server),
+            [
+                Publisher(f"publisher-{number}", dispatchers, self.node_ids, versions, self._clock)
+                for number in range(1, settings.publishers + 1)
+            ],
+            Observer(hub, self._clock),
+        )
+
+    async def _work(self, scene: Scene, faults: Faults) -> None:
+        settings, history = self._settings, self.history
+        dispatchers = [one.address for one in scene.hub.dispatchers]
+        async with asyncio.TaskGroup() as background:
+            watching = [background.create_task(scene.observer.run(), name="observer")]
+            watching += [
+                background.create_task(
+                    Subscriber(f"subscriber-{number}", dispatchers, history.uploads_handed).run(),
+                    name=f"subscriber {number}",
+                )
+                for number in range(1, settings.subscribers + 1)
+            ]
+            for fleet in scene.fleets:
+                await fleet.start()
+            await self._connected(scene)
+            self._tell(f"{settings.nodes} nodes are connected")
+            await scene.guests.start()
+            scene.guests.leave()
+            publishing = [
+                background.create_task(publisher.run(PUBLISH_PAUSE_SECONDS), name="publisher")
+                for publisher in scene.publishers
+            ]
+            await asyncio.sleep(WARM_UP_SECONDS)
+            await self._break_things(scene, faults)
+            await scene.guests.stop()
+            for publisher in scene.publishers:
+                publisher.stop()
+            _, unanswered = await asyncio.wait(publishing, timeout=ANSWERS_SECONDS)
+            for task in unanswered:
+                task.cancel()
+            await asyncio.gather(*publishing, return_exceptions=True)
+            for publisher in scene.publishers:
+                history.publishes += publisher.history
+            await self._settle(scene)
+            for task in watching:
+                task.cancel()
+        observer = scene.observer
+        history.registry, history.changes, history.links = observer.registry, observer.changes, observer.links
+
+    async def _settle(self, scene: Scene) -> None:
+        """Waits until all is quiet, then takes down what there is; ends with the fleets stopped."""
+        settings, history, ending = self._settings, self.history, Ending(scene.hub)
+        self._tell("no more faults, no more publishes: what is pending settles")
+        settled = await ending.settled(scene.fleets, settings.settle_seconds)
+        self._tell("all is quiet" if settled else f"not quiet within {settings.settle_seconds:g} s")
+        history.waiting = await ending.waiting()
+        history.final_sessions = await ending.sessions()
+        history.final_links = await ending.links()
+        history.counts = await ending.counts(settings.nodes, settings.guests)
+        for fleet in scene.fleets:
+            await fleet.stop()
+            history.steps += await asyncio.to_thread(steps_of, fleet)
+            history.held |= await asyncio.to_thread(held_by, fleet)
+            history.uploads_confirmed |= await asyncio.to_thread(uploads_confirmed_to, fleet)
+        await handed_on(history.uploads_confirmed, history.uploads_handed)
+
+    async def _connected(self, scene: Scene) -> None:
+        """Returns when every node has a link; that they have none for long is a breach."""
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                while scene.links < self._settings.nodes:  # noqa: ASYNC110 - told by nobody
+                    await asyncio.sleep(LOOK_SECONDS)
+        except TimeoutError:
+            text = f"only {scene.links} nodes had a link within {CONNECT_SECONDS:g} s"
+            self.history.unclean.append(text)
+            self._tell(text)
+
+    async def _break_things(self, scene: Scene, faults: Faults) -> None:
+        """Fault after fault, each recovered from before the next, until the time is over."""
+        settings, clock = self._settings, self._clock
+        has_standby = settings.engine is Engine.POSTGRESQL
+        stage = Stage(settings.replicas, len(scene.fleets), settings.lease_seconds, has_standby)
+        end = clock.now() + settings.seconds
+        usual_pending = max(2 * scene.observer.pending, settings.nodes)
+        for fault in schedule(settings.seed, stage):
+            if clock.now() >= end:
+                return
+            self._tell(str(fault))
+            started, opened = clock.now(), scene.links_opened
+            async with asyncio.TaskGroup() as group:
+                group.create_task(faults.inject(fault), name=str(fault))
+                group.create_task(_contend(scene.guests), name="guests")
+                recovered_at = await self._recovered(started, scene, usual_pending)
+            # What was ended or paused is back: that must break nothing either.
+            if recovered_at is not None and not await self._recovered(clock.now(), scene, usual_pending):
+                recovered_at = None
+            reconnects = scene.links_opened - opened
+            done = FaultDone(fault.name, faults.target_of(fault), started, recovered_at, reconnects)
+            self.history.faults.append(done)
+            self._tell(_told(done))
+            await faults.all_up()
+            await faults.mend(fault)
+            await self._connected(scene)
+            await asyncio.sleep(fault.calm_seconds)
+
+    async def _recovered(self, since: float, scene: Scene, usual_pending: int) -> float | None:
+        """When the hub had recovered from what happened at `since`; None if it did not in time."""
+        recovery = Recovery(since, usual_pending)
+        deadline = since + self._settings.recover_seconds
+        while (now := self._clock.now()) < deadline:
+            vitals = scene.vitals(now)
+            recovered_at = recovery.look(vitals)
+            if recovered_at is not None:
+                return recovered_at
+            await asyncio.sleep(LOOK_SECONDS)
+        self._tell(f"not recovered: {vitals}")
+        return None
+
+
+async def _contend(guests: FleetProcess) -> None:
+    guests.come_back()
+    await asyncio.sleep(GUESTS_SECONDS)
+    guests.leave()
+
+
+def _told(done: FaultDone) -> str:
+    if done.recovered_at is None:
+        return f"NOT recovered from {done.kind}"
+    took = done.recovered_at - done.at
+    return f"recovered from {done.kind} after {took:.1f} s, {done.reconnects} links opened anew"

@@ -1,0 +1,74 @@
+"""Settings of a chaos run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo.databases import Engine
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class ChaosSettings:
+    """Times in seconds."""
+
+    seconds: float = 60.0
+    """How long faults are injected; starting, settling and checking come on top."""
+    seed: int = 1
+    replicas: int = 2
+    """Of each service."""
+    nodes: int = 40
+    guests: int = 4
+    """Further nodes that nothing is published to. No more than `nodes` sessions are admitted, so that they
+    contend for what a fault leaves free."""
+    publishers: int = 3
+    subscribers: int = 2
+    engine: Engine = Engine.POSTGRESQL
+    out: Path = REPOSITORY / "chaos" / "out"
+
+    lease_seconds: float = 3.0
+    recover_seconds: float = 30.0
+    """A hub that needs longer after a fault has not recovered."""
+    settle_seconds: float = 60.0
+    """Longest wait at the end for what is pending."""
+
+    @property
+    def data(self) -> Path:
+        """Databases, certificates and logs of the run."""
+        return self.out / "data"
+
+    @property
+    def history(self) -> Path:
+        """All that was taken down in the last run (chaos.history.History as JSON)."""
+        return self.out / "history.json"
+
+    @property
+    def hub_flags(self) -> dict[str, list[str]]:
+        """Leases and time limits of a few seconds, for a run of a minute."""
+        lease = str(self.lease_seconds)
+        return {
+            "sessions": [
+                *("--lease-seconds", lease),
+                *("--limit-total", str(self.nodes), "--limit-retry-seconds", "0.5"),
+            ],
+            "dispatcher": [
+                *("--lease-seconds", lease, "--sessions-seconds", str(self.lease_seconds / 2)),
+                *("--ack-seconds", "2", "--keepalive-seconds", str(2 * self.lease_seconds)),
+                # Links are cut and processes paused here without an end: nothing is to be given up.
+                *("--ack-most-seconds", "5", "--most-attempts", "1000"),
+            ],
+            "connector": [
+                *("--retry-after-seconds", "0.5", "--verdict-seconds", "5"),
+                *("--drain-links-per-second", "1000", "--drain-seconds", "3"),
+            ],
+        }
+
+    @property
+    def fleet_flags(self) -> list[str]:
+        """Edges that notice a dead link soon and come back soon."""
+        return [
+            *("--keepalive", "1", "--silence", str(self.lease_seconds + 1)),
+            *("--first-delay", "0.1", "--most-delay", "1", "--report-every", "0.2"),
+            # Processes are killed here, not machines: what the kernel has been given is safe.
+            *("--sync", "normal"),
+        ]

@@ -1,0 +1,59 @@
+"""A subscriber that takes down the uploads it gets, and whose streams break now and then."""
+
+import asyncio
+import json
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+
+from cloudhub.v1.dispatcher_pb2 import SubscribeRequest, SubscribeResponse, Subscription
+from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceStub
+from demo.subscriber import MODULES
+from services.runtime.rpc import open_channel
+
+BREAKS = 0.01
+"""Chance that a stream is dropped before what it brought is acknowledged."""
+SILENCE_SECONDS = 5.0
+
+
+class Subscriber:
+    """`run` must be awaited by the owner. `handed` is shared: the order in which all subscribers got them."""
+
+    def __init__(self, name: str, dispatchers: Sequence[str], handed: dict[str, list[int]]) -> None:
+        self._dispatchers = dispatchers
+        self._handed = handed
+        self._chance = random.Random(name)
+        self.received = 0
+
+    async def run(self) -> None:
+        """Receives until cancelled, from one dispatcher after the other."""
+        while True:
+            async with open_channel(self._chance.choice(self._dispatchers)) as channel:
+                stub: Any = DispatcherServiceStub(channel)
+                call = stub.Subscribe()
+                try:
+                    await call.write(SubscribeRequest(subscription=Subscription(modules=MODULES)))
+                    await self._receive(call)
+                except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+                    await asyncio.sleep(0.1)
+                finally:
+                    call.cancel()
+
+    async def _receive(self, call: Any) -> None:
+        while self._chance.random() >= BREAKS:
+            # A dispatcher that is paused says nothing: another one may.
+            async with asyncio.timeout(SILENCE_SECONDS):
+                answer = await call.read()
+            if not isinstance(answer, SubscribeResponse):
+                return
+            for delivery in answer.deliveries:
+                self.received += 1
+                message = delivery.message
+                if message.group == "user" and message.operation == "upload":
+                    self._handed.setdefault(delivery.node_id, []).append(
+                        json.loads(message.content)["number"]
+                    )
+            done = [delivery.delivery_id for delivery in answer.deliveries]
+            await call.write(SubscribeRequest(acknowledged=done))

@@ -1,0 +1,73 @@
+"""Where the processes of a hub on this machine listen."""
+
+import random
+import socket
+from dataclasses import dataclass
+
+HOST = "127.0.0.1"
+# Below the ports that the kernel gives to outgoing connections: a process that was killed finds its port
+# free when it is started again.
+_LOWEST, _HIGHEST = 10_500, 32_000
+_STEP = 10
+
+
+@dataclass(frozen=True, slots=True)
+class HubPorts:
+    """Of one replica of each service."""
+
+    sessions: int = 50052
+    dispatcher: int = 50051
+    connector: int = 50053
+    edges: int = 10000
+    sessions_metrics: int = 9465
+    dispatcher_metrics: int = 9464
+    connector_metrics: int = 9466
+
+    @property
+    def server(self) -> str:
+        """What edges dial."""
+        return f"wss://{HOST}:{self.edges}"
+
+    def of_replica(self, number: int) -> "HubPorts":
+        """Those of a further replica, counted from 0: a step of 10 each."""
+        names = self.__dataclass_fields__
+        return HubPorts(**{name: getattr(self, name) + _STEP * number for name in names})
+
+
+def _bound(port: int) -> socket.socket | None:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except OSError:
+        listener.close()
+        return None
+    return listener
+
+
+def _bound_anywhere() -> socket.socket:
+    for _ in range(1000):
+        listener = _bound(random.randrange(_LOWEST, _HIGHEST))
+        if listener is not None:
+            return listener
+    raise OSError(f"no free port on {HOST} from {_LOWEST} to {_HIGHEST}")
+
+
+def choose_ports(replicas: int = 1, wanted: HubPorts | None = None) -> tuple[HubPorts, ...]:
+    """Ports of each replica: those wanted, or a free one where it is taken; without `wanted` free ones."""
+    held: list[socket.socket] = []
+    try:
+        found: list[HubPorts] = []
+        for number in range(replicas):
+            preferred = wanted.of_replica(number) if wanted else None
+            chosen: dict[str, int] = {}
+            for name in HubPorts.__dataclass_fields__:
+                listener = _bound(getattr(preferred, name)) if preferred else None
+                # Held until all are chosen, so that none is chosen twice.
+                held.append(listener or _bound_anywhere())
+                chosen[name] = held[-1].getsockname()[1]
+            found.append(HubPorts(**chosen))
+        return tuple(found)
+    finally:
+        for listener in held:
+            listener.close()

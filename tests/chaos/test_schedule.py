@@ -1,0 +1,48 @@
+"""The schedule of faults: a function of its seed."""
+
+from itertools import islice
+
+import pytest
+
+from chaos.schedule import SERVICES, Fault, FaultKind, Stage, schedule
+
+STAGE = Stage(replicas=3, fleets=2, lease_seconds=3.0, has_standby=True)
+
+
+def first(seed: int, count: int, stage: Stage = STAGE) -> list[Fault]:
+    return list(islice(schedule(seed, stage), count))
+
+
+def test_the_same_seed_gives_the_same_schedule() -> None:
+    assert first(1, 100) == first(1, 100)
+    assert first(1, 100) != first(2, 100)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_kind_of_fault_comes_once_before_any_comes_again(seed: int) -> None:
+    names = [fault.name for fault in first(seed, 32)]
+    assert len(set(names[:16])) == 16
+    assert sorted(names[:16]) == sorted(names[16:])
+
+
+def test_all_processes_have_their_turn() -> None:
+    hit = {(fault.target, fault.replica) for fault in first(1, 500)}
+    assert {(service, replica) for service in SERVICES for replica in range(3)} <= hit
+    assert {("edges", 0), ("edges", 1), ("database", 0)} <= hit
+    assert len(hit) == 12
+
+
+def test_a_pause_ends_before_the_lease_and_a_long_one_after_it() -> None:
+    faults = first(1, 500)
+    short = [fault.hold_seconds for fault in faults if fault.kind is FaultKind.PAUSE]
+    long = [fault.hold_seconds for fault in faults if fault.kind is FaultKind.LONG_PAUSE]
+    assert 0 < min(short) <= max(short) < 2.0
+    assert 3.0 < min(long) <= max(long) < 6.0
+
+
+def test_without_a_server_the_database_is_left_alone() -> None:
+    alone = Stage(replicas=1, fleets=1, lease_seconds=3.0, has_standby=False)
+    assert {(fault.target, fault.replica) for fault in first(1, 200, alone)} == {
+        *((service, 0) for service in SERVICES),
+        ("edges", 0),
+    }

@@ -1,0 +1,73 @@
+"""How the processes of a hub are started."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from demo.databases import Databases, sqlite_databases
+from demo.display import Display, Figures
+from demo.hub import Hub, make_hub
+from demo.operator import HubFigures
+from demo.ports import HubPorts, choose_ports
+
+
+def _hub(replicas: int, **flags: list[str]) -> Hub:
+    ports = tuple(HubPorts().of_replica(number) for number in range(replicas))
+    databases = (
+        Databases("postgresql://s", "postgresql://d") if replicas > 1 else sqlite_databases(Path("data"))
+    )
+    return make_hub(Path("data"), Path("certificates"), ports, databases, flags=flags)
+
+
+def _flag(hub: Hub, service: str, number: int, flag: str) -> str:
+    arguments = hub.of(service)[number - 1].arguments
+    return arguments[arguments.index(flag) + 1]
+
+
+def test_one_replica_listens_on_the_documented_ports_and_keeps_its_state_in_files() -> None:
+    hub = _hub(1)
+    assert [instance.name for instance in hub.instances] == ["sessions-1", "dispatcher-1", "connector-1"]
+    assert [instance.address for instance in hub.instances] == [
+        "127.0.0.1:50052",
+        "127.0.0.1:50051",
+        "127.0.0.1:50053",
+    ]
+    assert hub.server == "wss://127.0.0.1:10000"
+    assert _flag(hub, "sessions", 1, "--database") == "sqlite:///data/sessions.db"
+    assert _flag(hub, "dispatcher", 1, "--database") == "sqlite:///data/dispatcher.db"
+
+
+def test_every_replica_knows_all_replicas_of_what_it_calls() -> None:
+    """C34, C35: whichever of them dies, the others go on."""
+    hub = _hub(2)
+    for number in (1, 2):
+        assert _flag(hub, "dispatcher", number, "--sessions") == "127.0.0.1:50052,127.0.0.1:50062"
+        assert _flag(hub, "dispatcher", number, "--database") == "postgresql://d"
+        assert _flag(hub, "connector", number, "--dispatchers") == "127.0.0.1:50051,127.0.0.1:50061"
+        assert _flag(hub, "connector", number, "--name") == f"connector-{number}"
+    assert hub.server == "wss://127.0.0.1:10000,wss://127.0.0.1:10010"
+    assert hub.dispatcher_addresses == "127.0.0.1:50051,127.0.0.1:50061"
+
+
+def test_further_flags_go_to_all_instances_of_their_service() -> None:
+    hub = _hub(2, sessions=["--lease-seconds", "3"])
+    assert [_flag(hub, "sessions", number, "--lease-seconds") for number in (1, 2)] == ["3", "3"]
+    assert "--lease-seconds" not in hub.dispatchers[0].arguments
+
+
+def test_no_port_is_chosen_twice() -> None:
+    chosen = choose_ports(3)
+    ports = [getattr(one, name) for one in chosen for name in HubPorts.__dataclass_fields__]
+    assert len(set(ports)) == len(ports) == 21
+
+
+def test_the_table_lists_every_process() -> None:
+    console = Console(width=120, force_terminal=True, record=True)
+    figures = Figures(
+        hub=HubFigures(instances=("sessions-1", "dispatcher-1 12", "dispatcher-2 8", "connector-1 20"))
+    )
+    with Display(console) as display:
+        display.show(figures)
+    text = console.export_text()
+    assert "sessions-1, dispatcher-1 12, dispatcher-2 8" in text
+    assert "connector-1 20" in text
