@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import (
     Connection,
     FromClause,
+    LargeBinary,
     Select,
     String,
     Text,
@@ -45,25 +46,45 @@ def _given_json(name: str, columns: Sequence[str]) -> FromClause:
 class RowQuery:
     """A query that joins with rows of text values; built once per engine.
 
-    `build` gets the table of those rows, which has the `columns`, and gives back the query.
+    `build` gets the table of those rows, which has the `columns`, and gives back the query. Rows come as
+    sequences of plain values; truth values are 0 and 1 on SQLite.
     """
 
     def __init__(self, columns: Sequence[str], build: Callable[[FromClause], Select[Any]]) -> None:
         self._columns = tuple(columns)
         self._build = build
-        self._built: dict[str, Select[Any]] = {}
+        self._postgresql: Select[Any] | None = None
+        self._sqlite = ""
+        self._parameters: list[tuple[str, Any]] = []
+        self._is_json = True
 
     def execute(self, connection: Connection, rows: Collection[Sequence[str]]) -> Iterable[Any]:
         """Runs it for these rows."""
-        engine = connection.dialect.name
-        query = self._built.get(engine)
-        if engine == "postgresql":
-            if query is None:
-                query = self._built[engine] = self._build(
-                    given_columns("wanted", dict.fromkeys(self._columns, Text()))
-                )
+        if connection.dialect.name == "postgresql":
+            if self._postgresql is None:
+                self._postgresql = self._build(given_columns("wanted", dict.fromkeys(self._columns, Text())))
             arrays = zip(*rows, strict=True) if rows else ((),) * len(self._columns)
-            return connection.execute(query, dict(zip(self._columns, map(list, arrays), strict=True)))
-        if query is None:
-            query = self._built[engine] = self._build(_given_json("wanted", self._columns))
-        return connection.execute(query, {"rows": msgspec.json.encode(list(rows)).decode()})
+            return connection.execute(
+                self._postgresql, dict(zip(self._columns, map(list, arrays), strict=True))
+            )
+        if not self._sqlite:
+            self._compile_sqlite(connection)
+        given = msgspec.json.encode(list(rows)).decode()
+        parameters = tuple(given if name == "rows" else value for name, value in self._parameters)
+        found = connection.exec_driver_sql(self._sqlite, parameters)
+        if not self._is_json:
+            return found
+        decoded: list[list[Any]] = msgspec.json.decode(found.scalar_one())
+        return decoded
+
+    def _compile_sqlite(self, connection: Connection) -> None:
+        """The rows found come as one JSON text, but for bodies: each row fetched alone would give up the
+        interpreter lock, and taking it back from a busy event loop costs more than the row."""
+        query = self._build(_given_json("wanted", self._columns))
+        self._is_json = not any(isinstance(column.type, LargeBinary) for column in query.selected_columns)
+        if self._is_json:
+            found = query.subquery("found")
+            query = select(func.json_group_array(func.json_array(*found.c)))
+        compiled = query.compile(dialect=connection.dialect)
+        self._sqlite = str(compiled)
+        self._parameters = [(name, compiled.params[name]) for name in compiled.positiontup or ()]

@@ -98,6 +98,8 @@ def _engine(path: Path, *, read_only: bool) -> Engine:
             "synchronous=FULL",
             "foreign_keys=ON",
             "cache_size=-65536",
+            # In pages: a page that many transactions write goes back into the file once for all of them.
+            "wal_autocheckpoint=8000",
             "temp_store=MEMORY",
         ):
             cursor.execute(f"PRAGMA {pragma}")

@@ -28,13 +28,13 @@ def object_row(row: Sequence[Any], message: Message | None = None) -> ObjectRow:
         row[3],
         int(row[4]),
         version_number(row[5]),
-        row[6],
+        bool(row[6]),
         RowState(row[7]),
         row[8],
         row[9],
         version_number(row[10]),
         row[11],
-        row[12],
+        bool(row[12]),
         row[13],
         row[14],
         row[15],
@@ -89,7 +89,7 @@ def cleared_values(row: ObjectRow) -> tuple[Any, ...]:
 
 def node_row(row: Sequence[Any]) -> NodeRow:
     """From the columns of `node` in order."""
-    return NodeRow(row[0], row[1], row[2], row[3], row[4], row[5], row[6])
+    return NodeRow(row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6])
 
 
 def node_values(row: NodeRow) -> tuple[Any, ...]:
