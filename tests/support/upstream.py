@@ -112,8 +112,6 @@ class ScriptedEdge:
 class UnsteadyStore(Store):
     """A store that can be told to fail: before it works, or after it has committed."""
 
-    is_shared = False
-
     def __init__(self, inner: Store) -> None:
         self._inner = inner
         self.fails_before = False
