@@ -23,7 +23,8 @@ from services.runtime.errors import StartupError, StoreBusy, StoreRefused, Store
 T = TypeVar("T")
 
 POOL_CONNECTIONS = 8
-POOL_SECONDS = 3.0
+# How long a burst may queue up before a connection is free; those who call have deadlines of their own.
+POOL_SECONDS = 10.0
 CONNECT_SECONDS = 3.0
 STATEMENT_SECONDS = 5.0
 LOCK_SECONDS = 3.0
@@ -62,6 +63,7 @@ class PostgresStore:
         if "target_session_attrs" not in parse_qs(urlsplit(url).query):
             self._arguments["target_session_attrs"] = "read-write"
         self._seconds = max(TRANSACTION_SECONDS, statement_seconds)
+        self._connect_seconds = POOL_SECONDS + CONNECT_SECONDS * (len(self._hosts) + 1)
         # Connections made before the last time a host was found gone are not used again.
         self._generation = 0
         self._engine = self._new_engine()
@@ -138,15 +140,20 @@ class PostgresStore:
 
     async def _transaction(self, engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
         try:
-            async with asyncio.timeout(self._seconds), engine.begin() as connection:
-                return await connection.run_sync(work)
+            async with asyncio.timeout(self._connect_seconds):
+                connection = await engine.connect()
+            try:
+                async with asyncio.timeout(self._seconds), connection.begin():
+                    return await connection.run_sync(work)
+            finally:
+                await connection.close()
         except StoreUnavailable:
             raise
         except PoolTimeout as error:
             raise StoreUnavailable(f"no connection was free for {POOL_SECONDS:g} s") from error
         except TimeoutError as error:
             self._generation += 1
-            raise StoreUnavailable(f"the database did not answer for {self._seconds:g} s") from error
+            raise StoreUnavailable("the database did not answer in time") from error
         except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise self._fault(error) from error
 

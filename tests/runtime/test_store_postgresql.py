@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 from sqlalchemy import Connection, text
 
-from demo.postgres import NOT_DURABLE, PostgresServer
+from demo.postgres import PostgresServer
 from services.runtime import store_postgresql
 from services.runtime.errors import StartupError, StoreBusy, StoreRefused, StoreUnavailable
 from services.runtime.store_postgresql import PostgresStore, check_url, shown
@@ -183,7 +183,7 @@ async def test_a_server_that_hangs_is_given_up_and_others_go_on(
 
     began = time.monotonic()
     try:
-        with pytest.raises(StoreUnavailable, match=r"did not answer for 0\.5 s"):
+        with pytest.raises(StoreUnavailable, match="did not answer in time"):
             await store.write(hang)
         assert time.monotonic() - began < 5
         assert await store.write(run("SELECT pg_backend_pid()")) != stopped
@@ -205,7 +205,7 @@ async def test_no_more_connections_than_the_pool_has(url: str) -> None:
 async def test_a_server_that_comes_back_is_used_again() -> None:
     """C25: while it is away every call says so; afterwards the same store goes on by itself."""
     with reachable_folder() as folder:
-        server = PostgresServer(folder / "server", settings=NOT_DURABLE)
+        server = PostgresServer(folder / "server", settings={"fsync": "off"})
         server.create()
         server.start()
         server.wait_ready()
