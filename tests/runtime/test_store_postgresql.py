@@ -150,6 +150,17 @@ async def test_a_cancelled_caller_leaves_no_half_transaction(
     assert await numbers(other) == [3, 3]
 
 
+async def test_a_closed_store_opens_nothing_again(url: str) -> None:
+    """Invariant 6: whoever comes late is refused instead of leaving a connection behind."""
+    store = PostgresStore(url)
+    running = asyncio.create_task(store.write(run("SELECT pg_sleep(0.1)")))
+    await asyncio.wait([running], timeout=0.02)
+    await store.close()
+    assert running.done()
+    with pytest.raises(StoreUnavailable, match="the store is closed"):
+        await store.read(run("SELECT 1"))
+
+
 async def test_a_statement_that_takes_too_long_is_given_up(url: str) -> None:
     store = PostgresStore(url, statement_seconds=0.2)
     with pytest.raises(StoreUnavailable, match="statement timeout"):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary
+from services.dispatcher.outbox.event_ids import EventIds, first_id_of
 from services.dispatcher.outbox.ledger import Change, Ledger, Quotas, Totals
 from services.dispatcher.outbox.records import (
     Accept,
@@ -19,7 +20,6 @@ from services.dispatcher.outbox.records import (
     RowState,
     Settle,
 )
-from services.dispatcher.outbox.transaction import EventIds
 from services.dispatcher.publication import Publication
 from services.runtime.errors import StoreUnavailable
 
@@ -308,7 +308,7 @@ class MemoryOutbox:
             is_kept = event.kind == EventKind.ACCEPTED and (
                 (event.node_id, event.key, event.message_id) in still_pending
             )
-            return event_id < events_before_ms * 1000 and not is_kept
+            return event_id < first_id_of(events_before_ms) and not is_kept
 
         old = [item for item in self.events if is_old(*item)][:limit]
         self.events = [item for item in self.events if item not in old]

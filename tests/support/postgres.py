@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.postgres import NOT_DURABLE, START_SECONDS, PostgresServer, find_binaries
+from demo.postgres import MISSING, NOT_DURABLE, START_SECONDS, PostgresServer, find_binaries
 from services.runtime.migrations import Schema
 from services.runtime.store import migrate
 
@@ -21,8 +21,8 @@ def need_postgres() -> None:
     """Skips where there is no PostgreSQL; where the checks have to be whole, that is a failure."""
     if find_binaries() is None:
         if os.environ.get("CI") == "true":
-            pytest.fail("no PostgreSQL found; on Debian: apt-get install postgresql")
-        pytest.skip("no PostgreSQL found; on Debian: apt-get install postgresql")
+            pytest.fail(MISSING)
+        pytest.skip(MISSING)
 
 
 @contextmanager

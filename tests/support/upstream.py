@@ -119,6 +119,10 @@ class UnsteadyStore(Store):
         self.commits = 0
         self.attempted = asyncio.Event()
 
+    @property
+    def is_shared(self) -> bool:
+        return self._inner.is_shared
+
     async def write(self, work: Callable[[Connection], T]) -> T:
         self.attempted.set()
         if self.fails_before:
@@ -283,6 +287,11 @@ class _Servicer(DispatcherServiceServicer):
             yield response
 
 
+def database_url(folder: Path) -> str:
+    """Where the upstream half of a folder keeps its uploads; replaced where another engine is tested."""
+    return f"sqlite:///{folder / 'hub.db'}"
+
+
 @asynccontextmanager
 async def open_hub(
     folder: Path,
@@ -298,7 +307,7 @@ async def open_hub(
 
     With `started` false it takes in but does not work; with `unreadable` its store fails from the start.
     """
-    store = UnsteadyStore(await open_store(f"sqlite:///{folder / 'hub.db'}", SCHEMA))
+    store = UnsteadyStore(await open_store(database_url(folder), SCHEMA))
     store.fails_before = unreadable
     registry = CollectorRegistry()
     edge = ScriptedEdge()

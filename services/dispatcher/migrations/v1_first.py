@@ -57,7 +57,6 @@ def upgrade() -> None:
         "delivery_event",
         sa.Column("node_id", _exact(253), nullable=False),
         sa.Column("event_id", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("writer", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("kind", sa.Integer(), nullable=False),
         sa.Column("at_ms", sa.BigInteger(), nullable=False),
         sa.Column("message_id", sa.Text(), nullable=False),
@@ -66,7 +65,7 @@ def upgrade() -> None:
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("node_id", "event_id", "writer"),
+        sa.PrimaryKeyConstraint("node_id", "event_id"),
     )
     op.create_index(
         "delivery_event_accepted",

@@ -112,12 +112,11 @@ def event_of(row: Sequence[Any]) -> Event:
     )
 
 
-def event_values(event: Event, event_id: int, writer: int) -> tuple[Any, ...]:
+def event_values(event: Event, event_id: int) -> tuple[Any, ...]:
     """Every column of `delivery_event`, in order."""
     return (
         event.node_id,
         event_id,
-        writer,
         int(event.kind),
         event.at_ms,
         event.message_id,

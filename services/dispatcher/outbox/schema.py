@@ -79,14 +79,12 @@ Index(
 _expiring = text("expires_at_ms <> 0")
 Index("delivery_expiring", delivery.c.expires_at_ms, sqlite_where=_expiring, postgresql_where=_expiring)
 
-# Append-only history with bounded retention. `event_id` grows with time within a node; `writer` tells
-# processes apart that write at the same time.
+# Append-only history with bounded retention. `event_id` grows with time within a node (`event_ids`).
 delivery_event = Table(
     "delivery_event",
     metadata,
     Column("node_id", exact_text(253), primary_key=True),
     Column("event_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("writer", Integer, primary_key=True, autoincrement=False),
     Column("kind", Integer, nullable=False),
     Column("at_ms", BigInteger, nullable=False),
     Column("message_id", Text, nullable=False),

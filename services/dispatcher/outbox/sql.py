@@ -9,13 +9,13 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete,
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary
+from services.dispatcher.outbox.event_ids import EventIds, first_id_of
 from services.dispatcher.outbox.ledger import Ledger, Needs, Quotas, Totals
 from services.dispatcher.outbox.records import Event, ObjectRow, Op, Result, RowState
 from services.dispatcher.outbox.rows import event_of, node_row, object_row
 from services.dispatcher.outbox.schema import delivery, delivery_event, node
 from services.dispatcher.outbox.transaction import (
     DELIVERY_COLUMNS,
-    EventIds,
     apply_ops,
     load_ledger,
     lock_free_nodes,
@@ -65,7 +65,7 @@ _last_seqs_by_node = RowQuery(
         wanted, node, node.c.node_id == wanted.c.node_id
     ),
 )
-_delete_event = delete_rows(delivery_event, ["node_id", "event_id", "writer"])
+_delete_event = delete_rows(delivery_event, ["node_id", "event_id"])
 _latest_event = (
     select(func.max(delivery_event.c.event_id))
     .where(delivery_event.c.node_id == node.c.node_id)
@@ -360,8 +360,8 @@ class SqlOutbox:
             .exists()
         )
         old_events = (
-            select(event.node_id, event.event_id, event.writer)
-            .where(event.event_id < events_before_ms * 1000, ~and_(event.kind == 1, still_pending))
+            select(event.node_id, event.event_id)
+            .where(event.event_id < first_id_of(events_before_ms), ~and_(event.kind == 1, still_pending))
             .limit(limit)
         )
         is_old_tombstone = and_(

@@ -1,6 +1,5 @@
 """One group commit: load what the operations name, let the ledger change it, write it back."""
 
-import random
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, FromClause, Select, and_, false, literal, select
 from sqlalchemy.dialects import postgresql
 
+from services.dispatcher.outbox.event_ids import EventIds
 from services.dispatcher.outbox.ledger import Change, Ledger, Needs, Quotas, Totals, needs_of
 from services.dispatcher.outbox.records import NodeRow, ObjectRow, Op, Result
 from services.dispatcher.outbox.rows import (
@@ -96,22 +96,6 @@ _lock_nodes = (
 )
 
 
-class EventIds:
-    """Event ids that grow with time within this process: `last` is the highest given out before.
-
-    `writer` tells the processes apart that write to one history at the same time.
-    """
-
-    def __init__(self, last: int = 0) -> None:
-        self._last = last
-        self.writer = random.getrandbits(31)
-
-    def next(self, at_ms: int) -> int:
-        """Microseconds since the Unix epoch, or one above the last."""
-        self._last = max(self._last + 1, at_ms * 1000)
-        return self._last
-
-
 def lock_nodes(connection: Connection, node_ids: Collection[str]) -> tuple[dict[str, NodeRow], set[str]]:
     """Node rows, locked until the transaction ends where the engine locks rows; and the ids of those that
     were made for it."""
@@ -181,8 +165,7 @@ def write_ledger(connection: Connection, ledger: Ledger, event_ids: EventIds) ->
     _clear_delivery.execute(connection, cleared)
     _delete_delivery.execute(connection, sorted(ledger.removed_objects))
     _insert_event.execute(
-        connection,
-        [event_values(event, event_ids.next(event.at_ms), event_ids.writer) for event in ledger.events],
+        connection, [event_values(event, event_ids.next(event.at_ms)) for event in ledger.events]
     )
     # Deleted, or made only to be locked.
     gone = (ledger.wiped_nodes | ledger.fresh_nodes) - ledger.changed_nodes

@@ -9,10 +9,21 @@ import pytest
 from sqlalchemy import func, select, update
 
 from cloudhub.v1.link_pb2 import CloseReason
+from services.dispatcher.outbox.schema import SCHEMA
 from services.dispatcher.upstream import upload_keeper
 from services.dispatcher.upstream.settings import UpstreamSettings
 from services.runtime.clock import SystemClock
+from tests.support.postgres import Databases
 from tests.support.upstream import Hub, event, open_hub, report, upload
+
+
+@pytest.fixture(params=["sqlite", "postgresql"], autouse=True)
+async def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test here runs on both engines."""
+    if request.param == "postgresql":
+        databases: Databases = request.getfixturevalue("databases")
+        url = await databases.fresh(SCHEMA)
+        monkeypatch.setattr("tests.support.upstream.database_url", lambda folder: url)
 
 
 async def rows(hub: Hub) -> int:
