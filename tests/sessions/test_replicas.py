@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cloudhub.v1.sessions_pb2_grpc import SessionsAdminAsyncStub, SessionsServiceAsyncStub
 
 LIMIT = 4
+SHORT_LEASE = pytest.mark.parametrize("replicas", [2.0], indirect=True)
 NOW = 1_700_000_000_000
 
 
@@ -72,8 +73,16 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 20.0)
 
 
 @pytest.fixture
-async def replicas(url: str, tmp_path: Path) -> AsyncIterator[tuple[Replica, Replica]]:
-    changes: dict[str, Any] = {"database": url, "limit_per_connector": LIMIT, "lease_seconds": 2.0}
+async def replicas(
+    request: pytest.FixtureRequest, url: str, tmp_path: Path
+) -> AsyncIterator[tuple[Replica, Replica]]:
+    """With a lease that ends only in the tests that wait for it."""
+    lease_seconds = getattr(request, "param", 60.0)
+    changes: dict[str, Any] = {
+        "database": url,
+        "limit_per_connector": LIMIT,
+        "lease_seconds": lease_seconds,
+    }
     async with (
         running_sessions(tmp_path, name="sessions-0", **changes) as (first, first_channel),
         running_sessions(tmp_path, name="sessions-1", **changes) as (second, second_channel),
@@ -163,10 +172,15 @@ async def test_a_watcher_of_any_replica_ends_with_the_last_state_of_every_node(
 
     followers = [asyncio.create_task(follow(index)) for index in range(2)]
     await asyncio.gather(*(live(number) for number in range(8)))
-    listed = await replicas[0].admin.ListSessions(pb.ListSessionsRequest(states=pb.SessionState.values()[1:]))
-    last = {session.node_id: (session.epoch, session.state) for session in listed.sessions}
-    assert len(last) == 8
-    await eventually(lambda: seen == [last, last], 5, "both watchers have seen the last states")
+
+    async def are_up_to_date() -> bool:
+        """Both have seen, of every node, what the registry says now."""
+        everything = pb.ListSessionsRequest(states=pb.SessionState.values()[1:])
+        listed = (await replicas[0].admin.ListSessions(everything)).sessions
+        last = {session.node_id: (session.epoch, session.state) for session in listed}
+        return len(last) == 8 and seen == [last, last]
+
+    await until(are_up_to_date)
     for stream in streams:
         stream.cancel()
     for follower in followers:
@@ -200,6 +214,7 @@ async def test_of_simultaneous_opens_exactly_as_many_win_as_there_is_room_for(
         assert (await two.admin.GetLimits(pb.GetLimitsRequest())).nodes == 0
 
 
+@SHORT_LEASE
 async def test_a_dispatcher_that_falls_silent_is_lost_once(replicas: tuple[Replica, Replica]) -> None:
     """C35: both reapers see it; the events of its sessions are handed to one other dispatcher, once each."""
     one, two = replicas
@@ -261,6 +276,7 @@ async def test_every_process_is_listed_at_every_replica(replicas: tuple[Replica,
         assert all(0 <= instance.silent_seconds < 2 for instance in listed.instances)
 
 
+@SHORT_LEASE
 async def test_a_replica_that_was_killed_is_dropped_by_the_others(
     opened_store: OpenedStore, replicas: tuple[Replica, Replica]
 ) -> None:
