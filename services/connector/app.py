@@ -17,6 +17,7 @@ from services.connector.metrics import ConnectorMetrics
 from services.connector.servicer import ConnectorAdminServicer
 from services.connector.settings import ConnectorSettings
 from services.connector.tls import server_context
+from services.connector.transfers import Transfers
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.logs import get_log
 from services.runtime.metrics import MetricsEndpoint
@@ -45,16 +46,19 @@ class ConnectorApp:
         hello = link_pb2.ConnectorHello(
             connector_id=uuid.uuid4().hex, name=settings.name or socket.gethostname()
         )
-        self.dispatchers = Dispatchers(settings.dispatcher_addresses(), hello, self, self.metrics)
+        self.dispatchers = Dispatchers(settings.dispatcher_entries(), hello, self, self.metrics)
+        tools = LinkTools(loop, settings.link_limits(), self.metrics, tracing)
         self.links = Links(
             self.dispatchers,
-            LinkTools(loop, settings.link_limits(), self.metrics, tracing),
+            tools,
             clock,
             most_links=settings.links_most,
             verdict_timeout=settings.verdict_seconds,
             retry_after=settings.retry_after_seconds,
         )
-        self._incoming = IncomingBatches(self.links, self.metrics)
+        self._transfers = Transfers(self.links, self.dispatchers, tools, settings.verdict_seconds)
+        self.links.on_over = self._transfers.link_over
+        self._incoming = IncomingBatches(self.links, self._transfers, self.metrics)
         self.listener = EdgeListener(
             settings.listen,
             context,
@@ -90,6 +94,11 @@ class ConnectorApp:
         self._health_changed.set()
         if not attached:
             self.links.dispatcher_lost(stream)
+            self._transfers.stream_lost(stream)
+        self._transfers.dispatchers_changed()
+
+    def fitness_changed(self, stream: LinkStream) -> None:
+        self._transfers.dispatchers_changed()
 
     async def drain(self, links_per_second: float = 0.0, deadline_seconds: float = 0.0) -> int:
         """Stops accepting and closes the links at a rate; 0 means as configured."""
@@ -116,6 +125,7 @@ class ConnectorApp:
         self._loops = (
             group.create_task(self._keep_health(), name="health"),
             group.create_task(self.dispatchers.run(), name="dispatchers"),
+            group.create_task(self._transfers.run(), name="transfers"),
             self._accepting,
         )
         _log.info("started", edges=self.edge_port, grpc=self.grpc_port)

@@ -43,6 +43,10 @@ class StreamUser(Protocol):
         """The stream is up, or lost with everything on it."""
         ...
 
+    def fitness_changed(self, stream: LinkStream) -> None:
+        """The dispatcher of an attached stream can have links, or no longer."""
+        ...
+
 
 class DispatcherStream:
     """One dispatcher by its address. `run` is awaited by the owner; `finish` ends it cleanly."""
@@ -58,6 +62,10 @@ class DispatcherStream:
         self.address = address
         self.dispatcher_id = ""
         self.attached = False
+        self.draining = False
+        # Its lease was not renewed for a lease: sessions may have given it up.
+        self.late = False
+        self._retired = False
         self._work = asyncio.Event()
         self.outgoing = OutgoingBatches(self._work.set)
         self._hello = hello
@@ -74,6 +82,10 @@ class DispatcherStream:
     # edge_link.LinkStream.
 
     @property
+    def fit(self) -> bool:
+        return self.attached and not self.draining and not self.late
+
+    @property
     def congested(self) -> bool:
         return self.outgoing.waiting_bytes > _CONGESTED_BYTES
 
@@ -82,11 +94,11 @@ class DispatcherStream:
         self._metrics.read_pauses.labels("stream").inc()
 
     async def run(self) -> None:
-        """Attaches until `finish` or cancellation."""
+        """Attaches until `finish`, cancellation, or the loss of a stream that was retired."""
         attempt = 0
         async with open_channel(self.address) as channel:
             stub: link_pb2_grpc.LinkServiceAsyncStub = link_pb2_grpc.LinkServiceStub(channel)  # type: ignore[assignment,unused-ignore]
-            while not self._finishing:
+            while not (self._finishing or self._retired):
                 self.outgoing = OutgoingBatches(self._work.set)
                 call = stub.Attach()
                 try:
@@ -97,8 +109,18 @@ class DispatcherStream:
                 finally:
                     call.cancel()
                     self._detached()
-                if not self._finishing:
+                if not self._finishing and not self._retired:
                     await asyncio.sleep(self._backoff.random_delay(attempt))
+
+    @property
+    def finishing(self) -> bool:
+        """Whether `finish` was called."""
+        return self._finishing
+
+    def retire(self, retired: bool) -> None:
+        """Whether the dispatcher's address is gone from where it was found: then a stream that is up stays
+        until it is lost, and is not made anew."""
+        self._retired = retired
 
     async def finish(self, seconds: float) -> None:
         """Lets what is queued go out and the dispatcher end the stream, for at most `seconds`."""
@@ -122,7 +144,7 @@ class DispatcherStream:
             raise StreamLost("no_hello", "the first batch has no hello")
         lease = first.hello.lease_seconds if first.hello.lease_seconds > 0 else _LEASE_SECONDS
         self.dispatcher_id = first.hello.dispatcher_id
-        self.attached = True
+        self.attached, self.draining, self.late = True, False, False
         self._idle.clear()
         self._last_heard_at = asyncio.get_running_loop().time()
         _log.info("dispatcher.attached", address=self.address, dispatcher=self.dispatcher_id, lease=lease)
@@ -131,7 +153,7 @@ class DispatcherStream:
         lost: StreamLost | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._read_batches(call), name=f"read {self.address}")
+                group.create_task(self._read_batches(call, lease), name=f"read {self.address}")
                 group.create_task(self._write_batches(call), name=f"write {self.address}")
                 group.create_task(self._beat(lease), name=f"beat {self.address}")
         except* StreamLost as losses:
@@ -139,12 +161,28 @@ class DispatcherStream:
             lost = found if isinstance(found, StreamLost) else None
         raise lost or StreamLost("ended", "the stream ended")
 
-    async def _read_batches(self, call: _Call) -> None:
+    async def _read_batches(self, call: _Call, lease: float) -> None:
         loop = asyncio.get_running_loop()
         while True:
             batch = await _read(call)
             self._last_heard_at = loop.time()
             self._user.received(self, batch)
+            if batch.heartbeat or batch.draining:
+                self._judge(batch, lease)
+
+    def _judge(self, batch: link_pb2.DispatcherBatch, lease: float) -> None:
+        fit = self.fit
+        self.draining = self.draining or batch.draining
+        if batch.heartbeat:
+            self.late = batch.lease_age_seconds > lease
+        if self.fit != fit:
+            _log.info(
+                "dispatcher.fit" if self.fit else "dispatcher.unfit",
+                address=self.address,
+                draining=self.draining,
+                late=self.late,
+            )
+            self._user.fitness_changed(self)
 
     async def _write_batches(self, call: _Call) -> None:
         while True:

@@ -43,6 +43,11 @@ class LinkStream(Protocol):
     outgoing: OutgoingBatches
 
     @property
+    def fit(self) -> bool:
+        """Whether the dispatcher can have links: attached, not draining, in time with its lease."""
+        ...
+
+    @property
     def congested(self) -> bool:
         """Whether links should stop reading until `stream_has_room`."""
         ...
@@ -71,12 +76,17 @@ class LinkOwner(Protocol):
 
 
 class EdgeLink:
-    """Implements `transport.LinkHandler`. `state` is None until the dispatcher admitted the link."""
+    """Implements `transport.LinkHandler`. `state` is None until the dispatcher admitted the link.
+
+    `stream` is the present dispatcher's; None after that one is lost, until another has the session. Frames
+    are only kept meanwhile. `candidate` is the one that was asked to take the link over.
+    """
 
     __slots__ = (
         "_owner",
         "_rate_timer",
         "_tools",
+        "candidate",
         "identity",
         "number",
         "opened_at_ms",
@@ -93,7 +103,7 @@ class EdgeLink:
         number: int,
         identity: Identity,
         transport: EdgeTransport,
-        stream: LinkStream,
+        stream: LinkStream | None,
         owner: LinkOwner,
         tools: LinkTools,
         traceparent: str,
@@ -102,6 +112,7 @@ class EdgeLink:
         self.identity = identity
         self.transport = transport
         self.stream = stream
+        self.candidate: LinkStream | None = None
         self.traceparent = traceparent
         self.state: Link[Span] | None = None
         self.over = False
@@ -121,6 +132,51 @@ class EdgeLink:
         self.state = Link(epoch, self._tools.limits, self._tools.loop.time())
         self.transport.accept()
 
+    def announcement(self) -> link_pb2.LinkAnnouncement:
+        """Who the link is, for a dispatcher."""
+        return link_pb2.LinkAnnouncement(
+            link=self.number,
+            node_id=self.identity.node_id,
+            project_id=self.identity.project_id,
+            transport=self.transport.kind,
+            peer_address=self.transport.peer_address,
+            traceparent=self.traceparent,
+        )
+
+    def tell_end(self, reason: link_pb2.CloseReason.ValueType, detail: str) -> None:
+        """Tells the link's dispatcher, and the one that is asked to take it over, that it is gone."""
+        for stream, epoch in ((self.stream, self.epoch), (self.candidate, 0)):
+            if stream is not None:
+                stream.outgoing.end(self.number, epoch, reason, detail)
+
+    # Between dispatchers.
+
+    def detach(self) -> None:
+        """The dispatcher is lost, or holds the session no more."""
+        self.stream = None
+        if self.state is not None:
+            self.state.detach()
+            self._apply_reading(self.state)
+
+    def move(self, stream: LinkStream, epoch: int) -> None:
+        """The session is that dispatcher's, under this epoch, from here on: it gets what came in and has no
+        receipt; the former one is told, if it is there."""
+        state = self.state
+        assert state is not None
+        if self.stream is not None and self.stream is not stream:
+            moved = _Reason.CLOSE_REASON_TRANSFERRED
+            self.stream.outgoing.end(self.number, state.epoch, moved, f"to {stream.dispatcher_id}")
+        frames, spans = state.move(epoch)
+        for span in spans:
+            span.set_status(Status(StatusCode.ERROR, "the link moved before the bytes were written"))
+            span.end()
+        self.stream, self.candidate = stream, None
+        for number, frame in enumerate(frames, 1):
+            stream.outgoing.upstream(self.number, epoch, number, parse_frame(frame), len(frame))
+        if stream.congested:
+            self._wait_for_room(state, stream)
+        self._apply_reading(state)
+
     # From the edge: transport.LinkHandler.
 
     def frame_received(self, frame: bytes) -> None:
@@ -132,11 +188,11 @@ class EdgeLink:
         except FrameError as error:
             self._refuse_frame(error.fault.value, FRAME_FAULT_CODES[error.fault], error.detail)
             return
-        stream = self.stream
-        stream.outgoing.upstream(self.number, state.epoch, state.receive(frame), parsed, len(frame))
-        if stream.congested:
-            state.pause(Pause.STREAM)
-            stream.wait_for_room(self)
+        number, stream = state.receive(frame), self.stream
+        if stream is not None:
+            stream.outgoing.upstream(self.number, state.epoch, number, parsed, len(frame))
+            if stream.congested:
+                self._wait_for_room(state, stream)
         self._spend(state)
         if not state.reading:
             self._apply_reading(state)
@@ -249,7 +305,8 @@ class EdgeLink:
     def report_activity(self) -> None:
         """Answers a probe, behind all input that is queued."""
         idle = self.transport.idle_seconds(self._tools.loop.time())
-        self.stream.outgoing.activity(self.number, self.epoch, idle)
+        if self.stream is not None:
+            self.stream.outgoing.activity(self.number, self.epoch, idle)
 
     def close(
         self, reason: link_pb2.CloseReason.ValueType, detail: str, code: CloseCode | None = None
@@ -286,10 +343,15 @@ class EdgeLink:
         marks, spans = state.outbound.written()
         for span in spans:
             span.end()
-        if marks and not self.over:
+        if marks and not self.over and self.stream is not None:
             self.stream.outgoing.written(
                 self.number, state.epoch, marks.acknowledged_through, marks.direct_through
             )
+
+    def _wait_for_room(self, state: Link[Span], stream: LinkStream) -> None:
+        """Reads no further while the stream is behind."""
+        state.pause(Pause.STREAM)
+        stream.wait_for_room(self)
 
     def _spend(self, state: Link[Span]) -> None:
         loop = self._tools.loop

@@ -10,7 +10,7 @@ class InboundLedger:
     soft by one frame: whoever records a frame asks `full` before reading the next.
     """
 
-    __slots__ = ("_bytes", "_frames", "_most_bytes", "_most_frames", "_number", "_receipted")
+    __slots__ = ("_before", "_bytes", "_frames", "_most_bytes", "_most_frames", "_number", "_receipted")
 
     def __init__(self, most_frames: int, most_bytes: int) -> None:
         self._most_frames = most_frames
@@ -19,6 +19,8 @@ class InboundLedger:
         self._bytes = 0
         self._number = 0
         self._receipted = 0
+        # Receipted under former numberings.
+        self._before = 0
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -31,7 +33,13 @@ class InboundLedger:
     @property
     def received(self) -> int:
         """How many frames came in so far."""
-        return self._number
+        return self._before + self._number
+
+    def restart(self) -> list[bytes]:
+        """Another dispatcher takes over: what has no receipt, in order, from now on numbered from 1."""
+        self._before += self._receipted
+        self._number, self._receipted = len(self._frames), 0
+        return list(self._frames)
 
     def record(self, frame: bytes) -> int:
         """The number (1, 2, 3, ...) of a frame that is handed to the dispatcher now."""

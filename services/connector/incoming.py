@@ -4,19 +4,25 @@ from cloudhub.v1 import link_pb2
 from services.connector.edge_link import EdgeLink, LinkStream
 from services.connector.links import Links
 from services.connector.metrics import ConnectorMetrics
+from services.connector.transfers import Transfers
 
 
 class IncomingBatches:
     """Finds the link of each element; one of another epoch, stream or link is dropped and counted."""
 
-    def __init__(self, links: Links, metrics: ConnectorMetrics) -> None:
+    def __init__(self, links: Links, transfers: Transfers, metrics: ConnectorMetrics) -> None:
         self._links = links
+        self._transfers = transfers
         self._metrics = metrics
 
     def handle(self, stream: LinkStream, batch: link_pb2.DispatcherBatch) -> None:
         """Verdicts, messages (written once all of the batch are queued), receipts, controls, closes."""
         for verdict in batch.verdicts:
-            self._links.verdict(stream, verdict)
+            moving = self._links.get(verdict.link)
+            if moving is not None and moving.state is not None:
+                self._transfers.verdict(stream, moving, verdict)
+            else:
+                self._links.verdict(stream, verdict)
         touched: dict[int, EdgeLink] = {}
         for frame in batch.downstream:
             link = self._find(stream, frame.link, frame.epoch, "downstream")
@@ -39,7 +45,9 @@ class IncomingBatches:
                 link.report_activity()
         for close in batch.closes:
             link = self._find(stream, close.link, close.epoch, "close")
-            if link:
+            if link and close.reason == link_pb2.CLOSE_REASON_TRANSFERRED:
+                self._transfers.let_go(link)
+            elif link:
                 link.close(close.reason, close.detail)
 
     def _find(self, stream: LinkStream, number: int, epoch: int, element: str) -> EdgeLink | None:

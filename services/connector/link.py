@@ -70,6 +70,17 @@ class Link(Generic[Tag]):
         """Why it may not: bits of Pause."""
         return self._pauses
 
+    def move(self, epoch: int) -> tuple[list[bytes], list[Tag]]:
+        """Another dispatcher has the session, under this epoch: the frames to hand to it, numbered from 1,
+        and the tags of the frames that it sends again itself."""
+        self.epoch = epoch
+        self.detach()
+        return self.inbound.restart(), self.outbound.restart()
+
+    def detach(self) -> None:
+        """The dispatcher is gone, and with it what it asked for; frames are kept for the next one."""
+        self._pauses &= ~(Pause.DISPATCHER | Pause.STREAM)
+
     def owns(self, epoch: int) -> bool:
         """Whether an element under this epoch belongs to the link's present session."""
         return epoch == self.epoch

@@ -1,6 +1,7 @@
 """All links of a connector: admission, the way from numbers to links, and their ends."""
 
 from bisect import bisect_right
+from collections.abc import Callable
 from itertools import count
 from typing import Protocol
 
@@ -30,7 +31,11 @@ class StreamChoice(Protocol):
     """Who knows the dispatchers."""
 
     def choose(self, node_id: str) -> LinkStream | None:
-        """The attached dispatcher for a node; None if none is attached."""
+        """The attached dispatcher for a node's new link; None if none is attached."""
+        ...
+
+    def best(self, node_id: str) -> LinkStream | None:
+        """The dispatcher that a node's link is to be at; None if no attached one is fit for it."""
         ...
 
 
@@ -65,6 +70,8 @@ class Links:
         self._connect_spans: dict[int, Span] = {}
         self._numbers = count(1)
         self.accepting = True
+        # Who is told of every end; the composition root sets it.
+        self.on_over: Callable[[int], None] = lambda _: None
 
     def __len__(self) -> int:
         return len(self._links)
@@ -140,16 +147,7 @@ class Links:
         self._connect_spans[number] = span
         transport.start(link)
         link.verdict_timer = self._tools.loop.call_later(self._verdict_timeout, self._verdict_late, link)
-        stream.outgoing.announce(
-            link_pb2.LinkAnnouncement(
-                link=number,
-                node_id=identity.node_id,
-                project_id=identity.project_id,
-                transport=transport.kind,
-                peer_address=transport.peer_address,
-                traceparent=link.traceparent,
-            )
-        )
+        stream.outgoing.announce(link.announcement())
 
     def verdict(self, stream: LinkStream, verdict: link_pb2.LinkVerdict) -> None:
         """The dispatcher's answer to an announcement."""
@@ -186,7 +184,7 @@ class Links:
             link=link.number,
             peer=link.transport.peer_address,
             transport=link.transport.kind,
-            dispatcher=link.stream.address,
+            dispatcher=link.stream.address if link.stream else "",
             trace_id=trace_id_of(link.traceparent),
         )
         link.admit(epoch)
@@ -208,7 +206,7 @@ class Links:
 
     def _verdict_late(self, link: EdgeLink) -> None:
         text = f"no verdict from the dispatcher within {self._verdict_timeout:g} s"
-        link.stream.outgoing.end(link.number, 0, _Reason.CLOSE_REASON_UNSPECIFIED, text)
+        link.tell_end(_Reason.CLOSE_REASON_UNSPECIFIED, text)
         self._forget(link, HttpRefusal(503, "verdict_timeout", text, self._retry_after))
 
     # Ends.
@@ -216,7 +214,8 @@ class Links:
     def link_over(self, link: EdgeLink, reason: link_pb2.CloseReason.ValueType, detail: str) -> None:
         """edge_link.LinkOwner: tells the dispatcher, the log, the metrics and the trace."""
         del self._links[link.number]
-        link.stream.outgoing.end(link.number, link.epoch, reason, detail)
+        link.tell_end(reason, detail)
+        self.on_over(link.number)
         name = reason_name(reason)
         if link.state is None:
             self._end_connect_span(link, 0, "peer_gone", detail)
@@ -245,14 +244,19 @@ class Links:
         )
 
     def dispatcher_lost(self, stream: LinkStream) -> None:
-        """The one place that decides what becomes of a lost dispatcher's links: edges reconnect, and
-        the node's next best dispatcher gets them."""
+        """Admitted links stay, without a dispatcher until they are transferred. Announced ones are announced
+        to another one, within the time for their verdict; where there is none they are refused."""
         for link in [link for link in self._links.values() if link.stream is stream]:
-            if link.state is None:
+            if link.state is not None:
+                link.detach()
+                continue
+            other = self._streams.choose(link.identity.node_id)
+            if other is None:
                 text = "the dispatcher was lost before its verdict came"
                 self._forget(link, HttpRefusal(503, "dispatcher_lost", text, self._retry_after))
             else:
-                link.close(_Reason.CLOSE_REASON_DISPATCHER_LOST, f"dispatcher {stream.address}")
+                link.stream = other
+                other.outgoing.announce(link.announcement())
 
     def _end_connect_span(
         self, link: EdgeLink, epoch: int, outcome: str = "admitted", detail: str = ""

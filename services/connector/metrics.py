@@ -38,6 +38,9 @@ class ConnectorMetrics:
         )
         self.read_pauses = counter("read_pauses_total", "Times a link's input was held", "reason")
         self.streams_lost = counter("dispatcher_streams_lost_total", "Streams to dispatchers lost", "reason")
+        self.transfers = counter(
+            "transfers_total", "Links that asked to move to another dispatcher", "outcome"
+        )
         self.accept_errors = counter("accept_errors_total", "Failures to accept a connection", "reason")
         self.batch_elements = Histogram(
             "cloudhub_connector_batch_elements",

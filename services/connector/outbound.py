@@ -94,6 +94,19 @@ class OutboundLanes(Generic[Tag]):
         self._written = list(self._taken)
         return Written(self._written[0], self._written[1]), tags
 
+    def restart(self) -> list[Tag]:
+        """Another dispatcher takes over and numbers from 1. It sends again what the acknowledged lane holds,
+        so that is dropped: the tags of those frames. Direct frames stay; no marks tell of them."""
+        acknowledged, direct = self._lanes
+        dropped = [queued.tag for queued in acknowledged if queued.tag is not None]
+        self._bytes -= sum(len(queued.frame) for queued in acknowledged)
+        acknowledged.clear()
+        kept = [Queued(0, queued.frame, queued.tag) for queued in direct]
+        direct.clear()
+        direct.extend(kept)
+        self._queued, self._taken, self._written = [0, 0], [0, 0], [0, 0]
+        return dropped
+
     def unwritten_tags(self) -> list[Tag]:
         """The tags of frames that were not reported written; for the end of the link."""
         waiting = [queued.tag for lane in self._lanes for queued in lane if queued.tag is not None]

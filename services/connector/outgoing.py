@@ -41,10 +41,14 @@ class OutgoingBatches:
         """A link asks for a session."""
         self._room(_ELEMENT_BYTES * 4).announcements.append(announcement)
 
+    def transfer(self, announcement: link_pb2.LinkAnnouncement, epoch: int) -> None:
+        """An admitted link asks for its session to move here."""
+        self._room(_ELEMENT_BYTES * 4).transfers.add(link=announcement, epoch=epoch)
+
     def written(self, link: int, epoch: int, acknowledged_through: int, direct_through: int) -> None:
         """Bytes of a link are with the operating system; only the last report of a link counts."""
         report = self._written.get(link)
-        if report is None:
+        if report is None or report.epoch != epoch:
             report = self._room(_ELEMENT_BYTES).written.add(link=link, epoch=epoch)
             self._written[link] = report
         report.acknowledged_through = acknowledged_through

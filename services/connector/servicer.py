@@ -71,7 +71,7 @@ def _describe(link: EdgeLink, now: float) -> connector_pb2.Link:
         transport=link.transport.kind,
         peer_address=link.transport.peer_address,
         epoch=state.epoch,
-        dispatcher_id=link.stream.dispatcher_id,
+        dispatcher_id=link.stream.dispatcher_id if link.stream else "",
         opened_at=opened,
         idle_seconds=link.transport.idle_seconds(now),
         queued_frames=len(state.outbound),

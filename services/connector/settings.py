@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from services.connector.connections import WebSocketLimits
+from services.connector.discovery import Entry
 from services.connector.link import LinkLimits
 from services.runtime.settings import Address, ServiceSettings, split_address
 
@@ -31,7 +32,8 @@ class ConnectorSettings(ServiceSettings):
     listen: Address = Field("0.0.0.0:10000", description="HOST:PORT for WebSocket links of edges")
     grpc_listen: Address = Field("0.0.0.0:50053", description="HOST:PORT of the gRPC server (admin, health)")
     dispatchers: Annotated[str, AfterValidator(_check_addresses)] = Field(
-        "127.0.0.1:50051", description="HOST:PORT of every dispatcher, separated by commas"
+        "127.0.0.1:50051",
+        description="HOST:PORT of every dispatcher, separated by commas; a name stands for all its addresses",
     )
     certificate: Path = Field(
         Path("certs/server.crt"), description="server certificate (PEM, with its chain)"
@@ -70,9 +72,9 @@ class ConnectorSettings(ServiceSettings):
         15.0, gt=0, le=600, description="time after which a drain closes what is left at once"
     )
 
-    def dispatcher_addresses(self) -> list[str]:
-        """The addresses, in the order given."""
-        return [part.strip() for part in self.dispatchers.split(",")]
+    def dispatcher_entries(self) -> list[Entry]:
+        """Addresses and names, in the order given."""
+        return [Entry(*split_address(part.strip())) for part in self.dispatchers.split(",")]
 
     def link_limits(self) -> LinkLimits:
         """The bounds of one link."""

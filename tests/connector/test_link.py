@@ -174,3 +174,70 @@ def test_repeated_numbers_and_overflow_are_told_apart() -> None:
     assert link.send(2, b"b", direct=False) is Accepted.OVERFLOW
     assert link.outbound.take(10) == [b"a"]
     assert link.send(2, b"b", direct=False) is Accepted.QUEUED
+
+
+_MOVES = st.lists(
+    st.tuples(st.just("frame"), st.integers(1, 20))
+    | st.tuples(st.just("receipt"), st.integers(0, 8))
+    | st.tuples(st.just("move"), st.just(0)),
+    max_size=60,
+)
+
+
+@given(_MOVES)
+def test_over_any_moves_frames_reach_a_dispatcher_in_order_and_none_is_lost(
+    steps: list[tuple[str, int]],
+) -> None:
+    """C34: each dispatcher gets an unbroken run that begins with the first frame nobody took over."""
+    ledger = InboundLedger(1000, 1_000_000)
+    came: list[bytes] = []
+    handed: list[bytes] = []
+    taken_over = 0
+    for step, value in steps:
+        if step == "frame":
+            frame = b"%d:" % len(came) + b"x" * value
+            came.append(frame)
+            handed.append(frame)
+            assert ledger.record(frame) == len(handed)
+        elif step == "receipt":
+            through = min(value, len(handed))
+            assert ledger.receipt(through)
+            taken_over = max(taken_over, len(came) - len(handed) + through)
+        else:
+            handed = ledger.restart()
+            assert handed == came[taken_over:]
+        assert ledger.received == len(came)
+        assert len(ledger) == len(came) - taken_over
+        assert not ledger.receipt(len(handed) + 1)
+
+
+def test_a_move_drops_what_the_new_dispatcher_sends_again_and_keeps_direct_frames() -> None:
+    """C26: a direct frame is sent once, by whoever had the link when it came."""
+    lanes = _lanes()
+    lanes.queue(1, b"taken", "t1", direct=False)
+    lanes.take(100)
+    lanes.queue(2, b"waits", "t2", direct=False)
+    lanes.queue(1, b"direct", "d1", direct=True)
+    assert lanes.restart() == ["t2"]
+    assert (len(lanes), lanes.queued_bytes) == (1, 6)
+    assert lanes.written() == (None, ["t1"]), "marks of the former numbering are told to nobody"
+    lanes.queue(1, b"new", "t3", direct=False)
+    assert lanes.is_next(1, direct=True)
+    lanes.queue(1, b"new direct", "d2", direct=True)
+    assert lanes.take(6) == [b"direct"]
+    assert lanes.written() == (None, ["d1"])
+    assert lanes.take(100) == [b"new direct", b"new"]
+    assert lanes.written() == (Written(1, 1), ["d2", "t3"])
+
+
+def test_a_move_ends_what_the_former_dispatcher_asked_for_and_not_the_links_own_pauses() -> None:
+    link = _link(unreceipted_most_frames=1, frames_per_second=1.0, frames_burst=1.0)
+    link.receive(b"1")
+    link.spend_frame(0.0)
+    link.pause(Pause.DISPATCHER)
+    link.pause(Pause.STREAM)
+    assert link.move(9) == ([b"1"], [])
+    assert link.pauses == Pause.RECEIPTS | Pause.RATE
+    assert link.owns(9)
+    assert link.receipt(1)
+    assert link.pauses == Pause.RATE

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.connector.app import running_app
+from services.connector.discovery import Entry
 from services.connector.settings import ConnectorSettings
 from services.connector.tls import server_context
 from services.runtime.errors import StartupError
@@ -78,7 +79,7 @@ def test_the_settings_reach_the_limits() -> None:
     settings = ConnectorSettings(
         dispatchers="a:1, [::1]:2", frame_most_bytes=2048, frames_per_second=5, close_seconds=1
     )
-    assert settings.dispatcher_addresses() == ["a:1", "[::1]:2"]
+    assert settings.dispatcher_entries() == [Entry("a", 1), Entry("::1", 2)]
     assert settings.websocket_limits().frame_most_bytes == 2048
     assert settings.link_limits().frames_per_second == 5
 

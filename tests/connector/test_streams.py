@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from cloudhub.v1 import link_pb2
+from cloudhub.v1 import link_pb2, message_pb2
 from services.connector import dispatcher_stream
 from services.connector.app import ConnectorApp, running_app
 from services.connector.rendezvous import best_dispatcher
@@ -22,20 +22,20 @@ async def test_a_stream_begins_with_hello(app: ConnectorApp, dispatcher: LinkDis
     assert metric(app, "dispatchers_attached") == 1
 
 
-async def test_when_a_stream_is_lost_its_links_are_closed_with_1012(
+async def test_when_a_stream_is_lost_its_links_stay_and_are_transferred_once_it_is_back(
     app: ConnectorApp, peers: EdgePeers, dispatcher: LinkDispatcher
 ) -> None:
-    peer = await peers.open()
-    dispatcher.end_stream()
-    with pytest.raises(ConnectionClosed) as closed:
-        await peer.recv()
-    assert closed.value.rcvd is not None
-    assert closed.value.rcvd.code == 1012
-    await dispatcher.until(lambda: dispatcher.streams == 2)
-    await until_attached(app)
-    async with peers.link():
-        assert (await dispatcher.announced(2)).link == 2
-    assert metric(app, "links_closed_total", reason="dispatcher_lost") == 1
+    async with peers.link() as peer:
+        dispatcher.end_stream()
+        asked = await dispatcher.asked()
+        assert (asked.link.link, asked.link.node_id, asked.epoch) == (1, "edge-1", 101)
+        await dispatcher.until(lambda: dispatcher.epochs[1] == 102)
+        dispatcher.send_messages(1, message_pb2.Message(id="after"))
+        assert "after" in str(await peer.recv())
+        async with peers.link("edge-2"):
+            assert (await dispatcher.announced(2)).link == 2
+    assert metric(app, "transfers_total", outcome="moved") == 1
+    assert metric(app, "links_closed_total", reason="dispatcher_lost") == 0
     assert metric(app, "dispatcher_streams_lost_total", reason="ended") == 1
 
 

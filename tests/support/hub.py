@@ -1,17 +1,20 @@
-"""A whole hub in this process: three services joined by real gRPC, reached over real TLS WebSockets."""
+"""A whole hub in this process: its services joined by real gRPC, reached over real TLS WebSockets."""
 
 import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+from unittest import mock
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from prometheus_client import CollectorRegistry
+from sqlalchemy import MetaData
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
@@ -30,6 +33,7 @@ from services.dispatcher.app import RunningApp as DispatcherApp
 from services.dispatcher.app import running_app as running_dispatcher
 from services.dispatcher.settings import DispatcherSettings
 from services.runtime.rpc import open_channel
+from services.runtime.store import Store, open_store
 from services.runtime.tracing import Tracing
 from services.sessions.app import SessionsApp
 from services.sessions.app import running_app as running_sessions
@@ -49,7 +53,7 @@ class Part(Generic[A]):
     """One service of the hub: its app runs in a task of its own, so that it can be stopped and come back."""
 
     def __init__(self, name: str, make: Callable[[], AbstractAsyncContextManager[A]]) -> None:
-        self._name = name
+        self.name = name
         self._make = make
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -58,14 +62,19 @@ class Part(Generic[A]):
     @property
     def app(self) -> A:
         """What the service shows of itself while it runs."""
-        assert self._app is not None, f"{self._name} does not run"
+        assert self._app is not None, f"{self.name} does not run"
         return self._app
+
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._app is not None
 
     async def start(self) -> A:
         """Returns when the service runs; raises what kept it from starting."""
         started: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._stop.clear()
-        self._task = asyncio.create_task(self._run(started), name=f"hub {self._name}")
+        self._task = asyncio.create_task(self._run(started), name=f"hub {self.name}")
         self._task.add_done_callback(lambda _: started.cancel())
         async with asyncio.timeout(START_SECONDS):
             await asyncio.wait([started])
@@ -86,6 +95,27 @@ class Part(Generic[A]):
             task, self._task, self._app = self._task, None, None
             async with asyncio.timeout(STOP_SECONDS):
                 await task
+
+
+class SharedStores:
+    """One open database for all dispatchers of this process, as a server's would be: SQLite itself serves
+    one opener only."""
+
+    def __init__(self) -> None:
+        self._stores: dict[str, Store] = {}
+
+    async def open(self, url: str, metadata: MetaData, service: str, version: int) -> Store:
+        """Instead of `open_store`; what the dispatcher closes stays open for the others."""
+        if url not in self._stores:
+            self._stores[url] = await open_store(url, metadata, service, version)
+        shared = mock.Mock(wraps=self._stores[url])
+        shared.close = mock.AsyncMock()
+        return shared
+
+    async def close(self) -> None:
+        """Closes them for good."""
+        for store in self._stores.values():
+            await store.close()
 
 
 class StockEdge:
@@ -200,13 +230,25 @@ class Subscriber:
                 return delivery
 
 
+def _names(service: str, number: int) -> list[str]:
+    """`dispatcher`, `dispatcher-2`, ..."""
+    return [service, *(f"{service}-{n}" for n in range(2, number + 1))]
+
+
 class RunningHub:
     """Made by `running_hub`."""
 
     def __init__(
-        self, folder: Path, authority: TestAuthority, changes: Mapping[str, Mapping[str, Any]]
+        self,
+        folder: Path,
+        authority: TestAuthority,
+        changes: Mapping[str, Mapping[str, Any]],
+        dispatchers: int = 1,
+        connectors: int = 1,
+        shared_outbox: bool = False,
     ) -> None:
         self.folder = folder
+        self._shared = SharedStores() if shared_outbox else None
         self._authority = authority
         self._changes = changes
         self._channels = AsyncExitStack()
@@ -217,8 +259,14 @@ class RunningHub:
         self.sessions_admin: Any = None
         self.connector_admin: Any = None
         self.sessions: Part[SessionsApp] = Part("sessions", self._make_sessions)
-        self.dispatcher: Part[DispatcherApp] = Part("dispatcher", self._make_dispatcher)
-        self.connector: Part[ConnectorApp] = Part("connector", self._make_connector)
+        self.dispatchers: list[Part[DispatcherApp]] = [
+            Part(name, partial(self._make_dispatcher, name)) for name in _names("dispatcher", dispatchers)
+        ]
+        self.connectors: list[Part[ConnectorApp]] = [
+            Part(name, partial(self._make_connector, name)) for name in _names("connector", connectors)
+        ]
+        # The first of each; edges link to the first connector.
+        self.dispatcher, self.connector = self.dispatchers[0], self.connectors[0]
         self.peers = EdgePeers(authority, 0)
 
     # Life
@@ -237,11 +285,17 @@ class RunningHub:
     async def _start(self) -> None:
         # A service that comes back has the address that it had.
         self._listens["sessions"] = f"{HOST}:{(await self.sessions.start()).port}"
-        self._listens["dispatcher"] = f"{HOST}:{(await self.dispatcher.start()).port}"
-        connector = await self.connector.start()
-        self._listens["connector"] = f"{HOST}:{connector.grpc_port}"
-        self._listens["edges"] = f"{HOST}:{connector.edge_port}"
-        self.peers.port = connector.edge_port
+        if self._shared:
+            patch = mock.patch("services.dispatcher.app.open_store", self._shared.open)
+            self._channels.enter_context(patch)
+            self._channels.push_async_callback(self._shared.close)
+        for dispatcher in self.dispatchers:
+            self._listens[dispatcher.name] = f"{HOST}:{(await dispatcher.start()).port}"
+        for part in self.connectors:
+            connector = await part.start()
+            self._listens[part.name] = f"{HOST}:{connector.grpc_port}"
+            self._listens[f"edges of {part.name}"] = f"{HOST}:{connector.edge_port}"
+        self.peers.port = self.connector.app.edge_port
         self.cloud = DispatcherServiceStub(await self.channel("dispatcher"))
         self.dispatcher_admin = DispatcherAdminStub(await self.channel("dispatcher"))
         self.sessions_admin = SessionsAdminStub(await self.channel("sessions"))
@@ -250,13 +304,21 @@ class RunningHub:
 
     async def close(self) -> None:
         """Stops what runs, connector first."""
+        for connector in self.connectors:
+            await connector.stop()
+        for dispatcher in self.dispatchers:
+            await dispatcher.stop()
+        await self.sessions.stop()
         await self._channels.aclose()
-        for part in (self.connector, self.dispatcher, self.sessions):
-            await part.stop()
 
     async def attached(self) -> None:
-        """Returns when the connector is attached to the dispatcher and links are served."""
-        await eventually(lambda: self.connector.app.dispatchers.attached == 1, 15, "the connector attached")
+        """Returns when every connector is attached to every dispatcher and links are served."""
+        for connector in self.connectors:
+            await eventually(
+                lambda app=connector.app: app.dispatchers.attached == len(self.dispatchers),  # type: ignore[misc]
+                15,
+                "the connectors attached",
+            )
 
     def address(self, service: str) -> str:
         """HOST:PORT of a service's gRPC server."""
@@ -266,11 +328,11 @@ class RunningHub:
         """A channel to a service; closed with the hub."""
         return await self._channels.enter_async_context(open_channel(self.address(service)))
 
-    def _settings(self, service: str, **values: Any) -> dict[str, Any]:
+    def _settings(self, service: str, name: str = "", **values: Any) -> dict[str, Any]:
         values = {
-            "listen": self._listens.get(service, f"{HOST}:0"),
+            "listen": self._listens.get(name or service, f"{HOST}:0"),
             "metrics_listen": f"{HOST}:0",
-            "name": f"{service}-1",
+            "name": f"{service}-1" if name in ("", service) else name,
             "shutdown_seconds": 4.0,
         } | values
         return values | dict(self._changes.get(service, {}))
@@ -280,22 +342,25 @@ class RunningHub:
         settings = SessionsSettings(**self._settings("sessions", database=database))
         return running_sessions(settings, tracing=Tracing(None, "sessions"))
 
-    def _make_dispatcher(self) -> AbstractAsyncContextManager[DispatcherApp]:
+    def _make_dispatcher(self, name: str) -> AbstractAsyncContextManager[DispatcherApp]:
+        file = "dispatcher" if self._shared else name
         values = self._settings(
             "dispatcher",
-            database=f"sqlite:///{self.folder / 'dispatcher.db'}",
+            name,
+            database=f"sqlite:///{self.folder / file}.db",
             sessions=self.address("sessions"),
             cluster_ca=self._authority.certificate,
         )
         return running_dispatcher(DispatcherSettings(**values), tracing=Tracing(None, "dispatcher"))
 
-    def _make_connector(self) -> AbstractAsyncContextManager[ConnectorApp]:
+    def _make_connector(self, name: str) -> AbstractAsyncContextManager[ConnectorApp]:
         server = self._authority.issue("localhost", None, file="server")
         values = self._settings(
             "connector",
-            listen=self._listens.get("edges", f"{HOST}:0"),
-            grpc_listen=self._listens.get("connector", f"{HOST}:0"),
-            dispatchers=self.address("dispatcher"),
+            name,
+            listen=self._listens.get(f"edges of {name}", f"{HOST}:0"),
+            grpc_listen=self._listens.get(name, f"{HOST}:0"),
+            dispatchers=",".join(self.address(part.name) for part in self.dispatchers),
             certificate=server.certificate,
             private_key=server.key,
             client_ca=self._authority.certificate,
@@ -342,16 +407,19 @@ class RunningHub:
 
     # Cloud programs
 
-    async def publish(self, *requests: pb.PublishRequest, seconds: float = 10.0) -> list[pb.NodeOutcome]:
-        """The outcomes of all requests, in order."""
+    async def publish(
+        self, *requests: pb.PublishRequest, through: str = "", seconds: float = 10.0
+    ) -> list[pb.NodeOutcome]:
+        """The outcomes of all requests, in order; `through` names another dispatcher than the first."""
+        cloud: Any = DispatcherServiceStub(await self.channel(through)) if through else self.cloud
         outcomes: list[pb.NodeOutcome] = []
         for request in requests:
-            outcomes.extend((await self.cloud.Publish(request, timeout=seconds)).outcomes)
+            outcomes.extend((await cloud.Publish(request, timeout=seconds)).outcomes)
         return outcomes
 
-    async def accept(self, *requests: pb.PublishRequest) -> None:
+    async def accept(self, *requests: pb.PublishRequest, through: str = "") -> None:
         """Publishes what must be accepted."""
-        for outcome in await self.publish(*requests):
+        for outcome in await self.publish(*requests, through=through):
             assert outcome.outcome == pb.OUTCOME_ACCEPTED, outcome
 
     @asynccontextmanager
@@ -420,14 +488,19 @@ class RunningHub:
         links: Sequence[connector_pb2.Link] = listed.links
         return links
 
+    def holder(self, node_id: str) -> Part[DispatcherApp]:
+        """The dispatcher that has the node's session."""
+        return next(part for part in self.dispatchers if part.runs and node_id in part.app.delivery.sessions)
+
     def metric(self, service: str, name: str, **labels: str) -> float:
-        """The value of a metric; 0 if it was never touched."""
-        registries: dict[str, Callable[[], CollectorRegistry]] = {
-            "sessions": lambda: self.sessions.app.metrics.registry,
-            "dispatcher": lambda: self.dispatcher.app.registry,
-            "connector": lambda: self.connector.app.metrics.registry,
+        """The value of a metric of a service, of all its replicas that run; 0 if it was never touched."""
+        registries: dict[str, list[CollectorRegistry]] = {
+            "sessions": [self.sessions.app.metrics.registry] if self.sessions.runs else [],
+            "dispatcher": [part.app.registry for part in self.dispatchers if part.runs],
+            "connector": [part.app.metrics.registry for part in self.connectors if part.runs],
         }
-        return registries[service]().get_sample_value(f"cloudhub_{service}_{name}", labels) or 0.0
+        values = (one.get_sample_value(f"cloudhub_{service}_{name}", labels) for one in registries[service])
+        return sum(value or 0.0 for value in values)
 
     @contextmanager
     def locked_database(self, service: str) -> Iterator[None]:
@@ -448,10 +521,17 @@ def running_hub(
     sessions: Mapping[str, Any] | None = None,
     dispatcher: Mapping[str, Any] | None = None,
     connector: Mapping[str, Any] | None = None,
+    dispatchers: int = 1,
+    connectors: int = 1,
+    shared_outbox: bool = False,
 ) -> RunningHub:
-    """A hub to be entered; the mappings change settings of a service."""
+    """A hub to be entered, with so many dispatchers and connectors; mappings change a service's settings.
+
+    Dispatchers have an outbox each, or with `shared_outbox` one together.
+    """
     changes = {"sessions": sessions or {}, "dispatcher": dispatcher or {}, "connector": connector or {}}
-    return RunningHub(folder, authority or TestAuthority(folder / "certificates"), changes)
+    authority = authority or TestAuthority(folder / "certificates")
+    return RunningHub(folder, authority, changes, dispatchers, connectors, shared_outbox)
 
 
 def request(

@@ -13,17 +13,22 @@ from cloudhub.v1 import link_pb2, link_pb2_grpc, message_pb2
 class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
     """Keeps everything connectors send and sends what tests say.
 
-    By default every announced link is admitted, with epochs counting up from 101.
+    By default every announced link is admitted and every transfer granted, with epochs counting up from
+    `first_epoch`.
     """
 
-    def __init__(self, dispatcher_id: str = "dispatcher-1", lease_seconds: float = 15.0) -> None:
+    def __init__(
+        self, dispatcher_id: str = "dispatcher-1", lease_seconds: float = 15.0, first_epoch: int = 101
+    ) -> None:
         self.dispatcher_id = dispatcher_id
         self.lease_seconds = lease_seconds
         self.admit = True
+        self.grant = True
         self.receipts = True
         self.hold_hello = False
         self.hellos: list[link_pb2.ConnectorHello] = []
         self.announcements: list[link_pb2.LinkAnnouncement] = []
+        self.transfers: list[link_pb2.LinkTransfer] = []
         self.written: list[link_pb2.WrittenReport] = []
         self.upstream: list[link_pb2.UpstreamFrame] = []
         self.activity: list[link_pb2.ActivityReport] = []
@@ -34,7 +39,7 @@ class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
         self.streams_ended = 0
         self.epochs: dict[int, int] = {}
         self.port = 0
-        self._next_epoch = 101
+        self.next_epoch = first_epoch
         self._changed = asyncio.Event()
         self._out: asyncio.Queue[link_pb2.DispatcherBatch | None] = asyncio.Queue()
         self._numbers: dict[tuple[int, bool], int] = {}
@@ -95,12 +100,31 @@ class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
             )
         )
 
+    def beat(self, lease_age_seconds: float = 0.0) -> None:
+        """A heartbeat that says how old the lease is."""
+        self.send(link_pb2.DispatcherBatch(heartbeat=True, lease_age_seconds=lease_age_seconds))
+
+    def drain(self) -> None:
+        """Asks for every link to be transferred."""
+        self.send(link_pb2.DispatcherBatch(draining=True))
+
+    def refuse(
+        self,
+        link: int,
+        reason: link_pb2.RefusalReason.ValueType,
+        close_reason: link_pb2.CloseReason.ValueType = link_pb2.CLOSE_REASON_UNSPECIFIED,
+    ) -> None:
+        """Refuses an announcement or a transfer."""
+        self.give_verdict(link, link_pb2.Refusal(reason=reason, close_reason=close_reason))
+
     def give_verdict(self, link: int, refusal: link_pb2.Refusal | None = None) -> int:
         """Admits or refuses; answers the epoch (0 if refused)."""
         epoch = 0
         if refusal is None:
-            epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
+            epoch, self.next_epoch = self.next_epoch, self.next_epoch + 1
             self.epochs[link] = epoch
+            self._numbers.pop((link, False), None)
+            self._numbers.pop((link, True), None)
         self.send(
             link_pb2.DispatcherBatch(verdicts=[link_pb2.LinkVerdict(link=link, epoch=epoch, refusal=refusal)])
         )
@@ -117,6 +141,11 @@ class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
         """The announcement number `count`, waiting for it."""
         await self.until(lambda: len(self.announcements) >= count)
         return self.announcements[count - 1]
+
+    async def asked(self, count: int = 1) -> link_pb2.LinkTransfer:
+        """The transfer number `count`, waiting for it."""
+        await self.until(lambda: len(self.transfers) >= count)
+        return self.transfers[count - 1]
 
     # What connectors call.
 
@@ -152,6 +181,7 @@ class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
         if batch.HasField("hello"):
             self.hellos.append(batch.hello)
         self.announcements.extend(batch.announcements)
+        self.transfers.extend(batch.transfers)
         self.written.extend(batch.written)
         self.upstream.extend(batch.upstream)
         self.activity.extend(batch.activity)
@@ -160,6 +190,9 @@ class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
         if self.admit:
             for announcement in batch.announcements:
                 self.give_verdict(announcement.link)
+        if self.grant:
+            for transfer in batch.transfers:
+                self.give_verdict(transfer.link.link)
         if self.receipts and batch.upstream:
             through = {frame.link: frame for frame in batch.upstream}
             self.send(

@@ -63,7 +63,8 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 class HubProcesses:
     """An async context: all services up when it is entered, no process left when it is left.
 
-    `flags` are added to those of a service; `services` leaves services out.
+    `flags` are added to those of a service; `services` leaves services out. Of several `dispatchers`, each
+    with an outbox of its own, the second is `dispatcher-2`.
     """
 
     def __init__(
@@ -71,33 +72,38 @@ class HubProcesses:
         folder: Path,
         flags: Mapping[str, Iterable[str]] | None = None,
         services: Iterable[str] = SERVICES,
+        dispatchers: int = 1,
     ) -> None:
         self.folder = folder
-        self._services = tuple(services)
+        more = [f"dispatcher-{number}" for number in range(2, dispatchers + 1)]
+        # Connectors come last: they look for all the others.
+        self._services = (*(name for name in services if name != "connector"), *more)
+        self._services += ("connector",) if "connector" in services else ()
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self.authority = TestAuthority(folder / "certificates")
-        ports = free_ports(4)
-        self._ports = dict(zip(SERVICES, ports[:3], strict=True))
-        self.edge_port = ports[3]
+        *ports, self.edge_port = free_ports(4 + len(more))
+        self._ports = dict(zip((*SERVICES, *more), ports, strict=True))
         server = self.authority.issue("hub", None)
         self._flags: dict[str, list[str]] = {
             "sessions": [
                 *("--listen", self.address("sessions")),
                 *("--database", f"sqlite:///{folder / 'sessions.db'}"),
             ],
-            "dispatcher": [
-                *("--listen", self.address("dispatcher"), "--sessions", self.address("sessions")),
-                *("--database", f"sqlite:///{folder / 'dispatcher.db'}"),
-            ],
             "connector": [
                 *("--listen", f"{HOST}:{self.edge_port}", "--grpc-listen", self.address("connector")),
-                *("--dispatchers", self.address("dispatcher")),
+                *("--dispatchers", ",".join(self.address(name) for name in ("dispatcher", *more))),
                 *("--certificate", str(server.certificate), "--private-key", str(server.key)),
                 *("--client-ca", str(self.authority.certificate)),
             ],
         }
-        for name, more in (flags or {}).items():
-            self._flags[name] += more
+        for name in ("dispatcher", *more):
+            self._flags[name] = [
+                *("--listen", self.address(name), "--sessions", self.address("sessions")),
+                *("--database", f"sqlite:///{folder / name}.db"),
+                *(flags or {}).get("dispatcher", ()),
+            ]
+        for name in ("sessions", "connector"):
+            self._flags[name] += (flags or {}).get(name, ())
 
     async def __aenter__(self) -> "HubProcesses":
         try:
@@ -123,8 +129,9 @@ class HubProcesses:
 
     async def launch(self, service: str) -> None:
         """Starts a service and returns at once."""
-        flags = [*self._flags[service], "--name", f"{service}-1", "--metrics-listen", f"{HOST}:0"]
-        await self._run(service, f"services.{service}", *flags)
+        name = f"{service}-1" if service in SERVICES else service
+        flags = [*self._flags[service], "--name", name, "--metrics-listen", f"{HOST}:0"]
+        await self._run(service, f"services.{service.partition('-')[0]}", *flags)
 
     async def start(self, service: str, health: str = "") -> None:
         """Starts a service, for the first time or again; returns when it (or one of its gRPC services,
