@@ -9,6 +9,7 @@ import pytest
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from services.dispatcher.upstream.upload_keeper import UploadKeeper
+from services.dispatcher.upstream.uploads import RELEASED
 from tests.support.certs import TestAuthority
 from tests.support.hub import StockEdge, Subscriber, request
 from tests.support.postgres import Databases
@@ -262,6 +263,20 @@ async def test_uploads_of_a_dispatcher_that_stopped_are_handed_on_by_another(
             assert await uploaded(cloud, 4) == list(range(5))
             await eventually(lambda: hub[0].metric("upstream_uploads_settled_total") == 5)
             assert hub[0].metric("upstream_uploads_inherited_total") == 5
+
+
+async def test_what_was_settled_before_a_dispatcher_stopped_does_not_come_again(
+    tmp_path: Path, databases: Databases, authority: TestAuthority
+) -> None:
+    """C31: a clean stop writes what it knows before it lets go of its rows."""
+    async with running_replicas(tmp_path, databases, authority, lease_seconds=0.6) as hub:
+        async with hub[1].edge() as edge, hub[1].subscriber("router") as cloud:
+            await uploads(edge, *range(5))
+            assert await uploaded(cloud, 4) == list(range(5))
+            await eventually(lambda: hub[1].metric("upstream_uploads_settled_total") == 5)
+        await hub.stop_replica(hub[1])
+        assert await hub[0].app.upstream.uploads.other_holders() == []
+        assert await hub[0].app.upstream.uploads.inherit(RELEASED) == 0
 
 
 async def test_uploads_of_a_dispatcher_that_is_gone_are_taken_over_by_one_other(

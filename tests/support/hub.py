@@ -14,7 +14,6 @@ from unittest import mock
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from prometheus_client import CollectorRegistry
-from sqlalchemy import MetaData
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
@@ -32,6 +31,7 @@ from services.connector.settings import ConnectorSettings
 from services.dispatcher.app import RunningApp as DispatcherApp
 from services.dispatcher.app import running_app as running_dispatcher
 from services.dispatcher.settings import DispatcherSettings
+from services.runtime.migrations import Schema
 from services.runtime.rpc import open_channel
 from services.runtime.store import Store, open_store
 from services.runtime.tracing import Tracing
@@ -104,12 +104,13 @@ class SharedStores:
     def __init__(self) -> None:
         self._stores: dict[str, Store] = {}
 
-    async def open(self, url: str, metadata: MetaData, service: str, version: int) -> Store:
+    async def open(self, url: str, schema: Schema) -> Store:
         """Instead of `open_store`; what the dispatcher closes stays open for the others."""
         if url not in self._stores:
-            self._stores[url] = await open_store(url, metadata, service, version)
+            self._stores[url] = await open_store(url, schema)
         shared = mock.Mock(wraps=self._stores[url])
         shared.close = mock.AsyncMock()
+        shared.is_shared = True
         return shared
 
     async def close(self) -> None:
