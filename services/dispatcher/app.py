@@ -302,6 +302,7 @@ async def running_app(
                     await _within(settings.shutdown_seconds / 3, ends.flush(), delivery.writer.flush())
                     await _within(min(1.0, settings.shutdown_seconds / 8), links.finish())
                     await server.stop(min(2.0, settings.shutdown_seconds / 8))
+                    await _within(2.0, upstream.uploads.flush())
                     for task in background:
                         task.cancel()
                     await asyncio.wait(background)

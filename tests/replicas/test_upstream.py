@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from cloudhub.v1 import dispatcher_pb2 as pb
+from edge.node import EdgeAgent
 from services.dispatcher.upstream.upload_keeper import UploadKeeper
+from services.dispatcher.upstream.uploads import RELEASED
 from tests.support.certs import TestAuthority
-from tests.support.hub import StockEdge, Subscriber, request
+from tests.support.hub import RunningHub, StockEdge, Subscriber, request, running_hub
+from tests.support.invariants import numbers_missing, numbers_out_of_order
 from tests.support.postgres import Databases
 from tests.support.processes import eventually
 from tests.support.replicas import Replicas, running_replicas
@@ -264,6 +267,20 @@ async def test_uploads_of_a_dispatcher_that_stopped_are_handed_on_by_another(
             assert hub[0].metric("upstream_uploads_inherited_total") == 5
 
 
+async def test_what_was_settled_before_a_dispatcher_stopped_does_not_come_again(
+    tmp_path: Path, databases: Databases, authority: TestAuthority
+) -> None:
+    """C31: a clean stop writes what it knows before it lets go of its rows."""
+    async with running_replicas(tmp_path, databases, authority, lease_seconds=0.6) as hub:
+        async with hub[1].edge() as edge, hub[1].subscriber("router") as cloud:
+            await uploads(edge, *range(5))
+            assert await uploaded(cloud, 4) == list(range(5))
+            await eventually(lambda: hub[1].metric("upstream_uploads_settled_total") == 5)
+        await hub.stop_replica(hub[1])
+        assert await hub[0].app.upstream.uploads.other_holders() == []
+        assert await hub[0].app.upstream.uploads.inherit(RELEASED) == 0
+
+
 async def test_uploads_of_a_dispatcher_that_is_gone_are_taken_over_by_one_other(
     tmp_path: Path, databases: Databases, authority: TestAuthority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,3 +328,42 @@ async def test_an_upload_repeated_at_another_dispatcher_is_confirmed_and_handed_
         assert hub[0].metric("upstream_uploads_repeated_total") == 1
         async with hub[0].subscriber("router") as cloud:
             assert await uploaded(cloud, 10) == [1, 11, 10]
+
+
+async def test_uploads_keep_their_order_while_links_move(tmp_path: Path, authority: TestAuthority) -> None:
+    """C31: a dispatcher stops and comes back under load; every confirmed number is handed on, in order."""
+    nodes, count = [f"edge-{number}" for number in range(6)], 40
+    handed: dict[str, list[int]] = defaultdict(list)
+    confirmed: dict[str, list[int]] = defaultdict(list)
+
+    async def collect(cloud: Subscriber) -> None:
+        while any(len(set(handed[node_id])) < count for node_id in nodes):
+            for delivery in await cloud.take(1, 30):
+                if delivery.message.operation == "upload":
+                    handed[delivery.node_id].append(json.loads(delivery.message.content)["number"])
+
+    async def send(agent: EdgeAgent) -> None:
+        for _ in range(count):
+            confirmed[agent.node_id].append(await agent.upload(b'"x"'))
+            await asyncio.sleep(0.02)
+
+    async def restart(hub: RunningHub) -> None:
+        await asyncio.sleep(0.2)
+        await hub.dispatchers[1].stop()
+        await hub.dispatchers[1].start()
+
+    async with (
+        running_hub(
+            tmp_path, authority, dispatchers=2, shared_outbox=True, dispatcher={"lease_seconds": 1.0}
+        ) as hub,
+        hub.subscriber("router") as cloud,
+        hub.fleet(*nodes, repeat_seconds=0.5) as fleet,
+    ):
+        async with asyncio.timeout(50), asyncio.TaskGroup() as group:
+            group.create_task(collect(cloud))
+            group.create_task(restart(hub))
+            for agent in fleet:
+                group.create_task(send(agent))
+        assert hub.metric("connector", "transfers_total", outcome="moved") > 0
+        assert numbers_missing(confirmed, handed) == []
+        assert numbers_out_of_order(handed) == []

@@ -110,6 +110,7 @@ class SharedStores:
             self._stores[url] = await open_store(url, schema)
         shared = mock.Mock(wraps=self._stores[url])
         shared.close = mock.AsyncMock()
+        shared.is_shared = True
         return shared
 
     async def close(self) -> None:

@@ -110,6 +110,7 @@ class UploadKeeper:
         self._sessions: dict[str, int] = {}  # node -> epoch, whose earlier rows are here
         self._inherited: dict[str, int] = {}  # node -> place: up to there somebody else may have handed on
         self._to_write = asyncio.Event()
+        self._committed = asyncio.Event()
         self._to_load = asyncio.Event()
         self._pauses_changed = asyncio.Event()
 
@@ -192,6 +193,12 @@ class UploadKeeper:
             self._taken_over(taken)
             total += sum(one.rows for one in taken)
         return total
+
+    async def flush(self) -> None:
+        """Returns when everything taken in is stored, and what was settled is deleted."""
+        while self._intake or self._deletes:
+            self._committed.clear()
+            await self._committed.wait()
 
     async def release(self) -> None:
         """This dispatcher stops: others may have its rows at once. Raises StoreUnavailable."""
@@ -308,6 +315,7 @@ class UploadKeeper:
         taken, stored = await self._store.write(work)
         for _ in deletes:
             self._deletes.popleft()
+        self._committed.set()
         self._remember(come)
         self._rows = max(0, self._rows + len(stored) - len(deletes))
         self._metrics.uploads_rows.set(self._rows)

@@ -39,10 +39,12 @@ class Load:
 
 @dataclass(slots=True)
 class _Line:
-    """One node. `after` < `through`: uploads in between are on disk, but for those `in_memory`."""
+    """One node. `after` < `through`: uploads in between are on disk, but for those `in_memory`. A load that
+    is under way says nothing about those that `is_overtaken` tells of: they came below the last one."""
 
     after: int
     through: int
+    is_overtaken: bool = False
     in_memory: set[int] = field(default_factory=set)
     unstored: deque[int] = field(default_factory=deque)
     behind: deque[tuple[int, Parcel]] = field(default_factory=deque)
@@ -111,6 +113,7 @@ class UploadWindow:
                 continue
             self._spilled.move_to_end(node_id)
             limit = min(bounds.per_load, room, bounds.per_node - len(line.in_memory))
+            line.is_overtaken = False
             loads.append(Load(node_id, line.after, line.through, limit))
             room -= limit
         return loads
@@ -119,17 +122,15 @@ class UploadWindow:
         """What the disk had for `load`, up to the place `reached`. Gives back what is to be queued."""
         line = self._lines[load.node_id]
         queue: list[Parcel] = []
-        # Earlier ones were found while this load was under way: it says nothing about them.
-        is_overtaken = line.after < load.after
         for parcel in parcels:
-            if not is_overtaken:
+            if not line.is_overtaken:
                 line.after = max(line.after, parcel.place)
             if parcel.place in line.in_memory:
                 continue
             self._enter(line, parcel)
             queue += self._released(load.node_id, line, before=parcel.place)
             queue.append(parcel)
-        if not is_overtaken:
+        if not line.is_overtaken:
             line.after = max(line.after, reached)
         if line.after >= line.through:
             line.through = line.after
@@ -160,11 +161,10 @@ class UploadWindow:
 
     def _spill(self, node_id: str, line: _Line, first: int, last: int) -> None:
         """These have to be loaded, though later ones may be in memory."""
-        if line.after == line.through and first > line.after:
-            line.through = last
-        else:
+        if first <= line.through:
             line.after = min(line.after, first - 1)
-            line.through = max(line.through, last)
+            line.is_overtaken = True
+        line.through = max(line.through, last)
         self._spilled[node_id] = None
 
     def _enter(self, line: _Line, parcel: Parcel) -> None:

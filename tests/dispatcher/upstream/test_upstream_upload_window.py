@@ -258,3 +258,45 @@ def test_settled_ids_are_bounded() -> None:
     assert len(settled) == upload_window.MOST_REMEMBERED
     assert ("a", "4") not in settled
     assert ("a", "5") in settled
+
+
+def test_earlier_uploads_that_are_found_later_are_loaded_and_no_other_twice() -> None:
+    """C31: rows of another dispatcher are taken over while later ones of the node are in memory."""
+    window = UploadWindow(WindowBounds())
+    for place in (10, 11):
+        window.expect("a", place)
+        assert window.stored(stored("a", place), is_new=True)
+    window.found("a", 3, 5)
+    (load,) = window.wanted()
+    assert (load.after, load.through) == (2, 11)
+    queued = window.loaded(load, [stored("a", place) for place in (3, 5, 10, 11)], 11)
+    assert [one.place for one in queued] == [3, 5]
+    assert window.wanted() == []
+    assert window.in_memory == 4
+
+
+def test_what_is_found_while_a_load_is_under_way_is_loaded_by_the_next() -> None:
+    window = UploadWindow(WindowBounds())
+    window.found("a", 10, 12)
+    (first,) = window.wanted()
+    window.found("a", 2, 4)
+    queued = window.loaded(first, [stored("a", place) for place in (10, 12)], 12)
+    assert [one.place for one in queued] == [10, 12]
+    (second,) = window.wanted()
+    assert second.after < 2 < second.through
+    queued = window.loaded(second, [stored("a", place) for place in (2, 4, 10, 12)], 12)
+    assert [one.place for one in queued] == [2, 4]
+    for place in (2, 4, 10, 12):
+        window.settled(stored("a", place))
+    assert (window.in_memory, len(window)) == (0, 0)
+
+
+def test_a_late_upload_of_an_earlier_session_is_not_forgotten() -> None:
+    """Later rows were taken over meanwhile; this one was still on its way to the store."""
+    window = UploadWindow(WindowBounds())
+    window.expect("a", 5)
+    window.found("a", 8, 9)
+    assert window.stored(stored("a", 5), is_new=True) == []
+    (load,) = window.wanted()
+    queued = window.loaded(load, [stored("a", place) for place in (5, 8, 9)], 9)
+    assert [one.place for one in queued] == [5, 8, 9]
