@@ -186,6 +186,32 @@ class RelayRequest(_message.Message):
 Global___RelayRequest: _TypeAlias = RelayRequest  # noqa: Y015
 
 @_typing.final
+class RelayResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_FIELD_NUMBER: _builtins.int
+    subscription: _builtins.int
+    """Number of the latest subscription that was heard before they were handed out. The caller returns
+    deliveries of a module that it has returned others of since: those go first.
+    """
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[_dispatcher_pb2.UpstreamDelivery]: ...
+    def __init__(
+        self,
+        *,
+        deliveries: _abc.Iterable[_dispatcher_pb2.UpstreamDelivery] | None = ...,
+        subscription: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "subscription", b"subscription"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelayResponse: _TypeAlias = RelayResponse  # noqa: Y015
+
+@_typing.final
 class RelaySubscription(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -194,12 +220,15 @@ class RelaySubscription(_message.Message):
     MAX_UNACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     dispatcher_id: _builtins.str
     max_unacknowledged: _builtins.int
     """How many deliveries the caller may hold."""
     name: _builtins.str
     """The caller's name and the HOST:PORT of its gRPC server, so that the other side finds it at once."""
     address: _builtins.str
+    number: _builtins.int
+    """Grows with each subscription of a stream."""
     @_builtins.property
     def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The modules that the caller has subscribers for; none is fine: the stream says that it is there."""
@@ -212,10 +241,11 @@ class RelaySubscription(_message.Message):
         max_unacknowledged: _builtins.int = ...,
         name: _builtins.str = ...,
         address: _builtins.str = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "dispatcher_id", b"dispatcher_id", "max_unacknowledged", b"max_unacknowledged", "modules", b"modules", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "dispatcher_id", b"dispatcher_id", "max_unacknowledged", b"max_unacknowledged", "modules", b"modules", "name", b"name", "number", b"number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

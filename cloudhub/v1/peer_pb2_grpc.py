@@ -3,7 +3,6 @@
 import grpc
 import warnings
 
-from cloudhub.v1 import dispatcher_pb2 as cloudhub_dot_v1_dot_dispatcher__pb2
 from cloudhub.v1 import peer_pb2 as cloudhub_dot_v1_dot_peer__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -50,7 +49,7 @@ class PeerServiceStub:
         self.Relay = channel.stream_stream(
                 '/cloudhub.v1.PeerService/Relay',
                 request_serializer=cloudhub_dot_v1_dot_peer__pb2.RelayRequest.SerializeToString,
-                response_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.SubscribeResponse.FromString,
+                response_deserializer=cloudhub_dot_v1_dot_peer__pb2.RelayResponse.FromString,
                 _registered_method=True)
 
 
@@ -97,7 +96,7 @@ def add_PeerServiceServicer_to_server(servicer, server):
             'Relay': grpc.stream_stream_rpc_method_handler(
                     servicer.Relay,
                     request_deserializer=cloudhub_dot_v1_dot_peer__pb2.RelayRequest.FromString,
-                    response_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.SubscribeResponse.SerializeToString,
+                    response_serializer=cloudhub_dot_v1_dot_peer__pb2.RelayResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -182,7 +181,7 @@ class PeerService:
             target,
             '/cloudhub.v1.PeerService/Relay',
             cloudhub_dot_v1_dot_peer__pb2.RelayRequest.SerializeToString,
-            cloudhub_dot_v1_dot_dispatcher__pb2.SubscribeResponse.FromString,
+            cloudhub_dot_v1_dot_peer__pb2.RelayResponse.FromString,
             options,
             channel_credentials,
             insecure,

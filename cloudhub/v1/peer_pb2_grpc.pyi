@@ -3,7 +3,6 @@
 isort:skip_file
 """
 
-from cloudhub.v1 import dispatcher_pb2 as _dispatcher_pb2
 from cloudhub.v1 import peer_pb2 as _peer_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
@@ -40,7 +39,7 @@ class PeerServiceStub:
     """Tells the owner of nodes that their rows were changed through another dispatcher."""
     SendDirect: _grpc.UnaryUnaryMultiCallable[_peer_pb2.SendDirectRequest, _peer_pb2.SendDirectResponse]
     """Messages without acknowledgement for nodes that the caller believes are connected here."""
-    Relay: _grpc.StreamStreamMultiCallable[_peer_pb2.RelayRequest, _dispatcher_pb2.SubscribeResponse]
+    Relay: _grpc.StreamStreamMultiCallable[_peer_pb2.RelayRequest, _peer_pb2.RelayResponse]
     """Upstream messages of the modules that subscribers of the calling dispatcher want. Works like
     DispatcherService.Subscribe; what is not acknowledged when the stream ends goes to another subscriber.
     """
@@ -56,7 +55,7 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """Tells the owner of nodes that their rows were changed through another dispatcher."""
     SendDirect: _aio.UnaryUnaryMultiCallable[_peer_pb2.SendDirectRequest, _peer_pb2.SendDirectResponse]  # type: ignore[assignment]
     """Messages without acknowledgement for nodes that the caller believes are connected here."""
-    Relay: _aio.StreamStreamMultiCallable[_peer_pb2.RelayRequest, _dispatcher_pb2.SubscribeResponse]  # type: ignore[assignment]
+    Relay: _aio.StreamStreamMultiCallable[_peer_pb2.RelayRequest, _peer_pb2.RelayResponse]  # type: ignore[assignment]
     """Upstream messages of the modules that subscribers of the calling dispatcher want. Works like
     DispatcherService.Subscribe; what is not acknowledged when the stream ends goes to another subscriber.
     """
@@ -87,7 +86,7 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request_iterator: _MaybeAsyncIterator[_peer_pb2.RelayRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_dispatcher_pb2.SubscribeResponse], _abc.AsyncIterator[_dispatcher_pb2.SubscribeResponse]]:
+    ) -> _typing.Union[_abc.Iterator[_peer_pb2.RelayResponse], _abc.AsyncIterator[_peer_pb2.RelayResponse]]:
         """Upstream messages of the modules that subscribers of the calling dispatcher want. Works like
         DispatcherService.Subscribe; what is not acknowledged when the stream ends goes to another subscriber.
         """

@@ -39,6 +39,7 @@ from services.dispatcher.outbox.schema import SCHEMA, uploads
 from services.dispatcher.outbox.sql import SqlOutbox
 from services.dispatcher.peers.directory import Peers
 from services.dispatcher.peers.handover import Handover
+from services.dispatcher.peers.inheritance import Inheritance
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.peers.servicer import PeerServicer
 from services.dispatcher.peers.sweep import Sweep
@@ -109,11 +110,6 @@ def _quotas(settings: DispatcherSettings) -> Quotas:
     )
 
 
-def shared_database(url: str) -> bool:
-    """True if other dispatchers may use the database too; SQLite's is one process's own."""
-    return not url.startswith("sqlite")
-
-
 def _cluster_ca(settings: DispatcherSettings) -> bytes | None:
     if settings.cluster_ca is None:
         return None
@@ -168,7 +164,7 @@ async def running_app(
     metrics = DispatcherMetrics(registry)
     store = await open_store(settings.database, SCHEMA)
     try:
-        is_shared = shared_database(settings.database)
+        is_shared = store.is_shared
         outbox = SqlOutbox(store, _quotas(settings))
         await outbox.open()
         dispatcher_id = f"{name}-{new_id()}"
@@ -181,6 +177,8 @@ async def running_app(
             edge=edge_links,
             store=store,
             uploads=uploads,
+            holder=dispatcher_id,
+            is_shared=is_shared,
             clock=clock,
             tracing=tracing,
             registry=registry,
@@ -209,7 +207,8 @@ async def running_app(
             metrics,
         )
         peer_metrics = PeerMetrics(registry)
-        peers = Peers(DispatcherPeer(dispatcher_id=dispatcher_id, name=name), upstream.relays, peer_metrics)
+        own = DispatcherPeer(dispatcher_id=dispatcher_id, name=name)
+        peers = Peers(own, upstream.relays, peer_metrics, clock)
         handover = Handover(peers, sessions, clock, peer_metrics)
         delivery.elsewhere = handover.changed
         limits = PublishLimits(settings.content_most_bytes, settings.answer_seconds)
@@ -273,10 +272,14 @@ async def running_app(
                         acknowledger,
                         peers,
                         handover,
-                        Sweep(delivery, outbox, peer_metrics, lambda: is_shared),
                     )
                 ]
                 background.append(group.create_task(housekeeping.run(), name="Housekeeping"))
+                if is_shared:
+                    inheritance = Inheritance(upstream.uploads, peers, clock, settings.lease_seconds)
+                    background.append(group.create_task(inheritance.run(), name="Inheritance"))
+                    sweep = Sweep(delivery, outbox, peer_metrics)
+                    background.append(group.create_task(sweep.run(), name="Sweep"))
                 background.append(group.create_task(anti_entropy.run(), name="AntiEntropy"))
                 background.append(
                     group.create_task(
@@ -299,9 +302,11 @@ async def running_app(
                     await _within(settings.shutdown_seconds / 3, ends.flush(), delivery.writer.flush())
                     await _within(min(1.0, settings.shutdown_seconds / 8), links.finish())
                     await server.stop(min(2.0, settings.shutdown_seconds / 8))
-                    await _within(2.0, sessions.release())
                     for task in background:
                         task.cancel()
+                    await asyncio.wait(background)
+                    # Now nobody here stores or hands on any more.
+                    await _within(2.0, upstream.uploads.release(), sessions.release())
         finally:
             endpoint.close()
             await channel.close()

@@ -228,6 +228,62 @@ async def test_what_waits_in_the_lane_of_a_link_that_ends_is_dropped_and_counted
     assert half.delivery.sessions == {}
 
 
+async def test_direct_messages_go_by_way_of_the_dispatchers_that_have_the_nodes(half: DeliveryHalf) -> None:
+    """C34: together per dispatcher; each outcome is what that dispatcher says."""
+    half.sessions.connected |= {"far-1", "far-2", "farther", "moved"}
+    half.sessions.held_by = {"far-1": "d1", "far-2": "d1", "farther": "d2", "moved": "d2"}
+    half.peers.answers["moved"] = pb.NodeOutcome(node_id="moved", outcome=pb.OUTCOME_NO_SESSION)
+    (response,) = await half.publish(direct("far-1", "farther", "far-2", "moved", "absent"))
+    assert [(one.node_id, one.outcome) for one in response.outcomes] == [
+        ("far-1", pb.OUTCOME_ACCEPTED),
+        ("farther", pb.OUTCOME_ACCEPTED),
+        ("far-2", pb.OUTCOME_ACCEPTED),
+        ("moved", pb.OUTCOME_NO_SESSION),
+        ("absent", pb.OUTCOME_NO_SESSION),
+    ]
+    assert sorted(half.peers.sent) == [("d1", ["far-1", "far-2"]), ("d2", ["farther", "moved"])]
+
+
+async def test_a_dispatcher_that_is_away_harms_no_other_message_of_the_call(half: DeliveryHalf) -> None:
+    """C34: what became of messages on their way to it is unknown."""
+    await half.connect()
+    half.sessions.connected |= {"far", "farther"}
+    half.sessions.held_by = {"far": "d1", "farther": "d2"}
+    half.peers.away.add("d1")
+    first, second = await half.publish(direct("far", "farther", NODE), request("far", NODE))
+    assert [(one.outcome, one.reason) for one in first.outcomes] == [
+        (pb.OUTCOME_UNAVAILABLE, "PEER_UNAVAILABLE"),
+        (pb.OUTCOME_ACCEPTED, ""),
+        (pb.OUTCOME_ACCEPTED, ""),
+    ]
+    assert [one.outcome for one in second.outcomes] == [pb.OUTCOME_ACCEPTED] * 2
+
+
+async def test_an_answer_to_a_node_of_another_dispatcher_is_stored_and_its_owner_told(
+    half: DeliveryHalf,
+) -> None:
+    """C40."""
+    told: list[tuple[str, int]] = []
+    half.delivery.elsewhere = lambda node_id, last_seq: told.append((node_id, last_seq))
+    half.sessions.connected.add("far")
+    half.sessions.held_by = {"far": "d1"}
+    (response,) = await half.publish(request("far", operation="response", parent_id="req-1"))
+    assert [one.outcome for one in response.outcomes] == [pb.OUTCOME_ACCEPTED]
+    assert told == [("far", 1)]
+
+
+async def test_what_is_committed_for_a_node_without_a_session_here_is_told(half: DeliveryHalf) -> None:
+    """C34: with its seq; an un-parking without one. What is refused changes nothing and is not told."""
+    told: list[tuple[str, int]] = []
+    half.delivery.elsewhere = lambda node_id, last_seq: told.append((node_id, last_seq))
+    await half.connect(NODE)
+    await half.publish(request(NODE, "far"), request("far", version="2"), request("far"))
+    await half.publish(request("far", version="2"))
+    assert told == [("far", 1), ("far", 2)]
+    half.delivery.reread("far")
+    assert told[2:] == [("far", 0)]
+
+
 async def test_one_look_up_serves_all_nodes_of_a_request(half: DeliveryHalf) -> None:
     await half.connect("n2")
     (response,) = await half.publish(direct("n1", "n2", "n3", "n1"))

@@ -8,6 +8,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from services.connector.metrics import ConnectorMetrics
 from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.upstream.metrics import UpstreamMetrics
 from services.sessions.metrics import Metrics as SessionsMetrics
 
@@ -39,4 +40,5 @@ def declared_metrics(service: str) -> dict[str, DeclaredMetric]:
         registry = CollectorRegistry()
         DispatcherMetrics(registry)
         UpstreamMetrics(registry)
+        PeerMetrics(registry)
     return {metric.name: metric for metric in _found(registry)}

@@ -12,6 +12,7 @@ from services.dispatcher.peers.peer import Peer
 from services.dispatcher.sessions_client import SessionsClient
 from tests.support.certs import TestAuthority
 from tests.support.hub import StockEdge, request
+from tests.support.postgres import Databases
 from tests.support.processes import eventually
 from tests.support.replicas import running_replicas
 
@@ -44,10 +45,10 @@ def no_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_sweep")
 async def test_a_publish_through_another_dispatcher_reaches_the_node_by_a_hint(
-    tmp_path: Path, authority: TestAuthority
+    tmp_path: Path, databases: Databases, authority: TestAuthority
 ) -> None:
     """C34: in order, at once."""
-    async with running_replicas(tmp_path, authority) as hub, hub[1].edge() as edge:
+    async with running_replicas(tmp_path, databases, authority) as hub, hub[1].edge() as edge:
         for number in range(1, 6):
             await hub[0].accept(request(version=number, name=f"cm{number}"))
         assert await take_over(edge, 5) == ["1", "2", "3", "4", "5"]
@@ -57,10 +58,10 @@ async def test_a_publish_through_another_dispatcher_reaches_the_node_by_a_hint(
 
 @pytest.mark.usefixtures("no_hints")
 async def test_a_publish_reaches_the_node_by_the_sweep_when_every_hint_is_lost(
-    tmp_path: Path, authority: TestAuthority
+    tmp_path: Path, databases: Databases, authority: TestAuthority
 ) -> None:
     """C34: nothing depends on a hint that arrived."""
-    async with running_replicas(tmp_path, authority) as hub, hub[1].edge() as edge:
+    async with running_replicas(tmp_path, databases, authority) as hub, hub[1].edge() as edge:
         await hub[0].accept(request(version=1))
         await hub[0].accept(request(version=1, name="other"))
         assert await take_over(edge, 2) == ["1", "1"]
@@ -68,10 +69,10 @@ async def test_a_publish_reaches_the_node_by_the_sweep_when_every_hint_is_lost(
 
 
 async def test_a_node_that_moved_gets_what_is_published_through_its_former_dispatcher(
-    tmp_path: Path, authority: TestAuthority
+    tmp_path: Path, databases: Databases, authority: TestAuthority
 ) -> None:
     """C34: also while ownership moves; a hint to the former owner is answered and found by the sweep."""
-    async with running_replicas(tmp_path, authority) as hub:
+    async with running_replicas(tmp_path, databases, authority) as hub:
         number = 0
         for owner in (1, 0, 1):
             async with hub[owner].edge() as edge:
@@ -85,10 +86,10 @@ async def test_a_node_that_moved_gets_what_is_published_through_its_former_dispa
 
 
 async def test_a_delayed_commit_never_brings_the_older_version_after_the_newer(
-    tmp_path: Path, authority: TestAuthority
+    tmp_path: Path, databases: Databases, authority: TestAuthority
 ) -> None:
     """C38: the older is published through one dispatcher whose commit is late, the newer through another."""
-    async with running_replicas(tmp_path, authority) as hub, hub[1].edge() as edge:
+    async with running_replicas(tmp_path, databases, authority) as hub, hub[1].edge() as edge:
         first = hub[0].app.delivery.writer
         release = asyncio.Event()
         commit = first._one_batch
@@ -111,10 +112,10 @@ async def test_a_delayed_commit_never_brings_the_older_version_after_the_newer(
 
 @pytest.mark.usefixtures("no_hints")
 async def test_a_commit_between_a_pools_load_and_its_start_is_delivered(
-    tmp_path: Path, authority: TestAuthority, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, databases: Databases, authority: TestAuthority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C38: the pool has read the outbox but does not send yet; another dispatcher commits then."""
-    async with running_replicas(tmp_path, authority) as hub:
+    async with running_replicas(tmp_path, databases, authority) as hub:
         activate = SessionsClient.activate
         committed = asyncio.Event()
 
@@ -130,10 +131,13 @@ async def test_a_commit_between_a_pools_load_and_its_start_is_delivered(
 
 
 async def test_what_an_operator_does_through_another_dispatcher_reaches_the_owner(
-    tmp_path: Path, authority: TestAuthority
+    tmp_path: Path, databases: Databases, authority: TestAuthority
 ) -> None:
     """C34: Redeliver un-parks; Purge takes away what the owner would have sent."""
-    async with running_replicas(tmp_path, authority, window_messages=1) as hub, hub[1].edge() as edge:
+    async with (
+        running_replicas(tmp_path, databases, authority, window_messages=1) as hub,
+        hub[1].edge() as edge,
+    ):
         await hub[1].accept(request(name="refused"))
         await edge.answer(await edge.next(), "error", "no room")
         await eventually(lambda: hub[1].metric("parked_total", reason="refused") == 1)
@@ -144,18 +148,16 @@ async def test_what_an_operator_does_through_another_dispatcher_reaches_the_owne
         await hub[1].accept(request(name="purged"))
         await hub[1].accept(request(name="last"))
         await hub[0].admin.Purge(pb.PurgeRequest(node_id="edge-1", object_key="uid-purged"), timeout=5)
-        await eventually(
-            lambda: hub[1].app.delivery.sessions["edge-1"].policy.state_of("uid-purged") is None
-        )
+        await eventually(lambda: hub[1].app.delivery.sessions["edge-1"].policy.state_of("uid-purged") is None)
         await edge.answer(again)
         assert (await edge.next())["route"]["resource"] == "default/configmap/last"
 
 
 async def test_a_message_without_acknowledgement_takes_the_way_over_the_owner(
-    tmp_path: Path, authority: TestAuthority
+    tmp_path: Path, databases: Databases, authority: TestAuthority
 ) -> None:
     """C26, C34: sent once; its outcome is the owner's."""
-    async with running_replicas(tmp_path, authority) as hub, hub[1].edge() as edge:
+    async with running_replicas(tmp_path, databases, authority) as hub, hub[1].edge() as edge:
         direct = request("edge-1", "edge-absent", name="hello", ack_mode=pb.ACK_MODE_NO_ACK)
         here, absent = await hub[0].publish(direct)
         assert here.outcome == pb.OUTCOME_ACCEPTED
@@ -166,11 +168,15 @@ async def test_a_message_without_acknowledgement_takes_the_way_over_the_owner(
 
 
 async def test_a_message_without_acknowledgement_tells_that_the_owner_is_away(
-    tmp_path: Path, authority: TestAuthority, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, databases: Databases, authority: TestAuthority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C26: what became of it is unknown, and nothing else of the call is harmed."""
     monkeypatch.setattr("services.dispatcher.peers.peer.CALL_SECONDS", 0.3)
-    async with running_replicas(tmp_path, authority) as hub, hub[1].edge(), hub[0].edge("edge-0") as here:
+    async with (
+        running_replicas(tmp_path, databases, authority) as hub,
+        hub[1].edge(),
+        hub[0].edge("edge-0") as here,
+    ):
         await hub[1].app.server.grpc_server.stop(0)
         outcomes = await hub[0].publish(request("edge-1", "edge-0", ack_mode=pb.ACK_MODE_NO_ACK))
         assert [one.outcome for one in outcomes] == [pb.OUTCOME_UNAVAILABLE, pb.OUTCOME_ACCEPTED]
@@ -181,10 +187,10 @@ async def test_a_message_without_acknowledgement_tells_that_the_owner_is_away(
 
 
 async def test_an_answer_to_a_request_reaches_a_node_of_another_dispatcher(
-    tmp_path: Path, authority: TestAuthority
+    tmp_path: Path, databases: Databases, authority: TestAuthority
 ) -> None:
     """C40: through the outbox; a node that is connected nowhere gets none."""
-    async with running_replicas(tmp_path, authority) as hub, hub[1].edge() as edge:
+    async with running_replicas(tmp_path, databases, authority) as hub, hub[1].edge() as edge:
         answer = request(operation="response", parent_id="req-1", content={"data": "x"})
         await hub[0].accept(answer)
         got = await edge.next()

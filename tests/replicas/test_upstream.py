@@ -5,9 +5,13 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
 from cloudhub.v1 import dispatcher_pb2 as pb
+from services.dispatcher.upstream.upload_keeper import UploadKeeper
 from tests.support.certs import TestAuthority
 from tests.support.hub import StockEdge, Subscriber, request
+from tests.support.postgres import Databases
 from tests.support.processes import eventually
 from tests.support.replicas import Replicas, running_replicas
 
@@ -28,12 +32,13 @@ def numbers(deliveries: list[pb.UpstreamDelivery]) -> list[int]:
 
 
 async def test_everything_a_node_says_reaches_a_subscriber_at_another_dispatcher(
-    tmp_path: Path, authority: TestAuthority
+    tmp_path: Path, databases: Databases, authority: TestAuthority
 ) -> None:
     """C39: connected first, a status, an upload, a synchronous request and its answer, disconnected last."""
-    async with running_replicas(tmp_path, authority) as hub, hub[0].subscriber(
-        "edgecontroller", "router"
-    ) as cloud:
+    async with (
+        running_replicas(tmp_path, databases, authority) as hub,
+        hub[0].subscriber("edgecontroller", "router") as cloud,
+    ):
         await served(hub, "edgecontroller", "router")
         async with hub[1].edge() as edge:
             await edge.send("update", "default/podstatus/p1", {"phase": "Running"})
@@ -70,10 +75,10 @@ async def test_everything_a_node_says_reaches_a_subscriber_at_another_dispatcher
 
 
 async def test_a_request_is_answered_error_only_if_no_dispatcher_has_a_subscriber(
-    tmp_path: Path, authority: TestAuthority
+    tmp_path: Path, databases: Databases, authority: TestAuthority
 ) -> None:
     """C32: and again once the only subscriber is gone."""
-    async with running_replicas(tmp_path, authority) as hub, hub[1].edge() as edge:
+    async with running_replicas(tmp_path, databases, authority) as hub, hub[1].edge() as edge:
         await edge.send("query", "default/secret/s", source="metamanager", sync=True)
         assert (await edge.next())["route"]["operation"] == "error"
         async with hub[0].subscriber("edgecontroller") as cloud:
@@ -87,12 +92,12 @@ async def test_a_request_is_answered_error_only_if_no_dispatcher_has_a_subscribe
 
 
 async def test_order_per_node_holds_with_subscribers_at_two_dispatchers(
-    tmp_path: Path, authority: TestAuthority
+    tmp_path: Path, databases: Databases, authority: TestAuthority
 ) -> None:
     """C39: three nodes at two dispatchers, a subscriber at each, every message once and in its order."""
     got: list[pb.UpstreamDelivery] = []
     takers: set[tuple[str, int]] = set()
-    async with running_replicas(tmp_path, authority) as hub:
+    async with running_replicas(tmp_path, databases, authority) as hub:
         async with (
             hub[0].subscriber("edgecontroller", max_unacknowledged=4) as first,
             hub[1].subscriber("edgecontroller", max_unacknowledged=4) as second,
@@ -127,10 +132,10 @@ async def test_order_per_node_holds_with_subscribers_at_two_dispatchers(
 
 
 async def test_a_dispatcher_that_dies_with_messages_loses_none(
-    tmp_path: Path, authority: TestAuthority
+    tmp_path: Path, databases: Databases, authority: TestAuthority
 ) -> None:
     """C35, C39: what its subscriber had not settled goes to another, marked, in order."""
-    async with running_replicas(tmp_path, authority, 3) as hub, hub[2].edge() as edge:
+    async with running_replicas(tmp_path, databases, authority, 3) as hub, hub[2].edge() as edge:
         async with hub[0].subscriber("edgecontroller", max_unacknowledged=3) as dying:
             await served(hub, "edgecontroller")
             await dying.until(lambda one: one.message.operation == "connected")
@@ -146,10 +151,10 @@ async def test_a_dispatcher_that_dies_with_messages_loses_none(
 
 
 async def test_what_a_subscriber_left_behind_goes_to_one_at_the_nodes_own_dispatcher(
-    tmp_path: Path, authority: TestAuthority
+    tmp_path: Path, databases: Databases, authority: TestAuthority
 ) -> None:
     """C32, C39: also what only waited at the other dispatcher."""
-    async with running_replicas(tmp_path, authority) as hub, hub[1].edge() as edge:
+    async with running_replicas(tmp_path, databases, authority) as hub, hub[1].edge() as edge:
         async with hub[0].subscriber("edgecontroller", max_unacknowledged=8) as leaving:
             await served(hub, "edgecontroller")
             await leaving.until(lambda one: one.message.operation == "connected")
@@ -160,10 +165,12 @@ async def test_what_a_subscriber_left_behind_goes_to_one_at_the_nodes_own_dispat
         assert hub[0].metric("upstream_waiting") == 0
 
 
-async def test_a_subscription_that_grows_disturbs_no_other(tmp_path: Path, authority: TestAuthority) -> None:
+async def test_a_subscription_that_grows_disturbs_no_other(
+    tmp_path: Path, databases: Databases, authority: TestAuthority
+) -> None:
     """C39: a second module is served here from now on; what is held of the first stays held."""
     async with (
-        running_replicas(tmp_path, authority) as hub,
+        running_replicas(tmp_path, databases, authority) as hub,
         hub[1].edge() as edge,
         hub[0].subscriber("edgecontroller") as first,
     ):
@@ -182,10 +189,12 @@ async def test_a_subscription_that_grows_disturbs_no_other(tmp_path: Path, autho
         assert not later.redelivered
 
 
-async def test_relayed_messages_are_never_relayed_on(tmp_path: Path, authority: TestAuthority) -> None:
+async def test_relayed_messages_are_never_relayed_on(
+    tmp_path: Path, databases: Databases, authority: TestAuthority
+) -> None:
     """Subscribers of one module everywhere: each message is taken once, over at most one relay."""
     async with (
-        running_replicas(tmp_path, authority, 3) as hub,
+        running_replicas(tmp_path, databases, authority, 3) as hub,
         hub[0].subscriber("edgecontroller", max_unacknowledged=1) as a,
         hub[1].subscriber("edgecontroller", max_unacknowledged=1) as b,
         hub[2].subscriber("edgecontroller", max_unacknowledged=1) as c,
@@ -208,3 +217,97 @@ async def test_relayed_messages_are_never_relayed_on(tmp_path: Path, authority: 
         assert relayed == sum(replica.metric("upstream_relayed_away_total") for replica in hub.all)
         assert relayed <= len(got) + 4
         assert sorted(numbers(got)) == sorted([*range(50), *range(50)])
+
+
+async def uploads(edge: StockEdge, *numbers: int) -> None:
+    """Numbered uploads, each confirmed."""
+    for number in numbers:
+        sent = await edge.send("upload", "telemetry", number, group="user", sync=True)
+        assert (await edge.next())["header"]["parent_msg_id"] == sent
+
+
+async def uploaded(cloud: Subscriber, until: int) -> list[int]:
+    """The numbers of uploads up to one, in the order of their first coming."""
+    got: dict[int, None] = {}
+    while until not in got:
+        for one in await cloud.take():
+            if one.message.operation == "upload":
+                got[json.loads(one.message.content)] = None
+    return list(got)
+
+
+async def test_uploads_of_a_node_that_moved_go_on_in_order(
+    tmp_path: Path, databases: Databases, authority: TestAuthority
+) -> None:
+    """C31: stored at three sessions with two dispatchers; one subscriber comes when all is stored."""
+    async with running_replicas(tmp_path, databases, authority) as hub:
+        number = 0
+        for owner in (1, 0, 1):
+            async with hub[owner].edge() as edge:
+                await uploads(edge, *range(number, number + 5))
+                number += 5
+        async with hub[0].subscriber("router") as cloud:
+            assert await uploaded(cloud, 14) == list(range(15))
+
+
+async def test_uploads_of_a_dispatcher_that_stopped_are_handed_on_by_another(
+    tmp_path: Path, databases: Databases, authority: TestAuthority
+) -> None:
+    """C31: the node never comes back; its rows are released, then taken over whole."""
+    async with running_replicas(tmp_path, databases, authority, lease_seconds=0.6) as hub:
+        async with hub[1].edge() as edge:
+            await uploads(edge, *range(5))
+        await hub.stop_replica(hub[1])
+        async with hub[0].subscriber("router") as cloud:
+            assert await uploaded(cloud, 4) == list(range(5))
+            await eventually(lambda: hub[0].metric("upstream_uploads_settled_total") == 5)
+            assert hub[0].metric("upstream_uploads_inherited_total") == 5
+
+
+async def test_uploads_of_a_dispatcher_that_is_gone_are_taken_over_by_one_other(
+    tmp_path: Path, databases: Databases, authority: TestAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C31, C35: it released nothing; after a lease without it in the list one of two has its rows."""
+
+    async def died(*_: object) -> None:
+        return
+
+    monkeypatch.setattr(UploadKeeper, "release", died)
+    async with running_replicas(tmp_path, databases, authority, 3, lease_seconds=0.6) as hub:
+        async with hub[2].edge("edge-1") as one, hub[2].edge("edge-2") as two:
+            await uploads(one, *range(5))
+            await uploads(two, *range(5))
+        await hub.stop_replica(hub[2])
+
+        async def listed() -> None:
+            while True:  # as lease renewals do
+                await asyncio.sleep(0.1)
+                await hub.acquainted(hub.all[:2])
+
+        async with asyncio.TaskGroup() as group:
+            renewals = group.create_task(listed())
+            async with hub[0].subscriber("router") as cloud:
+                got: dict[str, list[int]] = defaultdict(list)
+                while sum(map(len, got.values())) < 10:
+                    for delivery in await cloud.take(1, 20):
+                        if delivery.message.operation == "upload":
+                            got[delivery.node_id].append(json.loads(delivery.message.content))
+                assert got == {"edge-1": list(range(5)), "edge-2": list(range(5))}
+            renewals.cancel()
+        inherited = [replica.metric("upstream_uploads_inherited_total") for replica in hub.all[:2]]
+        assert sum(inherited) == 10
+
+
+async def test_an_upload_repeated_at_another_dispatcher_is_confirmed_and_handed_on_once(
+    tmp_path: Path, databases: Databases, authority: TestAuthority
+) -> None:
+    """C31: the edge did not hear the first confirmation and has moved."""
+    async with running_replicas(tmp_path, databases, authority) as hub:
+        for owner in (1, 0):
+            async with hub[owner].edge() as edge:
+                await edge.send("upload", "telemetry", 1, group="user", sync=True, message_id="same")
+                assert (await edge.next())["content"] == "OK"
+                await uploads(edge, 10 + owner)
+        assert hub[0].metric("upstream_uploads_repeated_total") == 1
+        async with hub[0].subscriber("router") as cloud:
+            assert await uploaded(cloud, 10) == [1, 11, 10]

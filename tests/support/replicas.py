@@ -4,12 +4,11 @@ So a test says which dispatcher gets a node's link: it opens the edge at that on
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub, DispatcherServiceStub
@@ -17,12 +16,9 @@ from services.connector.app import ConnectorApp
 from services.connector.app import running_app as running_connector
 from services.connector.settings import ConnectorSettings
 from services.dispatcher.app import RunningApp, running_app
-from services.dispatcher.outbox.ledger import Quotas
-from services.dispatcher.outbox.schema import SCHEMA_VERSION, metadata
-from services.dispatcher.outbox.sql import SqlOutbox
+from services.dispatcher.outbox.schema import SCHEMA
 from services.dispatcher.settings import DispatcherSettings
 from services.runtime.rpc import open_channel
-from services.runtime.store import Store, open_store
 from services.runtime.tracing import Tracing
 from services.sessions.app import SessionsApp
 from services.sessions.app import running_app as running_sessions
@@ -30,23 +26,8 @@ from services.sessions.settings import SessionsSettings
 from tests.support.certs import TestAuthority
 from tests.support.edge_peer import EdgePeers
 from tests.support.hub import Part, StockEdge, Subscriber
+from tests.support.postgres import Databases
 from tests.support.processes import HOST, eventually
-
-
-class _SharedStore(Store):
-    """A store that several dispatchers of this process use; the last one closes nothing."""
-
-    def __init__(self, inner: Store) -> None:
-        self._inner = inner
-
-    async def write(self, work: Callable[..., Any]) -> Any:
-        return await self._inner.write(work)
-
-    async def read(self, work: Callable[..., Any]) -> Any:
-        return await self._inner.read(work)
-
-    async def close(self) -> None:
-        pass
 
 
 @dataclass
@@ -109,8 +90,11 @@ class Replica:
 class Replicas:
     """Made by `running_replicas`."""
 
-    def __init__(self, folder: Path, authority: TestAuthority, count: int, changes: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, database: str, authority: TestAuthority, count: int, changes: dict[str, Any]
+    ) -> None:
         self._folder = folder
+        self._database = database
         self._authority = authority
         self._changes = changes
         self._ports: dict[str, int] = {}
@@ -139,7 +123,7 @@ class Replicas:
         def make_dispatcher() -> AbstractAsyncContextManager[RunningApp]:
             values = self._settings(
                 dispatcher,
-                database=f"sqlite:///{self._folder / 'dispatcher.db'}",
+                database=self._database,
                 sessions=f"{HOST}:{self._ports['sessions']}",
             )
             return running_app(DispatcherSettings(**(values | self._changes)), Tracing(None, "dispatcher"))
@@ -216,30 +200,12 @@ class Replicas:
 
 @asynccontextmanager
 async def running_replicas(
-    folder: Path, authority: TestAuthority, count: int = 2, **changes: Any
+    folder: Path, databases: Databases, authority: TestAuthority, count: int = 2, **changes: Any
 ) -> AsyncIterator[Replicas]:
     """A hub with several dispatchers; `changes` are settings of all of them."""
-    store = await open_store(
-        f"sqlite:///{folder / 'dispatcher.db'}", metadata, "dispatcher", SCHEMA_VERSION
-    )
-    outbox = SqlOutbox(store, Quotas())
-    await outbox.open()
-
-    async def shared_store(*_: object) -> Store:
-        return _SharedStore(store)
-
-    hub = Replicas(folder, authority, count, changes)
-    app = "services.dispatcher.app"
+    hub = Replicas(folder, await databases.fresh(SCHEMA), authority, count, changes)
     try:
-        with (
-            patch(f"{app}.open_store", shared_store),
-            patch(f"{app}.SqlOutbox", lambda *_: outbox),
-            patch(f"{app}.shared_database", lambda _: True),
-        ):
-            try:
-                await hub.start()
-                yield hub
-            finally:
-                await hub.close()
+        await hub.start()
+        yield hub
     finally:
-        await store.close()
+        await hub.close()

@@ -112,6 +112,8 @@ class ScriptedEdge:
 class UnsteadyStore(Store):
     """A store that can be told to fail: before it works, or after it has committed."""
 
+    is_shared = False
+
     def __init__(self, inner: Store) -> None:
         self._inner = inner
         self.fails_before = False
@@ -293,6 +295,7 @@ async def open_hub(
     cluster_ca: bytes | None = b"-----BEGIN CERTIFICATE-----\n",
     started: bool = True,
     unreadable: bool = False,
+    holder: str = "dispatcher-0",
 ) -> AsyncIterator[Hub]:
     """An upstream half over the database in `folder`.
 
@@ -313,6 +316,8 @@ async def open_hub(
         edge=edge,
         store=store,
         uploads=uploads,
+        holder=holder,
+        is_shared=False,
         clock=clock or SystemClock(),
         tracing=tracing or Tracing(None, "dispatcher"),
         registry=registry,

@@ -89,11 +89,13 @@ def upgrade() -> None:
     op.create_table(
         "upload",
         sa.Column("node_id", _exact(253), nullable=False),
+        sa.Column("epoch", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("n", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("message_id", sa.Text(), nullable=False),
-        sa.Column("epoch", sa.BigInteger(), nullable=False),
+        sa.Column("holder", _exact(255), nullable=False),
         sa.Column("size_bytes", sa.Integer(), nullable=False),
         sa.Column("message", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("node_id", "n"),
+        sa.PrimaryKeyConstraint("node_id", "epoch", "n"),
         sa.UniqueConstraint("node_id", "message_id", name="upload_message_id"),
     )
+    op.create_index("upload_holder", "upload", ["holder", "node_id"])

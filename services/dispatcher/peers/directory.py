@@ -1,15 +1,18 @@
 """The other dispatchers: they come and go with what sessions says of leases."""
 
 import asyncio
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from cloudhub.v1.dispatcher_pb2 import NodeOutcome
+from cloudhub.v1.dispatcher_pb2 import NodeOutcome, Outcome
 from cloudhub.v1.peer_pb2 import DirectMessage
 from cloudhub.v1.sessions_pb2 import DispatcherPeer
 from services.dispatcher.peers.locations import Locations
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.peers.peer import Peer
 from services.dispatcher.upstream.relays import Relays
+from services.runtime.clock import Clock
 from services.runtime.errors import Unavailable
 from services.runtime.logs import get_log
 
@@ -19,9 +22,13 @@ _log = get_log(__name__)
 class Peers:
     """A `Peer` per other dispatcher with a lease. `run` must be awaited by the owner."""
 
-    def __init__(self, own: DispatcherPeer, relays: Relays, metrics: PeerMetrics) -> None:
+    def __init__(self, own: DispatcherPeer, relays: Relays, metrics: PeerMetrics, clock: Clock) -> None:
         self.own = own
         self.locations = Locations()
+        # The last list of all dispatchers with a lease, and when it came on the monotonic clock.
+        self.listed: frozenset[str] = frozenset()
+        self.listed_at = -math.inf
+        self._clock = clock
         self._relays = relays
         self._metrics = metrics
         self._peers: dict[str, Peer] = {}
@@ -46,6 +53,8 @@ class Peers:
         listed = {one.dispatcher_id: one for one in dispatchers if one.address}
         if not dispatchers:
             return
+        self.listed = frozenset(one.dispatcher_id for one in dispatchers)
+        self.listed_at = self._clock.monotonic()
         for dispatcher_id in self._peers.keys() - listed.keys():
             self._gone.append(self._peers.pop(dispatcher_id))
         for one in listed.values():
@@ -91,8 +100,16 @@ class Peers:
     ) -> Sequence[NodeOutcome]:
         """One outcome per message, in order. Raises Unavailable if that dispatcher cannot be reached."""
         peer = self._peers.get(dispatcher_id)
-        if peer is None:
-            raise Unavailable(
-                "PEER_UNAVAILABLE", f"the node's dispatcher {dispatcher_id} is not known to be there"
-            )
-        return await peer.direct(messages)
+        try:
+            if peer is None:
+                raise Unavailable(
+                    "PEER_UNAVAILABLE", f"the node's dispatcher {dispatcher_id} is not known to be there"
+                )
+            outcomes = await peer.direct(messages)
+        except Unavailable:
+            self._metrics.forwarded.labels("unavailable").inc(len(messages))
+            raise
+        for outcome, count in Counter(one.outcome for one in outcomes).items():
+            name = Outcome.Name(outcome).removeprefix("OUTCOME_").lower()
+            self._metrics.forwarded.labels(name).inc(count)
+        return outcomes

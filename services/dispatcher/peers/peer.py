@@ -155,12 +155,12 @@ class Peer:
         end = self._relays.open()
         try:
             async with asyncio.TaskGroup() as group:
-                await call.write(self._subscription(end))
+                await call.write(self._introduction(end))
                 await call.initial_metadata()
                 self._attached()
                 writer = group.create_task(self._write(call, end), name="peer-relay-writer")
                 while (response := await call.read()) is not grpc.aio.EOF:
-                    self._relays.received(end, response.deliveries)
+                    self._relays.received(end, response)
                 writer.cancel()
         finally:
             self._relays.close(end)
@@ -169,22 +169,13 @@ class Peer:
         while True:
             await end.wake.wait()
             end.wake.clear()
-            request = self._subscription(end) if end.changed else RelayRequest()
-            request.acknowledged.extend(end.acknowledged)
-            request.returned.extend(end.returned)
-            end.acknowledged.clear()
-            end.returned.clear()
-            await call.write(request)
+            await call.write(end.say(self._relays.wanted))
 
-    def _subscription(self, end: RelayEnd) -> RelayRequest:
-        end.changed = False
-        modules, credit = self._relays.wanted()
-        request = RelayRequest()
+    def _introduction(self, end: RelayEnd) -> RelayRequest:
+        request = end.say(self._relays.wanted)
         request.subscription.dispatcher_id = self._own.dispatcher_id
         request.subscription.name = self._own.name
         request.subscription.address = self._own.address
-        request.subscription.modules.extend(modules)
-        request.subscription.max_unacknowledged = credit
         return request
 
     def _attached(self) -> None:

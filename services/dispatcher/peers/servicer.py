@@ -22,11 +22,8 @@ _log = get_log(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def check_relay(request: peer_pb2.RelayRequest) -> tuple[list[str], int]:
+def check_relay(wanted: peer_pb2.RelaySubscription) -> tuple[list[str], int]:
     """The modules and the credit that a relay asks for; InvalidRequest names what is wrong."""
-    wanted = request.subscription
-    if not wanted.dispatcher_id:
-        raise InvalidRequest("subscription.dispatcher_id", "the first request says which dispatcher calls")
     modules = check_modules(wanted.modules)
     if modules and not wanted.max_unacknowledged:
         raise InvalidRequest("subscription.max_unacknowledged", "should be above 0 to get anything")
@@ -72,25 +69,32 @@ class PeerServicer(PeerServiceServicer):
 
     async def Relay(
         self, request_iterator: AsyncIterator[peer_pb2.RelayRequest], context: Context
-    ) -> AsyncIterator[pb.SubscribeResponse]:
+    ) -> AsyncIterator[peer_pb2.RelayResponse]:
         """See peer.proto."""
         requests = aiter(request_iterator)
         first = await anext(requests, None)
         if first is None:
             return
-        modules, credit = check_relay(first)
         wanted, upstream = first.subscription, self._upstream
+        if not wanted.dispatcher_id:
+            raise InvalidRequest(
+                "subscription.dispatcher_id", "the first request of a stream says which dispatcher calls"
+            )
+        modules, credit = check_relay(wanted)
+        heard = wanted.number
         caller = DispatcherPeer(dispatcher_id=wanted.dispatcher_id, name=wanted.name, address=wanted.address)
         self._peers.introduced(caller)
         subscriber_id, wake = upstream.subscribe(modules, credit, is_relay=True)
         _log.info("relay.opened", modules=modules, dispatcher=wanted.dispatcher_id, subscriber=subscriber_id)
 
         def handle(request: peer_pb2.RelayRequest) -> None:
+            nonlocal heard
             if request.HasField("subscription"):
-                upstream.resubscribe(subscriber_id, *check_relay(request))
+                upstream.resubscribe(subscriber_id, *check_relay(request.subscription))
+                heard = request.subscription.number
             if request.returned:
                 upstream.give_back(subscriber_id, request.returned)
             upstream.acknowledge(subscriber_id, request.acknowledged)
 
-        async for response in serve_deliveries(upstream, subscriber_id, wake, requests, handle, context):
-            yield response
+        async for deliveries in serve_deliveries(upstream, subscriber_id, wake, requests, handle, context):
+            yield peer_pb2.RelayResponse(deliveries=deliveries, subscription=heard)

@@ -1,7 +1,6 @@
 """The owner's own look at the outbox: it finds whatever no hint told."""
 
 import asyncio
-from collections.abc import Callable
 
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.outbox.contract import Outbox
@@ -17,21 +16,19 @@ NODES_PER_PAGE = 1000
 
 
 class Sweep:
-    """Compares last seqs of all live nodes, about every second, while `is_needed`: a database that no
-    other dispatcher can write to has nothing to find. `run` must be awaited by the owner."""
+    """Compares last seqs of all live nodes, about every second, where other dispatchers may write to the
+    database. `run` must be awaited by the owner."""
 
     def __init__(
         self,
         delivery: Delivery,
         outbox: Outbox,
         metrics: PeerMetrics,
-        is_needed: Callable[[], bool],
         interval_seconds: float = SWEEP_SECONDS,
     ) -> None:
         self._delivery = delivery
         self._outbox = outbox
         self._metrics = metrics
-        self._is_needed = is_needed
         self._interval_seconds = interval_seconds
 
     async def run(self) -> None:
@@ -39,8 +36,6 @@ class Sweep:
         failing = False
         while True:
             await asyncio.sleep(self._interval_seconds)
-            if not self._is_needed():
-                continue
             try:
                 await self.once()
                 failing = False

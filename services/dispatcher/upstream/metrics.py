@@ -33,6 +33,9 @@ class UpstreamMetrics:
         self.uploads_stored = counter("uploads_stored", "Uploads written to the store.")
         self.uploads_repeated = counter("uploads_repeated", "Uploads that were stored or settled before.")
         self.uploads_settled = counter("uploads_settled", "Uploads settled and deleted from the store.")
+        self.uploads_inherited = counter(
+            "uploads_inherited", "Uploads taken over from an earlier process or another dispatcher."
+        )
         self.uploads_unreadable = counter("uploads_unreadable", "Stored uploads that are no message.")
         self.store_failures = counter("store_failures", "Transactions on uploads that failed.")
         self.link_pauses = counter("link_pauses", "Times a link's reads were paused for its uploads.")

@@ -153,6 +153,7 @@ class NodeQueues:
                 continue
             lane = self._modules[parcel.module].lanes[parcel.node_id]
             lane.returned[delivery_id] = parcel
+            self._leave_line(lane)  # nothing more of it before those
             self._release_if_done(lane)
         self._woken.add(subscriber_id)
         return unknown
@@ -330,7 +331,7 @@ class NodeQueues:
         lane.ticket = self._last_ticket
         if lane.owner:
             owner = self._subscribers[lane.owner]
-            if lane.module not in owner.modules or (lane.relayed and owner.is_relay):
+            if lane.returned or lane.module not in owner.modules or (lane.relayed and owner.is_relay):
                 return  # not for its owner: it waits until that has settled what it holds
             lane.turns = owner.own
             self._woken.add(lane.owner)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable
 
-from cloudhub.v1.dispatcher_pb2 import UpstreamDelivery
+from cloudhub.v1.peer_pb2 import RelayRequest, RelayResponse
 from services.dispatcher.upstream.metrics import UpstreamMetrics
 from services.dispatcher.upstream.node_queues import NodeQueues
 from services.dispatcher.upstream.parcel import Kind, Parcel
@@ -14,16 +14,43 @@ MOST_CREDIT = 1024
 
 
 class RelayEnd:
-    """One stream from another dispatcher: what is to be said on it. `wake` is set when there is something."""
+    """One stream from another dispatcher: what is to be said on it. `wake` is set when there is something.
 
-    __slots__ = ("acknowledged", "changed", "number", "returned", "wake")
+    Deliveries of a module that was given back may be overtaken by later ones that were on their way. So
+    those are given back as well, until the other dispatcher has heard the subscription of `until`.
+    """
+
+    __slots__ = ("acknowledged", "changed", "number", "returned", "subscription", "until", "wake")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.acknowledged: list[int] = []
         self.returned: list[int] = []
-        self.changed = False  # the subscription is out of date
+        self.subscription = 0  # number of the last one said
+        self.changed = True  # it is out of date
+        self.until: dict[str, int] = {}  # module -> number
         self.wake = asyncio.Event()
+
+    def give_back(self, module: str, delivery_id: int) -> None:
+        """Nobody here wants it: said together with a new subscription."""
+        self.returned.append(delivery_id)
+        self.until[module] = self.subscription + 1
+        self.changed = True
+        self.wake.set()
+
+    def say(self, wanted: Callable[[], tuple[list[str], int]]) -> RelayRequest:
+        """All there is to say, once."""
+        request = RelayRequest(acknowledged=self.acknowledged, returned=self.returned)
+        if self.changed:
+            self.changed = False
+            self.subscription += 1
+            modules, credit = wanted()
+            request.subscription.number = self.subscription
+            request.subscription.modules.extend(modules)
+            request.subscription.max_unacknowledged = credit
+        self.acknowledged.clear()
+        self.returned.clear()
+        return request
 
 
 class Relays:
@@ -55,19 +82,20 @@ class Relays:
     def subscribers_changed(self) -> None:
         """Tells every stream what is wanted now; gives back what nobody here wants any more."""
         for parcel in self._queues.withdraw_unserved():
-            self._ends[parcel.relay].returned.append(parcel.place)
+            self._ends[parcel.relay].give_back(parcel.module, parcel.place)
         for end in self._ends.values():
             end.changed = True
             end.wake.set()
 
-    def received(self, end: RelayEnd, deliveries: Iterable[UpstreamDelivery]) -> None:
+    def received(self, end: RelayEnd, response: RelayResponse) -> None:
         """Messages of nodes at the other dispatcher."""
+        if end.until:
+            end.until = {name: until for name, until in end.until.items() if until > response.subscription}
         served = set(self._queues.served_here())
         parcels: list[Parcel] = []
-        for one in deliveries:
-            if one.module not in served:
-                end.returned.append(one.delivery_id)
-                end.wake.set()
+        for one in response.deliveries:
+            if one.module not in served or one.module in end.until:
+                end.give_back(one.module, one.delivery_id)
                 continue
             parcels.append(
                 Parcel(

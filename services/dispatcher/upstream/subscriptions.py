@@ -7,7 +7,12 @@ from typing import Any, TypeVar, cast
 
 import grpc
 
-from cloudhub.v1.dispatcher_pb2 import SubscribeRequest, SubscribeResponse, Subscription
+from cloudhub.v1.dispatcher_pb2 import (
+    SubscribeRequest,
+    SubscribeResponse,
+    Subscription,
+    UpstreamDelivery,
+)
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.errors import InvalidRequest
 from services.runtime.logs import get_log
@@ -58,7 +63,7 @@ async def serve_deliveries(
     requests: AsyncIterator[R],
     handle: Callable[[R], None],
     context: grpc.aio.ServicerContext[Any, Any],
-) -> AsyncIterator[SubscribeResponse]:
+) -> AsyncIterator[list[UpstreamDelivery]]:
     """Hands on whatever is there whenever the stream is writable, until the caller ends it; the
     subscriber leaves then. `handle` gets each further request of the caller."""
     gone = False
@@ -89,7 +94,7 @@ async def serve_deliveries(
             wake.clear()
             deliveries = upstream.take(subscriber_id, MOST_PER_RESPONSE, MOST_BYTES_PER_RESPONSE)
             if deliveries:
-                yield SubscribeResponse(deliveries=deliveries)
+                yield deliveries
             else:
                 await wake.wait()
         if reader.done():
@@ -129,7 +134,7 @@ class UpstreamServicer:
                 raise InvalidRequest("subscription", "only the first request of a stream may carry one")
             self._upstream.acknowledge(subscriber_id, request.acknowledged)
 
-        async for response in serve_deliveries(
+        async for deliveries in serve_deliveries(
             self._upstream, subscriber_id, wake, requests, handle, context
         ):
-            yield response
+            yield SubscribeResponse(deliveries=deliveries)

@@ -18,11 +18,18 @@ from services.dispatcher.upstream.upload_window import Load, SettledIds, UploadW
 from services.dispatcher.upstream.uploads import (
     LoadedUploads,
     LoadWanted,
+    TakenOver,
     UploadRow,
+    count_uploads,
     delete_uploads,
+    epoch_and_n,
     load_uploads,
+    nodes_of,
+    other_holders,
+    place_of,
+    release,
     store_uploads,
-    stored_uploads,
+    take_over,
 )
 from services.runtime.backoff import Backoff
 from services.runtime.clock import Clock
@@ -32,6 +39,9 @@ from services.runtime.store import Store
 
 MOST_PER_COMMIT = 1024
 MOST_BYTES_PER_COMMIT = 8 * 1024 * 1024
+NODES_PER_TAKE_OVER = 64
+# Sessions whose nodes' earlier rows are known to be here; one that was forgotten is looked at again.
+MOST_SESSIONS_KNOWN = 65_536
 RETRY = Backoff(first_seconds=0.05, most_seconds=1.0)
 
 T = TypeVar("T")
@@ -59,7 +69,9 @@ class UploadKeeper:
     """The durable half of the upstream. `queue` takes parcels for subscribers, in their order.
 
     An upload is answered and queued after its row is on disk, never before; its row is deleted after
-    a subscriber settled it.
+    a subscriber settled it. With `is_shared` other dispatchers store in the same table, each as the
+    `holder` of its rows: what a node sent to another one is taken over with the first upload that its
+    new session brings here, so that its order goes on.
     """
 
     def __init__(
@@ -68,6 +80,8 @@ class UploadKeeper:
         links: LinkPort,
         store: Store,
         table: Table,
+        holder: str,
+        is_shared: bool,
         clock: Clock,
         metrics: UpstreamMetrics,
         queue: Callable[[Iterable[Parcel]], None],
@@ -78,6 +92,8 @@ class UploadKeeper:
         self._links = links
         self._store = store
         self._table = table
+        self._holder = holder
+        self._is_shared = is_shared
         self._clock = clock
         self._metrics = metrics
         self._queue = queue
@@ -90,9 +106,9 @@ class UploadKeeper:
         self._early_events: list[tuple[Parcel, int]] = []
         self._opened = False
         self._rows = 0
-        # A row's n is `base + place`: places of this process begin at 1, those of earlier rows are below.
-        self._base = 0
-        self._last_place = 0
+        self._last_n = clock.wall_ms() * 1000
+        self._sessions: dict[str, int] = {}  # node -> epoch, whose earlier rows are here
+        self._inherited: dict[str, int] = {}  # node -> place: up to there somebody else may have handed on
         self._to_write = asyncio.Event()
         self._to_load = asyncio.Event()
         self._pauses_changed = asyncio.Event()
@@ -112,18 +128,19 @@ class UploadKeeper:
                     node_id, epoch, message, "error", "the hub is overloaded: send it again later"
                 )
             return
-        self._last_place += 1
-        upload = Upload(node_id, epoch, self._last_place, message, size_bytes)
+        self._last_n += 1
+        upload = Upload(node_id, epoch, place_of(epoch, self._last_n), message, size_bytes)
         self._window.expect(node_id, upload.place)
         self._carry_out(self._intake.add(upload, self._clock.monotonic()))
         self._to_write.set()
 
     def event(self, parcel: Parcel) -> None:
         """A lifecycle event for the subscribers of uploads: it keeps its place among them."""
+        place = place_of(parcel.epoch, self._last_n)
         if self._opened:
-            self._queue(self._window.pass_event(parcel, self._last_place))
+            self._queue(self._window.pass_event(parcel, place))
         else:
-            self._early_events.append((parcel, self._last_place))
+            self._early_events.append((parcel, place))
 
     def settled(self, parcels: Sequence[Parcel]) -> None:
         """Subscribers are done with these uploads."""
@@ -138,6 +155,60 @@ class UploadKeeper:
     def link_ended(self, node_id: str, epoch: int) -> None:
         """The link's session is over; what it sent is stored all the same."""
         self._intake.link_ended(node_id, epoch)
+        if self._sessions.get(node_id) == epoch:
+            del self._sessions[node_id]
+
+    # -- other holders -------------------------------------------------------------------------
+
+    async def other_holders(self) -> list[str]:
+        """Dispatchers that hold rows of the table; counts the own ones anew, which others may have taken.
+        Raises StoreUnavailable."""
+
+        def work(connection: Connection) -> tuple[list[str], int]:
+            found = other_holders(connection, self._table, self._holder)
+            return found, count_uploads(connection, self._table, self._holder)
+
+        others, self._rows = await self._store.read(work)
+        self._metrics.uploads_rows.set(self._rows)
+        return others
+
+    async def inherit(self, former: str) -> int:
+        """Takes over what a holder that is gone has left, whole nodes at a time; how many rows. Raises
+        StoreUnavailable."""
+        total = 0
+        while nodes := await self._store.read(
+            lambda connection: nodes_of(connection, self._table, former, NODES_PER_TAKE_OVER)
+        ):
+            chosen = nodes
+            taken = await self._store.write(
+                lambda connection: take_over(
+                    connection,
+                    self._table,
+                    self._holder,
+                    nodes=chosen,  # noqa: B023  # awaited before the next round
+                    former=former,
+                )
+            )
+            self._taken_over(taken)
+            total += sum(one.rows for one in taken)
+        return total
+
+    async def release(self) -> None:
+        """This dispatcher stops: others may have its rows at once. Raises StoreUnavailable."""
+        if self._is_shared:
+            await self._store.write(lambda connection: release(connection, self._table, self._holder))
+
+    def _taken_over(self, taken: Sequence[TakenOver]) -> None:
+        for one in taken:
+            self._rows += one.rows
+            self._inherited[one.node_id] = max(one.last, self._inherited.get(one.node_id, 0))
+            self._window.found(one.node_id, one.first, one.last)
+        if taken:
+            rows = sum(one.rows for one in taken)
+            self._metrics.uploads_inherited.inc(rows)
+            self._metrics.uploads_rows.set(self._rows)
+            log.info("uploads.inherited", nodes=len(taken), rows=rows)
+            self._to_load.set()
 
     # -- at work -------------------------------------------------------------------------------
 
@@ -150,28 +221,38 @@ class UploadKeeper:
             tasks.create_task(self._load(), name="uploads-load")
 
     async def _open(self) -> None:
-        found = await self._read(partial(stored_uploads, table=self._table), self._troubled)
+        # An own database has rows of earlier processes only; of a shared one this process has none yet.
+        taken = await self._until_written(
+            lambda connection: [] if self._is_shared else take_over(connection, self._table, self._holder)
+        )
         self._carry_out(self._intake.stored([]))
-        self._base = max(self._clock.wall_ms() * 1000, found.last_n)
-        self._rows = found.rows
-        self._metrics.uploads_rows.set(self._rows)
-        for node_id, last_n in found.last_by_node.items():
-            self._window.found(node_id, -self._base, last_n - self._base)
+        self._taken_over(taken)
         self._opened = True
         for parcel, place in self._early_events:
             self._queue(self._window.pass_event(parcel, place))
         self._early_events.clear()
         self._to_load.set()
 
-    async def _read(self, work: Callable[[Connection], T], on_failure: Callable[[], None]) -> T:
+    async def _until_written(self, work: Callable[[Connection], T]) -> T:
+        attempt = 0
+        while True:
+            try:
+                return await self._store.write(work)
+            except StoreUnavailable:
+                attempt += 1
+                self._metrics.store_failures.inc()
+                self._troubled()
+                await asyncio.sleep(RETRY.random_delay(attempt))
+
+    async def _until_read(self, work: Callable[[Connection], T]) -> T:
         attempt = 0
         while True:
             try:
                 return await self._store.read(work)
             except StoreUnavailable:
+                # That reads fail stops no link: what they would bring is on disk already.
                 attempt += 1
                 self._metrics.store_failures.inc()
-                on_failure()
                 await asyncio.sleep(RETRY.random_delay(attempt))
 
     def _troubled(self) -> None:
@@ -204,28 +285,45 @@ class UploadKeeper:
             return
         rows = [
             UploadRow(
-                upload.node_id, self._base + upload.place, upload.epoch, upload.size_bytes, upload.message
+                upload.node_id,
+                epoch_and_n(upload.place)[1],
+                upload.epoch,
+                upload.size_bytes,
+                upload.message,
+                self._holder,
             )
             for upload in batch
             if (upload.node_id, upload.message.id) not in self._settled
         ]
-        gone = [(parcel.node_id, self._base + parcel.place) for parcel in deletes]
+        gone = [(parcel.node_id, parcel.place) for parcel in deletes]
+        come = {one.node_id: one.epoch for one in batch if self._sessions.get(one.node_id) != one.epoch}
 
-        def work(connection: Connection) -> set[tuple[str, int]]:
+        def work(connection: Connection) -> tuple[list[TakenOver], set[tuple[str, int]]]:
             delete_uploads(connection, self._table, gone)
-            return store_uploads(connection, self._table, rows)
+            taken: list[TakenOver] = []
+            if come and self._is_shared:
+                taken = take_over(connection, self._table, self._holder, nodes=sorted(come))
+            return taken, store_uploads(connection, self._table, rows)
 
-        stored = await self._store.write(work)
+        taken, stored = await self._store.write(work)
         for _ in deletes:
             self._deletes.popleft()
-        self._rows += len(stored) - len(deletes)
+        self._remember(come)
+        self._rows = max(0, self._rows + len(stored) - len(deletes))
         self._metrics.uploads_rows.set(self._rows)
+        self._taken_over(taken)
         self._after_commit(batch, stored)
+
+    def _remember(self, come: dict[str, int]) -> None:
+        if self._is_shared:
+            self._sessions.update(come)
+            while len(self._sessions) > MOST_SESSIONS_KNOWN:
+                del self._sessions[next(iter(self._sessions))]
 
     def _after_commit(self, batch: Sequence[Upload], stored: set[tuple[str, int]]) -> None:
         self._carry_out(self._intake.stored(batch))
         for upload in batch:
-            is_new = (upload.node_id, self._base + upload.place) in stored
+            is_new = (upload.node_id, upload.place) in stored
             if not is_new:
                 self._repeated(upload.node_id, upload.epoch, upload.message)
             elif upload.message.sync:
@@ -243,32 +341,35 @@ class UploadKeeper:
             await self._to_load.wait()
             self._to_load.clear()
             while loads := self._window.wanted():
-                # That reads fail stops no link: what they would bring is on disk already.
-                loaded = await self._read(partial(self._load_all, loads), lambda: None)
+                loaded = await self._until_read(partial(self._load_all, loads))
                 for load, found in zip(loads, loaded, strict=True):
                     self._take_loaded(load, found)
 
     def _load_all(self, loads: Sequence[Load], connection: Connection) -> list[LoadedUploads]:
-        wanted = (
-            LoadWanted(load.node_id, self._base + load.after, load.limit, self._bytes_per_load)
-            for load in loads
-        )
-        return [load_uploads(connection, self._table, one) for one in wanted]
+        wanted = (LoadWanted(load.node_id, load.after, load.limit, self._bytes_per_load) for load in loads)
+        return [load_uploads(connection, self._table, self._holder, one) for one in wanted]
 
     def _take_loaded(self, load: Load, found: LoadedUploads) -> None:
         parcels = []
+        inherited = self._inherited.get(load.node_id, 0)
         for row in found.rows:
-            parcel = self._parcel(row.node_id, row.epoch, row.n - self._base, row.size_bytes, row.message)
-            # Stored before this process began: an earlier one may have handed it on.
-            parcel.redelivered = parcel.place <= 0
+            parcel = self._parcel(row.node_id, row.epoch, row.place, row.size_bytes, row.message)
+            if (row.node_id, row.message.id) in self._settled:
+                self._deletes.append(parcel)  # its deletion is under way, or it is a repeat stored elsewhere
+                self._to_write.set()
+                continue
+            # An earlier process or another dispatcher may have handed it on.
+            parcel.redelivered = row.place <= inherited
             parcels.append(parcel)
-        for n in found.unreadable:
+        for place in found.unreadable:
             self._metrics.uploads_unreadable.inc()
-            log.error("uploads.unreadable", node_id=load.node_id, n=n)
-        reached = found.reached - self._base
+            log.error("uploads.unreadable", node_id=load.node_id, n=epoch_and_n(place)[1])
+        reached = found.reached
         if found.is_all:
             reached = max(reached, load.through)
         self._queue(self._window.loaded(load, parcels, reached))
+        if self._inherited.get(load.node_id, 0) <= reached:
+            self._inherited.pop(load.node_id, None)
 
     async def _close_overdue(self) -> None:
         while True:

@@ -39,11 +39,11 @@ class Load:
 
 @dataclass(slots=True)
 class _Line:
-    """One node. `after` < `through`: uploads in between are on disk only."""
+    """One node. `after` < `through`: uploads in between are on disk, but for those `in_memory`."""
 
     after: int
     through: int
-    in_memory: int = 0
+    in_memory: set[int] = field(default_factory=set)
     unstored: deque[int] = field(default_factory=deque)
     behind: deque[tuple[int, Parcel]] = field(default_factory=deque)
 
@@ -66,11 +66,9 @@ class UploadWindow:
         """Uploads of all nodes that are."""
         return self._in_memory
 
-    def found(self, node_id: str, after: int, through: int) -> None:
-        """At start: a node has uploads on disk above `after` and up to `through`."""
-        line = self._line(node_id)
-        line.after, line.through = after, through
-        self._spilled[node_id] = None
+    def found(self, node_id: str, first: int, last: int) -> None:
+        """A node has uploads on disk that were not known, none before `first` and none behind `last`."""
+        self._spill(node_id, self._line(node_id), first, last)
 
     def expect(self, node_id: str, place: int) -> None:
         """An upload is on its way to the store."""
@@ -84,11 +82,10 @@ class UploadWindow:
         if is_new:
             if line.after == line.through and self._has_room(line):
                 self._enter(line, parcel)
-                line.after = line.through = parcel.place
+                line.after = line.through = max(line.through, parcel.place)
                 queue.append(parcel)
             else:
-                line.through = parcel.place
-                self._spilled[parcel.node_id] = None
+                self._spill(parcel.node_id, line, parcel.place, parcel.place)
         return [*queue, *self._released(parcel.node_id, line)]
 
     def pass_event(self, parcel: Parcel, place: int) -> list[Parcel]:
@@ -110,10 +107,10 @@ class UploadWindow:
             if room <= 0 or len(loads) >= bounds.nodes_per_load:
                 break
             line = self._lines[node_id]
-            if line.in_memory * 2 > bounds.per_node:
+            if len(line.in_memory) * 2 > bounds.per_node:
                 continue
             self._spilled.move_to_end(node_id)
-            limit = min(bounds.per_load, room, bounds.per_node - line.in_memory)
+            limit = min(bounds.per_load, room, bounds.per_node - len(line.in_memory))
             loads.append(Load(node_id, line.after, line.through, limit))
             room -= limit
         return loads
@@ -122,12 +119,18 @@ class UploadWindow:
         """What the disk had for `load`, up to the place `reached`. Gives back what is to be queued."""
         line = self._lines[load.node_id]
         queue: list[Parcel] = []
+        # Earlier ones were found while this load was under way: it says nothing about them.
+        is_overtaken = line.after < load.after
         for parcel in parcels:
-            line.after = parcel.place
+            if not is_overtaken:
+                line.after = max(line.after, parcel.place)
+            if parcel.place in line.in_memory:
+                continue
             self._enter(line, parcel)
             queue += self._released(load.node_id, line, before=parcel.place)
             queue.append(parcel)
-        line.after = max(line.after, reached)
+        if not is_overtaken:
+            line.after = max(line.after, reached)
         if line.after >= line.through:
             line.through = line.after
             self._spilled.pop(load.node_id, None)
@@ -136,7 +139,7 @@ class UploadWindow:
     def settled(self, parcel: Parcel) -> None:
         """A subscriber is done with an upload."""
         line = self._lines[parcel.node_id]
-        line.in_memory -= 1
+        line.in_memory.discard(parcel.place)
         self._in_memory -= 1
         self._size_bytes -= parcel.size_bytes
         self._forget_if_idle(parcel.node_id, line)
@@ -150,13 +153,22 @@ class UploadWindow:
     def _has_room(self, line: _Line) -> bool:
         bounds = self._bounds
         return (
-            line.in_memory < bounds.per_node
+            len(line.in_memory) < bounds.per_node
             and self._in_memory < bounds.total
             and self._size_bytes < bounds.bytes_total
         )
 
+    def _spill(self, node_id: str, line: _Line, first: int, last: int) -> None:
+        """These have to be loaded, though later ones may be in memory."""
+        if line.after == line.through and first > line.after:
+            line.through = last
+        else:
+            line.after = min(line.after, first - 1)
+            line.through = max(line.through, last)
+        self._spilled[node_id] = None
+
     def _enter(self, line: _Line, parcel: Parcel) -> None:
-        line.in_memory += 1
+        line.in_memory.add(parcel.place)
         self._in_memory += 1
         self._size_bytes += parcel.size_bytes
 

@@ -67,6 +67,8 @@ class Upstream:
         edge: EdgePort,
         store: Store,
         uploads: Table,
+        holder: str,
+        is_shared: bool,
         clock: Clock,
         tracing: Tracing,
         registry: CollectorRegistry,
@@ -94,10 +96,12 @@ class Upstream:
         self._some_done = asyncio.Event()
         self._wakes: dict[int, asyncio.Event] = {}
         self._relaying: set[int] = set()  # subscribers that are other dispatchers
-        self._keeper = UploadKeeper(
+        self.uploads = UploadKeeper(
             links=self,
             store=store,
             table=uploads,
+            holder=holder,
+            is_shared=is_shared,
             clock=clock,
             metrics=self.metrics,
             queue=self._queue,
@@ -111,7 +115,7 @@ class Upstream:
     async def run(self) -> None:
         """Stores uploads and reports settled events until cancelled; awaited by the app."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._keeper.run(), name="uploads")
+            tasks.create_task(self.uploads.run(), name="uploads")
             tasks.create_task(self._report_events(), name="events-done")
 
     # -- from the links ------------------------------------------------------------------------
@@ -122,12 +126,12 @@ class Upstream:
 
     def session_closed(self, event: LifecycleEvent) -> None:
         """Tells `disconnected`; call it after the session's last message."""
-        self._keeper.link_ended(event.node_id, event.epoch)
+        self.uploads.link_ended(event.node_id, event.epoch)
         self._tell(event)
 
     def session_left(self, node_id: str, epoch: int) -> None:
         """The session goes on under another epoch, or waits for its link; call it after its last message."""
-        self._keeper.link_ended(node_id, epoch)
+        self.uploads.link_ended(node_id, epoch)
 
     def adopt_events(self, events: Sequence[LifecycleEvent]) -> None:
         """Tells events that another dispatcher left; those told already are not told again."""
@@ -143,7 +147,7 @@ class Upstream:
             case DurableUpload():
                 self.metrics.received.labels("upload").inc()
                 self._spans.received(message, ROUTER, node_id, epoch)
-                self._keeper.receive(node_id, epoch, message, size_bytes)
+                self.uploads.receive(node_id, epoch, message, size_bytes)
             case CaRequest():
                 self.metrics.received.labels("ca").inc()
                 self._answer_ca(node_id, epoch, message)
@@ -217,7 +221,7 @@ class Upstream:
         for module in modules:
             parcel = Parcel(module, event.node_id, event.epoch, message, size_bytes, Kind.EVENT)
             if module == ROUTER:
-                self._keeper.event(parcel)
+                self.uploads.event(parcel)
             else:
                 self._put(parcel)
         self._wake()
@@ -322,7 +326,7 @@ class Upstream:
                 self._done.append(parcel.message.id)
                 self._some_done.set()
         if uploads:
-            self._keeper.settled(uploads)
+            self.uploads.settled(uploads)
         self._wake()
 
     def leave(self, subscriber_id: int) -> int:

@@ -495,6 +495,23 @@ async def test_purge_ends_everything_pending_of_a_node(case: Case) -> None:
     assert case.totals == Totals(1, 100)
 
 
+async def test_last_seqs_tell_of_whatever_others_did_to_a_node(outbox: Outbox) -> None:
+    """C38: a publish, an un-parking, a purge; not of an acknowledgement, which its owner wrote."""
+    assert await outbox.last_seqs([NODE, OTHER]) == {}
+    await parked(outbox, "a", "b")
+    await accepted(outbox, accept(publication(1, uid="c"), OTHER))
+    assert await outbox.last_seqs([NODE, OTHER, "nobody"]) == {NODE: 2, OTHER: 1}
+    await outbox.redeliver(NODE, "a", NOW_MS)
+    assert await outbox.last_seqs([NODE]) == {NODE: 3}
+    await outbox.purge(NODE, "a", NOW_MS)
+    assert await outbox.last_seqs([NODE]) == {NODE: 4}
+    assert await outbox.purge(NODE, "a", NOW_MS) == 0
+    assert await outbox.last_seqs([NODE]) == {NODE: 4}
+    await commit(outbox, Settle(OTHER, 0, "c", 1, 1, "m", NOW_MS))
+    assert await outbox.last_seqs([OTHER]) == {OTHER: 1}
+    assert await outbox.last_seqs([]) == {}
+
+
 async def test_resync_forgets_marks_and_keeps_floors(outbox: Outbox) -> None:
     """C13: equal and acknowledged is stale, unless after `ResyncNode`."""
     await claim(outbox, 1)

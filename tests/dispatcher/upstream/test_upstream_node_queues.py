@@ -262,3 +262,102 @@ def test_nothing_stays_in_memory_when_all_is_settled() -> None:
     assert (queues.lanes, queues.waiting, queues.subscribers) == (0, 0, 0)
     assert (queues.room.nodes, queues.room.messages, queues.room.size_bytes) == (0, 0, 0)
     assert queues.served() == []
+
+
+def relayed(node: str, relay: int, number: int, epoch: int = 1, module: str = "edgecontroller") -> Parcel:
+    message = Message(id=f"relayed-{number}")
+    return Parcel(module, node, epoch, message, 1, Kind.RELAYED, place=number, relay=relay)
+
+
+def test_what_was_relayed_goes_to_subscribers_here_alone() -> None:
+    """C39: never back, never on to a third dispatcher."""
+    queues = NodeQueues(ROOMY)
+    other = queues.subscribe(["edgecontroller"], 10, is_relay=True)
+    here = queues.subscribe(["edgecontroller"], 10)
+    relay = queues.open_relay()
+    queues.put(relayed("a", relay, 1), by_epoch=True)
+    assert queues.take(other, 10, 1000) == []
+    assert [one.place for _, one in queues.take(here, 10, 1000)] == [1]
+
+
+def test_what_was_relayed_of_an_earlier_session_goes_first() -> None:
+    """C39: a node came from another dispatcher; what that still had is before what waits here."""
+    queues = NodeQueues(ROOMY)
+    here = queues.subscribe(["edgecontroller"], 10)
+    relay = queues.open_relay()
+    queues.put(Parcel("edgecontroller", "a", 2, Message(id="new"), 1))
+    queues.put(relayed("a", relay, 1, epoch=1), by_epoch=True)
+    assert [one.message.id for _, one in queues.take(here, 10, 1000)] == ["relayed-1", "new"]
+
+
+def test_a_lane_that_a_relay_holds_waits_for_it_when_relayed_parcels_come() -> None:
+    queues = NodeQueues(ROOMY)
+    other = queues.subscribe(["edgecontroller"], 10, is_relay=True)
+    queues.put(Parcel("edgecontroller", "a", 2, Message(id="held"), 1))
+    ((delivery_id, _),) = queues.take(other, 10, 1000)
+    here = queues.subscribe(["edgecontroller"], 10)
+    relay = queues.open_relay()
+    queues.put(relayed("a", relay, 1), by_epoch=True)
+    assert queues.take(here, 10, 1000) == queues.take(other, 10, 1000) == []
+    queues.settle(other, [delivery_id])
+    assert queues.take(other, 10, 1000) == []
+    assert [one.place for _, one in queues.take(here, 10, 1000)] == [1]
+
+
+def test_a_relay_that_ends_takes_its_waiting_parcels_with_it() -> None:
+    queues = NodeQueues(ROOMY)
+    here = queues.subscribe(["edgecontroller"], 1)
+    relay = queues.open_relay()
+    for number in (1, 2):
+        queues.put(relayed("a", relay, number), by_epoch=True)
+    queues.take(here, 10, 1000)
+    queues.close_relay(relay)
+    assert (queues.waiting, queues.lanes) == (0, 1)
+    # Nor does the held one wait here again.
+    queues.leave(here)
+    assert (queues.waiting, queues.lanes) == (0, 0)
+
+
+def test_without_a_subscriber_here_relayed_parcels_are_given_up() -> None:
+    queues = NodeQueues(ROOMY)
+    here = queues.subscribe(["edgecontroller"], 1)
+    relay = queues.open_relay()
+    for number in (1, 2):
+        queues.put(relayed("a", relay, number), by_epoch=True)
+    queues.take(here, 10, 1000)
+    queues.leave(here)
+    assert sorted(one.place for one in queues.withdraw_unserved()) == [1, 2]
+    assert (queues.waiting, queues.lanes) == (0, 0)
+
+
+def test_returned_parcels_go_to_another_in_order_when_the_rest_is_settled() -> None:
+    """C32, C39."""
+    queues = NodeQueues(ROOMY)
+    other = queues.subscribe(["edgecontroller"], 10, is_relay=True)
+    for number in range(4):
+        queues.put(Parcel("edgecontroller", "a", 1, Message(id=str(number)), 1))
+    first, second, third = (delivery_id for delivery_id, _ in queues.take(other, 3, 1000))
+    here = queues.subscribe(["edgecontroller"], 10)
+    assert queues.give_back(other, [third, 99]) == 1
+    queues.give_back(other, [second])
+    assert queues.take(here, 10, 1000) == queues.take(other, 10, 1000) == []
+    queues.settle(other, [first])
+    got = [one for _, one in queues.take(here, 10, 1000)]
+    assert [one.message.id for one in got] == ["1", "2", "3"]
+    assert [one.redelivered for one in got] == [True, True, False]
+
+
+def test_a_module_that_is_given_up_is_handed_to_another() -> None:
+    """C39: what is held of it stays held."""
+    queues = NodeQueues(ROOMY)
+    other = queues.subscribe(["edgecontroller", "router"], 10, is_relay=True)
+    for number in range(3):
+        queues.put(Parcel("edgecontroller", "a", 1, Message(id=str(number)), 1))
+    ((held, _),) = queues.take(other, 1, 1000)
+    queues.resubscribe(other, ["router"], 10)
+    assert not queues.is_served("edgecontroller")
+    assert queues.take(other, 10, 1000) == []
+    here = queues.subscribe(["edgecontroller"], 10)
+    assert queues.take(here, 10, 1000) == []
+    queues.settle(other, [held])
+    assert [one.message.id for _, one in queues.take(here, 10, 1000)] == ["1", "2"]

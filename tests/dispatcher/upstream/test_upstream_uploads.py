@@ -7,13 +7,21 @@ import pytest
 from sqlalchemy import Connection, MetaData, Table, create_engine, update
 
 from services.dispatcher.upstream.uploads import (
+    RELEASED,
+    LoadedUploads,
     LoadWanted,
-    StoredUploads,
+    TakenOver,
     UploadRow,
+    count_uploads,
     delete_uploads,
+    epoch_and_n,
     load_uploads,
+    nodes_of,
+    other_holders,
+    place_of,
+    release,
     store_uploads,
-    stored_uploads,
+    take_over,
     upload_table,
 )
 from tests.support.upstream import upload
@@ -31,20 +39,30 @@ def connection(tmp_path: Path) -> Iterator[Connection]:
     engine.dispose()
 
 
-def row(node_id: str, n: int, number: int | None = None, size: int = 10) -> UploadRow:
-    return UploadRow(node_id, n, 7, size, upload(n if number is None else number))
+def row(
+    node_id: str, n: int, number: int | None = None, size: int = 10, epoch: int = 7, holder: str = "d1"
+) -> UploadRow:
+    return UploadRow(node_id, n, epoch, size, upload(n if number is None else number), holder)
+
+
+def at(n: int, epoch: int = 7) -> int:
+    return place_of(epoch, n)
 
 
 def wanted(node_id: str = "a", after: int = 0, limit: int = 100, most_bytes: int = 1 << 30) -> LoadWanted:
-    return LoadWanted(node_id, after, limit, most_bytes)
+    return LoadWanted(node_id, at(after) if after else 0, limit, most_bytes)
+
+
+def load(connection: Connection, which: LoadWanted, holder: str = "d1") -> LoadedUploads:
+    return load_uploads(connection, TABLE, holder, which)
 
 
 def test_rows_come_back_as_they_were_stored(connection: Connection) -> None:
     rows = [row("a", 1), row("b", 2), row("a", 3)]
-    assert store_uploads(connection, TABLE, rows) == {("a", 1), ("b", 2), ("a", 3)}
-    loaded = load_uploads(connection, TABLE, wanted())
+    assert store_uploads(connection, TABLE, rows) == {("a", at(1)), ("b", at(2)), ("a", at(3))}
+    loaded = load(connection, wanted())
     assert loaded.rows == [rows[0], rows[2]]
-    assert (loaded.is_all, loaded.reached) == (True, 3)
+    assert (loaded.is_all, loaded.reached) == (True, at(3))
     assert store_uploads(connection, TABLE, []) == set()
 
 
@@ -52,48 +70,107 @@ def test_a_message_id_is_stored_once_per_node(connection: Connection) -> None:
     """C31: an edge that repeats an upload does not store it twice."""
     store_uploads(connection, TABLE, [row("a", 1, number=5)])
     again = [row("a", 2, number=5), row("a", 3, number=6), row("a", 4, number=6), row("b", 5, number=5)]
-    assert store_uploads(connection, TABLE, again) == {("a", 3), ("b", 5)}
-    assert [one.n for one in load_uploads(connection, TABLE, wanted()).rows] == [1, 3]
+    assert store_uploads(connection, TABLE, again) == {("a", at(3)), ("b", at(5))}
+    assert [one.n for one in load(connection, wanted()).rows] == [1, 3]
 
 
 def test_a_commit_that_is_run_again_counts_its_own_rows_as_stored(connection: Connection) -> None:
     rows = [row("a", 1), row("a", 2)]
     store_uploads(connection, TABLE, rows)
-    assert store_uploads(connection, TABLE, rows) == {("a", 1), ("a", 2)}
+    assert store_uploads(connection, TABLE, rows) == {("a", at(1)), ("a", at(2))}
 
 
 def test_loading_stops_at_the_limit_and_at_the_size(connection: Connection) -> None:
     store_uploads(connection, TABLE, [row("a", n, size=100) for n in range(1, 6)])
-    by_limit = load_uploads(connection, TABLE, wanted(after=1, limit=2))
-    assert ([one.n for one in by_limit.rows], by_limit.is_all, by_limit.reached) == ([2, 3], False, 3)
-    by_size = load_uploads(connection, TABLE, wanted(most_bytes=150))
+    by_limit = load(connection, wanted(after=1, limit=2))
+    assert ([one.n for one in by_limit.rows], by_limit.is_all, by_limit.reached) == ([2, 3], False, at(3))
+    by_size = load(connection, wanted(most_bytes=150))
     assert ([one.n for one in by_size.rows], by_size.is_all) == ([1, 2], False)
-    assert [one.n for one in load_uploads(connection, TABLE, wanted(most_bytes=0)).rows] == [1]
-    rest = load_uploads(connection, TABLE, wanted(after=4, limit=2))
+    assert [one.n for one in load(connection, wanted(most_bytes=0)).rows] == [1]
+    rest = load(connection, wanted(after=4, limit=2))
     assert ([one.n for one in rest.rows], rest.is_all) == ([5], True)
 
 
 def test_nothing_to_load_is_said(connection: Connection) -> None:
-    loaded = load_uploads(connection, TABLE, wanted("nobody", after=4))
-    assert (loaded.rows, loaded.is_all, loaded.reached) == ([], True, 4)
+    loaded = load(connection, wanted("nobody", after=4))
+    assert (loaded.rows, loaded.is_all, loaded.reached) == ([], True, at(4))
 
 
 def test_a_row_that_is_no_message_is_reported_and_skipped(connection: Connection) -> None:
     """C29: bad database content harms nothing else."""
     store_uploads(connection, TABLE, [row("a", n) for n in (1, 2, 3)])
     connection.execute(update(TABLE).where(TABLE.c.n == 2).values(message=b"\xff\xff\xff"))
-    loaded = load_uploads(connection, TABLE, wanted())
+    loaded = load(connection, wanted())
     assert [one.n for one in loaded.rows] == [1, 3]
-    assert loaded.unreadable == [2]
+    assert loaded.unreadable == [at(2)]
 
 
 def test_deleting_what_is_gone_is_no_error(connection: Connection) -> None:
     store_uploads(connection, TABLE, [row("a", 1), row("a", 2), row("b", 3)])
     delete_uploads(connection, TABLE, [])
     for _ in range(2):
-        delete_uploads(connection, TABLE, [("a", 1), ("b", 99)])
-    assert stored_uploads(connection, TABLE) == StoredUploads(2, 3, {"a": 2, "b": 3})
+        delete_uploads(connection, TABLE, [("a", at(1)), ("b", at(99))])
+    assert count_uploads(connection, TABLE, "d1") == 2
+
+
+def test_a_place_is_an_epoch_and_a_number_and_sorts_by_them() -> None:
+    places = [place_of(1, 5), place_of(1, 2**60), place_of(2, 1), place_of(2**45, 0)]
+    assert places == sorted(places)
+    assert [epoch_and_n(place) for place in places] == [(1, 5), (1, 2**60), (2, 1), (2**45, 0)]
+    assert epoch_and_n(-1) == (0, 0)
+
+
+def test_uploads_of_an_earlier_epoch_come_first_whatever_their_number(connection: Connection) -> None:
+    """C31: numbers are each dispatcher's own; a node's epochs are in the order of its sessions."""
+    store_uploads(connection, TABLE, [row("a", 900, epoch=1), row("a", 3, epoch=2), row("a", 1, epoch=3)])
+    assert [one.epoch for one in load(connection, wanted()).rows] == [1, 2, 3]
+    later = LoadWanted("a", at(900, epoch=1), 10, 1000)
+    assert [one.epoch for one in load(connection, later).rows] == [2, 3]
+
+
+def test_each_holder_loads_its_own_rows(connection: Connection) -> None:
+    store_uploads(connection, TABLE, [row("a", 1), row("a", 2, holder="d2"), row("b", 3, holder="d3")])
+    assert [one.n for one in load(connection, wanted()).rows] == [1]
+    assert [one.n for one in load(connection, wanted(), "d2").rows] == [2]
+    assert other_holders(connection, TABLE, "d1") == ["d2", "d3"]
+    assert other_holders(connection, TABLE, "d4") == ["d1", "d2", "d3"]
+    assert [count_uploads(connection, TABLE, holder) for holder in ("d1", "d4")] == [1, 0]
+
+
+def test_a_nodes_rows_are_taken_over_from_whoever_has_them(connection: Connection) -> None:
+    """C31: the node's session has moved here."""
+    store_uploads(connection, TABLE, [row("a", 1), row("a", 2, holder="d2"), row("b", 3, holder="d2")])
+    assert take_over(connection, TABLE, "d3", nodes=["a"]) == [TakenOver("a", 2, at(1), at(2))]
+    assert take_over(connection, TABLE, "d3", nodes=["a"]) == []
+    assert [one.n for one in load(connection, wanted(), "d3").rows] == [1, 2]
+    assert other_holders(connection, TABLE, "d3") == ["d2"]
+
+
+def test_rows_of_one_that_is_gone_are_taken_over_once(connection: Connection) -> None:
+    """C35: of two that try, the later finds nothing."""
+    store_uploads(connection, TABLE, [row("a", 1), row("b", 2), row("b", 3), row("a", 4, holder="d2")])
+    nodes = nodes_of(connection, TABLE, "d1", 10)
+    assert nodes == ["a", "b"]
+    assert nodes_of(connection, TABLE, "d1", 1) == ["a"]
+    taken = take_over(connection, TABLE, "d2", nodes=nodes, former="d1")
+    assert taken == [TakenOver("a", 1, at(1), at(1)), TakenOver("b", 2, at(2), at(3))]
+    assert take_over(connection, TABLE, "d3", nodes=nodes, former="d1") == []
+    assert count_uploads(connection, TABLE, "d2") == 4
+
+
+def test_what_was_released_has_a_holder_that_nobody_is(connection: Connection) -> None:
+    store_uploads(connection, TABLE, [row("a", 1), row("b", 2, holder="d2")])
+    release(connection, TABLE, "d1")
+    assert other_holders(connection, TABLE, "d2") == [RELEASED]
+
+
+def test_an_upload_repeated_at_another_dispatcher_is_stored_once(connection: Connection) -> None:
+    """C31: the first one counts, whoever holds it."""
+    store_uploads(connection, TABLE, [row("a", 1, number=5)])
+    assert store_uploads(connection, TABLE, [row("a", 1, number=5, epoch=8, holder="d2")]) == set()
 
 
 def test_an_empty_table_counts_nothing(connection: Connection) -> None:
-    assert stored_uploads(connection, TABLE) == StoredUploads(0, 0, {})
+    assert count_uploads(connection, TABLE, "d1") == 0
+    assert take_over(connection, TABLE, "d1") == []
+    assert other_holders(connection, TABLE, "d1") == []
