@@ -93,6 +93,7 @@ class Link(_message.Message):
     peer_address: _builtins.str
     epoch: _builtins.int
     dispatcher_id: _builtins.str
+    """Empty while the link waits for another dispatcher."""
     idle_seconds: _builtins.float
     queued_frames: _builtins.int
     """Frames and bytes queued towards the edge, not yet in the socket."""

@@ -147,9 +147,13 @@ class LinkServicer(LinkServiceServicer):
     async def _write(
         stream: ConnectorStream, context: grpc.aio.ServicerContext[pb.ConnectorBatch, pb.DispatcherBatch]
     ) -> None:
-        while not stream.finished:
-            for batch in await stream.next_batches():
-                await context.write(batch)
+        try:
+            while not stream.finished:
+                for batch in await stream.next_batches():
+                    await context.write(batch)
+        except grpc.aio.BaseError:
+            # The connector is gone, and gRPC has not cancelled the call yet.
+            _log.debug("connector.write_failed", connector=stream.name)
 
     def _detach(self, stream: ConnectorStream) -> None:
         self._streams.discard(stream)

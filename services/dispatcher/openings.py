@@ -44,6 +44,11 @@ class Opening:
         self.gone = False
         self.ended = link_pb.CLOSE_REASON_UNSPECIFIED
 
+    def is_of(self, session: NodeSession) -> bool:
+        """Whether the link is that of the session, over whichever stream."""
+        there = (session.stream.connector_id, session.link)
+        return there == (self.stream.connector_id, self.announcement.link)
+
 
 class Openings:
     """Opens sessions and takes sessions over. `run` must be awaited by the owner.
@@ -191,10 +196,16 @@ class Openings:
     def _granted(self, opening: Opening, verdict: TransferVerdict) -> NodeSession:
         node_id = opening.announcement.node_id
         former = self._delivery.sessions.get(node_id)
-        if former is not None:
-            # Of the same link, since that is the newest: it came back over another stream.
+        if former is not None and opening.is_of(former):
             self._ends.moved(former, "its link came back")
-        self._stranded.returned(node_id)
+        elif former is not None:
+            # The registry's directive to end it is still on its way.
+            self._ends.superseded(former, link_pb.CLOSE_REASON_SUPERSEDED)
+        stranded = self._stranded.get(node_id)
+        if stranded is not None and opening.is_of(stranded):
+            self._stranded.returned(node_id)
+        else:
+            self._stranded.superseded(node_id)
         if verdict.earlier_events:
             self._upstream.adopt_events(verdict.earlier_events)
         return self._register(opening, verdict.epoch)
@@ -223,25 +234,31 @@ class Openings:
                     for opening, session in opened
                 ]
             )
-            refs = [
-                SessionRef(node_id=session.node_id, epoch=session.epoch)
-                for opening, session in opened
-                if not opening.former_epoch
-            ]
-            verdicts = iter(await self._sessions.activate(refs) if refs else ())
         except HubError as error:
             for opening, session in opened:
                 self._give_up(opening, session, error.detail)
             return
+        fresh: list[tuple[Opening, NodeSession, Loaded]] = []
         for (opening, session), rows in zip(opened, loaded, strict=True):
-            if opening.former_epoch:
-                if rows.fenced:
-                    self._ends.let_go(session)
-                    self._unavailable(opening, "the session has moved on meanwhile")
-                else:
-                    self._admit(opening, session, rows)
-                continue
-            verdict = next(verdicts)
+            if not opening.former_epoch:
+                fresh.append((opening, session, rows))
+            elif rows.fenced:
+                self._ends.let_go(session)
+                self._unavailable(opening, "the session has moved on meanwhile")
+            else:
+                self._admit(opening, session, rows)
+        if fresh:
+            await self._activate(fresh)
+
+    async def _activate(self, fresh: list[tuple[Opening, NodeSession, Loaded]]) -> None:
+        refs = [SessionRef(node_id=session.node_id, epoch=session.epoch) for _, session, _ in fresh]
+        try:
+            verdicts = await self._sessions.activate(refs)
+        except HubError as error:
+            for opening, session, _ in fresh:
+                self._give_up(opening, session, error.detail)
+            return
+        for (opening, session, rows), verdict in zip(fresh, verdicts, strict=True):
             if rows.fenced or not verdict.active:
                 self._give_up(opening, session, "another link of the node was opened meanwhile")
                 continue

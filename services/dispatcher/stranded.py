@@ -28,6 +28,10 @@ class Stranded:
         """Works until cancelled."""
         await self._deadlines.run()
 
+    def get(self, node_id: str) -> NodeSession | None:
+        """The node's session, if it waits here."""
+        return self._sessions.get(node_id)
+
     def holds(self, node_id: str, epoch: int) -> bool:
         """Whether this session waits here."""
         session = self._sessions.get(node_id)

@@ -1,6 +1,8 @@
 """C35: kill -9 of any process, and of all of them at once, under load; real processes on loopback."""
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,14 @@ def held(database: Path) -> dict[Place, Held]:
     return {
         Place(row.node_id, row.resource): Held(row.uid, int(row.version)) for row in read_objects(database)
     }
+
+
+def is_made(database: Path) -> bool:
+    """Whether the edges have made their tables."""
+    if not database.exists():
+        return False
+    with closing(sqlite3.connect(database, timeout=5)) as connection:
+        return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'object'").fetchone())
 
 
 def applied(database: Path) -> list[Step]:
@@ -101,7 +111,7 @@ async def test_nothing_accepted_is_lost_whatever_is_killed(tmp_path: Path) -> No
         async with asyncio.TaskGroup() as group:
             for publisher in publishers:
                 group.create_task(publisher.run(0.01))
-            await eventually(hub.edge_database.exists, 20, "the edges' database")
+            await eventually(lambda: is_made(hub.edge_database), 20, "the edges' database")
             await eventually(lambda: held(hub.edge_database), 20, "the first message on an edge's disk")
             for name in ("sessions", "connector", "edges"):
                 await more(400)

@@ -157,10 +157,10 @@ async def test_without_sessions_publishing_and_delivery_go_on(
         assert (await edge.next())["header"]["resourceversion"] == "2"
 
 
-async def test_a_dispatcher_that_comes_back_gets_its_connector_and_edges_back(
+async def test_a_dispatcher_that_comes_back_gets_its_connector_and_links_back(
     tmp_path: Path, authority: TestAuthority
 ) -> None:
-    """While it is away the connector says that it serves nobody; edges return by themselves."""
+    """While it is away the connector says that it serves nobody; links stay up and no edge dials again."""
     async with running_hub(tmp_path, authority) as hub, hub.fleet("edge-1", "edge-2") as fleet:
         await hub.accept(request("edge-1", "edge-2", version=1))
         await hub.dispatcher.stop()
@@ -173,6 +173,7 @@ async def test_a_dispatcher_that_comes_back_gets_its_connector_and_edges_back(
         for node_id in ("edge-1", "edge-2"):
             explained = await hub.until_state(node_id, "uid-cm1", pb.DELIVERY_STATE_ACKNOWLEDGED)
             assert explained.object.acknowledged_version == "2"
+            assert fleet[node_id].counters.links_opened == 1
 
 
 async def test_a_connector_that_comes_back_finds_the_registry_clean(

@@ -1,6 +1,8 @@
 """Links that move between dispatchers of a whole hub: the edge notices nothing."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -9,10 +11,12 @@ from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1 import sessions_pb2
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub
 from cloudhub.v1.link_pb2 import CLOSE_REASON_CONNECTOR_LOST, CLOSE_REASON_EVICTED
+from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.sessions_pb2_grpc import SessionsServiceStub
 from services.connector.dispatcher_stream import DispatcherStream
+from services.dispatcher.app import RunningApp
 from tests.support.certs import TestAuthority
-from tests.support.hub import RunningHub, request, running_hub
+from tests.support.hub import Part, RunningHub, request, running_hub
 from tests.support.processes import eventually
 
 ACTIVE, CLOSED = sessions_pb2.SESSION_STATE_ACTIVE, sessions_pb2.SESSION_STATE_CLOSED
@@ -271,3 +275,61 @@ async def test_a_session_without_its_connector_takes_nothing_and_ends_after_a_le
         (stream_again,) = hub.connector.app.dispatchers.streams
         hub.connector.app.fitness_changed(stream_again)
         assert (await edge.closed())[0] == 1012
+
+
+async def test_what_a_former_dispatcher_still_records_is_refused(
+    tmp_path: Path, authority: TestAuthority
+) -> None:
+    """C36: it cannot settle a message of a link that it no longer has; the present one does."""
+    async with (
+        running_hub(tmp_path, authority, dispatchers=2, shared_outbox=True) as hub,
+        hub.edge() as edge,
+    ):
+        before = await hub.session("edge-1")
+        former = hub.holder("edge-1")
+        (other,) = [part for part in hub.dispatchers if part is not former]
+        await hub.accept(request(version=1, message_id="m1"), through=former.name)
+        await edge.next()
+        late = former.app.delivery.sessions["edge-1"]
+        with unfit(hub, former):
+            break_stream(hub, "edge-1")
+            await until_moved(hub, "edge-1", before.epoch)
+            assert hub.holder("edge-1") is other
+            former.app.delivery.acknowledged(late, Message(parent_id="m1"))
+            await former.app.delivery.writer.flush()
+            assert hub.metric("dispatcher", "fenced_total") == 1
+            again = await edge.next()
+            assert again["header"]["msg_id"] == "m1", "it is still pending"
+            await edge.answer(again)
+            await until_state(hub, other.name, "edge-1", "1")
+
+
+@contextmanager
+def unfit(hub: RunningHub, dispatcher: Part[RunningApp]) -> Iterator[None]:
+    """The connector takes this dispatcher for one that cannot have links."""
+    address = hub.address(dispatcher.name)
+
+    def judged(stream: DispatcherStream) -> bool:
+        return stream.attached and stream.address != address
+
+    with mock.patch.object(DispatcherStream, "fit", property(judged)):
+        yield
+
+
+async def test_while_the_store_is_away_a_link_stays_without_harm_and_moves_when_it_is_back(
+    tmp_path: Path, authority: TestAuthority
+) -> None:
+    """C37: the registry has granted, the rows cannot be claimed: asked again until they can."""
+    async with running_hub(tmp_path, authority) as hub, hub.edge() as edge:
+        before = await hub.session("edge-1")
+        await hub.accept(request(version=1))
+        await edge.next()
+        with hub.locked_database("dispatcher"):
+            break_stream(hub, "edge-1")
+            await eventually(lambda: hub.metric("dispatcher", "transfers_total", verdict="unavailable") >= 1)
+            assert len(hub.connector.app.links) == 1
+        await until_moved(hub, "edge-1", before.epoch)
+        await eventually(lambda: hub.metric("connector", "transfers_total", outcome="moved") == 1)
+        await edge.answer(await edge.next())
+        await hub.until_state("edge-1", "uid-cm1", pb.DELIVERY_STATE_ACKNOWLEDGED)
+        assert hub.metric("sessions", "opens_total", outcome="opened") == 1

@@ -416,6 +416,20 @@ async def test_answers_end_when_another_session_claims_the_node(outbox: Outbox) 
     assert await kinds(outbox, "r1") == [EventKind.ACCEPTED, EventKind.ENDED]
 
 
+async def test_answers_stay_when_their_session_changes_its_dispatcher(outbox: Outbox) -> None:
+    """C40, C37: it is claimed under another epoch, and what the former owner records is fenced."""
+    await claim(outbox, 1)
+    (row,) = await accepted(outbox, accept(publication(None, is_answer=True, message_id="r1")))
+    loaded, late = await commit(
+        outbox,
+        Claim(NODE, 2, NOW_MS, same_session=True),
+        Settle(NODE, 1, row.key, row.seq, row.version, "r1", NOW_MS),
+    )
+    assert isinstance(loaded, Loaded)
+    assert [found.key for found in loaded.rows] == ["answer:r1"]
+    assert isinstance(late, Fenced)
+
+
 # Bodies
 
 
