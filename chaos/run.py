@@ -4,6 +4,7 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from chaos.clock import RunClock
 from chaos.ending import Ending, handed_on
@@ -68,7 +69,7 @@ class ChaosRun:
             for instance in reversed(hub.instances):
                 if not await instance.stop():
                     faults.unclean.append(f"{instance.name} did not end by itself at the end")
-            self.history.unclean += faults.unclean
+            self.history.unclean += [*faults.unclean, *_tracebacks(settings.data / "logs")]
 
     def _tell(self, text: str) -> None:
         self._say(f"{self._clock.now():6.1f} s  {text}")
@@ -209,6 +210,15 @@ class ChaosRun:
             await asyncio.sleep(LOOK_SECONDS)
         self._tell(f"not recovered: {vitals}")
         return None
+
+
+def _tracebacks(logs: Path) -> list[str]:
+    """What no process has met without a word for people."""
+    return [
+        f"there is a traceback in {path.name}"
+        for path in sorted(logs.glob("*.log"))
+        if "Traceback" in path.read_text(errors="replace")
+    ]
 
 
 async def _contend(guests: FleetProcess) -> None:
