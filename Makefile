@@ -18,7 +18,7 @@ run: $(READY)
 	@$(BIN)/python -m demo $(if $(REPLICAS),--replicas $(REPLICAS))
 
 test: $(READY)
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal --cov --cov-report=term
 
 lint: $(READY)
 	$(BIN)/ruff check .

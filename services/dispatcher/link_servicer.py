@@ -1,6 +1,7 @@
 """LinkService: frames of many links over one stream per connector."""
 
 import asyncio
+from collections.abc import Iterable
 
 import grpc
 
@@ -19,6 +20,7 @@ from services.dispatcher.session_ends import SessionEnds
 from services.dispatcher.stranded import Stranded
 from services.dispatcher.upstream.routing import (
     Acknowledgement,
+    DurableUpload,
     NegativeAcknowledgement,
     classify,
 )
@@ -213,9 +215,9 @@ class LinkServicer(LinkServiceServicer):
             session.received = frame.number
             touched[frame.link] = session
             self._handle_frame(session, frame)
-        for link, session in touched.items():
+        for session in touched.values():
             if session.active:
-                stream.receipt(link, session.epoch, session.received)
+                session.receipt()
 
     def _handle_frame(self, session: NodeSession, frame: pb.UpstreamFrame) -> None:
         message = frame.message
@@ -225,7 +227,12 @@ class LinkServicer(LinkServiceServicer):
         elif isinstance(route, NegativeAcknowledgement):
             self._delivery.refused(session, message, route.text)
         elif not isinstance(route, KeepaliveRoute):
-            self._upstream.receive(session.node_id, session.epoch, route, message, frame.size_bytes)
+            # Noted first: an upload that needs no storing is told to be stored at once.
+            if isinstance(route, DurableUpload):
+                session.unstored[frame.number] = None
+            self._upstream.receive(
+                session.node_id, session.epoch, route, message, frame.size_bytes, frame.number
+            )
 
     def _handle_end(self, stream: ConnectorStream, end: pb.LinkEnd) -> None:
         link = stream.links.get(end.link)
@@ -265,6 +272,17 @@ class EdgeLinks:
         session = self._session(node_id, epoch)
         if session is not None:
             self._delivery.direct(session, message, len(message.content) + 256)
+
+    def stored(self, frames: Iterable[tuple[str, int, int]]) -> None:
+        """Uploads by (node, epoch, frame number) are stored, or need not be: connectors may forget them."""
+        touched: dict[str, NodeSession] = {}
+        for node_id, epoch, number in frames:
+            session = self._session(node_id, epoch)
+            if session is not None:
+                session.stored(number)
+                touched[node_id] = session
+        for session in touched.values():
+            session.receipt()
 
     def pause_reads(self, node_id: str, epoch: int, paused: bool) -> None:
         """Stops or resumes reading from the link; its timers stand still meanwhile."""

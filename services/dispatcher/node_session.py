@@ -15,13 +15,13 @@ class NodeSession:
         "node_id",
         "paused",
         "policy",
-        "probes",
         "project_id",
         "receipted",
         "received",
         "stream",
         "timer_at",
         "traceparent",
+        "unstored",
     )
 
     def __init__(
@@ -45,7 +45,20 @@ class NodeSession:
         self.last_input_at = now
         self.active = False
         self.paused = False
-        self.probes = 0  # sent since the last input
         self.received = 0  # highest upstream frame number handled
         self.receipted = 0
+        # Numbers of upload frames that are not stored yet, in order.
+        self.unstored: dict[int, None] = {}
         self.timer_at: float | None = None
+
+    def stored(self, number: int) -> None:
+        """The upload that came as this frame is stored, or needs not be."""
+        self.unstored.pop(number, None)
+
+    def receipt(self) -> None:
+        """Tells the connector which frames it may forget, if there are new ones: all before the first upload
+        that is not stored, since that one must reach another dispatcher if this one is lost."""
+        through = next(iter(self.unstored)) - 1 if self.unstored else self.received
+        if through > self.receipted:
+            self.receipted = through
+            self.stream.receipt(self.link, self.epoch, through)

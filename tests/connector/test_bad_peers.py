@@ -224,6 +224,8 @@ async def test_a_bad_frame_ends_its_link_and_nothing_else(
             "frame_too_big",
         ),
     ],
+    # Said here: the mask of a frame is another one each time.
+    ids=["no UTF-8", "unmasked", "no beginning", "reserved opcode", "announced too big", "too big in parts"],
 )
 async def test_bytes_that_are_no_frames_end_the_link(
     app: ConnectorApp,

@@ -87,10 +87,15 @@ class ScriptedEdge:
         self.answers: list[tuple[str, int, Message]] = []
         self.pauses: list[tuple[str, int, bool]] = []
         self.closes: list[tuple[str, int, CloseReason.ValueType, str]] = []
+        self.safe: list[tuple[str, int, int]] = []
         self._changed = asyncio.Event()
 
     def answer(self, node_id: str, epoch: int, message: Message) -> None:
         self.answers.append((node_id, epoch, message))
+        self._changed.set()
+
+    def stored(self, frames: Iterable[tuple[str, int, int]]) -> None:
+        self.safe.extend(frames)
         self._changed.set()
 
     def pause_reads(self, node_id: str, epoch: int, paused: bool) -> None:
@@ -157,9 +162,9 @@ class Hub:
     done_events: list[str] = field(default_factory=list)
     done_changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def receive(self, node_id: str, epoch: int, message: Message) -> None:
+    def receive(self, node_id: str, epoch: int, message: Message, frame: int = 0) -> None:
         """A frame from an edge, routed as the link code does it."""
-        self.upstream.receive(node_id, epoch, classify(message), message, message.ByteSize())
+        self.upstream.receive(node_id, epoch, classify(message), message, message.ByteSize(), frame)
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one of the upstream's metrics, 0 if it was never touched."""

@@ -18,7 +18,7 @@ class IntakeBounds:
     """From `pause_*` of a node on its link pauses, at `most_*` of a node or `total_*` uploads are refused."""
 
     pause_seconds: float
-    pause_messages: int = 256
+    pause_messages: int = 128  # below what a connector keeps for want of receipts
     pause_bytes: int = 4 * 1024 * 1024
     most_messages: int = 2048
     most_bytes: int = 16 * 1024 * 1024
@@ -28,13 +28,14 @@ class IntakeBounds:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An upload on its way to the store; `place` grows with arrival."""
+    """An upload on its way to the store; `place` grows with arrival, `frame` is its number on the link."""
 
     node_id: str
     epoch: int
     place: int
     message: Message
     size_bytes: int
+    frame: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,10 @@ class LinkPort(Protocol):
         """End the link: its uploads found no room in time."""
         ...
 
+    def stored(self, frames: Iterable[tuple[str, int, int]]) -> None:
+        """These uploads, by (node, epoch, frame number), are stored, or need not be."""
+        ...
+
     def reply(self, node_id: str, epoch: int, request: Message, operation: str, content: str) -> None:
         """Answer an upload that asked for it."""
         ...
@@ -116,10 +120,11 @@ class UploadKeeper:
 
     # -- what the upstream tells ---------------------------------------------------------------
 
-    def receive(self, node_id: str, epoch: int, message: Message, size_bytes: int) -> None:
-        """An upload came in; the keeper owns `message` from here on."""
+    def receive(self, node_id: str, epoch: int, message: Message, size_bytes: int, frame: int) -> None:
+        """An upload came in as this frame of its link; the keeper owns `message` from here on."""
         if (node_id, message.id) in self._settled:
             self._repeated(node_id, epoch, message)
+            self._links.stored([(node_id, epoch, frame)])
             return
         refusal = self._intake.refusal(node_id, size_bytes)
         if refusal:
@@ -128,9 +133,10 @@ class UploadKeeper:
                 self._links.reply(
                     node_id, epoch, message, "error", "the hub is overloaded: send it again later"
                 )
+            self._links.stored([(node_id, epoch, frame)])
             return
         self._last_n += 1
-        upload = Upload(node_id, epoch, place_of(epoch, self._last_n), message, size_bytes)
+        upload = Upload(node_id, epoch, place_of(epoch, self._last_n), message, size_bytes, frame)
         self._window.expect(node_id, upload.place)
         self._carry_out(self._intake.add(upload, self._clock.monotonic()))
         self._to_write.set()
@@ -330,6 +336,7 @@ class UploadKeeper:
 
     def _after_commit(self, batch: Sequence[Upload], stored: set[tuple[str, int]]) -> None:
         self._carry_out(self._intake.stored(batch))
+        self._links.stored((upload.node_id, upload.epoch, upload.frame) for upload in batch)
         for upload in batch:
             is_new = (upload.node_id, upload.place) in stored
             if not is_new:

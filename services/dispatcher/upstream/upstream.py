@@ -46,6 +46,10 @@ class EdgePort(Protocol):
         """Send a message of the hub's own over the direct lane."""
         ...
 
+    def stored(self, frames: Iterable[tuple[str, int, int]]) -> None:
+        """Uploads by (node, epoch, frame number) are stored, or need not be."""
+        ...
+
     def pause_reads(self, node_id: str, epoch: int, paused: bool) -> None:
         """Stop or go on reading from the link."""
         ...
@@ -138,8 +142,11 @@ class Upstream:
         for event in events:
             self._tell(event)
 
-    def receive(self, node_id: str, epoch: int, route: Route, message: Message, size_bytes: int) -> None:
-        """A message but keepalives and acknowledgements. It belongs to the upstream from here on."""
+    def receive(
+        self, node_id: str, epoch: int, route: Route, message: Message, size_bytes: int, frame: int
+    ) -> None:
+        """A message but keepalives and acknowledgements. It belongs to the upstream from here on; when an
+        upload is safe, `EdgePort.stored` tells by the number of its `frame`."""
         match route:
             case ToModule(module):
                 self.metrics.received.labels("module").inc()
@@ -147,7 +154,7 @@ class Upstream:
             case DurableUpload():
                 self.metrics.received.labels("upload").inc()
                 self._spans.received(message, ROUTER, node_id, epoch)
-                self.uploads.receive(node_id, epoch, message, size_bytes)
+                self.uploads.receive(node_id, epoch, message, size_bytes, frame)
             case CaRequest():
                 self.metrics.received.labels("ca").inc()
                 self._answer_ca(node_id, epoch, message)
@@ -195,6 +202,10 @@ class Upstream:
             operation=operation,
         )
         self._edge.answer(node_id, epoch, message)
+
+    def stored(self, frames: Iterable[tuple[str, int, int]]) -> None:
+        """Passes on which uploads are safe."""
+        self._edge.stored(frames)
 
     def pause(self, node_id: str, epoch: int, paused: bool) -> None:
         """Passes on what uploads ask of a link."""

@@ -54,6 +54,24 @@ async def test_a_synchronous_upload_is_answered_after_it_is_stored(tmp_path: Pat
         assert message.resource == "sensors/readings"
 
 
+async def test_an_upload_is_told_to_be_safe_after_it_is_stored_and_not_before(tmp_path: Path) -> None:
+    """C31: until then its connector keeps it for another dispatcher."""
+    async with open_hub(tmp_path) as hub, hub.subscriber("router") as cloud:
+        hub.store.fails_before = True
+        hub.receive("edge-1", 5, upload(1), 1)
+        hub.receive("edge-2", 6, upload(1), 1)
+        await hub.edge.until(lambda: len(hub.edge.pauses) == 2)
+        assert hub.edge.safe == []
+        hub.store.fails_before = False
+        await hub.edge.until(lambda: len(hub.edge.safe) == 2)
+        assert hub.edge.safe == [("edge-1", 5, 1), ("edge-2", 6, 1)]
+        assert await rows(hub) == 2
+        await cloud.take(2)
+        await hub.until(lambda: hub.metric("uploads_settled_total") == 2)
+        hub.receive("edge-1", 5, upload(1), 2)
+        assert hub.edge.safe[2:] == [("edge-1", 5, 2)], "a repeat needs no storing"
+
+
 async def test_an_upload_is_gone_from_disk_when_a_subscriber_took_it(tmp_path: Path) -> None:
     async with open_hub(tmp_path) as hub, hub.subscriber("router") as cloud:
         for number in range(20):

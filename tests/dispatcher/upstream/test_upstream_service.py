@@ -138,7 +138,7 @@ async def test_noise_is_counted_and_harms_nothing(tmp_path: Path) -> None:
 async def test_what_belongs_to_the_link_is_refused_loudly(tmp_path: Path) -> None:
     async with open_hub(tmp_path) as hub:
         with pytest.raises(ValueError, match="Acknowledgement is the link's"):
-            hub.upstream.receive("edge-1", 5, Acknowledgement("m"), Message(), 1)
+            hub.upstream.receive("edge-1", 5, Acknowledgement("m"), Message(), 1, 1)
 
 
 async def test_a_thousand_reports_are_merged_and_delay_nobody(tmp_path: Path) -> None:
