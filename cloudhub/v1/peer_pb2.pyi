@@ -46,22 +46,83 @@ class NodeHint(_message.Message):
 
     NODE_ID_FIELD_NUMBER: _builtins.int
     LAST_SEQ_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     last_seq: _builtins.int
     """The node's newest seq that the caller knows of; 0: whatever it is, read the rows again."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___HandedMessage]:
+        """Messages the caller has accepted for the node, durable already, in the order of their seqs. With the
+        next seq of the node at hand its owner need not read the rows.
+        """
+
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         last_seq: _builtins.int = ...,
+        messages: _abc.Iterable[Global___HandedMessage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_seq", b"last_seq", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_seq", b"last_seq", "messages", b"messages", "node_id", b"node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeHint: _TypeAlias = NodeHint  # noqa: Y015
+
+@_typing.final
+class HandedMessage(_message.Message):
+    """One accepted message as its row has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECT_KEY_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    IS_DELETE_FIELD_NUMBER: _builtins.int
+    IS_ANSWER_FIELD_NUMBER: _builtins.int
+    ACCEPTED_AT_MS_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    object_key: _builtins.str
+    seq: _builtins.int
+    version: _builtins.str
+    """Decimal; empty: none."""
+    size_bytes: _builtins.int
+    priority: _builtins.int
+    is_delete: _builtins.bool
+    is_answer: _builtins.bool
+    accepted_at_ms: _builtins.int
+    expires_at_ms: _builtins.int
+    """0: never."""
+    @_builtins.property
+    def message(self) -> _message_pb2.Message:
+        """Its resource is the row's path, its traceparent the row's."""
+
+    def __init__(
+        self,
+        *,
+        object_key: _builtins.str = ...,
+        seq: _builtins.int = ...,
+        message: _message_pb2.Message | None = ...,
+        version: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        is_delete: _builtins.bool = ...,
+        is_answer: _builtins.bool = ...,
+        accepted_at_ms: _builtins.int = ...,
+        expires_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_at_ms", b"accepted_at_ms", "expires_at_ms", b"expires_at_ms", "is_answer", b"is_answer", "is_delete", b"is_delete", "message", b"message", "object_key", b"object_key", "priority", b"priority", "seq", b"seq", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandedMessage: _TypeAlias = HandedMessage  # noqa: Y015
 
 @_typing.final
 class HintResponse(_message.Message):

@@ -60,9 +60,9 @@ class Delivery:
     ) -> None:
         self.sessions: dict[str, NodeSession] = {}
         self.writer = OutboxWriter(outbox, metrics, self._recorded)
-        # Told of (node, last seq, 0 for unknown) when rows of a node without a session here were changed
-        # here. Set by the composition root: the two know each other.
-        self.elsewhere: Callable[[str, int], None] = lambda node_id, last_seq: None
+        # Told of (node, last seq or 0 for unknown, row if one was accepted) when rows of a node without a
+        # session here were changed here. Set by the composition root: the two know each other.
+        self.elsewhere: Callable[[str, int, ObjectRow | None], None] = lambda node_id, last_seq, row: None
         self._outbox = outbox
         self._settings = settings
         self._clock = clock
@@ -177,9 +177,9 @@ class Delivery:
         session = self.sessions.get(node_id)
         if session is None:
             if isinstance(result, Accepted):
-                self.elsewhere(node_id, result.row.seq)
+                self.elsewhere(node_id, result.row.seq, result.row)
             elif result.unparked:
-                self.elsewhere(node_id, 0)
+                self.elsewhere(node_id, 0, None)
             return
         now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
         row = result.row
@@ -197,16 +197,19 @@ class Delivery:
         """The node's rows were changed by something other than a publish of this dispatcher."""
         session = self.sessions.get(node_id)
         if session is None:
-            self.elsewhere(node_id, 0)
+            self.elsewhere(node_id, 0, None)
         else:
             self.perform(session, session.policy.reread())
 
-    def hinted(self, node_id: str, last_seq: int) -> bool:
-        """Another dispatcher changed the node's rows, up to `last_seq` (0: unknown). False if the node's
-        session is not here."""
+    def hinted(self, node_id: str, last_seq: int, rows: Iterable[ObjectRow] = ()) -> bool:
+        """Another dispatcher changed the node's rows, up to `last_seq` (0: unknown), and accepted `rows`.
+        False if the node's session is not here."""
         session = self.sessions.get(node_id)
         if session is None:
             return False
+        now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
+        for row in rows:
+            self.perform(session, session.policy.accepted(self.entry(row, now, wall_ms), now, wall_ms))
         known = session.policy.last_seq
         if not last_seq or known is None or known < last_seq:
             self.perform(session, session.policy.reread())

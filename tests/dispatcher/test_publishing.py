@@ -264,7 +264,7 @@ async def test_an_answer_to_a_node_of_another_dispatcher_is_stored_and_its_owner
 ) -> None:
     """C40."""
     told: list[tuple[str, int]] = []
-    half.delivery.elsewhere = lambda node_id, last_seq: told.append((node_id, last_seq))
+    half.delivery.elsewhere = lambda node_id, last_seq, _: told.append((node_id, last_seq))
     half.sessions.connected.add("far")
     half.sessions.held_by = {"far": "d1"}
     (response,) = await half.publish(request("far", operation="response", parent_id="req-1"))
@@ -275,7 +275,7 @@ async def test_an_answer_to_a_node_of_another_dispatcher_is_stored_and_its_owner
 async def test_what_is_committed_for_a_node_without_a_session_here_is_told(half: DeliveryHalf) -> None:
     """C34: with its seq; an un-parking without one. What is refused changes nothing and is not told."""
     told: list[tuple[str, int]] = []
-    half.delivery.elsewhere = lambda node_id, last_seq: told.append((node_id, last_seq))
+    half.delivery.elsewhere = lambda node_id, last_seq, _: told.append((node_id, last_seq))
     await half.connect(NODE)
     await half.publish(request(NODE, "far"), request("far", version="2"), request("far"))
     await half.publish(request("far", version="2"))

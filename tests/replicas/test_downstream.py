@@ -54,6 +54,27 @@ async def test_a_publish_through_another_dispatcher_reaches_the_node_by_a_hint(
         assert await take_over(edge, 5) == ["1", "2", "3", "4", "5"]
         await eventually(lambda: hub[0].metric("peers_hints_total", outcome="told") >= 1)
         assert hub[1].metric("peers_hinted_total", session="here") >= 1
+        assert hub[1].metric("rereads_total") == 0, "the messages themselves came with the hints"
+
+
+@pytest.mark.usefixtures("no_sweep")
+async def test_publishes_through_both_dispatchers_at_once_all_arrive(
+    tmp_path: Path, databases: Databases, authority: TestAuthority
+) -> None:
+    """C34, C38: what is handed over out of turn is read from the outbox; objects end as last accepted."""
+    async with running_replicas(tmp_path, databases, authority) as hub, hub[1].edge() as edge:
+        for number in range(1, 11):
+            left = [request(version=number, name=f"left{name}") for name in range(5)]
+            right = [request(version=number, name=f"right{name}") for name in range(5)]
+            await asyncio.gather(*map(hub[0].accept, left), *map(hub[1].accept, right))
+        last: dict[str, int] = {}
+        async with asyncio.timeout(20):
+            while set(last.values()) != {10} or len(last) < 10:
+                message = await edge.next(10)
+                resource = message["route"]["resource"]
+                assert int(version(message)) > last.get(resource, 0), "never an older one after a newer"
+                last[resource] = int(version(message))
+                await edge.answer(message)
 
 
 @pytest.mark.usefixtures("no_hints")

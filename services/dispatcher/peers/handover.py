@@ -1,10 +1,11 @@
-"""Tells the owners of nodes what was committed for them here."""
+"""Tells the owners of nodes what was committed for them here, with the messages themselves."""
 
 import asyncio
 import random
 
+from services.dispatcher.outbox.records import ObjectRow
 from services.dispatcher.peers.directory import Peers
-from services.dispatcher.peers.hints import HintQueue
+from services.dispatcher.peers.hints import MOST_WAITING_BYTES, Hint, HintQueue
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.sessions_client import MOST_PER_CALL, SessionsClient
 from services.runtime.backoff import Backoff
@@ -32,11 +33,12 @@ class Handover:
         self._queue = HintQueue(MOST_WAITING)
         self._wake = asyncio.Event()
 
-    def changed(self, node_id: str, last_seq: int) -> None:
-        """Rows of a node without a session here were changed here; `last_seq` 0: by what is unknown."""
+    def changed(self, node_id: str, last_seq: int, row: ObjectRow | None = None) -> None:
+        """Rows of a node without a session here were changed here, for example `row` accepted; `last_seq` 0:
+        by what is unknown."""
         if not self._peers:
             return
-        if self._queue.add(node_id, last_seq):
+        if self._queue.add(node_id, Hint(last_seq, [row] if row is not None else [])):
             self._wake.set()
         else:
             self._metrics.hints.labels("dropped").inc()
@@ -47,7 +49,7 @@ class Handover:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while hints := self._queue.take(MOST_PER_CALL):
+            while hints := self._queue.take(MOST_PER_CALL, MOST_WAITING_BYTES):
                 try:
                     await self._hand_on(hints)
                     failures = 0
@@ -57,7 +59,7 @@ class Handover:
                     _log.debug("handover.look_up_failed", error=str(error))
                     await asyncio.sleep(RETRY.delay(failures, random.random()))
 
-    async def _hand_on(self, hints: list[tuple[str, int]]) -> None:
+    async def _hand_on(self, hints: list[tuple[str, Hint]]) -> None:
         now, locations = self._clock.monotonic(), self._peers.locations
         unknown = [node_id for node_id, _ in hints if locations.find(node_id, now) is None]
         if unknown:
@@ -67,11 +69,11 @@ class Handover:
                 session = found.get(node_id)
                 locations.learn(node_id, session.dispatcher_id if session else "", now)
         nowhere = 0
-        for node_id, last_seq in hints:
+        for node_id, hint in hints:
             peer = self._peers.get(locations.find(node_id, now) or "")
             if peer is None:
                 nowhere += 1
             else:
-                peer.hint(node_id, last_seq)
+                peer.hint(node_id, hint)
         if nowhere:
             self._metrics.hints.labels("no_session").inc(nowhere)

@@ -1,30 +1,60 @@
-"""Hints that wait to be told: per node one, with its highest seq. Pure."""
+"""Hints that wait to be told: per node one, with its highest seq and what was accepted for it. Pure."""
+
+from dataclasses import dataclass, field
+
+from services.dispatcher.outbox.records import ObjectRow
+
+MOST_WAITING_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Hint:
+    """`rows` are those accepted here, in the order of seq; not all of them, where there was no room."""
+
+    last_seq: int
+    rows: list[ObjectRow] = field(default_factory=list)
 
 
 class HintQueue:
-    """At most `most` nodes; a hint about a further one is turned down, since a sweep finds it anyway."""
+    """At most `most` nodes; a hint about a further one is turned down, since a sweep finds it anyway.
 
-    def __init__(self, most: int) -> None:
+    Rows above `most_bytes` are left out: the owner reads them.
+    """
+
+    def __init__(self, most: int, most_bytes: int = MOST_WAITING_BYTES) -> None:
         self._most = most
-        self._waiting: dict[str, int] = {}
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._waiting: dict[str, Hint] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, node_id: str, last_seq: int) -> bool:
+    def add(self, node_id: str, hint: Hint) -> bool:
         """False if there is no room. A seq of 0 (read in any case) stays 0."""
         known = self._waiting.get(node_id)
         if known is None:
             if len(self._waiting) >= self._most:
                 return False
-            self._waiting[node_id] = last_seq
+            known = self._waiting[node_id] = Hint(hint.last_seq)
         else:
-            self._waiting[node_id] = max(known, last_seq) if known and last_seq else 0
+            known.last_seq = max(known.last_seq, hint.last_seq) if known.last_seq and hint.last_seq else 0
+        for row in hint.rows:
+            if self._bytes + row.size_bytes <= self._most_bytes:
+                self._bytes += row.size_bytes
+                known.rows.append(row)
         return True
 
-    def take(self, most: int) -> list[tuple[str, int]]:
-        """Up to `most` hints, first come first."""
-        taken = list(self._waiting.items())[:most] if len(self._waiting) > most else [*self._waiting.items()]
+    def take(self, most: int, most_bytes: int) -> list[tuple[str, Hint]]:
+        """Up to `most` hints, first come first, ending once their rows reach `most_bytes`."""
+        taken: list[tuple[str, Hint]] = []
+        size = 0
+        for node_id, hint in self._waiting.items():
+            if len(taken) >= most or size >= most_bytes:
+                break
+            taken.append((node_id, hint))
+            size += sum(row.size_bytes for row in hint.rows)
         for node_id, _ in taken:
             del self._waiting[node_id]
+        self._bytes -= size
         return taken

@@ -8,10 +8,18 @@ from typing import Any
 import grpc
 
 from cloudhub.v1.dispatcher_pb2 import NodeOutcome
-from cloudhub.v1.peer_pb2 import DirectMessage, HintRequest, NodeHint, RelayRequest, SendDirectRequest
+from cloudhub.v1.peer_pb2 import (
+    DirectMessage,
+    HandedMessage,
+    HintRequest,
+    NodeHint,
+    RelayRequest,
+    SendDirectRequest,
+)
 from cloudhub.v1.peer_pb2_grpc import PeerServiceStub
 from cloudhub.v1.sessions_pb2 import DispatcherPeer
-from services.dispatcher.peers.hints import HintQueue
+from services.dispatcher.outbox.records import ObjectRow
+from services.dispatcher.peers.hints import Hint, HintQueue
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.upstream.relays import RelayEnd, Relays
 from services.runtime.backoff import Backoff
@@ -33,6 +41,22 @@ MOST_BYTES_PER_CALL = 4 * 1024 * 1024
 MOST_CALLS_WAITING = 4096
 
 Messages = tuple[DirectMessage, ...]
+
+
+def handed(row: ObjectRow) -> HandedMessage:
+    """A row just accepted, for the dispatcher that has its node."""
+    return HandedMessage(
+        object_key=row.key,
+        seq=row.seq,
+        message=row.message,
+        version="" if row.version is None else str(row.version),
+        size_bytes=row.size_bytes,
+        priority=row.priority,
+        is_delete=row.deleted,
+        is_answer=row.is_answer,
+        accepted_at_ms=row.accepted_at_ms,
+        expires_at_ms=row.expires_at_ms,
+    )
 
 
 class Peer:
@@ -71,9 +95,9 @@ class Peer:
 
     # -- hints -------------------------------------------------------------------------------------
 
-    def hint(self, node_id: str, last_seq: int) -> None:
+    def hint(self, node_id: str, hint: Hint) -> None:
         """Tells it soon that the node's rows were changed; at the bound its sweep has to find that."""
-        if self._hints.add(node_id, last_seq):
+        if self._hints.add(node_id, hint):
             self._to_hint.set()
         else:
             self._metrics.hints.labels("dropped").inc()
@@ -83,8 +107,13 @@ class Peer:
         while True:
             await self._to_hint.wait()
             self._to_hint.clear()
-            while hints := self._hints.take(MOST_HINTS_PER_CALL):
-                request = HintRequest(hints=[NodeHint(node_id=node, last_seq=seq) for node, seq in hints])
+            while hints := self._hints.take(MOST_HINTS_PER_CALL, MOST_BYTES_PER_CALL):
+                request = HintRequest(
+                    hints=[
+                        NodeHint(node_id=node, last_seq=hint.last_seq, messages=map(handed, hint.rows))
+                        for node, hint in hints
+                    ]
+                )
                 try:
                     answer = await self._stub.Hint(request, timeout=CALL_SECONDS)
                 except grpc.aio.AioRpcError as error:

@@ -10,6 +10,7 @@ from cloudhub.v1 import peer_pb2
 from cloudhub.v1.peer_pb2_grpc import PeerServiceServicer
 from cloudhub.v1.sessions_pb2 import DispatcherPeer
 from services.dispatcher.delivery import Delivery
+from services.dispatcher.outbox.records import ObjectRow, RowState
 from services.dispatcher.peers.directory import Peers
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.upstream.subscriptions import check_modules, serve_deliveries
@@ -30,6 +31,29 @@ def check_relay(wanted: peer_pb2.RelaySubscription) -> tuple[list[str], int]:
     return modules, wanted.max_unacknowledged
 
 
+def accepted_row(node_id: str, handed: peer_pb2.HandedMessage) -> ObjectRow:
+    """The row that another dispatcher has committed."""
+    message = handed.message
+    return ObjectRow(
+        node_id,
+        handed.object_key,
+        path=message.resource,
+        deleted=handed.is_delete,
+        state=RowState.PENDING,
+        seq=handed.seq,
+        message_id=message.id,
+        version=int(handed.version) if handed.version else None,
+        operation=message.operation,
+        is_answer=handed.is_answer,
+        priority=handed.priority,
+        accepted_at_ms=handed.accepted_at_ms,
+        expires_at_ms=handed.expires_at_ms,
+        size_bytes=handed.size_bytes,
+        traceparent=message.traceparent,
+        message=message,
+    )
+
+
 class PeerServicer(PeerServiceServicer):
     """For other dispatchers."""
 
@@ -42,7 +66,11 @@ class PeerServicer(PeerServiceServicer):
     async def Hint(self, request: peer_pb2.HintRequest, context: Context) -> peer_pb2.HintResponse:
         """See peer.proto."""
         not_here = [
-            hint.node_id for hint in request.hints if not self._delivery.hinted(hint.node_id, hint.last_seq)
+            hint.node_id
+            for hint in request.hints
+            if not self._delivery.hinted(
+                hint.node_id, hint.last_seq, [accepted_row(hint.node_id, one) for one in hint.messages]
+            )
         ]
         self._metrics.hinted.labels("here").inc(len(request.hints) - len(not_here))
         self._metrics.hinted.labels("elsewhere").inc(len(not_here))

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from services.dispatcher.peers.directory import Peers
 from services.dispatcher.peers.handover import Handover
+from services.dispatcher.peers.hints import Hint
 from services.dispatcher.peers.locations import Locations
 from services.dispatcher.peers.metrics import PeerMetrics
 from tests.support.dispatcher import FakeSessions, SteppedClock
@@ -28,8 +29,8 @@ class OnePeer:
     def get(self, dispatcher_id: str) -> Any:
         return self if dispatcher_id == "d1" else None
 
-    def hint(self, node_id: str, last_seq: int) -> None:
-        self.hinted.append((node_id, last_seq))
+    def hint(self, node_id: str, hint: Hint) -> None:
+        self.hinted.append((node_id, hint.last_seq))
 
 
 class Bench:
