@@ -5,7 +5,7 @@ import platform
 import sqlite3
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,10 +67,12 @@ class Usage:
 
 
 class Processes:
-    """Reads the use of processes by name; of several under one name the sum, and of their children too."""
+    """Reads the use of processes by name; of several under one name the sum, of the `families` with their
+    children's (a database server is one)."""
 
-    def __init__(self, pids: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, pids: Mapping[str, Sequence[int]], families: Collection[str] = ("database",)) -> None:
         self._processes = {name: [psutil.Process(pid) for pid in several] for name, several in pids.items()}
+        self._families = families
 
     def usage(self) -> Usage:
         """Now."""
@@ -79,7 +81,8 @@ class Processes:
         for name, processes in self._processes.items():
             cpu[name], resident[name] = 0.0, 0
             for process in processes:
-                for one in (process, *process.children()):
+                children = process.children() if name in self._families else []
+                for one in (process, *children):
                     try:
                         with one.oneshot():
                             times = one.cpu_times()
