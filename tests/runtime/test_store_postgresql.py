@@ -14,7 +14,7 @@ from demo.postgres import PostgresServer
 from services.runtime import store_postgresql
 from services.runtime.errors import StartupError, StoreBusy, StoreRefused, StoreUnavailable
 from services.runtime.store_postgresql import PostgresStore, check_url, shown
-from tests.support.postgres import Databases, reachable_folder, running_pair
+from tests.support.postgres import SURVIVES_KILL, Databases, reachable_folder, running_pair
 from tests.support.processes import eventually
 
 
@@ -206,8 +206,7 @@ async def test_a_server_that_comes_back_is_used_again() -> None:
     """C25: while it is away every call says so; afterwards the same store goes on by itself, and what it
     answered for is there."""
     with reachable_folder() as folder:
-        # A killed process leaves what it wrote to the operating system, so the disk need not be waited for.
-        server = PostgresServer(folder / "server", settings={"fsync": "off"})
+        server = PostgresServer(folder / "server", settings=SURVIVES_KILL)
         server.create()
         server.start()
         server.wait_ready()
