@@ -89,6 +89,12 @@ def _end_with_parent() -> Callable[[], None] | None:
     return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
+def _ps(column: str, *selection: str) -> list[str]:
+    """One column of the processes selected."""
+    listed = subprocess.run(["ps", "-o", column, *selection], capture_output=True, text=True, check=False)
+    return listed.stdout.split()
+
+
 class PostgresServer:
     """One server in `folder`, which it makes or goes on using. Whoever starts it stops it.
 
@@ -213,23 +219,24 @@ class PostgresServer:
         self._process = None
 
     def kill(self) -> None:
-        """kill -9 of the server and all its processes, as a power cut would have it."""
+        """kill -9 of the server and all its processes, as a power cut would have it; waits for their end."""
         if self._process is None:
             return
         # The postmaster leads a session of its own; its children are in groups of theirs.
-        children = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self._process.pid)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        for pid in (self._process.pid, *map(int, children.stdout.split())):
+        pids = [self._process.pid, *map(int, _ps("pid=", "--ppid", str(self._process.pid)))]
+        for pid in pids:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
         self._process.wait()
         self._process = None
+        # While one of them is still dying, a new server refuses the shared memory of the old one.
+        deadline = time.monotonic() + STOP_SECONDS
+        while any(not state.startswith("Z") for state in _ps("stat=", "-p", ",".join(map(str, pids)))):
+            if time.monotonic() > deadline:
+                raise PostgresFault(f"processes of PostgreSQL outlive kill -9: {pids}")
+            time.sleep(0.01)
 
     def sql(self, statement: str, database: str = "postgres") -> str:
         """Runs one statement by psql and gives back its rows as text."""

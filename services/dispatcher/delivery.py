@@ -425,21 +425,25 @@ class Delivery:
         while True:
             await self._fetch.wait()
             self._fetch.clear()
-            wanted, self._wanted = self._wanted, []
-            keys = [(w.session.node_id, key, seq) for w in wanted for key, seq in w.keys]
-            try:
-                found = await self._outbox.bodies(keys)
-            except StoreUnavailable:
-                for item in wanted:
-                    item.session.policy.fetch_failed(item.keys)
-                    self._try_again(item.session)
-                continue
-            now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
+            await self._fetch_wanted()
+
+    async def _fetch_wanted(self) -> None:
+        # Apart from the loop, which would keep the last sessions and bodies in hand while it waits.
+        wanted, self._wanted = self._wanted, []
+        keys = [(w.session.node_id, key, seq) for w in wanted for key, seq in w.keys]
+        try:
+            found = await self._outbox.bodies(keys)
+        except StoreUnavailable:
             for item in wanted:
-                session = item.session
-                if session.active:
-                    bodies = [(key, seq, found.get((session.node_id, key, seq))) for key, seq in item.keys]
-                    self.perform(session, session.policy.bodies(bodies, now, wall_ms))
+                item.session.policy.fetch_failed(item.keys)
+                self._try_again(item.session)
+            return
+        now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
+        for item in wanted:
+            session = item.session
+            if session.active:
+                bodies = [(key, seq, found.get((session.node_id, key, seq))) for key, seq in item.keys]
+                self.perform(session, session.policy.bodies(bodies, now, wall_ms))
 
     @staticmethod
     def entry(row: ObjectRow, now: float, wall_ms: int) -> Entry:

@@ -8,6 +8,7 @@ class NodeSession:
     """One node's session at this dispatcher; made when it opens, forgotten when it ends."""
 
     __slots__ = (
+        "__weakref__",  # deadlines do not keep it
         "active",
         "epoch",
         "last_input_at",

@@ -100,6 +100,9 @@ class SessionEnds:
         if session.active:
             self.moved(session, "sessions says that another dispatcher has it")
             session.stream.close(session.link, session.epoch, CLOSE_REASON_TRANSFERRED, "")
+            # The connector has nothing more to say here about a link that it takes for let go.
+            if session.stream.links.get(session.link) is session:
+                del session.stream.links[session.link]
 
     def expired(self, session: NodeSession, reason: CloseReason.ValueType, detail: str) -> None:
         """A session that was let go has ended."""

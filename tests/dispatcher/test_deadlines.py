@@ -1,6 +1,7 @@
 """One heap of deadlines: `services.dispatcher.deadlines`."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,8 +13,12 @@ from services.runtime.clock import SystemClock
 from tests.support.dispatcher import SteppedClock
 
 
+class Token(str):
+    """A name that can be held weakly."""
+
+
 @asynccontextmanager
-async def running(fire: Callable[[str], None]) -> AsyncIterator[Deadlines[str]]:
+async def running(fire: Callable[[Token], None]) -> AsyncIterator[Deadlines[Token]]:
     deadlines = Deadlines(SystemClock(), fire)
     task = asyncio.create_task(deadlines.run())
     yield deadlines
@@ -23,9 +28,10 @@ async def running(fire: Callable[[str], None]) -> AsyncIterator[Deadlines[str]]:
 
 
 def test_tokens_fire_in_order_of_their_instants_and_not_before() -> None:
-    clock, fired = SteppedClock(100.0), list[str]()
+    clock, fired = SteppedClock(100.0), list[Token]()
+    tokens = [(at, Token(name)) for at, name in ((103.0, "c"), (101.0, "a"), (102.0, "b"), (102.0, "b2"))]
     deadlines = Deadlines(clock, fired.append)
-    for at, token in ((103.0, "c"), (101.0, "a"), (102.0, "b"), (102.0, "b2")):
+    for at, token in tokens:
         deadlines.set(at, token)
     deadlines.fire_due()
     assert fired == []
@@ -35,27 +41,41 @@ def test_tokens_fire_in_order_of_their_instants_and_not_before() -> None:
     assert len(deadlines) == 1
 
 
-def test_a_token_may_set_the_next_one_while_it_fires() -> None:
-    clock, fired = SteppedClock(100.0), list[str]()
+def test_a_token_that_is_over_is_neither_kept_nor_fired() -> None:
+    """C2, invariant 6: an ended session is not in memory until the last of its deadlines."""
+    clock, fired = SteppedClock(100.0), list[Token]()
+    deadlines = Deadlines(clock, fired.append)
+    deadlines.set(101.0, Token("over"))
+    gc.collect()
+    assert not any(isinstance(thing, Token) for thing in gc.get_objects())
+    clock.advance(2.0)
+    deadlines.fire_due()
+    assert (fired, len(deadlines)) == ([], 0)
 
-    def fire(token: str) -> None:
+
+def test_a_token_may_set_the_next_one_while_it_fires() -> None:
+    clock, fired = SteppedClock(100.0), list[Token]()
+    first, again = Token("first"), Token("again")
+
+    def fire(token: Token) -> None:
         fired.append(token)
         if len(fired) < 3:
-            deadlines.set(100.0, "again")
+            deadlines.set(100.0, again)
 
     deadlines = Deadlines(clock, fire)
-    deadlines.set(100.0, "first")
+    deadlines.set(100.0, first)
     deadlines.fire_due()
     assert fired == ["first", "again", "again"]
 
 
 async def test_an_earlier_deadline_wakes_the_waiting_task() -> None:
-    fired = asyncio.Queue[str]()
+    fired = asyncio.Queue[Token]()
+    late, soon, past = Token("late"), Token("soon"), Token("past")
     async with running(fired.put_nowait) as deadlines:
-        deadlines.set(time.monotonic() + 3600, "late")
+        deadlines.set(time.monotonic() + 3600, late)
         await asyncio.wait_for(asyncio.shield(asyncio.sleep(0)), 1)
-        deadlines.set(time.monotonic() + 0.01, "soon")
+        deadlines.set(time.monotonic() + 0.01, soon)
         assert await asyncio.wait_for(fired.get(), 5) == "soon"
-        deadlines.set(time.monotonic() - 1, "past")
+        deadlines.set(time.monotonic() - 1, past)
         assert await asyncio.wait_for(fired.get(), 5) == "past"
         assert len(deadlines) == 1

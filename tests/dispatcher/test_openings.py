@@ -294,7 +294,8 @@ async def test_a_session_whose_link_does_not_come_back_ends_once() -> None:
 
 
 async def test_a_session_that_was_taken_away_is_given_up_by_its_link() -> None:
-    """C36: by a directive; the connector is told that it needs another dispatcher, the registry nothing."""
+    """C36, C2: by a directive; the connector is told that it needs another dispatcher, the registry nothing,
+    and nothing of the session stays here."""
     async with taking() as there:
         there.ask(epoch=7)
         await there.verdict()
@@ -305,3 +306,4 @@ async def test_a_session_that_was_taken_away_is_given_up_by_its_link() -> None:
         assert (close.link, close.epoch, close.reason) == (1, 101, pb.CLOSE_REASON_TRANSFERRED)
         assert not there.delivery.sessions
         assert there.sessions.closed == []
+        assert there.stream.links == {}

@@ -197,9 +197,8 @@ async def test_a_newer_link_of_the_node_wins_over_one_that_looks_for_a_dispatche
     async with running_hub(tmp_path, authority, connectors=2) as hub, hub.edge() as edge:
         await hub.dispatcher.stop()
         await hub.dispatcher.start()
-        hub.peers.port = hub.connectors[1].app.edge_port
         await hub.attached()
-        async with hub.edge() as newer:
+        async with hub.edge(at="connector-2") as newer:
             assert (await edge.closed())[0] == 4001
             await hub.accept(request(version=1))
             assert (await newer.next())["header"]["resourceversion"] == "1"

@@ -40,11 +40,13 @@ class EdgePeers:
         context: ssl.SSLContext | None = None,
         headers: dict[str, str] | None = None,
         path: str | None = None,
+        port: int | None = None,
         **options: Any,
     ) -> ClientConnection:
-        """A link whose upgrade was answered 101; raises websockets' InvalidStatus otherwise."""
+        """A link whose upgrade was answered 101; raises websockets' InvalidStatus otherwise. `port` is that
+        of another connector."""
         return await connect(
-            f"wss://localhost:{self.port}{path or f'/{PROJECT}/{node_id}/events'}",
+            f"wss://localhost:{port or self.port}{path or f'/{PROJECT}/{node_id}/events'}",
             ssl=context or self.context(node_id),
             host="127.0.0.1",
             additional_headers=(

@@ -236,6 +236,19 @@ def _names(service: str, number: int) -> list[str]:
     return [service, *(f"{service}-{n}" for n in range(2, number + 1))]
 
 
+async def acquainted(dispatchers: Sequence[DispatcherApp]) -> None:
+    """Tells these dispatchers of each other, as sessions would; returns when all relays among them run."""
+    for app in dispatchers:
+        app.peers.seen([one.peers.own for one in dispatchers])
+    await eventually(
+        lambda: all(
+            sum(peer.is_attached for peer in app.peers) == len(dispatchers) - 1 for app in dispatchers
+        ),
+        15,
+        "every dispatcher has a relay from every other",
+    )
+
+
 class RunningHub:
     """Made by `running_hub`."""
 
@@ -247,27 +260,34 @@ class RunningHub:
         dispatchers: int = 1,
         connectors: int = 1,
         shared_outbox: bool = False,
+        registries: int = 1,
+        databases: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
+        self.databases = databases or {}
         self._shared = SharedStores() if shared_outbox else None
         self._authority = authority
         self._changes = changes
         self._channels = AsyncExitStack()
+        self._opened: dict[str, grpc.aio.Channel] = {}
         self._listens: dict[str, str] = {}
         # The stubs' published types are those of blocking channels.
         self.cloud: Any = None
         self.dispatcher_admin: Any = None
         self.sessions_admin: Any = None
         self.connector_admin: Any = None
-        self.sessions: Part[SessionsApp] = Part("sessions", self._make_sessions)
+        self.registries: list[Part[SessionsApp]] = [
+            Part(name, partial(self._make_sessions, name)) for name in _names("sessions", registries)
+        ]
         self.dispatchers: list[Part[DispatcherApp]] = [
             Part(name, partial(self._make_dispatcher, name)) for name in _names("dispatcher", dispatchers)
         ]
         self.connectors: list[Part[ConnectorApp]] = [
             Part(name, partial(self._make_connector, name)) for name in _names("connector", connectors)
         ]
-        # The first of each; edges link to the first connector.
-        self.dispatcher, self.connector = self.dispatchers[0], self.connectors[0]
+        # The first of each; edges link to the first connector if nothing else is said.
+        self.sessions, self.dispatcher = self.registries[0], self.dispatchers[0]
+        self.connector = self.connectors[0]
         self.peers = EdgePeers(authority, 0)
 
     # Life
@@ -285,7 +305,8 @@ class RunningHub:
 
     async def _start(self) -> None:
         # A service that comes back has the address that it had.
-        self._listens["sessions"] = f"{HOST}:{(await self.sessions.start()).port}"
+        for registry in self.registries:
+            self._listens[registry.name] = f"{HOST}:{(await registry.start()).port}"
         if self._shared:
             patch = mock.patch("services.dispatcher.app.open_store", self._shared.open)
             self._channels.enter_context(patch)
@@ -302,6 +323,8 @@ class RunningHub:
         self.sessions_admin = SessionsAdminStub(await self.channel("sessions"))
         self.connector_admin = ConnectorAdminStub(await self.channel("connector"))
         await self.attached()
+        if self.databases:
+            await acquainted([part.app for part in self.dispatchers])
 
     async def close(self) -> None:
         """Stops what runs, connector first."""
@@ -309,7 +332,8 @@ class RunningHub:
             await connector.stop()
         for dispatcher in self.dispatchers:
             await dispatcher.stop()
-        await self.sessions.stop()
+        for registry in self.registries:
+            await registry.stop()
         await self._channels.aclose()
 
     async def attached(self) -> None:
@@ -326,8 +350,11 @@ class RunningHub:
         return self._listens[service]
 
     async def channel(self, service: str) -> grpc.aio.Channel:
-        """A channel to a service; closed with the hub."""
-        return await self._channels.enter_async_context(open_channel(self.address(service)))
+        """The channel to a service; closed with the hub."""
+        if service not in self._opened:
+            channel = open_channel(self.address(service))
+            self._opened[service] = await self._channels.enter_async_context(channel)
+        return self._opened[service]
 
     def _settings(self, service: str, name: str = "", **values: Any) -> dict[str, Any]:
         values = {
@@ -338,9 +365,9 @@ class RunningHub:
         } | values
         return values | dict(self._changes.get(service, {}))
 
-    def _make_sessions(self) -> AbstractAsyncContextManager[SessionsApp]:
-        database = f"sqlite:///{self.folder / 'sessions.db'}"
-        settings = SessionsSettings(**self._settings("sessions", database=database))
+    def _make_sessions(self, name: str) -> AbstractAsyncContextManager[SessionsApp]:
+        database = self.databases.get("sessions", f"sqlite:///{self.folder / 'sessions.db'}")
+        settings = SessionsSettings(**self._settings("sessions", name, database=database))
         return running_sessions(settings, tracing=Tracing(None, "sessions"))
 
     def _make_dispatcher(self, name: str) -> AbstractAsyncContextManager[DispatcherApp]:
@@ -348,8 +375,8 @@ class RunningHub:
         values = self._settings(
             "dispatcher",
             name,
-            database=f"sqlite:///{self.folder / file}.db",
-            sessions=self.address("sessions"),
+            database=self.databases.get("dispatcher", f"sqlite:///{self.folder / file}.db"),
+            sessions=",".join(self.address(part.name) for part in self.registries),
             cluster_ca=self._authority.certificate,
         )
         return running_dispatcher(DispatcherSettings(**values), tracing=Tracing(None, "dispatcher"))
@@ -373,9 +400,14 @@ class RunningHub:
 
     # Edges
 
-    async def open_edge(self, node_id: str = "edge-1", **options: Any) -> StockEdge:
-        """A scripted edge with an admitted link; its owner closes the connection."""
-        return StockEdge(node_id, await self.peers.open(node_id, **options))
+    async def open_edge(self, node_id: str = "edge-1", *, at: str = "", **options: Any) -> StockEdge:
+        """A scripted edge with an admitted link; its owner closes the connection. `at` names another
+        connector than the first."""
+        port = self._edge_port(at) if at else self.peers.port
+        return StockEdge(node_id, await self.peers.open(node_id, port=port, **options))
+
+    def _edge_port(self, connector: str) -> int:
+        return int(self._listens[f"edges of {connector}"].rpartition(":")[2])
 
     @asynccontextmanager
     async def edge(self, node_id: str = "edge-1", **options: Any) -> AsyncIterator[StockEdge]:
@@ -388,13 +420,13 @@ class RunningHub:
 
     @asynccontextmanager
     async def fleet(self, *node_ids: str, **changes: Any) -> AsyncIterator[EdgeFleet]:
-        """Edge agents, all connected."""
+        """Edge agents, all connected, that know every connector."""
         certificates = self._authority.certificate.parent
         (certificates / "nodes").mkdir(exist_ok=True)
         for node_id in node_ids:
             self._authority.issue(f"system:node:{node_id}", file=f"nodes/{node_id}")
         values: dict[str, Any] = {
-            "server": f"wss://localhost:{self.peers.port}",
+            "server": ",".join(f"wss://localhost:{self._edge_port(part.name)}" for part in self.connectors),
             "ca": self._authority.certificate,
             "certificates": certificates,
             "database": self.folder / "edges.db",
@@ -424,9 +456,12 @@ class RunningHub:
             assert outcome.outcome == pb.OUTCOME_ACCEPTED, outcome
 
     @asynccontextmanager
-    async def subscriber(self, *modules: str, max_unacknowledged: int = 0) -> AsyncIterator[Subscriber]:
-        """Subscribed to modules while the block lasts."""
-        call = self.cloud.Subscribe(wait_for_ready=True)
+    async def subscriber(
+        self, *modules: str, max_unacknowledged: int = 0, through: str = ""
+    ) -> AsyncIterator[Subscriber]:
+        """Subscribed to modules while the block lasts; `through` names another dispatcher than the first."""
+        cloud: Any = DispatcherServiceStub(await self.channel(through)) if through else self.cloud
+        call = cloud.Subscribe(wait_for_ready=True)
         subscription = pb.Subscription(modules=modules, max_unacknowledged=max_unacknowledged)
         await call.write(pb.SubscribeRequest(subscription=subscription))
         try:
@@ -496,7 +531,7 @@ class RunningHub:
     def metric(self, service: str, name: str, **labels: str) -> float:
         """The value of a metric of a service, of all its replicas that run; 0 if it was never touched."""
         registries: dict[str, list[CollectorRegistry]] = {
-            "sessions": [self.sessions.app.metrics.registry] if self.sessions.runs else [],
+            "sessions": [part.app.metrics.registry for part in self.registries if part.runs],
             "dispatcher": [part.app.registry for part in self.dispatchers if part.runs],
             "connector": [part.app.metrics.registry for part in self.connectors if part.runs],
         }
@@ -525,14 +560,19 @@ def running_hub(
     dispatchers: int = 1,
     connectors: int = 1,
     shared_outbox: bool = False,
+    registries: int = 1,
+    databases: Mapping[str, str] | None = None,
 ) -> RunningHub:
-    """A hub to be entered, with so many dispatchers and connectors; mappings change a service's settings.
+    """A hub to be entered, with so many replicas of each service; mappings change a service's settings.
 
-    Dispatchers have an outbox each, or with `shared_outbox` one together.
+    Dispatchers have an outbox each, or with `shared_outbox` one together. `databases` are the URLs that
+    sessions and dispatchers use instead, all replicas of a service the same one.
     """
     changes = {"sessions": sessions or {}, "dispatcher": dispatcher or {}, "connector": connector or {}}
     authority = authority or TestAuthority(folder / "certificates")
-    return RunningHub(folder, authority, changes, dispatchers, connectors, shared_outbox)
+    return RunningHub(
+        folder, authority, changes, dispatchers, connectors, shared_outbox, registries, databases
+    )
 
 
 def request(

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,9 @@ import pytest
 from demo.postgres import MISSING, NOT_DURABLE, START_SECONDS, PostgresServer, find_binaries
 from services.runtime.migrations import Schema
 from services.runtime.store import migrate
+
+# A killed process leaves what it wrote to the operating system, so the disk need not be waited for.
+SURVIVES_KILL: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off"}
 
 
 def need_postgres() -> None:
@@ -59,11 +62,11 @@ class Databases:
 
 
 @contextmanager
-def running_databases() -> Iterator[Databases]:
+def running_databases(settings: Mapping[str, str] = NOT_DURABLE) -> Iterator[Databases]:
     """A server that lasts as long as the body."""
     need_postgres()
     with reachable_folder() as folder:
-        server = PostgresServer(folder / "server", settings=NOT_DURABLE)
+        server = PostgresServer(folder / "server", settings=settings)
         server.create()
         server.start()
         try:
@@ -78,10 +81,8 @@ def running_pair() -> Iterator[tuple[PostgresServer, PostgresServer]]:
     """A primary and a standby that has all that was committed before a commit is answered."""
     need_postgres()
     with reachable_folder() as folder:
-        # A killed process leaves what it wrote to the operating system, so the disk need not be waited for.
-        settings = {"fsync": "off", "full_page_writes": "off"}
-        primary = PostgresServer(folder / "primary", settings=settings)
-        standby = PostgresServer(folder / "standby", settings=settings)
+        primary = PostgresServer(folder / "primary", settings=SURVIVES_KILL)
+        standby = PostgresServer(folder / "standby", settings=SURVIVES_KILL)
         try:
             primary.create()
             primary.start()

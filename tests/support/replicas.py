@@ -25,7 +25,7 @@ from services.sessions.app import running_app as running_sessions
 from services.sessions.settings import SessionsSettings
 from tests.support.certs import TestAuthority
 from tests.support.edge_peer import EdgePeers
-from tests.support.hub import Part, StockEdge, Subscriber
+from tests.support.hub import Part, StockEdge, Subscriber, acquainted
 from tests.support.postgres import Databases
 from tests.support.processes import HOST, eventually
 
@@ -169,16 +169,7 @@ class Replicas:
 
     async def acquainted(self, among: Sequence[Replica] | None = None) -> None:
         """The list that sessions would tell; returns when all relays among them run."""
-        running = list(self.all if among is None else among)
-        for replica in running:
-            replica.app.peers.seen([one.app.peers.own for one in running])
-        await eventually(
-            lambda: all(
-                sum(peer.is_attached for peer in replica.app.peers) == len(running) - 1 for replica in running
-            ),
-            15,
-            "every dispatcher has a relay from every other",
-        )
+        await acquainted([one.app for one in (self.all if among is None else among)])
 
     async def stop_replica(self, replica: Replica, *, told: bool = True) -> None:
         """A dispatcher ends with its connector; with `told` the others hear that its lease is over."""
