@@ -5,9 +5,11 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from cloudhub.v1 import dispatcher_pb2 as pb
+from cloudhub.v1.message_pb2 import Message
 from edge.node import EdgeAgent
 from services.dispatcher.upstream.upload_keeper import UploadKeeper
 from services.dispatcher.upstream.uploads import RELEASED
@@ -328,6 +330,35 @@ async def test_an_upload_repeated_at_another_dispatcher_is_confirmed_and_handed_
         assert hub[0].metric("upstream_uploads_repeated_total") == 1
         async with hub[0].subscriber("router") as cloud:
             assert await uploaded(cloud, 10) == [1, 11, 10]
+
+
+async def test_an_upload_that_the_former_dispatcher_commits_late_keeps_its_place(
+    tmp_path: Path, databases: Databases, authority: TestAuthority
+) -> None:
+    """C31, C36: a dispatcher was paused within the transaction that stores it; its link has moved, and the
+    connector has given the new dispatcher the upload too."""
+    message = Message(id="slow", operation="upload", group="user", resource="telemetry", content=b"1")
+    row = ("edge-1", 1, 1, "slow", "dispatcher-paused", 100, message.SerializeToString())
+    async with (
+        running_replicas(tmp_path, databases, authority) as hub,
+        hub[0].subscriber("router") as cloud,
+        hub[0].edge() as edge,
+    ):
+        paused = await asyncpg.connect(hub.database)
+        transaction = paused.transaction()
+        await transaction.start()
+        await paused.execute(
+            "INSERT INTO upload (node_id, epoch, n, message_id, holder, size_bytes, message)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            *row,
+        )
+        await edge.send("upload", "telemetry", 1, group="user", sync=True, message_id="slow")
+        await edge.send("upload", "telemetry", 2, group="user", sync=True)
+        await edge.gets_nothing(0.5)
+        await transaction.commit()
+        await paused.close()
+        assert [(await edge.next())["content"] for _ in range(2)] == ["OK", "OK"]
+        assert await uploaded(cloud, 2) == [1, 2]
 
 
 async def test_uploads_keep_their_order_while_links_move(tmp_path: Path, authority: TestAuthority) -> None:

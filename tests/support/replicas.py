@@ -94,7 +94,7 @@ class Replicas:
         self, folder: Path, database: str, authority: TestAuthority, count: int, changes: dict[str, Any]
     ) -> None:
         self._folder = folder
-        self._database = database
+        self.database = database
         self._authority = authority
         self._changes = changes
         self._ports: dict[str, int] = {}
@@ -123,7 +123,7 @@ class Replicas:
         def make_dispatcher() -> AbstractAsyncContextManager[RunningApp]:
             values = self._settings(
                 dispatcher,
-                database=self._database,
+                database=self.database,
                 sessions=f"{HOST}:{self._ports['sessions']}",
             )
             return running_app(DispatcherSettings(**(values | self._changes)), Tracing(None, "dispatcher"))

@@ -313,10 +313,14 @@ class UploadKeeper:
 
         def work(connection: Connection) -> tuple[list[TakenOver], set[tuple[str, int]]]:
             delete_uploads(connection, self._table, gone)
+            stored = store_uploads(connection, self._table, rows)
+            # After the inserts, which wait for those of a dispatcher that had the node before and is slow to
+            # commit: what it stored first is the new owner's to hand on, before what came later.
+            repeated = {row.node_id for row in rows if (row.node_id, row.place) not in stored}
             taken: list[TakenOver] = []
-            if come and self._is_shared:
-                taken = take_over(connection, self._table, self._holder, nodes=sorted(come))
-            return taken, store_uploads(connection, self._table, rows)
+            if self._is_shared and (nodes := sorted({*come, *repeated})):
+                taken = take_over(connection, self._table, self._holder, nodes=nodes)
+            return taken, stored
 
         taken, stored = await self._store.write(work)
         for _ in deletes:
