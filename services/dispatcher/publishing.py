@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -45,8 +45,6 @@ from services.runtime.names import check_node_id
 from services.runtime.tracing import Tracing, is_sampled, span_context, traceparent_of
 
 _log = get_log(__name__)
-
-Respond = Callable[[list[pb.PublishResponse]], None]
 
 
 class PeerPort(Protocol):

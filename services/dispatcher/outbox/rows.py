@@ -6,8 +6,6 @@ from typing import Any
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.records import Event, EventKind, NodeRow, ObjectRow, RowState
 
-VERSION_DIGITS = 20
-
 
 def version_text(version: int | None) -> str | None:
     """20 digits, so that text order is the integers' order."""
