@@ -41,6 +41,9 @@ class _Group:
             self.done(self.results)
 
 
+_Queued = tuple[Op, _Group | None]
+
+
 class OutboxWriter:
     """The only writer of deliveries. Order of submission is order of effect.
 
@@ -63,7 +66,8 @@ class OutboxWriter:
         self._recorded = recorded
         self._most_per_batch = most_per_batch
         self._most_waiting = most_waiting
-        self._queue: deque[tuple[Op, _Group | None]] = deque()
+        self._queue: deque[_Queued] = deque()
+        self._untold: list[tuple[_Queued, Result | Exception]] = []
         self._grouped = 0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -140,13 +144,14 @@ class OutboxWriter:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._queue:
+                while self._queue or self._untold:
                     failures = 0 if await self._one_batch() else failures + 1
                     if failures:
                         await asyncio.sleep(self._backoff.random_delay(failures))
                 self._idle.set()
         finally:
             self._stopped = True
+            self._tell()
             gone = Unavailable("STOPPING", "the service is shutting down")
             for _, group in self._queue:
                 if group:
@@ -154,8 +159,21 @@ class OutboxWriter:
             self._queue.clear()
 
     async def _one_batch(self) -> bool:
+        """Writes what waits, and tells meanwhile what came of the batch before: the store works while the
+        loop does. False if something has to be tried again."""
         count = min(len(self._queue), self._most_per_batch)
         batch = [self._queue.popleft() for _ in range(count)]
+        if not batch:
+            self._tell()
+            return True
+        async with asyncio.TaskGroup() as group:
+            commit = group.create_task(self._commit(batch), name="outbox-commit")
+            await asyncio.sleep(0)  # it reaches the store first
+            self._tell()
+        return commit.result()
+
+    async def _commit(self, batch: list[_Queued]) -> bool:
+        """Puts back what has to be tried again, so that the order stays; the rest is told later."""
         self._grouped -= sum(1 for _, group in batch if group)
         with self._metrics.commit_seconds.time():
             try:
@@ -166,32 +184,39 @@ class OutboxWriter:
             except asyncio.CancelledError:
                 self._queue.extendleft(reversed(batch))
                 raise
-        self._metrics.commit_operations.observe(count)
-        recorded: list[OwnedOp] = []
-        locked: list[tuple[Op, _Group | None]] = []
-        for (op, group), result in zip(batch, results, strict=True):
-            if group is not None:
-                group.add(result)
-            elif isinstance(result, Fenced):
-                self._metrics.fenced.inc()
-            elif isinstance(result, StoreBusy):
-                locked.append((op, None))
-            elif isinstance(result, Exception):
-                self._metrics.bad_rows.inc()
-                _log.error("outbox.record_refused", op=type(op).__name__, error=str(result))
-            elif isinstance(op, OwnedOp):
-                recorded.append(op)
-        self._recorded(recorded)
+        self._metrics.commit_operations.observe(len(batch))
+        self._untold = list(zip(batch, results, strict=True))
+        locked = [
+            queued
+            for queued, result in self._untold
+            if isinstance(result, StoreBusy) and queued[1] is None
+        ]
         if locked:
             self._metrics.store_failures.inc()
             _log.warning("outbox.rows_locked", operations=len(locked), node=locked[0][0].node_id)
             self._queue.extendleft(reversed(locked))
         return not locked
 
-    def _failed(self, batch: list[tuple[Op, _Group | None]], error: StoreUnavailable) -> None:
+    def _tell(self) -> None:
+        """What came of the last batch that the store has taken."""
+        untold, self._untold = self._untold, []
+        recorded: list[OwnedOp] = []
+        for (op, group), result in untold:
+            if group is not None:
+                group.add(result)
+            elif isinstance(result, Fenced):
+                self._metrics.fenced.inc()
+            elif isinstance(result, Exception) and not isinstance(result, StoreBusy):
+                self._metrics.bad_rows.inc()
+                _log.error("outbox.record_refused", op=type(op).__name__, error=str(result))
+            elif isinstance(op, OwnedOp) and not isinstance(result, StoreBusy):
+                recorded.append(op)
+        self._recorded(recorded)
+
+    def _failed(self, batch: list[_Queued], error: StoreUnavailable) -> None:
         self._metrics.store_failures.inc()
         _log.warning("outbox.unavailable", error=str(error), operations=len(batch))
-        kept: list[tuple[Op, _Group | None]] = []
+        kept: list[_Queued] = []
         for item in batch:
             if item[1] is None:
                 kept.append(item)
