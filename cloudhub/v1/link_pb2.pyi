@@ -526,8 +526,10 @@ class DownstreamFrame(_message.Message):
     """The direct lane (NO-ACK messages): goes before every message of the acknowledged lane whose
     bytes are not yet in the socket.
     """
-    @_builtins.property
-    def message(self) -> _message_pb2.Message: ...
+    message: _builtins.bytes
+    """An encoded Message: it goes from the store to the link without being taken apart on the way. Where a
+    field stands twice, as protobuf allows, the last one counts.
+    """
     def __init__(
         self,
         *,
@@ -535,9 +537,9 @@ class DownstreamFrame(_message.Message):
         epoch: _builtins.int = ...,
         number: _builtins.int = ...,
         direct: _builtins.bool = ...,
-        message: _message_pb2.Message | None = ...,
+        message: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["direct", b"direct", "epoch", b"epoch", "link", b"link", "message", b"message", "number", b"number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...

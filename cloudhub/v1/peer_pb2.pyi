@@ -89,6 +89,8 @@ class HandedMessage(_message.Message):
     EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
     object_key: _builtins.str
     seq: _builtins.int
+    message: _builtins.bytes
+    """An encoded Message; its resource is the row's path, its traceparent the row's."""
     version: _builtins.str
     """Decimal; empty: none."""
     size_bytes: _builtins.int
@@ -98,16 +100,12 @@ class HandedMessage(_message.Message):
     accepted_at_ms: _builtins.int
     expires_at_ms: _builtins.int
     """0: never."""
-    @_builtins.property
-    def message(self) -> _message_pb2.Message:
-        """Its resource is the row's path, its traceparent the row's."""
-
     def __init__(
         self,
         *,
         object_key: _builtins.str = ...,
         seq: _builtins.int = ...,
-        message: _message_pb2.Message | None = ...,
+        message: _builtins.bytes = ...,
         version: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         priority: _builtins.int = ...,
@@ -116,7 +114,7 @@ class HandedMessage(_message.Message):
         accepted_at_ms: _builtins.int = ...,
         expires_at_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_at_ms", b"accepted_at_ms", "expires_at_ms", b"expires_at_ms", "is_answer", b"is_answer", "is_delete", b"is_delete", "message", b"message", "object_key", b"object_key", "priority", b"priority", "seq", b"seq", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...

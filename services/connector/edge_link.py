@@ -8,10 +8,12 @@ import asyncio
 from dataclasses import dataclass
 from typing import Protocol
 
+from google.protobuf.message import DecodeError
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.status import Status, StatusCode
 
 from cloudhub.v1 import link_pb2
+from cloudhub.v1.message_pb2 import Message
 from services.connector.admission import Identity
 from services.connector.close_codes import (
     BINARY_FRAME,
@@ -221,9 +223,14 @@ class EdgeLink:
 
     def send(self, frame: link_pb2.DownstreamFrame) -> None:
         """Queues a message for the edge; the caller pumps when it has queued all it has."""
-        state = self.state
+        state, metrics = self.state, self._tools.metrics
         assert state is not None
-        message, metrics = frame.message, self._tools.metrics
+        try:
+            message = Message.FromString(frame.message)
+        except DecodeError:
+            metrics.dropped.labels("downstream", "unreadable").inc()
+            self._queue(state, frame, b"", None)
+            return
         span: Span | None = None
         traceparent = ""
         if self._tools.tracing.enabled and is_sampled(message.traceparent):
@@ -249,10 +256,15 @@ class EdgeLink:
             if span:
                 span.set_status(Status(StatusCode.ERROR, str(error)))
             data = b""
+        self._queue(state, frame, data, span)
+
+    def _queue(
+        self, state: Link[Span], frame: link_pb2.DownstreamFrame, data: bytes, span: Span | None
+    ) -> None:
         accepted = state.send(frame.number, data, span, direct=frame.direct)
         if accepted is Accepted.QUEUED:
             return
-        metrics.dropped.labels("downstream", accepted.value).inc()
+        self._tools.metrics.dropped.labels("downstream", accepted.value).inc()
         if span:
             span.set_status(Status(StatusCode.ERROR, accepted.value))
             span.end()

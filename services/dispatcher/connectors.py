@@ -53,14 +53,14 @@ class ConnectorStream:
         self._wake.set()
 
     def send(
-        self, link: int, epoch: int, number: int, message: Message, *, direct: bool, traceparent: str = ""
+        self, link: int, epoch: int, number: int, body: bytes, *, direct: bool, traceparent: str = ""
     ) -> None:
-        """A message to the edge; `traceparent` replaces the message's own."""
-        batch = self._batch
-        frame = batch.downstream.add(link=link, epoch=epoch, number=number, direct=direct, message=message)
+        """An encoded message to the edge; `traceparent` replaces the message's own."""
         if traceparent:
-            frame.message.traceparent = traceparent
-        self._batch_bytes += len(message.content) + 256
+            body += Message(traceparent=traceparent).SerializeToString()  # the last value of a field counts
+        batch = self._batch
+        batch.downstream.add(link=link, epoch=epoch, number=number, direct=direct, message=body)
+        self._batch_bytes += len(body) + 64
         if len(batch.downstream) >= MOST_BATCH_FRAMES or self._batch_bytes >= MOST_BATCH_BYTES:
             self._seal()
         self._wake.set()

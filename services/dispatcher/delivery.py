@@ -245,7 +245,7 @@ class Delivery:
 
     def _send(self, session: NodeSession, action: Send) -> None:
         entry = action.entry
-        assert entry.message is not None, "the policy sends only messages whose body is here"
+        assert entry.body is not None, "the policy sends only messages whose body is here"
         if entry.traceparent and self._tracing.enabled and is_sampled(entry.traceparent):
             entry.delivered_as = self._tracing.record(
                 "deliver",
@@ -257,7 +257,7 @@ class Delivery:
             session.link,
             session.epoch,
             action.number,
-            entry.message,
+            entry.body,
             direct=False,
             traceparent=entry.delivered_as,
         )
@@ -279,7 +279,12 @@ class Delivery:
                 },
             )
         session.stream.send(
-            session.link, session.epoch, action.number, action.message, direct=True, traceparent=traceparent
+            session.link,
+            session.epoch,
+            action.number,
+            action.message.SerializeToString(),
+            direct=True,
+            traceparent=traceparent,
         )
         self._sent_direct.inc()
 
@@ -464,5 +469,5 @@ class Delivery:
             expires_at=expires_at,
             traceparent=row.traceparent,
             accepted_at_ms=row.accepted_at_ms,
-            message=row.message,
+            body=row.body,
         )

@@ -2,8 +2,6 @@
 
 from enum import IntEnum
 
-from cloudhub.v1.message_pb2 import Message
-
 
 class EntryState(IntEnum):
     """Where an entry stands within the present session."""
@@ -21,12 +19,12 @@ class Entry:
     __slots__ = (
         "accepted_at_ms",
         "attempts",
+        "body",
         "delivered_as",
         "expires_at",
         "is_answer",
         "is_delete",
         "key",
-        "message",
         "message_id",
         "path",
         "priority",
@@ -59,7 +57,7 @@ class Entry:
         expires_at: float | None = None,
         traceparent: str = "",
         accepted_at_ms: int = 0,
-        message: Message | None = None,
+        body: bytes | None = None,
     ) -> None:
         self.key = key
         self.seq = seq
@@ -75,7 +73,7 @@ class Entry:
         self.expires_at = expires_at
         self.traceparent = traceparent
         self.accepted_at_ms = accepted_at_ms  # wall clock, for figures only
-        self.message = message
+        self.body = body
         self.state = EntryState.PARKED if parked else EntryState.READY
         self.superseded = False
         # Records that say it is over or parked and are not durable yet.

@@ -3,7 +3,6 @@
 import heapq
 from collections.abc import Iterable
 
-from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.entry import Entry, EntryState
 from services.dispatcher.inflight import Window
 
@@ -43,9 +42,9 @@ class NodeQueue:
 
     def add(self, entry: Entry) -> None:
         """A message of a key that has none."""
-        if entry.message is not None:
+        if entry.body is not None:
             if self._held_bytes + entry.size_bytes > self._most_held_bytes:
-                entry.message = None
+                entry.body = None
             else:
                 self._held_bytes += entry.size_bytes
         self.entries[entry.key] = entry
@@ -78,12 +77,12 @@ class NodeQueue:
         entry.state = FETCHING
         self.fetching += 1
 
-    def fetched(self, entry: Entry, message: Message | None) -> None:
+    def fetched(self, entry: Entry, body: bytes | None) -> None:
         """Its body is here (or could not be had for now)."""
         self.fetching -= 1
         entry.state = READY
-        if message is not None:
-            entry.message = message
+        if body is not None:
+            entry.body = body
             self._held_bytes += entry.size_bytes
         self.push(entry)
 
@@ -152,9 +151,9 @@ class NodeQueue:
             self.window.remove(entry)
         elif entry.state == FETCHING:
             self.fetching -= 1
-        if entry.message is not None:
+        if entry.body is not None:
             self._held_bytes -= entry.size_bytes
-            entry.message = None
+            entry.body = None
 
     def _hold_path(self, entry: Entry) -> bool:
         """The entry keeps its place in its path until one more record is durable; False if it has none."""

@@ -141,17 +141,17 @@ class NodeDelivery:
         return self._pump(now, wall_ms)
 
     def bodies(
-        self, found: Iterable[tuple[str, int, Message | None]], now: float, wall_ms: int
+        self, found: Iterable[tuple[str, int, bytes | None]], now: float, wall_ms: int
     ) -> list[Action]:
         """The answer to Fetch; None for a message that has moved on (a hint about it follows)."""
-        for key, seq, message in found:
+        for key, seq, body in found:
             entry = self._queue.entries.get(key)
             if entry is None or entry.seq != seq or entry.state != FETCHING:
                 continue
-            if message is None:
+            if body is None:
                 self._drop(entry)
                 continue
-            self._queue.fetched(entry, message)
+            self._queue.fetched(entry, body)
         return self._pump(now, wall_ms)
 
     def fetch_failed(self, keys: Iterable[tuple[str, int]]) -> None:
@@ -384,7 +384,7 @@ class NodeDelivery:
             if entry.expires_at is not None and entry.expires_at <= now:
                 actions += self._finish(entry, "expired", wall_ms, "")
                 continue
-            if entry.message is None:
+            if entry.body is None:
                 full = queue.fetching >= window.most_messages
                 if full or (wanted and wanted_bytes + entry.size_bytes > window.most_bytes):
                     break
@@ -433,7 +433,7 @@ class NodeDelivery:
             return []
         entry.attempts += 1
         if entry.is_answer:
-            return [self._send(entry)] if entry.message is not None else []
+            return [self._send(entry)] if entry.body is not None else []
         count = Record(
             CountUnacknowledged(
                 self.node_id, self.epoch, entry.key, entry.seq, entry.message_id, entry.attempts, wall_ms

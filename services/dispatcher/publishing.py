@@ -127,7 +127,8 @@ class Publishing:
         `traceparent` is the call's own context; a message's own goes before it.
         """
         work = _Work()
-        fences = await self._deletion.end_sessions(requests) if any(map(node_to_delete, requests)) else {}
+        deletes_nodes = any(node_to_delete(request) is not None for request in requests)
+        fences = await self._deletion.end_sessions(requests) if deletes_nodes else None
         for request in requests:
             self._prepare(work, request, traceparent, fences)
         if work.lookups:
@@ -146,9 +147,11 @@ class Publishing:
 
     # -- checking ----------------------------------------------------------------------------------
 
-    def _prepare(self, work: _Work, request: pb.PublishRequest, call_context: str, fences: Fences) -> None:
+    def _prepare(
+        self, work: _Work, request: pb.PublishRequest, call_context: str, fences: Fences | None
+    ) -> None:
         context = request.message.traceparent or call_context
-        if span_context(context) is None:
+        if context and span_context(context) is None:
             context = ""  # malformed: as if there were none (W3C Trace Context, 3.2.2.3)
         item = _Request(None, pb.PublishResponse(message_id=request.message.id or new_id()))
         if self._tracing.enabled and (not context or is_sampled(context)):
@@ -168,8 +171,7 @@ class Publishing:
                 item.span.set_attribute("cloudhub.node.id", request.node_ids[0])
             context = traceparent_of(item.span)
         work.requests.append(item)
-        deleted = node_to_delete(request)
-        if deleted is not None:
+        if fences is not None and (deleted := node_to_delete(request)) is not None:
             self._prepare_deletion(work, item, request, deleted, fences)
             return
         checked = check_request(

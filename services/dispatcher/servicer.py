@@ -85,7 +85,7 @@ class DispatcherServicer(DispatcherServiceServicer):
                     break
                 published = group.create_task(self._publishing.publish(requests, traceparent))
                 await under_way.put(published)
-                if any(map(node_to_delete, requests)):
+                if any(node_to_delete(request) is not None for request in requests):
                     # It asks sessions first; what is published behind it belongs to the node's next life.
                     await asyncio.wait([published])
             await under_way.put(None)

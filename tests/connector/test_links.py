@@ -163,6 +163,21 @@ async def test_a_message_that_is_no_json_is_not_sent_and_holds_up_nothing(
     assert metric(app, "dropped_total", element="downstream", reason="invalid_json") == 1
 
 
+async def test_a_frame_whose_message_cannot_be_read_is_not_sent_and_holds_up_nothing(
+    app: ConnectorApp, peers: EdgePeers, dispatcher: LinkDispatcher
+) -> None:
+    async with peers.link() as peer:
+        spoilt = dispatcher.message(1, _message("bad"))
+        spoilt.message = b"\xff\xff"
+        dispatcher.send(link_pb2.DispatcherBatch(downstream=[spoilt]))
+        dispatcher.send_messages(1, _message("good"))
+        assert json.loads(await peer.recv())["header"]["msg_id"] == "good"
+        await dispatcher.until(
+            lambda: dispatcher.written and dispatcher.written[-1].acknowledged_through == 2
+        )
+    assert metric(app, "dropped_total", element="downstream", reason="unreadable") == 1
+
+
 async def test_a_probe_tells_how_long_the_link_is_silent(
     peers: EdgePeers, dispatcher: LinkDispatcher
 ) -> None:

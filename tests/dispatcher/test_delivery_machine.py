@@ -107,9 +107,9 @@ class DeliveryMachine(RuleBasedStateMachine):
         for action in actions:
             if isinstance(action, Send):
                 entry = action.entry
-                assert entry.message is not None
+                assert entry.body is not None
                 self.check_send(session, entry)
-                session.frames.append((action.number, entry.message, entry.version))
+                session.frames.append((action.number, Message.FromString(entry.body), entry.version))
             elif isinstance(action, Record):
                 self.queue.append((action.op, session))
             elif isinstance(action, Fetch):
@@ -152,6 +152,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         )
         publication = Publication(
             message=message,
+            body=message.SerializeToString(),
             acknowledged=True,
             key=uid,
             uid=uid,
@@ -269,15 +270,15 @@ class DeliveryMachine(RuleBasedStateMachine):
         if fails:
             session.policy.fetch_failed(wanted)
             return
-        found: list[tuple[str, int, Message | None]] = []
+        found: list[tuple[str, int, bytes | None]] = []
         for key, seq in wanted:
             row = self.rows.get(key)
             moved = row is None or row.seq != seq or row.state == RowState.SETTLED
             found.append((key, seq, None if moved or row is None else self.body(row)))
         self.perform(session, session.policy.bodies(found, self.now, self.wall_ms))
 
-    def body(self, row: ObjectRow) -> Message:
-        return self.publications[row.message_id].message
+    def body(self, row: ObjectRow) -> bytes:
+        return self.publications[row.message_id].body
 
     # -- rules: sessions ---------------------------------------------------------------------------
 
@@ -296,7 +297,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.events += ledger.events
         entries = [Delivery.entry(row, self.now, self.wall_ms) for row in loaded.rows]
         for entry in entries:
-            entry.message = None
+            entry.body = None
         self.perform(self.session, policy.loaded(entries, loaded.last_seq, self.now, self.wall_ms))
 
     @rule(chance=RARELY)

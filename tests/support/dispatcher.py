@@ -101,7 +101,11 @@ class ReadableStream(ConnectorStream):
 
     def frames(self) -> list[tuple[str, bool]]:
         """(message id, direct) of what was sent since the last call, in order."""
-        return [(frame.message.id, frame.direct) for batch in self.taken() for frame in batch.downstream]
+        return [
+            (Message.FromString(frame.message).id, frame.direct)
+            for batch in self.taken()
+            for frame in batch.downstream
+        ]
 
 
 class FakeSessions(SessionsClient):

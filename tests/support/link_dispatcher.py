@@ -81,7 +81,7 @@ class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
             epoch=self.epochs[link] if epoch is None else epoch,
             number=self._numbers[key],
             direct=direct,
-            message=message,
+            message=message.SerializeToString(),
         )
 
     def send_messages(self, link: int, *messages: message_pb2.Message, direct: bool = False) -> None:

@@ -56,6 +56,7 @@ def publication(
     )
     return Publication(
         message=message,
+        body=message.SerializeToString(),
         acknowledged=acknowledged,
         key=key or (f"answer:{chosen}" if is_answer else uid or path),
         uid=uid,
@@ -92,7 +93,7 @@ class MemoryOutbox:
         self.totals = Totals()
         self.nodes: dict[str, NodeRow] = {}
         self.objects: dict[str, dict[str, ObjectRow]] = {}
-        self.bodies_held: dict[tuple[str, str], Message] = {}
+        self.bodies_held: dict[tuple[str, str], bytes] = {}
         self.events: list[tuple[int, Event]] = []
         self.away = False
         self.bad_keys: set[str] = set()
@@ -153,21 +154,21 @@ class MemoryOutbox:
             self.nodes[node_id] = copy(ledger.nodes[node_id])
         for (node_id, key), change in ledger.changed_objects.items():
             row = copy(ledger.objects[node_id][key])
-            if change != Change.MARKED and row.message is None:
+            if change != Change.MARKED and row.body is None:
                 self.bodies_held.pop((node_id, key), None)
-            elif change != Change.MARKED and row.message is not None:
-                self.bodies_held[node_id, key] = row.message
-            row.message = None
+            elif change != Change.MARKED and row.body is not None:
+                self.bodies_held[node_id, key] = row.body
+            row.body = None
             self.objects.setdefault(node_id, {})[key] = row
         for node_id, key in ledger.removed_objects:
             self.objects.get(node_id, {}).pop(key, None)
             self.bodies_held.pop((node_id, key), None)
         self.events += [(self._event_ids.next(event.at_ms), event) for event in ledger.events]
 
-    async def bodies(self, wanted: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str, int], Message]:
+    async def bodies(self, wanted: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str, int], bytes]:
         """See `contract.Outbox.bodies`."""
         self._check()
-        found: dict[tuple[str, str, int], Message] = {}
+        found: dict[tuple[str, str, int], bytes] = {}
         for node_id, key, seq in wanted:
             row = self.objects.get(node_id, {}).get(key)
             body = self.bodies_held.get((node_id, key))

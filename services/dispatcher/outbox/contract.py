@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.records import Event, NodeRow, ObjectRow, Op, Result
 
 
@@ -38,7 +37,7 @@ class Outbox(Protocol):
         """
         ...
 
-    async def bodies(self, wanted: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str, int], Message]:
+    async def bodies(self, wanted: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str, int], bytes]:
         """Messages by (node, key, seq); those that have moved on are absent."""
         ...
 

@@ -324,7 +324,7 @@ class Ledger:
         row.expires_at_ms = expires_at_ms
         row.size_bytes = publication.size_bytes
         row.traceparent = publication.traceparent
-        row.message = message
+        row.body = publication.body
         self._count(node, 1, row.size_bytes)
         self._touch(row, op.at_ms, Change.ACCEPTED)
         self.used_ids[op.node_id, message.id] = (publication.key, publication.version)
@@ -368,7 +368,7 @@ class Ledger:
 
     def _clear(self, row: ObjectRow, reason: str, at_ms: int) -> None:
         row = self._own(row)
-        row.state, row.reason, row.message, row.expires_at_ms = RowState.SETTLED, reason, None, 0
+        row.state, row.reason, row.body, row.expires_at_ms = RowState.SETTLED, reason, None, 0
         if row.is_answer:
             self.removed_objects.add((row.node_id, row.key))
             self.changed_objects.pop((row.node_id, row.key), None)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
-from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.publication import Publication, Rejection
 
 
@@ -75,7 +74,7 @@ class ObjectRow:
     expires_at_ms: int = 0
     size_bytes: int = 0
     traceparent: str = ""
-    message: Message | None = None  # only in rows just accepted, and where bodies were asked for
+    body: bytes | None = None  # the encoded message, only in rows just accepted
 
 
 class Event(NamedTuple):

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.records import Event, EventKind, NodeRow, ObjectRow, RowState
 
 
@@ -17,7 +16,7 @@ def version_number(text: str | None) -> int | None:
     return None if text is None else int(text)
 
 
-def object_row(row: Sequence[Any], message: Message | None = None) -> ObjectRow:
+def object_row(row: Sequence[Any], body: bytes | None = None) -> ObjectRow:
     """From the columns of `delivery` in the order of `sql.DELIVERY_COLUMNS`."""
     return ObjectRow(
         row[0],
@@ -41,7 +40,7 @@ def object_row(row: Sequence[Any], message: Message | None = None) -> ObjectRow:
         row[18],
         row[19],
         row[20],
-        message,
+        body,
     )
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete,
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary
 from services.dispatcher.outbox.event_ids import EventIds, first_id_of
+from services.dispatcher.outbox.known_rows import KnownRows
 from services.dispatcher.outbox.ledger import Ledger, Needs, Quotas, Totals
 from services.dispatcher.outbox.records import Event, ObjectRow, Op, Result, RowState
 from services.dispatcher.outbox.rows import event_of, node_row, object_row
@@ -90,6 +91,7 @@ class SqlOutbox:
     quotas: Quotas
     totals: Totals = field(default_factory=Totals)
     _event_ids: EventIds = field(default_factory=EventIds)
+    _known: KnownRows | None = None
 
     async def open(self) -> None:
         """Reads the totals that the quotas are held against, and where the history goes on: a clock that
@@ -102,6 +104,7 @@ class SqlOutbox:
 
         self.totals, last_event = await self.store.read(read)
         self._event_ids = EventIds(last_event)
+        self._known = None if self.store.is_shared else KnownRows()
 
     async def refresh(self) -> None:
         """Reads the totals again where other processes change them too."""
@@ -130,7 +133,7 @@ class SqlOutbox:
         """The results, or what the database or its content has against one of the operations."""
         try:
             return await self._write(
-                lambda c, totals: apply_ops(c, ops, self.quotas, totals, self._event_ids)
+                lambda c, totals: apply_ops(c, ops, self.quotas, totals, self._event_ids, self._known)
             )
         except StoreRefused as error:
             return error
@@ -143,7 +146,7 @@ class SqlOutbox:
         def work(connection: Connection, totals: Totals) -> list[Result | StoreBusy]:
             held = lock_free_nodes(connection, {op.node_id for op in ops})
             free = [op for op in ops if op.node_id not in held]
-            results = iter(apply_ops(connection, free, self.quotas, totals, self._event_ids))
+            results = iter(apply_ops(connection, free, self.quotas, totals, self._event_ids, self._known))
             return [
                 StoreBusy(f"node {op.node_id} is locked by another transaction")
                 if op.node_id in held
@@ -162,27 +165,36 @@ class SqlOutbox:
         """One transaction, which counts on a copy of the totals; it may be run more than once, and others
         may end while it runs."""
 
-        def counted(connection: Connection) -> tuple[T, int, int]:
+        def counted(connection: Connection) -> tuple[T, int, int, int]:
+            number = self._known.begin() if self._known else 0
             before = self.totals
             trial = Totals(before.rows, before.bytes)
             result = work(connection, trial)
-            return result, trial.rows - before.rows, trial.bytes - before.bytes
+            return result, trial.rows - before.rows, trial.bytes - before.bytes, number
 
-        result, rows, size = await self.store.write(counted)
+        result, rows, size, number = await self.store.write(counted)
+        if self._known:
+            self._known.confirm(number)
         self.totals = Totals(self.totals.rows + rows, self.totals.bytes + size)
         return result
 
-    async def bodies(self, wanted: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str, int], Message]:
+    def _forget(self) -> None:
+        """Rows are about to be changed past the ledger."""
+        if self._known:
+            self._known.forget()
+
+    async def bodies(self, wanted: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str, int], bytes]:
         """See `contract.Outbox.bodies`."""
 
-        def read(connection: Connection) -> dict[tuple[str, str, int], Message]:
+        def read(connection: Connection) -> dict[tuple[str, str, int], bytes]:
             rows = _bodies_by_key.execute(connection, [pair[:2] for pair in wanted])
-            found: dict[tuple[str, str, int], Message] = {}
+            found: dict[tuple[str, str, int], bytes] = {}
             for node_id, key, seq, body in rows:
                 if body is None:
                     continue
                 try:
-                    found[node_id, key, seq] = Message.FromString(body)
+                    Message.FromString(body)  # a row that somebody spoilt must not reach the link
+                    found[node_id, key, seq] = body
                 except DecodeError:
                     _log.error("outbox.body_unreadable", node=node_id, object_key=key, seq=seq)
             return found
@@ -295,12 +307,12 @@ class SqlOutbox:
     async def _each_pending(self, node_id: str, key: str, change: Any, only: RowState | None = None) -> int:
         def work(connection: Connection, totals: Totals) -> int:
             needs = Needs({node_id}, set(), set(), set(), {node_id})
-            ledger = load_ledger(connection, needs, self.quotas, totals)
+            ledger = load_ledger(connection, needs, self.quotas, totals, self._known)
             rows = sorted(ledger.objects.get(node_id, {}).values(), key=lambda row: row.seq)
             chosen = [r for r in rows if (not key or r.key == key) and (only is None or r.state == only)]
             for row in chosen:
                 change(ledger, row)
-            write_ledger(connection, ledger, self._event_ids)
+            write_ledger(connection, ledger, self._event_ids, self._known)
             return len(chosen)
 
         return await self._write(work)
@@ -319,6 +331,7 @@ class SqlOutbox:
 
         def work(connection: Connection) -> int:
             connection.execute(select(node.c.node_id).where(node.c.node_id == node_id).with_for_update())
+            self._forget()
             return connection.execute(statement).rowcount
 
         return await self.store.write(work)
@@ -334,13 +347,13 @@ class SqlOutbox:
         def work(connection: Connection, totals: Totals) -> list[ObjectRow]:
             keys = {(row[0], row[1]) for row in connection.execute(due)}
             needs = Needs({node_id for node_id, _ in keys}, keys, set(), set(), set())
-            ledger = load_ledger(connection, needs, self.quotas, totals)
+            ledger = load_ledger(connection, needs, self.quotas, totals, self._known)
             rows = [row for rows in ledger.objects.values() for row in rows.values()]
             # Looked at again now that they are locked.
             ended = [r for r in rows if r.state != RowState.SETTLED and 0 < r.expires_at_ms <= at_ms]
             for row in ended:
                 ledger.end(row, "expired", at_ms)
-            write_ledger(connection, ledger, self._event_ids)
+            write_ledger(connection, ledger, self._event_ids, self._known)
             return ended
 
         return await self._write(work)
@@ -384,6 +397,7 @@ class SqlOutbox:
             tombstones = sorted(tuple(row) for row in connection.execute(old_tombstones))
             _delete_event.execute(connection, events)
             if tombstones:
+                self._forget()
                 connection.execute(
                     delete_tombstone, [{"_node_id": row[0], "_object_key": row[1]} for row in tombstones]
                 )

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, FromClause, Select, and_, false, literal, sel
 from sqlalchemy.dialects import postgresql
 
 from services.dispatcher.outbox.event_ids import EventIds
+from services.dispatcher.outbox.known_rows import KnownRows
 from services.dispatcher.outbox.ledger import Change, Ledger, Needs, Quotas, Totals, needs_of
 from services.dispatcher.outbox.records import NodeRow, ObjectRow, Op, Result
 from services.dispatcher.outbox.rows import (
@@ -119,12 +120,32 @@ def lock_free_nodes(connection: Connection, node_ids: Collection[str]) -> set[st
     return known - set(connection.execute(free).scalars())
 
 
-def load_ledger(connection: Connection, needs: Needs, quotas: Quotas, totals: Totals) -> Ledger:
+def load_ledger(
+    connection: Connection, needs: Needs, quotas: Quotas, totals: Totals, known: KnownRows | None
+) -> Ledger:
     """Everything the operations look at. Nodes are locked before their objects are read."""
     objects: defaultdict[str, dict[str, ObjectRow]] = defaultdict(dict)
-    nodes, fresh = lock_nodes(connection, needs.nodes) if needs.nodes else ({}, set())
+    nodes: dict[str, NodeRow] = {}
+    wanted_nodes: Collection[str] = needs.nodes
+    wanted_objects: Collection[tuple[str, str]] = needs.objects
+    fresh: set[str] = set()
+    if known is not None:
+        wanted_nodes, wanted_objects = [], []
+        for node_id in needs.nodes:
+            if (node_known := known.node(node_id)) is not None:
+                nodes[node_id] = node_known
+            else:
+                wanted_nodes.append(node_id)
+        for where in needs.objects:
+            if (object_known := known.object(where)) is not None:
+                objects[where[0]][where[1]] = object_known
+            else:
+                wanted_objects.append(where)
+    if wanted_nodes:
+        found, fresh = lock_nodes(connection, wanted_nodes)
+        nodes.update(found)
     for query, rows in (
-        (_deliveries_by_key, sorted(needs.objects)),
+        (_deliveries_by_key, sorted(wanted_objects)),
         (_deliveries_by_path, sorted(needs.paths)),
         (_deliveries_pending, [(node_id,) for node_id in sorted(needs.pending_of)]),
     ):
@@ -138,7 +159,9 @@ def load_ledger(connection: Connection, needs: Needs, quotas: Quotas, totals: To
     return Ledger(quotas, totals, nodes, objects, used_ids, fresh)
 
 
-def write_ledger(connection: Connection, ledger: Ledger, event_ids: EventIds) -> None:
+def write_ledger(
+    connection: Connection, ledger: Ledger, event_ids: EventIds, known: KnownRows | None
+) -> None:
     """Writes what changed, sorted by key so that concurrent transactions lock in one order."""
     wiped = [(node_id,) for node_id in sorted(ledger.wiped_nodes)]
     _wipe_delivery.execute(connection, wiped)
@@ -153,8 +176,7 @@ def write_ledger(connection: Connection, ledger: Ledger, event_ids: EventIds) ->
         row = ledger.objects[where[0]][where[1]]
         change = ledger.changed_objects[where]
         if change == Change.ACCEPTED:
-            body = row.message.SerializeToString() if row.message is not None else None
-            whole.append((*object_values(row), body))
+            whole.append((*object_values(row), row.body))
         elif change == Change.CLEARED:
             cleared.append((*cleared_values(row), *where))
         else:
@@ -170,14 +192,21 @@ def write_ledger(connection: Connection, ledger: Ledger, event_ids: EventIds) ->
     # Deleted, or made only to be locked.
     gone = (ledger.wiped_nodes | ledger.fresh_nodes) - ledger.changed_nodes
     _delete_node.execute(connection, [(node_id,) for node_id in sorted(gone)])
+    if known is not None:
+        known.keep(ledger)
 
 
 def apply_ops(
-    connection: Connection, ops: Sequence[Op], quotas: Quotas, totals: Totals, event_ids: EventIds
+    connection: Connection,
+    ops: Sequence[Op],
+    quotas: Quotas,
+    totals: Totals,
+    event_ids: EventIds,
+    known: KnownRows | None,
 ) -> list[Result]:
     """All operations, in order, in the caller's transaction."""
     listed = list(ops)
-    ledger = load_ledger(connection, needs_of(listed), quotas, totals)
+    ledger = load_ledger(connection, needs_of(listed), quotas, totals, known)
     results = [ledger.apply(op) for op in listed]
-    write_ledger(connection, ledger, event_ids)
+    write_ledger(connection, ledger, event_ids, known)
     return results

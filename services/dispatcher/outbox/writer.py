@@ -187,9 +187,7 @@ class OutboxWriter:
         self._metrics.commit_operations.observe(len(batch))
         self._untold = list(zip(batch, results, strict=True))
         locked = [
-            queued
-            for queued, result in self._untold
-            if isinstance(result, StoreBusy) and queued[1] is None
+            queued for queued, result in self._untold if isinstance(result, StoreBusy) and queued[1] is None
         ]
         if locked:
             self._metrics.store_failures.inc()

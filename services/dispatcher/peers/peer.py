@@ -48,7 +48,7 @@ def handed(row: ObjectRow) -> HandedMessage:
     return HandedMessage(
         object_key=row.key,
         seq=row.seq,
-        message=row.message,
+        message=row.body or b"",
         version="" if row.version is None else str(row.version),
         size_bytes=row.size_bytes,
         priority=row.priority,

@@ -4,9 +4,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1 import peer_pb2
+from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.peer_pb2_grpc import PeerServiceServicer
 from cloudhub.v1.sessions_pb2 import DispatcherPeer
 from services.dispatcher.delivery import Delivery
@@ -32,8 +34,11 @@ def check_relay(wanted: peer_pb2.RelaySubscription) -> tuple[list[str], int]:
 
 
 def accepted_row(node_id: str, handed: peer_pb2.HandedMessage) -> ObjectRow:
-    """The row that another dispatcher has committed."""
-    message = handed.message
+    """The row that another dispatcher has committed; InvalidRequest if its message cannot be read."""
+    try:
+        message = Message.FromString(handed.message)
+    except DecodeError as error:
+        raise InvalidRequest("hints.messages.message", f"should be an encoded Message: {error}") from error
     return ObjectRow(
         node_id,
         handed.object_key,
@@ -50,7 +55,7 @@ def accepted_row(node_id: str, handed: peer_pb2.HandedMessage) -> ObjectRow:
         expires_at_ms=handed.expires_at_ms,
         size_bytes=handed.size_bytes,
         traceparent=message.traceparent,
-        message=message,
+        body=handed.message,
     )
 
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
+from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox import schema
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, Outbox
 from services.dispatcher.outbox.ledger import Quotas, Totals
@@ -186,7 +187,7 @@ async def test_an_accepted_message_is_pending_with_all_that_was_said(outbox: Out
         size_bytes=300,
         traceparent="tp",
     )
-    assert await outbox.bodies([(NODE, "u1", 1)]) == {(NODE, "u1", 1): what.message}
+    assert await outbox.bodies([(NODE, "u1", 1)]) == {(NODE, "u1", 1): what.body}
 
 
 async def test_seqs_count_each_nodes_accepted_messages(outbox: Outbox) -> None:
@@ -436,7 +437,8 @@ async def test_answers_stay_when_their_session_changes_its_dispatcher(outbox: Ou
 async def test_bodies_of_messages_that_moved_on_are_absent(outbox: Outbox) -> None:
     await accepted(outbox, accept(publication(1)), accept(publication(2)))
     found = await outbox.bodies([(NODE, PATH, 1), (NODE, PATH, 2), (OTHER, PATH, 2), (NODE, "no", 1)])
-    assert {key: body.resource_version for key, body in found.items()} == {(NODE, PATH, 2): "2"}
+    versions = {key: Message.FromString(body).resource_version for key, body in found.items()}
+    assert versions == {(NODE, PATH, 2): "2"}
 
 
 # Operators
@@ -750,7 +752,8 @@ async def test_what_was_committed_is_there_without_a_close(tmp_path: Path) -> No
     survivor = await opened(f"sqlite:///{tmp_path / 'copy' / 'outbox.db'}")
     assert survivor.totals == outbox.totals == Totals(1, 100)
     assert await visible(survivor) == await visible(outbox)
-    assert (await survivor.bodies([(NODE, "a", 1)]))[NODE, "a", 1].id == "m1"
+    body = (await survivor.bodies([(NODE, "a", 1)]))[NODE, "a", 1]
+    assert Message.FromString(body).id == "m1"
     await survivor.store.close()
     await outbox.store.close()
 
@@ -815,7 +818,7 @@ async def test_a_row_that_cannot_be_read_harms_nothing_else(
     )
     assert isinstance(results[1], Accepted)
     found = await outbox.bodies([(NODE, "a", 1), (OTHER, "b", 2)])
-    assert found[OTHER, "b", 2].resource_version == "2"
+    assert Message.FromString(found[OTHER, "b", 2]).resource_version == "2"
     assert (NODE, "a", 1) not in found or column != "message"
 
 
@@ -1006,7 +1009,7 @@ def without_bodies(answer: object) -> object:
     if isinstance(answer, list):
         return [without_bodies(item) for item in answer]
     if isinstance(answer, Loaded):
-        return replace(answer, rows=[replace(row, message=None) for row in answer.rows])
+        return replace(answer, rows=[replace(row, body=None) for row in answer.rows])
     return answer
 
 

@@ -427,7 +427,7 @@ def test_an_expired_message_keeps_its_floor_and_is_told(book: Book) -> None:
     """C19."""
     row = book.accepts(publication(5, message_id="m1", expires_at_ms=NOW_MS + 5))
     book.expire(row)
-    assert (book.row().state, book.row().expires_at_ms, book.row().message) == (RowState.SETTLED, 0, None)
+    assert (book.row().state, book.row().expires_at_ms, book.row().body) == (RowState.SETTLED, 0, None)
     assert book.events("m1")[-1] == (EventKind.ENDED, "expired")
     assert book.ledger.totals == Totals(0, 0)
 

@@ -117,6 +117,37 @@ async def test_a_group_gets_its_results_in_order_over_several_transactions(desk:
     ]
 
 
+async def test_the_results_of_a_transaction_are_told_while_the_next_one_runs(desk: Desk) -> None:
+    told: list[GroupResults] = []
+    desk.outbox.is_held = True
+    desk.writer.submit([accept(publication(1, uid="a"))], collect(told))
+    await desk.begun()
+    desk.writer.submit([accept(publication(1, uid="b"))], collect(told))
+    desk.outbox.gate.release()
+    await desk.begun()
+    await asyncio.sleep(0)
+    assert [type(result) for (result,) in told] == [Accepted]
+
+
+async def test_what_is_durable_is_told_also_when_the_writer_is_stopped(desk: Desk) -> None:
+    told: list[GroupResults] = []
+
+    def stop_then_collect(results: GroupResults) -> None:
+        desk.task.cancel()
+        told.append(results)
+
+    desk.outbox.is_held = True
+    desk.writer.submit([accept(publication(1, uid="a"))], stop_then_collect)
+    await desk.begun()
+    desk.writer.submit([accept(publication(1, uid="b"))], collect(told))
+    desk.outbox.gate.release()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(desk.task, 5)
+    (first,), (second,) = told
+    assert isinstance(first, Accepted)
+    assert isinstance(second, Unavailable)
+
+
 async def test_an_empty_group_is_done_at_once(desk: Desk) -> None:
     assert await asyncio.wait_for(desk.writer.perform([]), 5) == []
     assert await asyncio.wait_for(desk.writer.load([]), 5) == []
