@@ -155,19 +155,23 @@ class ConnectorHello(_message.Message):
 
     CONNECTOR_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     connector_id: _builtins.str
     """Unique per process."""
     name: _builtins.str
     """The name people know it by, for example the pod's."""
+    address: _builtins.str
+    """host:port of its gRPC server."""
     def __init__(
         self,
         *,
         connector_id: _builtins.str = ...,
         name: _builtins.str = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connector_id", b"connector_id", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connector_id", b"connector_id", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,6 +18,7 @@ from services.connector.servicer import ConnectorAdminServicer
 from services.connector.settings import ConnectorSettings
 from services.connector.tls import server_context
 from services.connector.transfers import Transfers
+from services.runtime.advertising import advertised_address
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.logs import get_log
 from services.runtime.metrics import MetricsEndpoint
@@ -43,10 +44,10 @@ class ConnectorApp:
         context = server_context(
             settings.certificate, settings.private_key, settings.client_ca, clock.wall_ms()
         )
-        hello = link_pb2.ConnectorHello(
+        self._hello = link_pb2.ConnectorHello(
             connector_id=uuid.uuid4().hex, name=settings.name or socket.gethostname()
         )
-        self.dispatchers = Dispatchers(settings.dispatcher_entries(), hello, self, self.metrics)
+        self.dispatchers = Dispatchers(settings.dispatcher_entries(), self._hello, self, self.metrics)
         tools = LinkTools(loop, settings.link_limits(), self.metrics, tracing)
         self.links = Links(
             self.dispatchers,
@@ -121,6 +122,7 @@ class ConnectorApp:
     async def start(self, group: asyncio.TaskGroup) -> None:
         """Serves; the loops belong to `group`."""
         await self._rpc.start()
+        self._hello.address = self._settings.advertise or advertised_address(self._rpc.address)
         self._accepting = group.create_task(self.listener.run(), name="accept")
         self._loops = (
             group.create_task(self._keep_health(), name="health"),

@@ -18,7 +18,6 @@ from cloudhub.v1.link_pb2_grpc import add_LinkServiceServicer_to_server
 from cloudhub.v1.peer_pb2_grpc import add_PeerServiceServicer_to_server
 from cloudhub.v1.sessions_pb2 import DispatcherPeer, EndDirective
 from services.dispatcher.admin import DispatcherAdmin
-from services.dispatcher.advertising import advertised_address
 from services.dispatcher.anti_entropy import AntiEntropy
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.housekeeping import (
@@ -54,6 +53,7 @@ from services.dispatcher.stranded import Stranded
 from services.dispatcher.upstream.settings import UpstreamSettings
 from services.dispatcher.upstream.subscriptions import UpstreamServicer
 from services.dispatcher.upstream.upstream import Upstream
+from services.runtime.advertising import advertised_address
 from services.runtime.clock import SystemClock
 from services.runtime.errors import HubError, StartupError
 from services.runtime.ids import new_id

@@ -24,9 +24,10 @@ MOST_BATCH_BYTES = 4 * 1024 * 1024
 class ConnectorStream:
     """One attached connector. What queues here is bounded by the windows of its links."""
 
-    def __init__(self, connector_id: str, name: str) -> None:
+    def __init__(self, connector_id: str, name: str, address: str = "") -> None:
         self.connector_id = connector_id
         self.name = name
+        self.address = address
         # Filled by `openings` and `link_servicer`: link -> Opening or NodeSession.
         self.links: dict[int, Any] = {}
         self._full: list[DispatcherBatch] = []

@@ -82,7 +82,8 @@ class LinkServicer(LinkServiceServicer):
         found: dict[str, ConnectorLoad] = {}
         for stream in self._streams:
             load = found.setdefault(
-                stream.connector_id, ConnectorLoad(connector_id=stream.connector_id, name=stream.name)
+                stream.connector_id,
+                ConnectorLoad(connector_id=stream.connector_id, name=stream.name, address=stream.address),
             )
             load.links += sum(isinstance(link, NodeSession) for link in stream.links.values())
         return list(found.values())
@@ -109,7 +110,7 @@ class LinkServicer(LinkServiceServicer):
         first = await next_request(context)
         if first is None or not first.hello.connector_id:
             raise InvalidRequest("hello.connector_id", "the first batch must say which connector attaches")
-        stream = ConnectorStream(first.hello.connector_id, first.hello.name)
+        stream = ConnectorStream(first.hello.connector_id, first.hello.name, first.hello.address)
         stream.hello(self._id, self._name, self._lease_seconds)
         self._streams.add(stream)
         self._metrics.connectors.set(len(self._streams))

@@ -16,11 +16,6 @@ class DispatcherSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="CLOUDHUB_DISPATCHER_")
 
     listen: Address = Field("0.0.0.0:50051", description="HOST:PORT of the gRPC server")
-    advertise: Address | None = Field(
-        None,
-        description="HOST:PORT that other dispatchers and connectors reach it by; "
-        "none: the listen address, with an address of this machine if it listens on all of them",
-    )
     sessions: Replicas = Field(
         "127.0.0.1:50052",
         description="HOST:PORT of the sessions service, HOST standing for all its replicas; "

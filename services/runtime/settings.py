@@ -60,6 +60,11 @@ class ServiceSettings(BaseSettings):
     name: str = Field(
         "", description="name of this instance in logs, metrics and traces; empty: the host's name"
     )
+    advertise: Address | None = Field(
+        None,
+        description="HOST:PORT under which its gRPC server is announced to operators and other services; "
+        "none: the address it listens on, with an address of this machine if that is every address",
+    )
     metrics_listen: Address = Field("0.0.0.0:9464", description="HOST:PORT of the Prometheus endpoint")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level logged")
     log_format: Literal["auto", "json", "text"] = Field(

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from cloudhub.v1 import sessions_pb2_grpc
+from services.runtime.advertising import advertised_address
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.ids import new_id
 from services.runtime.logs import get_log
@@ -44,6 +45,8 @@ class SessionsApp:
     ) -> None:
         self._settings = settings
         self._name = settings.name or socket.gethostname()
+        # Where others reach it; known once it serves.
+        self._address = ""
         self._replica_id = f"{self._name}-{new_id()}"
         self._clock = clock or SystemClock()
         self._tracing = tracing
@@ -101,7 +104,7 @@ class SessionsApp:
             self.notices,
             self.metrics,
             self._clock,
-            lambda: Replica(self._replica_id, self._name, self._server.address),
+            lambda: Replica(self._replica_id, self._name, self._address),
             lease_seconds=settings.lease_seconds,
             event_retention_seconds=settings.event_retention_seconds,
             most_events=settings.most_events,
@@ -112,6 +115,7 @@ class SessionsApp:
         self.changes = FollowedChanges(registry, self.notices)
         await self._server.start()
         self._serves = True
+        self._address = settings.advertise or advertised_address(self._server.address)
         await self.reaper.check()
         log.info("service.started", address=self._server.address, metrics_port=self._endpoint.port)
 

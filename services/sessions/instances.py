@@ -54,7 +54,7 @@ def instances(
         for load in lease.connectors:
             known = connectors.get(load.connector_id)
             connectors[load.connector_id] = (
-                Instance("connector", load.connector_id, load.name, "", load.links, silence)
+                Instance("connector", load.connector_id, load.name, load.address, load.links, silence)
                 if known is None
                 else replace(
                     known,

@@ -172,6 +172,7 @@ class ConnectorLoad:
     connector_id: str
     name: str
     links: int
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)

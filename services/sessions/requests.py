@@ -133,6 +133,7 @@ def renewal(request: sessions_pb2.RenewLeaseRequest) -> Renewal:
             _check(f"connectors[{index}].connector_id", load.connector_id, check_instance_id),
             _text(f"connectors[{index}].name", load.name),
             load.links,
+            _text(f"connectors[{index}].address", load.address),
         )
         for index, load in enumerate(request.connectors)
     )

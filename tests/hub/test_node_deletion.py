@@ -4,14 +4,16 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1 import sessions_pb2
 from cloudhub.v1.message_pb2 import Message
-from services.runtime.rpc import error_reason
+from services.runtime.rpc import error_reason, open_channel
 from tests.support.certs import TestAuthority
 from tests.support.hub import RunningHub, request, running_hub
 from tests.support.processes import eventually
@@ -152,7 +154,8 @@ async def test_what_a_stream_publishes_behind_a_deletion_belongs_to_the_next_lif
 async def test_a_connectors_links_are_listed_with_the_hubs_processes(
     tmp_path: Path, authority: TestAuthority
 ) -> None:
-    """As operators see it: one of each, with the load that the dispatcher reported last."""
+    """As operators see it: one of each, with the load that the dispatcher reported last, at an address where
+    it serves."""
     short = {"lease_seconds": 1.5}
     async with running_hub(tmp_path, authority, sessions=short, dispatcher=short) as hub:
 
@@ -164,3 +167,9 @@ async def test_a_connectors_links_are_listed_with_the_hubs_processes(
             async with asyncio.timeout(10):
                 while await loads() != {"sessions": 0, "dispatcher": 2, "connector": 2}:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
+            listed = await hub.sessions_admin.ListInstances(sessions_pb2.ListInstancesRequest(), timeout=5)
+            for instance in listed.instances:
+                async with open_channel(instance.address) as channel:
+                    stub: Any = health_pb2_grpc.HealthStub(channel)
+                    answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING, instance

@@ -5,7 +5,9 @@ from services.sessions.presence import Sign
 from services.sessions.records import ConnectorLoad, Lease, Replica
 
 REPLICA = Replica("s1", "sessions-0", "127.0.0.1:50052", 4)
-D1 = Lease("d1", 7, False, "north", "127.0.0.1:1", 5, (ConnectorLoad("c1", "edge-north", 5),))
+D1 = Lease(
+    "d1", 7, False, "north", "127.0.0.1:1", 5, (ConnectorLoad("c1", "edge-north", 5, "10.0.0.7:50053"),)
+)
 D2 = Lease(
     "d2",
     9,
@@ -13,7 +15,7 @@ D2 = Lease(
     "south",
     "127.0.0.1:2",
     3,
-    (ConnectorLoad("c2", "edge-south", 1), ConnectorLoad("c1", "edge-north", 2)),
+    (ConnectorLoad("c2", "edge-south", 1), ConnectorLoad("c1", "edge-north", 2, "10.0.0.7:50053")),
 )
 SILENCE = {Sign("s1", 4): 0.5, Sign("d1", 7): 8.0, Sign("d2", 9): 1.0}
 
@@ -24,7 +26,7 @@ def test_every_process_is_shown_with_its_load_and_silence() -> None:
         Instance("sessions", "s1", "sessions-0", "127.0.0.1:50052", 0, 0.5),
         Instance("dispatcher", "d1", "north", "127.0.0.1:1", 5, 8.0),
         Instance("dispatcher", "d2", "south", "127.0.0.1:2", 3, 1.0),
-        Instance("connector", "c1", "edge-north", "", 7, 1.0),
+        Instance("connector", "c1", "edge-north", "10.0.0.7:50053", 7, 1.0),
         Instance("connector", "c2", "edge-south", "", 1, 1.0),
     ]
 

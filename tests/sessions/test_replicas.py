@@ -260,7 +260,9 @@ async def test_every_process_is_listed_at_every_replica(replicas: tuple[Replica,
             address="127.0.0.1:1",
             counter=1,
             sessions=7,
-            connectors=[pb.ConnectorLoad(connector_id="c1", name="edge-north", links=7)],
+            connectors=[
+                pb.ConnectorLoad(connector_id="c1", name="edge-north", links=7, address="10.0.0.7:50053")
+            ],
         )
     )
     assert [(peer.dispatcher_id, peer.address) for peer in renewed.dispatchers] == [("d1", "127.0.0.1:1")]
@@ -268,7 +270,7 @@ async def test_every_process_is_listed_at_every_replica(replicas: tuple[Replica,
         listed = await replica.admin.ListInstances(pb.ListInstancesRequest())
         shown = [(one.service, one.name, one.address, one.nodes) for one in listed.instances]
         assert sorted(shown) == [
-            ("connector", "edge-north", "", 7),
+            ("connector", "edge-north", "10.0.0.7:50053", 7),
             ("dispatcher", "north", "127.0.0.1:1", 7),
             ("sessions", "sessions-0", f"127.0.0.1:{one.app.port}", 0),
             ("sessions", "sessions-1", f"127.0.0.1:{two.app.port}", 0),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.dispatcher.advertising import advertised_address, chosen_address
+from services.runtime.advertising import advertised_address, chosen_address
 
 
 @pytest.mark.parametrize(
