@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Modules are compiled once, not anew by each of the many processes that these commands start.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: run test lint format protos bench chaos clean setup
 
 setup: $(READY)

@@ -244,7 +244,8 @@ class PostgresServer:
 
     def create_database(self, name: str, template: str = "template1") -> str:
         """Makes a database and gives back its URL."""
-        self.sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        # Copying files costs half of what writing them to the log does, and nobody uses the template.
+        self.sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy')
         return self.url(name)
 
     def run(self, program: str, arguments: Sequence[str]) -> str:
