@@ -5,11 +5,13 @@ import platform
 import sqlite3
 import statistics
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from demo.processes import ProcessFault
 
 _SYNCS = 50
 
@@ -68,10 +70,13 @@ class Usage:
 
 class Processes:
     """Reads the use of processes by name; of several under one name the sum, of the `families` with their
-    children's (a database server is one)."""
+    children's (a database server is one), those that have ended included.
+
+    Raises ProcessFault if one of the named processes has ended; their children may come and go.
+    """
 
     def __init__(self, pids: Mapping[str, Sequence[int]], families: Collection[str] = ("database",)) -> None:
-        self._processes = {name: [psutil.Process(pid) for pid in several] for name, several in pids.items()}
+        self._processes = {name: [_found(name, pid) for pid in several] for name, several in pids.items()}
         self._families = families
 
     def usage(self) -> Usage:
@@ -81,13 +86,36 @@ class Processes:
         for name, processes in self._processes.items():
             cpu[name], resident[name] = 0.0, 0
             for process in processes:
-                children = process.children() if name in self._families else []
-                for one in (process, *children):
-                    try:
-                        with one.oneshot():
-                            times = one.cpu_times()
-                            cpu[name] += times.user + times.system
-                            resident[name] += one.memory_info().rss
-                    except psutil.NoSuchProcess:
-                        continue  # a child that has just ended
+                for seconds, size in self._used(name, process):
+                    cpu[name] += seconds
+                    resident[name] += size
         return Usage(cpu, resident)
+
+    def _used(self, name: str, process: psutil.Process) -> Iterator[tuple[float, int]]:
+        """CPU seconds and resident bytes of a process and of each of its children, as far as they count."""
+        is_family = name in self._families
+        try:
+            children = process.children() if is_family else []
+            times = process.cpu_times()
+            reaped = times.children_user + times.children_system if is_family else 0.0
+            yield times.user + times.system + reaped, process.memory_info().rss
+        except psutil.NoSuchProcess:
+            raise _ended(name, process.pid) from None
+        for child in children:
+            try:
+                with child.oneshot():
+                    times = child.cpu_times()
+                    yield times.user + times.system, child.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue  # between the listing and here
+
+
+def _found(name: str, pid: int) -> psutil.Process:
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        raise _ended(name, pid) from None
+
+
+def _ended(name: str, pid: int) -> ProcessFault:
+    return ProcessFault(f"{name} (process {pid}) ended while it was measured; its log may say why")
