@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cloudhub.v1.sessions_pb2 import ConnectorLoad
 from services.dispatcher.delivery import MESSAGING, Delivery
 from services.dispatcher.lease import Lease
 from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.outbox.contract import SweepPlace
 from services.dispatcher.outbox.sql import SqlOutbox
 from services.dispatcher.peers.directory import Peers
 from services.dispatcher.sessions_client import SessionsClient
@@ -30,6 +31,8 @@ EXPIRE_INTERVAL = 5.0
 EXPIRE_GRACE_MS = 10_000
 SWEEP_INTERVAL = 60.0
 SWEEP_ROWS = 5_000
+# What one sweep looks at, of 256 nodes each; the next sweep goes on from there.
+SWEEP_STEPS = 100
 
 
 @dataclass(slots=True)
@@ -53,6 +56,7 @@ class Housekeeping:
     tombstone_seconds: float
     _sessions_answer: bool = False
     _store_answers: bool = False
+    _swept_to: SweepPlace = field(default_factory=SweepPlace)
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -136,5 +140,9 @@ class Housekeeping:
         now_ms = self.clock.wall_ms()
         events_before = now_ms - int(self.event_seconds * 1000)
         tombstones_before = now_ms - int(self.tombstone_seconds * 1000)
-        while await self.outbox.sweep(events_before, tombstones_before, SWEEP_ROWS) >= SWEEP_ROWS:
-            pass
+        place, steps = self._swept_to, 0
+        while steps < SWEEP_STEPS and not place.is_through:
+            swept = await self.outbox.sweep(events_before, tombstones_before, SWEEP_ROWS, place)
+            place = swept.place
+            steps += swept.rows < SWEEP_ROWS  # a backlog is worked off at once
+        self._swept_to = SweepPlace() if place.is_through else place

@@ -5,7 +5,7 @@ from copy import copy
 from dataclasses import replace
 
 from cloudhub.v1.message_pb2 import Message
-from services.dispatcher.outbox.contract import NodeFilter, NodeSummary
+from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, SweepPlace, Swept
 from services.dispatcher.outbox.event_ids import EventIds, first_id_of
 from services.dispatcher.outbox.ledger import Change, Ledger, Quotas, Totals
 from services.dispatcher.outbox.records import (
@@ -295,7 +295,9 @@ class MemoryOutbox:
         self._write(ledger)
         return due
 
-    async def sweep(self, events_before_ms: int, tombstones_before_ms: int, limit: int) -> int:
+    async def sweep(
+        self, events_before_ms: int, tombstones_before_ms: int, limit: int, place: SweepPlace
+    ) -> Swept:
         """See `contract.Outbox.sweep`."""
         self._check()
         still_pending = {
@@ -311,14 +313,20 @@ class MemoryOutbox:
             )
             return event_id < first_id_of(events_before_ms) and not is_kept
 
-        old = [item for item in self.events if is_old(*item)][:limit]
+        is_asked = place.events is not None
+        old = [item for item in self.events if is_asked and is_old(*item)][:limit]
         self.events = [item for item in self.events if item not in old]
         tombstones = [
             (row.node_id, row.key)
             for rows in self.objects.values()
             for row in rows.values()
-            if row.deleted and row.state == RowState.SETTLED and row.changed_at_ms < tombstones_before_ms
+            if place.tombstones is not None
+            and (row.deleted and row.state == RowState.SETTLED and row.changed_at_ms < tombstones_before_ms)
         ][:limit]
         for node_id, key in tombstones:
             del self.objects[node_id][key]
-        return len(old) + len(tombstones)
+        events_after, tombstones_after = (
+            after if len(rows) == limit else None
+            for rows, after in ((old, place.events), (tombstones, place.tombstones))
+        )
+        return Swept(len(old) + len(tombstones), SweepPlace(events_after, tombstones_after))

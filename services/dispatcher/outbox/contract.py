@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from services.dispatcher.outbox.records import Event, NodeRow, ObjectRow, Op, Result
 
@@ -23,6 +23,25 @@ class NodeFilter:
     prefix: str = ""
     only_parked: bool = False
     older_than_ms: int = 0
+
+
+class SweepPlace(NamedTuple):
+    """The nodes after which a sweep goes on, None where it has been through them all."""
+
+    events: str | None = ""
+    tombstones: str | None = ""
+
+    @property
+    def is_through(self) -> bool:
+        """Whether all nodes have been looked at."""
+        return self.events is None and self.tombstones is None
+
+
+class Swept(NamedTuple):
+    """What one step of a sweep came to: how many rows went, and where the next one goes on."""
+
+    rows: int
+    place: SweepPlace
 
 
 class Outbox(Protocol):
@@ -82,6 +101,8 @@ class Outbox(Protocol):
         """Ends up to `limit` messages whose time is over; the rows that ended."""
         ...
 
-    async def sweep(self, events_before_ms: int, tombstones_before_ms: int, limit: int) -> int:
-        """Deletes up to `limit` old events and as many old tombstones; how many rows went."""
+    async def sweep(
+        self, events_before_ms: int, tombstones_before_ms: int, limit: int, place: SweepPlace
+    ) -> Swept:
+        """Deletes up to `limit` old events and as many old tombstones of the next nodes after `place`."""
         ...

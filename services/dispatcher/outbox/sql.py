@@ -5,14 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete, func, select
+from sqlalchemy import ColumnElement, Connection, and_, case, func, select
 
 from cloudhub.v1.message_pb2 import Message
-from services.dispatcher.outbox.contract import NodeFilter, NodeSummary
-from services.dispatcher.outbox.event_ids import EventIds, first_id_of
+from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, SweepPlace, Swept
+from services.dispatcher.outbox.event_ids import EventIds
 from services.dispatcher.outbox.known_rows import KnownRows
 from services.dispatcher.outbox.ledger import Ledger, Needs, Quotas, Totals
 from services.dispatcher.outbox.records import Event, ObjectRow, Op, Result, RowState
+from services.dispatcher.outbox.retention import swept
 from services.dispatcher.outbox.rows import event_of, node_row, object_row
 from services.dispatcher.outbox.schema import delivery, delivery_event, node
 from services.dispatcher.outbox.transaction import (
@@ -25,7 +26,6 @@ from services.dispatcher.outbox.transaction import (
 from services.runtime.errors import StoreBusy, StoreRefused, StoreUnavailable
 from services.runtime.logs import get_log
 from services.runtime.rowsets import RowQuery
-from services.runtime.statements import delete_rows
 from services.runtime.store import Store
 
 T = TypeVar("T")
@@ -66,7 +66,6 @@ _last_seqs_by_node = RowQuery(
         wanted, node, node.c.node_id == wanted.c.node_id
     ),
 )
-_delete_event = delete_rows(delivery_event, ["node_id", "event_id"])
 _latest_event = (
     select(func.max(delivery_event.c.event_id))
     .where(delivery_event.c.node_id == node.c.node_id)
@@ -358,49 +357,12 @@ class SqlOutbox:
 
         return await self._write(work)
 
-    async def sweep(self, events_before_ms: int, tombstones_before_ms: int, limit: int) -> int:
+    async def sweep(
+        self, events_before_ms: int, tombstones_before_ms: int, limit: int, place: SweepPlace
+    ) -> Swept:
         """See `contract.Outbox.sweep`."""
-        event = delivery_event.c
-        # What is still pending keeps its acceptance, so that its message id stays known.
-        still_pending = (
-            select(delivery.c.node_id)
-            .where(
-                delivery.c.node_id == event.node_id,
-                delivery.c.object_key == event.object_key,
-                delivery.c.message_id == event.message_id,
-                delivery.c.state != 0,
+        return await self.store.write(
+            lambda connection: swept(
+                connection, events_before_ms, tombstones_before_ms, limit, place, self._forget
             )
-            .exists()
         )
-        old_events = (
-            select(event.node_id, event.event_id)
-            .where(event.event_id < first_id_of(events_before_ms), ~and_(event.kind == 1, still_pending))
-            .limit(limit)
-        )
-        is_old_tombstone = and_(
-            delivery.c.deleted.is_(True),
-            delivery.c.state == 0,
-            delivery.c.changed_at_ms < tombstones_before_ms,
-        )
-        old_tombstones = (
-            select(delivery.c.node_id, delivery.c.object_key).where(is_old_tombstone).limit(limit)
-        )
-        # With the condition again: one may have become an object anew since it was looked at.
-        delete_tombstone = delete(delivery).where(
-            delivery.c.node_id == bindparam("_node_id"),
-            delivery.c.object_key == bindparam("_object_key"),
-            is_old_tombstone,
-        )
-
-        def work(connection: Connection) -> int:
-            events = sorted(tuple(row) for row in connection.execute(old_events))
-            tombstones = sorted(tuple(row) for row in connection.execute(old_tombstones))
-            _delete_event.execute(connection, events)
-            if tombstones:
-                self._forget()
-                connection.execute(
-                    delete_tombstone, [{"_node_id": row[0], "_object_key": row[1]} for row in tombstones]
-                )
-            return len(events) + len(tombstones)
-
-        return await self.store.write(work)

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox import schema
-from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, Outbox
+from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, Outbox, SweepPlace
 from services.dispatcher.outbox.ledger import Quotas, Totals
 from services.dispatcher.outbox.records import (
     Accepted,
@@ -39,6 +39,7 @@ from services.dispatcher.outbox.records import (
     Settle,
     Stale,
 )
+from services.dispatcher.outbox.retention import NODES_PER_STEP
 from services.dispatcher.outbox.sql import SqlOutbox
 from services.dispatcher.publication import Rejection
 from services.runtime.errors import StoreUnavailable
@@ -596,13 +597,18 @@ async def test_expiry_is_bounded(outbox: Outbox) -> None:
     assert [len(await outbox.expire(NOW_MS + 1, 2)) for _ in range(4)] == [2, 2, 1, 0]
 
 
+async def swept(outbox: Outbox, events_before_ms: int, tombstones_before_ms: int, limit: int) -> int:
+    """The rows of the first step."""
+    return (await outbox.sweep(events_before_ms, tombstones_before_ms, limit, SweepPlace())).rows
+
+
 async def test_sweep_drops_old_events_and_old_tombstones(outbox: Outbox) -> None:
     await claim(outbox, 1)
     (result,) = await commit(outbox, accept(publication(1, uid="a", message_id="m1", is_delete=True)))
     await commit(outbox, settle(result, 1, NOW_MS + 1))
     await accepted(outbox, accept(publication(1, uid="b", message_id="m2")))
-    assert await outbox.sweep(NOW_MS, NOW_MS + 1, 10) == 0
-    assert await outbox.sweep(NOW_MS + 10, NOW_MS + 2, 10) == 3
+    assert await swept(outbox, NOW_MS, NOW_MS + 1, 10) == 0
+    assert await swept(outbox, NOW_MS + 10, NOW_MS + 2, 10) == 3
     assert await outbox.find(NODE, "", "a") is None
     assert await kinds(outbox, "m1") == []
     # What is still pending keeps its acceptance, so that its message id stays known.
@@ -617,7 +623,7 @@ async def test_sweep_keeps_floors_and_pending_deletes(outbox: Outbox) -> None:
         outbox, accept(publication(5, uid="a")), accept(publication(1, uid="b", is_delete=True))
     )
     await commit(outbox, settle(results[0], 1))
-    await outbox.sweep(NOW_MS + 10**9, NOW_MS + 10**9, 100)
+    await swept(outbox, NOW_MS + 10**9, NOW_MS + 10**9, 100)
     (stale,) = await commit(outbox, accept(publication(4, uid="a")))
     assert isinstance(stale, Stale)
     assert [row.key for row in await outbox.pending(NODE, 0, 10)] == ["b"]
@@ -628,7 +634,45 @@ async def test_sweep_is_bounded(outbox: Outbox) -> None:
         outbox,
         *(Event(NODE, EventKind.REJECTED, NOW_MS, f"m{n}", reason="X") for n in range(5)),
     )
-    assert [await outbox.sweep(NOW_MS + 10, 0, 2) for _ in range(4)] == [2, 2, 1, 0]
+    assert [await swept(outbox, NOW_MS + 10, 0, 2) for _ in range(4)] == [2, 2, 1, 0]
+
+
+async def test_a_sweep_comes_through_all_nodes_step_by_step(outbox: Outbox) -> None:
+    """Nodes that nothing is known of but their history included; what is young stays, of every node."""
+    nodes = [f"edge-{number:04}" for number in range(2 * NODES_PER_STEP + 1)]
+    for at_ms in (NOW_MS, NOW_MS + 100):
+        await commit(outbox, *(Event(node, EventKind.REJECTED, at_ms, "m1", reason="X") for node in nodes))
+    place, rows = SweepPlace(), []
+    while not place.is_through:
+        step = await outbox.sweep(NOW_MS + 50, 0, 1000, place)
+        place = step.place
+        rows.append(step.rows)
+    assert sum(rows) == len(nodes)
+    assert [len(await outbox.history(node, "m1", "", 10)) for node in (nodes[0], nodes[300], nodes[-1])] == [
+        1,
+        1,
+        1,
+    ]
+
+
+async def test_a_step_of_a_sweep_looks_at_some_nodes_only(open_outbox: Opener) -> None:
+    outbox = await open_outbox()
+    nodes = [f"edge-{number:04}" for number in range(NODES_PER_STEP + 2)]
+    await commit(outbox, *(Event(node, EventKind.REJECTED, NOW_MS, "m1", reason="X") for node in nodes))
+    one = await outbox.sweep(NOW_MS + 1, 0, 1000, SweepPlace())
+    assert one == (NODES_PER_STEP, SweepPlace(nodes[NODES_PER_STEP - 1], None))
+    assert await outbox.sweep(NOW_MS + 1, 0, 1000, one.place) == (2, SweepPlace(None, None))
+    # What came to be behind it waits for the next round.
+    await commit(outbox, Event(nodes[0], EventKind.REJECTED, NOW_MS, "m2", reason="X"))
+    assert (await outbox.sweep(NOW_MS + 1, 0, 1000, one.place)).rows == 0
+
+
+async def test_a_step_that_removed_as_much_as_it_may_goes_on_where_it_was(open_outbox: Opener) -> None:
+    outbox = await open_outbox()
+    await commit(outbox, *(Event(NODE, EventKind.REJECTED, NOW_MS, f"m{n}", reason="X") for n in range(3)))
+    one = await outbox.sweep(NOW_MS + 1, 0, 2, SweepPlace())
+    assert one == (2, SweepPlace("", None))
+    assert await outbox.sweep(NOW_MS + 1, 0, 2, one.place) == (1, SweepPlace(None, None))
 
 
 # Questions
@@ -981,7 +1025,9 @@ steps: st.SearchStrategy[Step] = st.one_of(
         lambda args: named_step(f"resync {args}", lambda outbox: outbox.resync(*args))
     ),
     at.map(lambda now: named_step(f"expire {now}", lambda outbox: expired_keys(outbox, now))),
-    st.tuples(at, at).map(lambda args: named_step(f"sweep {args}", lambda outbox: outbox.sweep(*args, 1000))),
+    st.tuples(at, at).map(
+        lambda args: named_step(f"sweep {args}", lambda outbox: swept(outbox, *args, 1000))
+    ),
 )
 
 

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from sqlalchemy import Connection, text
 
-from services.dispatcher.outbox.contract import NodeFilter
+from services.dispatcher.outbox.contract import NodeFilter, SweepPlace
 from services.dispatcher.outbox.ledger import Quotas, Totals
 from services.dispatcher.outbox.records import (
     Accepted,
@@ -310,7 +310,7 @@ async def test_a_tombstone_that_became_an_object_anew_is_not_swept(outboxes: lis
     publisher.store = delayed = DelayedStore(publisher.store, 0.3)
     created = asyncio.create_task(commit(publisher, accept(publication(6), at_ms=NOW_MS + 1)))
     await delayed.worked.wait()
-    await sweeper.sweep(NOW_MS, NOW_MS + 1000, 100)
+    await sweeper.sweep(NOW_MS, NOW_MS + 1000, 100, SweepPlace())
     await created
     (row,) = await sweeper.pending(NODE, 0, 10)
     assert (row.version, row.deleted) == (6, False)
