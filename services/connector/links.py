@@ -70,8 +70,8 @@ class Links:
         self._connect_spans: dict[int, Span] = {}
         self._numbers = count(1)
         self.accepting = True
-        # Who is told of every end; the composition root sets it.
-        self.on_over: Callable[[int], None] = lambda _: None
+        # Who is told of every end, with the reason and in words; the composition root sets it.
+        self.on_over: Callable[[EdgeLink, link_pb2.CloseReason.ValueType, str], None] = lambda *_: None
 
     def __len__(self) -> int:
         return len(self._links)
@@ -215,7 +215,7 @@ class Links:
         """edge_link.LinkOwner: tells the dispatcher, the log, the metrics and the trace."""
         del self._links[link.number]
         link.tell_end(reason, detail)
-        self.on_over(link.number)
+        self.on_over(link, reason, detail)
         name = reason_name(reason)
         if link.state is None:
             self._end_connect_span(link, 0, "peer_gone", detail)

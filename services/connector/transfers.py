@@ -3,6 +3,7 @@ when nobody does (docs/architecture.md). No link is closed for the want of a dis
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass
 
 from cloudhub.v1 import link_pb2
 from services.connector.edge_link import EdgeLink, LinkStream, LinkTools
@@ -22,10 +23,22 @@ _BACKOFF = Backoff(0.25, 5.0, jitter=0.5)
 _BETTER_PER_SECOND = 100.0
 _LOOK_AT = 1000
 _TICK_SECONDS = 0.05
+# Ends of links that are kept for the next dispatcher.
+_MOST_UNTOLD = 20_000
 # A link without a dispatcher is closed after so long without a byte: twice a dispatcher's default keepalive,
 # since nobody is there who knows what the edge is held to.
 _SILENT_SECONDS = 90.0
 _SILENCE_CHECK_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Untold:
+    """A link that ended without a dispatcher."""
+
+    announcement: link_pb2.LinkAnnouncement
+    epoch: int
+    reason: link_pb2.CloseReason.ValueType
+    detail: str
 
 
 class Transfers:
@@ -39,6 +52,8 @@ class Transfers:
         self._moves = Moves(verdict_seconds, _MOST_ASKED)
         # Links that a better dispatcher may have come for, not looked at yet.
         self._unsettled: deque[int] = deque()
+        # At the bound the oldest goes: its session ends by its lease.
+        self._untold: deque[_Untold] = deque(maxlen=_MOST_UNTOLD)
         self._better = TokenBucket(_BETTER_PER_SECOND, _BETTER_PER_SECOND / 10, tools.loop.time())
         self._silence_at = tools.loop.time()
         self._wake = asyncio.Event()
@@ -76,9 +91,13 @@ class Transfers:
         self._moves.want(link.number)
         self._wake.set()
 
-    def link_over(self, number: int) -> None:
-        """The link has ended."""
-        self._moves.forget(number)
+    def link_over(self, link: EdgeLink, reason: link_pb2.CloseReason.ValueType, detail: str) -> None:
+        """The link has ended. If no dispatcher is there to hear of it, the next one does, which ends its
+        session: else that would last until its dispatcher's lease, or more, is over."""
+        self._moves.forget(link.number)
+        if link.state is not None and link.stream is None and link.candidate is None:
+            self._untold.append(_Untold(link.announcement(), link.epoch, reason, detail))
+            self._wake.set()
 
     def verdict(self, stream: LinkStream, link: EdgeLink, verdict: link_pb2.LinkVerdict) -> None:
         """The answer to a transfer. Grants count by their epochs: the highest is the registry's last word,
@@ -114,6 +133,7 @@ class Transfers:
         self._look_for_better(now)
         for number in self._moves.take_due():
             self._ask(number, now)
+        self._tell_ends()
         if now >= self._silence_at:
             self._silence_at = now + _SILENCE_CHECK_SECONDS
             self._close_silent(now)
@@ -137,6 +157,18 @@ class Transfers:
             link.candidate = candidate
             candidate.outgoing.transfer(link.announcement(), link.epoch)
             self._moves.asked(number, candidate.address, now)
+
+    def _tell_ends(self) -> None:
+        """The session goes to a dispatcher as that of a link that moves, and ends there at once."""
+        while self._untold:
+            one = self._untold[0]
+            stream = self._streams.best(one.announcement.node_id)
+            if stream is None or stream.congested:
+                return  # until the dispatchers change, or the next step
+            stream.outgoing.transfer(one.announcement, one.epoch)
+            stream.outgoing.end(one.announcement.link, 0, one.reason, one.detail)
+            self._untold.popleft()
+            self._count("ended")
 
     def _rest(self, number: int) -> None:
         link = self._links.get(number)

@@ -109,7 +109,8 @@ class Openings:
         later: list[Opening] = []
         while self._waiting and len(batch) < MOST_PER_BATCH:
             opening = self._waiting.popleft()
-            if opening.gone:
+            # A link that had a session and ended is taken over all the same: somebody has to end that.
+            if opening.gone and not (opening.former_epoch and opening.ended):
                 continue
             if opening.announcement.node_id in batch:
                 later.append(opening)

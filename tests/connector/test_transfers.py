@@ -339,3 +339,44 @@ async def test_the_links_of_a_lost_dispatcher_ask_in_portions(
         assert metric(pair.app, "links") == 8
         for peer in peers:
             await peer.close()
+
+
+async def test_a_link_that_ends_without_a_dispatcher_is_told_to_the_next_one(two: TwoDispatchers) -> None:
+    """C8: `disconnected` need not wait for a lease. In one batch with its transfer, which has its number."""
+    async with two.running() as pair:
+        for dispatcher in (pair.present, pair.other):
+            dispatcher.hold_hello = True
+            dispatcher.end_stream()
+        await poll(lambda: not pair.app.dispatchers.attached)
+        await pair.edge.close()
+        await poll(lambda: metric(pair.app, "links") == 0)
+        pair.other.hold_hello = False
+        asked = await pair.other.asked()
+        assert (asked.link.link, asked.link.node_id, asked.epoch) == (1, "edge-1", 101)
+        await pair.other.until(lambda: pair.other.ended)
+        assert (pair.other.ended[0].link, pair.other.ended[0].epoch) == (1, 0)
+        assert pair.other.ended[0].reason == link_pb2.CLOSE_REASON_EDGE_CLOSED
+
+
+async def test_at_the_bound_the_oldest_end_is_forgotten(
+    two: TwoDispatchers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its session ends by its lease."""
+    monkeypatch.setattr(transfers, "_MOST_UNTOLD", 2)
+    async with two.running() as pair:
+        more = [await pair.peers.open(f"edge-{number}") for number in (2, 3)]
+        await poll(lambda: metric(pair.app, "links") == 3)
+        for dispatcher in (pair.present, pair.other):
+            dispatcher.hold_hello = True
+            dispatcher.end_stream()
+        await poll(lambda: not pair.app.dispatchers.attached)
+        for left, edge in ((2, pair.edge), (1, more[0]), (0, more[1])):
+            await edge.close()
+            await links_left(pair, left)
+        pair.other.hold_hello = False
+        await pair.other.until(lambda: len(pair.other.ended) == 2)
+        assert [end.link for end in pair.other.ended] == [2, 3]
+
+
+async def links_left(pair: Pair, count: int) -> None:
+    await poll(lambda: metric(pair.app, "links") == count)

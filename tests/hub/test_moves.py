@@ -10,7 +10,11 @@ from unittest import mock
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1 import sessions_pb2
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub
-from cloudhub.v1.link_pb2 import CLOSE_REASON_CONNECTOR_LOST, CLOSE_REASON_EVICTED
+from cloudhub.v1.link_pb2 import (
+    CLOSE_REASON_CONNECTOR_LOST,
+    CLOSE_REASON_EDGE_CLOSED,
+    CLOSE_REASON_EVICTED,
+)
 from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.sessions_pb2_grpc import SessionsServiceStub
 from services.connector.dispatcher_stream import DispatcherStream
@@ -332,3 +336,23 @@ async def test_while_the_store_is_away_a_link_stays_without_harm_and_moves_when_
         await edge.answer(await edge.next())
         await hub.until_state("edge-1", "uid-cm1", pb.DELIVERY_STATE_ACKNOWLEDGED)
         assert hub.metric("sessions", "opens_total", outcome="opened") == 1
+
+
+async def test_an_edge_that_leaves_while_there_is_no_dispatcher_is_told_by_the_next_one(
+    tmp_path: Path, authority: TestAuthority
+) -> None:
+    """C8, C37: the reason is the link's, the slot is free, `disconnected` comes long before any lease is
+    over."""
+    async with running_hub(tmp_path, authority) as hub:
+        edge = await hub.open_edge()
+        await hub.session("edge-1")
+        await hub.dispatcher.stop()
+        await edge.connection.close()
+        await eventually(lambda: not hub.connector.app.links)
+        await hub.dispatcher.start()
+        async with hub.subscriber("edgecontroller") as subscriber:
+            closed = await hub.until_session("edge-1", lambda one: one.state == CLOSED)
+            assert closed.close_reason == CLOSE_REASON_EDGE_CLOSED
+            operations = [(await subscriber.next()).message.operation for _ in range(2)]
+            assert operations == ["connected", "disconnected"]
+        assert hub.metric("dispatcher", "sessions") == 0
