@@ -208,7 +208,7 @@ async def running_app(
         )
         peer_metrics = PeerMetrics(registry)
         own = DispatcherPeer(dispatcher_id=dispatcher_id, name=name)
-        peers = Peers(own, upstream.relays, peer_metrics, clock)
+        peers = Peers(own, upstream.relays, peer_metrics, clock, upstream.all_arrived)
         handover = Handover(peers, sessions, clock, peer_metrics)
         delivery.elsewhere = handover.changed
         limits = PublishLimits(settings.content_most_bytes, settings.answer_seconds)

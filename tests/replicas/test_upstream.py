@@ -11,6 +11,8 @@ import pytest
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.message_pb2 import Message
 from edge.node import EdgeAgent
+from services.dispatcher.peers import directory
+from services.dispatcher.peers.peer import Peer
 from services.dispatcher.upstream.upload_keeper import UploadKeeper
 from services.dispatcher.upstream.uploads import RELEASED
 from tests.support.certs import TestAuthority
@@ -94,6 +96,35 @@ async def test_a_request_is_answered_error_only_if_no_dispatcher_has_a_subscribe
         await eventually(lambda: not hub[1].serves("edgecontroller"))
         await edge.send("query", "default/secret/s", source="metamanager", sync=True)
         assert (await edge.next())["route"]["operation"] == "error"
+
+
+async def test_a_request_just_after_a_start_waits_for_the_relays_of_the_others(
+    tmp_path: Path, databases: Databases, authority: TestAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C32, C39: a dispatcher that has just started does not say that nobody serves what others serve."""
+    opened, keep_relay = asyncio.Event(), Peer._keep_relay
+
+    async def keep_late_relay(self: Peer) -> None:
+        await opened.wait()
+        await keep_relay(self)
+
+    monkeypatch.setattr(directory, "ARRIVAL_SECONDS", 30.0)
+    async with (
+        running_replicas(tmp_path, databases, authority) as hub,
+        hub[0].subscriber("edgecontroller") as cloud,
+    ):
+        await hub.stop_replica(hub[1])
+        monkeypatch.setattr(Peer, "_keep_relay", keep_late_relay)
+        await hub.start_replica(hub[1])
+        async with hub[1].edge() as edge:
+            asked = await edge.send("query", "default/configmap/cm1", source="metamanager", sync=True)
+            await eventually(lambda: hub[1].metric("upstream_received_total", route="module") == 1)
+            opened.set()
+            await hub.acquainted()
+            while (got := await cloud.take())[-1].message.operation != "query":
+                pass
+            assert got[-1].message.id == asked
+            assert hub[1].metric("upstream_answered_total", answer="no_subscriber") == 0
 
 
 async def test_order_per_node_holds_with_subscribers_at_two_dispatchers(

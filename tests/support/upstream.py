@@ -308,6 +308,7 @@ async def open_hub(
     started: bool = True,
     unreadable: bool = False,
     holder: str = "dispatcher-0",
+    is_shared: bool = False,
 ) -> AsyncIterator[Hub]:
     """An upstream half over the database in `folder`.
 
@@ -329,7 +330,7 @@ async def open_hub(
         store=store,
         uploads=uploads,
         holder=holder,
-        is_shared=False,
+        is_shared=is_shared,
         clock=clock or SystemClock(),
         tracing=tracing or Tracing(None, "dispatcher"),
         registry=registry,

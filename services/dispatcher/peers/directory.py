@@ -3,11 +3,12 @@
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from cloudhub.v1.dispatcher_pb2 import NodeOutcome, Outcome
 from cloudhub.v1.peer_pb2 import DirectMessage
 from cloudhub.v1.sessions_pb2 import DispatcherPeer
+from services.dispatcher.peers.arrivals import Arrivals
 from services.dispatcher.peers.locations import Locations
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.peers.peer import Peer
@@ -18,12 +19,23 @@ from services.runtime.logs import get_log
 
 _log = get_log(__name__)
 
+# Just after a start; a peer that does not come within so long is as good as away.
+ARRIVAL_SECONDS = 3.0
+
 
 class Peers:
     """A `Peer` per other dispatcher with a lease. `run` must be awaited by the owner."""
 
-    def __init__(self, own: DispatcherPeer, relays: Relays, metrics: PeerMetrics, clock: Clock) -> None:
+    def __init__(
+        self,
+        own: DispatcherPeer,
+        relays: Relays,
+        metrics: PeerMetrics,
+        clock: Clock,
+        arrived: Callable[[], None] = lambda: None,
+    ) -> None:
         self.own = own
+        self._arrivals = Arrivals(own.dispatcher_id, arrived, ARRIVAL_SECONDS)
         self.locations = Locations()
         # The last list of all dispatchers with a lease, and when it came on the monotonic clock.
         self.listed: frozenset[str] = frozenset()
@@ -55,6 +67,7 @@ class Peers:
             return
         self.listed = frozenset(one.dispatcher_id for one in dispatchers)
         self.listed_at = self._clock.monotonic()
+        self._arrivals.listed(self.listed)
         for dispatcher_id in self._peers.keys() - listed.keys():
             self._gone.append(self._peers.pop(dispatcher_id))
         for one in listed.values():
@@ -63,7 +76,8 @@ class Peers:
         self._changed.set()
 
     def introduced(self, dispatcher: DispatcherPeer) -> None:
-        """It called here: it has a lease that the last list did not show yet."""
+        """It called here, and its relay is served: it may have a lease that the last list did not show."""
+        self._arrivals.attached(dispatcher.dispatcher_id)
         if dispatcher.dispatcher_id and dispatcher.address:
             self._add(dispatcher)
             self._metrics.known.set(len(self._peers))
@@ -79,6 +93,7 @@ class Peers:
         """Keeps a running task per peer until cancelled."""
         tasks: dict[Peer, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._arrivals.run(), name="arrivals")
             while True:
                 await self._changed.wait()
                 self._changed.clear()

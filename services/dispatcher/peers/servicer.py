@@ -116,8 +116,8 @@ class PeerServicer(PeerServiceServicer):
         modules, credit = check_relay(wanted)
         heard = wanted.number
         caller = DispatcherPeer(dispatcher_id=wanted.dispatcher_id, name=wanted.name, address=wanted.address)
-        self._peers.introduced(caller)
         subscriber_id, wake = upstream.subscribe(modules, credit, is_relay=True)
+        self._peers.introduced(caller)
         _log.info("relay.opened", modules=modules, dispatcher=wanted.dispatcher_id, subscriber=subscriber_id)
 
         def handle(request: peer_pb2.RelayRequest) -> None:

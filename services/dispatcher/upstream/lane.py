@@ -1,6 +1,7 @@
 """The queue of one node's messages for one module. No I/O."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from services.dispatcher.upstream.parcel import Parcel
 
@@ -73,6 +74,10 @@ class Lane:
         """At the front. A parcel that a subscriber has seen is not merged any more."""
         self._waiting[parcel.number] = parcel
         self._waiting.move_to_end(parcel.number, last=False)
+
+    def waiting(self) -> Iterable[Parcel]:
+        """Those that wait, in order."""
+        return self._waiting.values()
 
     def pop(self) -> Parcel:
         """The first one."""

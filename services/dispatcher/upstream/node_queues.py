@@ -390,6 +390,20 @@ class NodeQueues:
             self._leave_line(lane)
             self._forget_if_empty(lane)
 
+    def drop_unserved_requests(self) -> list[Parcel]:
+        """Takes out the synchronous requests of modules that have no subscriber; gives them back."""
+        found = [
+            parcel
+            for module in self._modules.values()
+            if not module.subscribers
+            for lane in module.lanes.values()
+            for parcel in lane.waiting()
+            if parcel.kind is Kind.MESSAGE and parcel.message.sync
+        ]
+        for parcel in found:
+            self._drop(parcel)
+        return found
+
     def _forget_if_empty(self, lane: Lane) -> None:
         if not len(lane) and not lane.held:
             del self._modules[lane.module].lanes[lane.node_id]

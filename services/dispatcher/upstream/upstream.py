@@ -99,6 +99,8 @@ class Upstream:
         self._done: list[str] = []
         self._some_done = asyncio.Event()
         self._wakes: dict[int, asyncio.Event] = {}
+        # A dispatcher that shares its work has to hear first what the others' subscribers want.
+        self._knows_who_serves = not is_shared
         self._relaying: set[int] = set()  # subscribers that are other dispatchers
         self.uploads = UploadKeeper(
             links=self,
@@ -165,9 +167,8 @@ class Upstream:
                 raise ValueError(f"{type(route).__name__} is the link's to handle")
 
     def _to_module(self, module: str, node_id: str, epoch: int, message: Message, size_bytes: int) -> None:
-        if message.sync and not self._queues.is_served(module):
-            self.metrics.answered.labels("no_subscriber").inc()
-            self.reply(node_id, epoch, message, "error", f"nobody serves module {module} now")
+        if message.sync and not self._queues.is_served(module) and self._knows_who_serves:
+            self._answer_unserved(module, node_id, epoch, message, message.resource)
             return
         self._spans.received(message, module, node_id, epoch)
         key = merge_key(message)
@@ -175,6 +176,21 @@ class Upstream:
         message.resource = f"node/{node_id}/{resource}"
         self._put(Parcel(module, node_id, epoch, message, size_bytes, Kind.MESSAGE, resource, key))
         self._wake()
+
+    def _answer_unserved(
+        self, module: str, node_id: str, epoch: int, message: Message, resource: str
+    ) -> None:
+        self.metrics.answered.labels("no_subscriber").inc()
+        self._reply(node_id, epoch, message, resource, "error", f"nobody serves module {module} now")
+
+    def all_arrived(self) -> None:
+        """Just after a start others may serve what nobody serves here, and so requests wait; now those are
+        here, and the requests that still nobody serves are answered so."""
+        self._knows_who_serves = True
+        for parcel in self._queues.drop_unserved_requests():
+            self._answer_unserved(
+                parcel.module, parcel.node_id, parcel.epoch, parcel.message, parcel.resource
+            )
 
     def _answer_ca(self, node_id: str, epoch: int, message: Message) -> None:
         if self._cluster_ca is None:

@@ -182,6 +182,37 @@ async def test_a_synchronous_request_that_nobody_serves_is_answered_at_once(tmp_
         assert hub.metric("waiting") == 0
 
 
+async def test_just_after_a_start_requests_wait_for_what_other_dispatchers_serve(tmp_path: Path) -> None:
+    """C32, C39: in the order of their node; those that nobody serves are answered then."""
+    async with open_hub(tmp_path, is_shared=True) as hub:
+        for message_id in ("q1", "q2"):
+            hub.receive("edge-1", 5, request(message_id))
+            hub.receive("edge-1", 5, request(f"twin-{message_id}", source="twin"))
+        assert hub.edge.answers == []
+        assert hub.metric("waiting") == 4
+        async with hub.subscriber("devicecontroller") as cloud:
+            got = await cloud.take(2)
+            assert [one.message.id for one in got] == ["twin-q1", "twin-q2"]
+            hub.upstream.all_arrived()
+        assert [answer.parent_id for _, _, answer in hub.edge.answers] == ["q1", "q2"]
+        (_, _, message) = hub.edge.answers[0]
+        assert (message.source, message.operation, message.resource) == (*ANSWER, "default/secret/s")
+        assert hub.metric("waiting") == 0
+        hub.receive("edge-1", 5, request("q3"))
+        assert hub.edge.answers[-1][2].parent_id == "q3"
+
+
+async def test_reports_that_nobody_serves_go_on_waiting_when_all_have_arrived(tmp_path: Path) -> None:
+    async with open_hub(tmp_path, is_shared=True) as hub:
+        hub.receive("edge-1", 5, report("p1", "Running"))
+        hub.receive("edge-1", 5, request("q1"))
+        hub.upstream.all_arrived()
+        assert hub.metric("waiting") == 1
+        async with hub.subscriber("edgecontroller") as cloud:
+            (delivery,) = await cloud.take(1)
+            assert delivery.message.id.startswith("p1")
+
+
 async def test_a_synchronous_request_goes_to_its_subscriber(tmp_path: Path) -> None:
     async with open_hub(tmp_path) as hub, hub.subscriber("edgecontroller") as cloud:
         hub.receive("edge-1", 5, request("q1"))
