@@ -494,7 +494,7 @@ class Refusal(_message.Message):
     reason: Global___RefusalReason.ValueType
     detail: _builtins.str
     retry_after_seconds: _builtins.float
-    """When to try again; 0: no advice."""
+    """When to try again; 0: the connector gives its own advice."""
     close_reason: Global___CloseReason.ValueType
     """NOT_NEWEST: why the session ended, so that the link is closed with that reason."""
     def __init__(

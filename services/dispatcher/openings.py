@@ -26,7 +26,8 @@ from services.runtime.tracing import trace_id_of
 _log = get_log(__name__)
 
 MOST_PER_BATCH = 512
-RETRY_AFTER_SECONDS = 5.0
+# The connector says when to come back, as it is told by its own settings.
+AS_THE_CONNECTOR_SAYS = 0.0
 
 
 class Opening:
@@ -89,7 +90,10 @@ class Openings:
             self._refuse(opening, link_pb.REFUSAL_REASON_FORBIDDEN, fault, 0.0)
         elif self.draining:
             self._refuse(
-                opening, link_pb.REFUSAL_REASON_UNAVAILABLE, "the dispatcher is stopping", RETRY_AFTER_SECONDS
+                opening,
+                link_pb.REFUSAL_REASON_UNAVAILABLE,
+                "the dispatcher is stopping",
+                AS_THE_CONNECTOR_SAYS,
             )
         else:
             self._waiting.append(opening)
@@ -305,7 +309,7 @@ class Openings:
         counter.labels(verdict).inc()
 
     def _unavailable(self, opening: Opening, detail: str) -> None:
-        self._refuse(opening, link_pb.REFUSAL_REASON_UNAVAILABLE, detail, RETRY_AFTER_SECONDS)
+        self._refuse(opening, link_pb.REFUSAL_REASON_UNAVAILABLE, detail, AS_THE_CONNECTOR_SAYS)
 
     def _refuse(
         self,

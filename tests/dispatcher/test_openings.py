@@ -190,8 +190,21 @@ async def test_without_sessions_a_transfer_is_unavailable_and_leaves_nothing() -
     async with taking() as there:
         there.sessions.away = True
         there.ask()
-        assert (await there.verdict()).refusal.reason == pb.REFUSAL_REASON_UNAVAILABLE
+        refusal = (await there.verdict()).refusal
+        assert refusal.reason == pb.REFUSAL_REASON_UNAVAILABLE
+        assert refusal.retry_after_seconds == 0, "when to come back is the connector's to say"
         assert there.stream.links == {}
+
+
+async def test_a_link_that_ended_before_its_transfer_is_taken_over_and_ended() -> None:
+    """C8: else nobody would tell of its end before its former dispatcher's lease is over."""
+    async with taking() as there:
+        opening = there.ask()
+        opening.gone, opening.ended = True, pb.CLOSE_REASON_EDGE_CLOSED
+        await eventually(lambda: there.sessions.closed, 5, "the registry is told")
+        assert there.sessions.closed == [("edge-1", 101, pb.CLOSE_REASON_EDGE_CLOSED)]
+        assert there.delivery.sessions == {}
+        assert [one for batch in there.stream.taken() for one in batch.verdicts] == []
         assert len(there.delivery.sessions) == len(there.stranded) == 0
 
 
