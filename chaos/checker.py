@@ -12,7 +12,7 @@ from chaos.messages import (
     uploads_lost,
     uploads_out_of_order,
 )
-from chaos.sessions import double_sessions, limit_overruns, moves, not_one_session
+from chaos.sessions import double_sessions, fenced_writes, limit_overruns, moves, not_one_session
 
 
 @dataclass(slots=True)
@@ -37,6 +37,8 @@ class Verdict:
     lost: list[str] = field(default_factory=list)
     stale_overwrites: list[str] = field(default_factory=list)
     double_sessions: list[str] = field(default_factory=list)
+    fenced_writes: list[str] = field(default_factory=list)
+    """What the store took from sessions that were no longer their node's."""
     limit_overruns: list[str] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
     """More processes' resources, sessions or rows at the end than there should be."""
@@ -52,6 +54,7 @@ class Verdict:
             "lost": self.lost,
             "stale overwrites": self.stale_overwrites,
             "double sessions": self.double_sessions,
+            "fenced writes": self.fenced_writes,
             "limit overruns": self.limit_overruns,
             "left over": self.left_over,
             "wrongly refused": self.refused,
@@ -80,7 +83,7 @@ def judge(history: History, node_ids: list[str]) -> Verdict:
     for fault in history.faults:
         reconnects[fault.kind] += fault.reconnects
         if fault.recovered_at is not None:
-            took = fault.recovered_at - fault.at
+            took = max(0.0, fault.recovered_at - fault.at)
             recoveries[fault.kind] = max(took, recoveries.get(fault.kind, 0.0))
     wrong_end = not_newest(history.publishes, held, history.waiting)
     return Verdict(
@@ -104,6 +107,7 @@ def judge(history: History, node_ids: list[str]) -> Verdict:
             *double_sessions(history.registry, history.changes, history.links),
             *not_one_session(node_ids, history.final_sessions, history.final_links),
         ],
+        fenced_writes=fenced_writes(history.writes),
         limit_overruns=limit_overruns(history.registry, history.limit_total),
         left_over=[*_left_over(history.counts), *history.unclean],
         refused=refused_wrongly(history.publishes),

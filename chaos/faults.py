@@ -2,24 +2,43 @@
 
 import asyncio
 import signal
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from chaos.fleets import FleetProcess
+from chaos.publisher import Publisher
 from chaos.schedule import DATABASE, EDGES, Fault, FaultKind
 from chaos.standby import DatabasePair
+from chaos.wires import DispatcherWires
 from demo.hub import Hub, Instance
 from demo.processes import ProcessFault
 
 MOST_STARTS = 5
 CUT_SECONDS = 0.6
 """Until a fleet has obeyed and says so."""
+FILL_SECONDS = 0.6
+"""Until each node has several messages in flight."""
+QUIET_SECONDS = 0.15
+"""Until a dispatcher that hears nothing has written what it heard before."""
+DEAF_SECONDS = 0.3
+"""Until a dispatcher that woke has done what was due."""
 
 
 class Faults:
     """`unclean` has a sentence for each process that died unasked, or did not end when it was told to."""
 
-    def __init__(self, hub: Hub, fleets: list[FleetProcess], database: DatabasePair | None) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        fleets: list[FleetProcess],
+        publishers: list[Publisher],
+        wires: Sequence[DispatcherWires],
+        database: DatabasePair | None,
+    ) -> None:
         self._hub = hub
         self._fleets = fleets
+        self._publishers = publishers
+        self._wires = wires
         self._database = database
         self._starting: set[Instance] = set()
         self.unclean: list[str] = []
@@ -60,6 +79,9 @@ class Faults:
             finally:
                 child.signal(signal.SIGCONT)
             return
+        if fault.kind is FaultKind.OVERTAKE:
+            await self._overtake(fault.replica, fault.hold_seconds)
+            return
         if fault.kind is FaultKind.DRAIN:
             if not await instance.stop():
                 self.unclean.append(f"{instance.name} did not end by itself when it was told to")
@@ -68,6 +90,42 @@ class Faults:
         await asyncio.sleep(fault.hold_seconds)
         self._starting.add(instance)
         await instance.launch()
+
+    async def _overtake(self, replica: int, hold_seconds: float) -> None:
+        """Freezes a dispatcher, has some of its links move to another one that has just come, and has it
+        wake with whole streams and without a word of that: what it sent before is due to be sent again (the
+        edges of one fleet are frozen too), and answers are to be stored. Nothing keeps that from counting
+        but the comparison of epochs."""
+        silent, *_ = self._fleets
+        following = (replica + 1) % len(self._hub.dispatchers)
+        owner, newcomer = self._hub.dispatchers[replica], self._hub.dispatchers[following]
+        own_wires, new_wires = self._wires[replica], self._wires[following]
+        await newcomer.child.kill()
+        self._starting.add(newcomer)
+        with ExitStack() as undo:
+            door = new_wires.from_connectors
+            door.hold()
+            undo.callback(door.release)
+            await newcomer.launch()
+            # Both connectors are at the door: once it opens, links move within milliseconds.
+            await door.until_kept(len(self._hub.connectors))
+            await newcomer.serving()
+            for publisher in self._publishers:
+                publisher.avoid(owner.address)
+                undo.callback(publisher.avoid, "")
+            silent.pause()
+            undo.callback(silent.go_on)
+            await asyncio.sleep(FILL_SECONDS)
+            own_wires.hold()
+            undo.callback(own_wires.release)
+            # Frozen within a transaction it would keep the rows that the newcomer has to claim.
+            await asyncio.sleep(QUIET_SECONDS)
+            owner.child.signal(signal.SIGSTOP)
+            undo.callback(owner.child.signal, signal.SIGCONT)
+            door.release()
+            await asyncio.sleep(hold_seconds)
+            owner.child.signal(signal.SIGCONT)
+            await asyncio.sleep(DEAF_SECONDS)
 
     async def mend(self, fault: Fault) -> None:
         """Brings back what a fault left missing or lopsided, so that the next one finds it whole."""

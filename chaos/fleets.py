@@ -88,6 +88,14 @@ class FleetProcess:
         """Ends what `leave` began."""
         self._fleet_or_fail().heal()
 
+    def pause(self) -> None:
+        """Stops the process where it is; its links stay up."""
+        self._fleet_or_fail().child.signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Ends what `pause` began."""
+        self._fleet_or_fail().child.signal(signal.SIGCONT)
+
     async def kill(self) -> None:
         """kill -9."""
         self._fleet_or_fail().child.signal(signal.SIGKILL)

@@ -136,6 +136,16 @@ class LinksSample(msgspec.Struct, frozen=True):
     links: list[LinkSeen]
 
 
+class SessionWrite(msgspec.Struct, frozen=True):
+    """Something that a session had written into its node's history: an attempt, an acknowledgement, ..."""
+
+    node_id: str
+    epoch: int
+    kind: str
+    """What it wrote, in the words of the history."""
+    message_id: str
+
+
 class Count(msgspec.Struct, frozen=True):
     """Something counted when all is quiet, and how much of it there may be."""
 
@@ -150,6 +160,7 @@ class FaultDone(msgspec.Struct, frozen=True):
     kind: str
     target: str
     at: float
+    """From when the recovery counts: the fault, or its end where nobody else could do the target's work."""
     recovered_at: float | None
     reconnects: int = 0
     """Links that were opened anew until then."""
@@ -170,6 +181,8 @@ class History(msgspec.Struct):
     changes: list[SessionSeen] = []
     """Live sessions as WatchSessions told their changes, whoever was asked."""
     links: list[LinksSample] = []
+    writes: list[SessionWrite] = []
+    """Of each node in the order of its history: the first, and each that has another epoch than the last."""
     final_sessions: list[SessionSeen] = []
     final_links: list[LinkSeen] = []
     uploads_confirmed: dict[str, list[int]] = {}

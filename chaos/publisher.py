@@ -18,7 +18,7 @@ from cloudhub.v1.message_pb2 import Message
 from demo.manifests import Versions
 from services.runtime.rpc import open_channel
 
-ANSWER_SECONDS = 3.0
+ANSWER_SECONDS = 1.5
 ROUNDS_PER_STREAM = 15
 """Then another dispatcher has its turn."""
 OWN_OBJECTS = 6
@@ -77,6 +77,7 @@ class Publisher:
         self._own = [_Object(f"{name}-{number}", is_shared=False) for number in range(OWN_OBJECTS)]
         self._shared = [_Object(f"shared-{number}", is_shared=True) for number in range(SHARED_OBJECTS)]
         self._stopping = False
+        self._avoided = ""
         self.history: list[Publish] = []
         self.accepted = 0
         self.broken_calls = 0
@@ -84,6 +85,10 @@ class Publisher:
     def stop(self) -> None:
         """The round at work is the last one."""
         self._stopping = True
+
+    def avoid(self, dispatcher: str) -> None:
+        """Goes to others than this one from the next round on; empty: to all again."""
+        self._avoided = dispatcher
 
     async def run(self, pause_seconds: float) -> None:
         """Publishes until stopped and answered; cancelled, what is open is taken down as unknown."""
@@ -96,12 +101,14 @@ class Publisher:
             try:
                 while waiting or not self._stopping:
                     turn = (turn + 1) % len(channels)
+                    if self._dispatchers[turn] == self._avoided:
+                        continue
                     stub: Any = DispatcherServiceStub(channels[turn])
                     call = stub.PublishStream()
                     try:
                         for _ in range(ROUNDS_PER_STREAM):
                             waiting = waiting or self._round()
-                            if not waiting:
+                            if not waiting or self._dispatchers[turn] == self._avoided:
                                 break
                             async with asyncio.timeout(ANSWER_SECONDS):
                                 await self._exchange(call, waiting)

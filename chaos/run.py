@@ -19,10 +19,12 @@ from chaos.schedule import Stage, schedule
 from chaos.settings import ChaosSettings
 from chaos.standby import DatabasePair
 from chaos.subscriber import Subscriber
+from chaos.wires import running_wires
+from chaos.writes import session_writes
 from demo.databases import Databases, Engine, sqlite_databases
 from demo.hub import Hub, running_hub
 from demo.manifests import Versions
-from demo.ports import choose_ports
+from demo.ports import HOST, choose_ports
 from edge.certificates import create_node_certificates, create_server_certificate
 
 LOOK_SECONDS = 0.2
@@ -55,20 +57,35 @@ class ChaosRun:
         await asyncio.to_thread(create_node_certificates, certificates, everybody)
         async with AsyncExitStack() as stack:
             database, databases = await self._databases(stack)
-            hub = await stack.enter_async_context(
-                running_hub(
-                    *(settings.data, certificates, choose_ports(settings.replicas), databases),
-                    flags=settings.hub_flags,
+            ports = choose_ports(settings.replicas)
+            wires = await stack.enter_async_context(
+                running_wires(
+                    [f"{HOST}:{replica.dispatcher}" for replica in ports],
+                    [f"{HOST}:{replica.sessions}" for replica in ports],
                 )
             )
+            flags = settings.hub_flags
+            flags["connector"] += ["--dispatchers", ",".join(one.from_connectors.address for one in wires)]
+            for number, one in enumerate(wires, 1):
+                replicas = ",".join(wire.address for wire in one.to_sessions)
+                flags[f"dispatcher-{number}"] = [
+                    "--sessions",
+                    replicas,
+                    "--advertise",
+                    one.from_peers.address,
+                ]
+            hub = await stack.enter_async_context(
+                running_hub(*(settings.data, certificates, ports, databases), flags=flags)
+            )
             scene = self._scene(hub)
-            faults = Faults(hub, scene.fleets, database)
+            faults = Faults(hub, scene.fleets, scene.publishers, wires, database)
             for fleet in (*scene.fleets, scene.guests):
                 stack.push_async_callback(fleet.stop)
             await self._work(scene, faults)
             for instance in reversed(hub.instances):
                 if not await instance.stop():
                     faults.unclean.append(f"{instance.name} did not end by itself at the end")
+            self.history.writes = await session_writes(databases.dispatcher)
             self.history.unclean += [*faults.unclean, *_tracebacks(settings.data / "logs")]
 
     def _tell(self, text: str) -> None:
@@ -181,16 +198,20 @@ class ChaosRun:
             if clock.now() >= end:
                 return
             self._tell(str(fault))
-            started, opened = clock.now(), scene.links_opened
+            opened = scene.links_opened
             async with asyncio.TaskGroup() as group:
-                group.create_task(faults.inject(fault), name=str(fault))
+                injected = group.create_task(faults.inject(fault), name=str(fault))
                 group.create_task(_contend(scene.guests), name="guests")
-                recovered_at = await self._recovered(started, scene, usual_pending)
+                if not fault.leaves_others(settings.replicas):
+                    # Nobody can do that work meanwhile, so the time for the recovery begins then.
+                    await injected
+                counts_from = clock.now()
+                recovered_at = await self._recovered(counts_from, scene, usual_pending)
             # What was ended or paused is back: that must break nothing either.
             if recovered_at is not None and not await self._recovered(clock.now(), scene, usual_pending):
                 recovered_at = None
             reconnects = scene.links_opened - opened
-            done = FaultDone(fault.name, faults.target_of(fault), started, recovered_at, reconnects)
+            done = FaultDone(fault.name, faults.target_of(fault), counts_from, recovered_at, reconnects)
             self.history.faults.append(done)
             self._tell(_told(done))
             await faults.all_up()

@@ -17,6 +17,9 @@ class FaultKind(StrEnum):
     """SIGSTOP for longer than a lease, then SIGCONT."""
     DRAIN = "drain"
     """SIGTERM: it must end by itself; then started again."""
+    OVERTAKE = "overtake"
+    """SIGSTOP and SIGCONT, for less than a lease; meanwhile links move to another replica that has just come,
+    and when it wakes it does not hear of that for a while."""
     CUT = "cut"
     """Every link of an edge fleet is dropped at once."""
     RESTART = "restart"
@@ -27,6 +30,8 @@ class FaultKind(StrEnum):
 
 SERVICES = ("sessions", "dispatcher", "connector")
 EDGES = "edges"
+EARLY = 3
+"""An `overtake` is among the first so many faults."""
 DATABASE = "database"
 
 
@@ -48,6 +53,10 @@ class Fault:
         """As the table counts it."""
         return f"{self.kind.value} {self.target}"
 
+    def leaves_others(self, replicas: int) -> bool:
+        """Whether somebody else can do the target's work until the fault is undone."""
+        return self.target in SERVICES and replicas > 1 and self.kind is not FaultKind.OVERTAKE
+
     def __str__(self) -> str:
         return f"{self.kind.value} of {self.target} {self.replica + 1} for {self.hold_seconds:.1f} s"
 
@@ -64,11 +73,17 @@ class Stage:
 
 
 def schedule(seed: int, stage: Stage) -> Iterator[Fault]:
-    """Faults without end. Every kind comes once, in an order of chance, before any comes again."""
+    """Faults without end. Every kind comes once, in an order of chance, before any comes again; an `overtake`
+    is among the first."""
     chance = random.Random(seed)
+    overtake = (FaultKind.OVERTAKE, "dispatcher")
     while True:
         deck = _deck(stage)
         chance.shuffle(deck)
+        if overtake in deck:
+            # Every run is to have it, also one too short for all kinds.
+            deck.remove(overtake)
+            deck.insert(chance.randrange(EARLY), overtake)
         for kind, target in deck:
             count = {EDGES: stage.fleets, DATABASE: 1}.get(target, stage.replicas)
             yield Fault(
@@ -83,6 +98,8 @@ def schedule(seed: int, stage: Stage) -> Iterator[Fault]:
 def _deck(stage: Stage) -> list[tuple[FaultKind, str]]:
     kinds = (FaultKind.KILL, FaultKind.PAUSE, FaultKind.LONG_PAUSE, FaultKind.DRAIN)
     deck = [(kind, service) for service in SERVICES for kind in kinds]
+    if stage.replicas > 1:
+        deck += [(FaultKind.OVERTAKE, "dispatcher")]
     deck += [(FaultKind.CUT, EDGES), (FaultKind.KILL, EDGES)]
     if stage.has_standby:
         deck += [(FaultKind.RESTART, DATABASE), (FaultKind.FAILOVER, DATABASE)]
@@ -96,6 +113,9 @@ def _hold_seconds(kind: FaultKind, stage: Stage, chance: random.Random) -> float
             return chance.uniform(0.2, 0.6) * lease
         case FaultKind.LONG_PAUSE:
             return chance.uniform(1.3, 1.8) * lease
+        case FaultKind.OVERTAKE:
+            # Long enough for what it sent before to be due again; its streams live on for a lease.
+            return chance.uniform(0.57, 0.62) * lease
         case FaultKind.KILL | FaultKind.RESTART:
             # Often back before anybody has noticed, sometimes after the lease.
             return chance.choice((0.0, 0.3 * lease, 1.5 * lease))

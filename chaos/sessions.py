@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 
-from chaos.history import LinkSeen, LinksSample, RegistrySample, SessionSeen
+from chaos.history import LinkSeen, LinksSample, RegistrySample, SessionSeen, SessionWrite
 
 
 def double_sessions(
@@ -62,6 +62,25 @@ def _shared_links(links: Iterable[LinksSample]) -> Iterable[str]:
             known = owners.setdefault((one.node_id, one.epoch), owner)
             if known != owner:
                 yield f"{one.node_id}: links {known} and {owner} both have epoch {one.epoch}"
+
+
+def fenced_writes(writes: Iterable[SessionWrite]) -> list[str]:
+    """Invariant 4, of the store: once a session of a node has written under its epoch, no former one does.
+
+    A new owner claims the node's rows before it writes, and the history is in the order of time.
+    """
+    newest: dict[str, SessionWrite] = {}
+    breaches = []
+    for write in writes:
+        last = newest.setdefault(write.node_id, write)
+        if write.epoch < last.epoch:
+            breaches.append(
+                f"{write.node_id}: {write.kind} of {write.message_id} was written under epoch {write.epoch}, "
+                f"after {last.kind} of {last.message_id} under {last.epoch}"
+            )
+        else:
+            newest[write.node_id] = write
+    return breaches
 
 
 def not_one_session(

@@ -27,8 +27,9 @@ class ChaosSettings:
     out: Path = REPOSITORY / "chaos" / "out"
 
     lease_seconds: float = 3.0
-    recover_seconds: float = 30.0
-    """A hub that needs longer after a fault has not recovered."""
+    recover_seconds: float = 10.0
+    """A hub that needs longer has not recovered: from a fault on, or from the end of one that leaves nobody
+    to do the work (the only database, a fleet of edges, the only replica)."""
     settle_seconds: float = 60.0
     """Longest wait at the end for what is pending."""
 

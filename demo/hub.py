@@ -129,7 +129,8 @@ def make_hub(
     flags: Mapping[str, Sequence[str]] | None = None,
     launch: Launch = service_arguments,
 ) -> Hub:
-    """A hub of which nothing is started yet. Logs go to `data/logs`; `flags` are further ones by service."""
+    """A hub of which nothing is started yet. Logs go to `data/logs`; `flags` are further ones, by service or
+    by the name of an instance."""
 
     def instances(
         service: str, number_of: Callable[[HubPorts], tuple[int, int]], *own: str
@@ -138,7 +139,9 @@ def make_hub(
         for number, replica in enumerate(ports, 1):
             grpc_port, metrics_port = number_of(replica)
             name, address = f"{service}-{number}", f"{HOST}:{grpc_port}"
-            arguments = [*launch(name), *own, *(flags or {}).get(service, ())]
+            arguments = [*launch(name), *own]
+            for whose in (service, name):
+                arguments += (flags or {}).get(whose, ())
             arguments += ["--name", name, "--metrics-listen", f"{HOST}:{metrics_port}"]
             arguments += ["--grpc-listen" if service == "connector" else "--listen", address]
             if service == "connector":

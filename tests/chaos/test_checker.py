@@ -18,6 +18,7 @@ from chaos.history import (
     Publish,
     RegistrySample,
     SessionSeen,
+    SessionWrite,
     Step,
     Waiting,
 )
@@ -264,6 +265,17 @@ def test_an_epoch_on_two_links_is_found() -> None:
     samples = [LinksSample(name, 1.0, [LinkSeen(NODE, 7, 1)]) for name in ("connector-1", "connector-2")]
     assert breaches(links=samples) == {
         "double sessions": [f"{NODE}: links ('connector-1', 1) and ('connector-2', 1) both have epoch 7"]
+    }
+
+
+def test_a_write_of_a_session_that_was_fenced_is_found() -> None:
+    """Invariant 4: the store has taken an attempt of a former owner."""
+    writes = [SessionWrite(NODE, 7, "sent", "m1"), SessionWrite(NODE, 8, "sent", "m1")]
+    other = SessionWrite("edge-2", 7, "sent", "m3")
+    late = SessionWrite(NODE, 7, "acknowledged", "m1")
+    assert breaches(writes=[*writes, other]) == {}
+    assert breaches(writes=[*writes, late, other]) == {
+        "fenced writes": ["edge-1: acknowledged of m1 was written under epoch 7, after sent of m1 under 8"]
     }
 
 

@@ -20,9 +20,9 @@ def test_the_same_seed_gives_the_same_schedule() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_every_kind_of_fault_comes_once_before_any_comes_again(seed: int) -> None:
-    names = [fault.name for fault in first(seed, 32)]
-    assert len(set(names[:16])) == 16
-    assert sorted(names[:16]) == sorted(names[16:])
+    names = [fault.name for fault in first(seed, 34)]
+    assert len(set(names[:17])) == 17
+    assert sorted(names[:17]) == sorted(names[17:])
 
 
 def test_all_processes_have_their_turn() -> None:
@@ -46,3 +46,28 @@ def test_without_a_server_the_database_is_left_alone() -> None:
         *((service, 0) for service in SERVICES),
         ("edges", 0),
     }
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_short_run_has_an_overtake_too(seed: int) -> None:
+    """C36: what only the comparison of epochs prevents is tried by every run."""
+    overtakes = [fault for fault in first(seed, 3) if fault.kind is FaultKind.OVERTAKE]
+    assert [fault.target for fault in overtakes] == ["dispatcher"]
+    # What was sent before it is due again, and its streams live on.
+    assert 1.6 < overtakes[0].hold_seconds < 2.0
+
+
+def test_one_replica_cannot_be_overtaken() -> None:
+    alone = Stage(replicas=1, fleets=1, lease_seconds=3.0, has_standby=True)
+    assert FaultKind.OVERTAKE not in {fault.kind for fault in first(1, 100, alone)}
+
+
+def test_a_fault_leaves_others_where_another_replica_lives() -> None:
+    """From then on the ten seconds for the recovery count; else from its end."""
+    faults = first(1, 200)
+    assert all(fault.leaves_others(2) for fault in faults if fault.target in ("sessions", "connector"))
+    assert not any(fault.leaves_others(2) for fault in faults if fault.target in ("edges", "database"))
+    assert not any(fault.leaves_others(1) for fault in faults)
+    assert {
+        fault.kind for fault in faults if fault.target == "dispatcher" and not fault.leaves_others(2)
+    } == {FaultKind.OVERTAKE}
