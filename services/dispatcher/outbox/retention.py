@@ -12,11 +12,8 @@ from sqlalchemy import CTE, Connection, Select, Table, and_, bindparam, delete, 
 from services.dispatcher.outbox.contract import SweepPlace, Swept
 from services.dispatcher.outbox.event_ids import first_id_of
 from services.dispatcher.outbox.schema import delivery, delivery_event
-from services.runtime.statements import delete_rows
 
 NODES_PER_STEP = 256
-
-_delete_event = delete_rows(delivery_event, ["node_id", "event_id"])
 
 
 def _walk(table: Table) -> CTE:
@@ -57,6 +54,10 @@ _old_events = (
     .join_from(_with_events, delivery_event, _is_old)
     .limit(bindparam("limit"))
 )
+# A range of the primary key for each node, not a row at a time.
+_delete_events = delete(delivery_event).where(
+    _event.node_id == bindparam("_node_id"), _event.event_id <= bindparam("_last"), ~_is_of_pending
+)
 _is_old_tombstone = and_(
     _object.deleted.is_(True), _object.state == 0, _object.changed_at_ms < bindparam("before")
 )
@@ -84,7 +85,12 @@ def swept(
     """One step of `contract.Outbox.sweep`, in a transaction; `forget` is called before objects go."""
     before = first_id_of(events_before_ms)
     events, events_after = _found(connection, _old_events, _end_of_events, place.events, before, limit)
-    _delete_event.execute(connection, events)
+    if events:
+        # In their order: of each node the last one counts.
+        last = dict(events)
+        connection.execute(
+            _delete_events, [{"_node_id": node_id, "_last": event_id} for node_id, event_id in last.items()]
+        )
     before = tombstones_before_ms
     tombstones, objects_after = _found(
         connection, _old_tombstones, _end_of_objects, place.tombstones, before, limit
