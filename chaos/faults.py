@@ -16,8 +16,9 @@ from demo.processes import ProcessFault
 MOST_STARTS = 5
 CUT_SECONDS = 0.6
 """Until a fleet has obeyed and says so."""
-FILL_SECONDS = 0.6
-"""Until each node has several messages in flight."""
+FILL_SECONDS = 1.1
+"""Until each node has several messages in flight, so many of them for so long that they are due after a pause
+of less than a lease."""
 QUIET_SECONDS = 0.15
 """Until a dispatcher that hears nothing has written what it heard before."""
 DEAF_SECONDS = 0.3

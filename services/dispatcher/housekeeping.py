@@ -31,8 +31,8 @@ EXPIRE_INTERVAL = 5.0
 EXPIRE_GRACE_MS = 10_000
 SWEEP_INTERVAL = 60.0
 SWEEP_ROWS = 5_000
-# What one sweep looks at, of 256 nodes each; the next one goes on from there. Short against any retention: ten
-# thousand nodes are through in four minutes, a million in some hours.
+# What one sweep looks at, of 256 nodes each; the next one goes on from there. Short against any retention:
+# ten thousand nodes are through in four minutes, a million in some hours.
 SWEEP_STEPS = 10
 
 
