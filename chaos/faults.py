@@ -5,23 +5,28 @@ import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+import grpc
+
 from chaos.fleets import FleetProcess
+from chaos.observer import live_sessions
 from chaos.publisher import Publisher
 from chaos.schedule import DATABASE, EDGES, Fault, FaultKind
 from chaos.standby import DatabasePair
 from chaos.wires import DispatcherWires
 from demo.hub import Hub, Instance
 from demo.processes import ProcessFault
+from services.runtime.rpc import open_channel
 
 MOST_STARTS = 5
+MOST_OVERTAKES = 3
 CUT_SECONDS = 0.6
 """Until a fleet has obeyed and says so."""
 FILL_SECONDS = 1.1
 """Until each node has several messages in flight, so many of them for so long that they are due after a pause
 of less than a lease."""
-QUIET_SECONDS = 0.15
+QUIET_SECONDS = 0.2
 """Until a dispatcher that hears nothing has written what it heard before."""
-DEAF_SECONDS = 0.3
+DEAF_SECONDS = 0.6
 """Until a dispatcher that woke has done what was due."""
 
 
@@ -81,7 +86,12 @@ class Faults:
                 child.signal(signal.SIGCONT)
             return
         if fault.kind is FaultKind.OVERTAKE:
-            await self._overtake(fault.replica, fault.hold_seconds)
+            for _ in range(MOST_OVERTAKES):
+                if await self._overtake(fault.replica, fault.hold_seconds):
+                    return
+            self.unclean.append(
+                f"no link moved while {instance.name} was frozen, {MOST_OVERTAKES} times over"
+            )
             return
         if fault.kind is FaultKind.DRAIN:
             if not await instance.stop():
@@ -92,11 +102,11 @@ class Faults:
         self._starting.add(instance)
         await instance.launch()
 
-    async def _overtake(self, replica: int, hold_seconds: float) -> None:
+    async def _overtake(self, replica: int, hold_seconds: float) -> bool:
         """Freezes a dispatcher, has some of its links move to another one that has just come, and has it
         wake with whole streams and without a word of that: what it sent before is due to be sent again (the
         edges of one fleet are frozen too), and answers are to be stored. Nothing keeps that from counting
-        but the comparison of epochs."""
+        but the comparison of epochs. Whether links of the frozen edges moved in time."""
         silent, *_ = self._fleets
         following = (replica + 1) % len(self._hub.dispatchers)
         owner, newcomer = self._hub.dispatchers[replica], self._hub.dispatchers[following]
@@ -125,8 +135,24 @@ class Faults:
             undo.callback(owner.child.signal, signal.SIGCONT)
             door.release()
             await asyncio.sleep(hold_seconds)
+            moved = await self._sessions_at(newcomer, silent)
             owner.child.signal(signal.SIGCONT)
             await asyncio.sleep(DEAF_SECONDS)
+        await self._up(newcomer)
+        self._starting.discard(newcomer)
+        return moved > 0
+
+    async def _sessions_at(self, dispatcher: Instance, fleet: FleetProcess) -> int:
+        """How many nodes of a fleet have their session at a dispatcher, as the registry says."""
+        async with open_channel(self._hub.sessions[0].address) as channel:
+            try:
+                sessions = await live_sessions(channel)
+            except grpc.aio.AioRpcError:
+                return 0
+        return sum(
+            one.node_id in fleet.node_ids and one.dispatcher_id.startswith(f"{dispatcher.name}-")
+            for one in sessions
+        )
 
     async def mend(self, fault: Fault) -> None:
         """Brings back what a fault left missing or lopsided, so that the next one finds it whole."""

@@ -115,7 +115,7 @@ def _hold_seconds(kind: FaultKind, stage: Stage, chance: random.Random) -> float
             return chance.uniform(1.3, 1.8) * lease
         case FaultKind.OVERTAKE:
             # Long enough for what it sent before to be due again; its streams live on for a lease.
-            return chance.uniform(0.57, 0.62) * lease
+            return chance.uniform(0.5, 0.56) * lease
         case FaultKind.KILL | FaultKind.RESTART:
             # Often back before anybody has noticed, sometimes after the lease.
             return chance.choice((0.0, 0.3 * lease, 1.5 * lease))

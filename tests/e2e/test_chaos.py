@@ -33,4 +33,5 @@ async def test_every_invariant_holds_whatever_is_broken() -> None:
     assert verdict.accepted > 5000
     assert verdict.uploads > 200
     assert len(verdict.faults) >= 6
+    assert verdict.faults["overtake dispatcher"] > 0
     assert verdict.moves > 0
