@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from services.dispatcher.outbox import schema
+from services.dispatcher.outbox.contract import SweepPlace
 from services.dispatcher.outbox.known_rows import KnownRows
 from services.dispatcher.outbox.ledger import Ledger, Quotas, Totals
 from services.dispatcher.outbox.records import Accepted, Claim, DeleteNode, Op, RowState, Stale
@@ -161,7 +162,7 @@ async def test_what_is_changed_past_the_ledger_is_read_again(
     assert isinstance(anew, Accepted)
     (delete,) = await outbox.commit([accept(publication(None, uid="a", is_delete=True))])
     await outbox.commit([settle(delete, 1)])
-    assert await outbox.sweep(0, NOW_MS + 1, 10) == 1
+    assert (await outbox.sweep(0, NOW_MS + 1, 10, SweepPlace())).rows == 1
     (created,) = await outbox.commit([accept(publication(1, uid="a"))])
     assert isinstance(created, Accepted), "its tombstone is gone"
 
