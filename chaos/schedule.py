@@ -30,7 +30,7 @@ class FaultKind(StrEnum):
 
 SERVICES = ("sessions", "dispatcher", "connector")
 EDGES = "edges"
-EARLY = 3
+EARLY = 2
 """An `overtake` is among the first so many faults."""
 DATABASE = "database"
 
