@@ -74,11 +74,11 @@ class DispatcherServicer(DispatcherServiceServicer):
             group.create_task(answer(), name="publish-stream-answers")
             fault: InvalidRequest | None = None
             while fault is None:
-                frame = await next_request(context)
-                if frame is None:
-                    break
-                requests = list(frame.requests)
                 try:
+                    frame = await next_request(context)
+                    if frame is None:
+                        break
+                    requests = list(frame.requests)
                     _check(requests)
                 except InvalidRequest as error:
                     fault = error

@@ -9,13 +9,14 @@ from typing import Any, TypeVar, cast
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from services.runtime.errors import HubError, StartupError
+from services.runtime.errors import HubError, InvalidRequest, StartupError
 from services.runtime.settings import split_address
 
 Request = TypeVar("Request")
@@ -57,8 +58,50 @@ def error_reason(error: grpc.aio.AioRpcError) -> str:
     return str(error.code().name)
 
 
+class _Malformed:
+    """Stands for a request whose bytes are no message of its type. gRPC itself would answer UNKNOWN."""
+
+    __slots__ = ("detail",)
+
+    def __init__(self, detail: str) -> None:
+        self.detail = detail
+
+
+def _tolerant(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def deserialize(data: bytes) -> Any:
+        try:
+            return read(data)
+        except DecodeError as error:
+            return _Malformed(str(error))
+
+    return deserialize
+
+
+def _well_formed(request: Any) -> Any:
+    if isinstance(request, _Malformed):
+        raise InvalidRequest("request", request.detail, reason="REQUEST_MALFORMED")
+    return request
+
+
+async def _well_formed_each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _well_formed(request)
+
+
+def _hub_error_of(group: BaseExceptionGroup[BaseException]) -> HubError | None:
+    """The first error of a servicer's TaskGroup if they are all for the caller; else None."""
+    errors, others = group.split(HubError)
+    if errors is None or others is not None:
+        return None
+    first: BaseException = errors
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return cast("HubError", first)
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
-    """Turns a HubError that a servicer raises into its status."""
+    """Turns a HubError that a servicer raises, alone or out of a TaskGroup, into its status; and so bytes
+    that are no request."""
 
     async def intercept_service(
         self,
@@ -72,37 +115,57 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-
             return self._streaming(handler)
         return self._unary(handler)
 
+    @staticmethod
+    def _checked(handler: Any, requests: Any) -> Any:
+        """What the servicer gets: the request, or each one as it is read."""
+        return _well_formed_each(requests) if handler.request_streaming else _well_formed(requests)
+
     def _unary(self, handler: Any) -> Any:
         inner = handler.stream_unary or handler.unary_unary
 
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
-                return await inner(request, context)
+                return await inner(self._checked(handler, request), context)
             except HubError as error:
                 await context.abort_with_status(status_of(error))
+            except BaseExceptionGroup as group:
+                await self._abort(group, context)
 
         make = (
             grpc.stream_unary_rpc_method_handler
             if handler.request_streaming
             else grpc.unary_unary_rpc_method_handler
         )
-        return make(call, handler.request_deserializer, handler.response_serializer)
+        return make(call, _tolerant(handler.request_deserializer), handler.response_serializer)
+
+    @staticmethod
+    async def _abort(
+        group: BaseExceptionGroup[BaseException], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        error = _hub_error_of(group)
+        if error is None:
+            raise group
+        await context.abort_with_status(status_of(error))
 
     def _streaming(self, handler: Any) -> Any:
         inner = handler.stream_stream or handler.unary_stream
 
         async def call_writer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             try:
-                await inner(request, context)
+                await inner(self._checked(handler, request), context)
             except HubError as error:
                 await context.abort_with_status(status_of(error))
+            except BaseExceptionGroup as group:
+                await self._abort(group, context)
 
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             try:
-                async for response in inner(request, context):
+                async for response in inner(self._checked(handler, request), context):
                     yield response
             except HubError as error:
                 await context.abort_with_status(status_of(error))
+            except BaseExceptionGroup as group:
+                await self._abort(group, context)
 
         make = (
             grpc.stream_stream_rpc_method_handler
@@ -110,7 +173,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-
             else grpc.unary_stream_rpc_method_handler
         )
         chosen = call if inspect.isasyncgenfunction(inner) else call_writer
-        return make(chosen, handler.request_deserializer, handler.response_serializer)
+        return make(chosen, _tolerant(handler.request_deserializer), handler.response_serializer)
 
 
 class RpcServer:
@@ -183,9 +246,10 @@ class RpcServer:
 
 
 async def next_request(context: grpc.aio.ServicerContext[Request, Any]) -> Request | None:
-    """The next request of a streaming call; None when the caller has no more."""
+    """The next request of a streaming call; None when the caller has no more. Raises InvalidRequest for bytes
+    that are none."""
     request: object = await context.read()
-    return None if request is grpc.aio.EOF else cast("Request", request)
+    return None if request is grpc.aio.EOF else cast("Request", _well_formed(request))
 
 
 _CHANNEL_OPTIONS = [

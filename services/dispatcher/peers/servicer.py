@@ -15,6 +15,7 @@ from services.dispatcher.delivery import Delivery
 from services.dispatcher.outbox.records import ObjectRow, RowState
 from services.dispatcher.peers.directory import Peers
 from services.dispatcher.peers.metrics import PeerMetrics
+from services.dispatcher.publication import parse_version
 from services.dispatcher.upstream.subscriptions import check_modules, serve_deliveries
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.errors import InvalidRequest
@@ -33,12 +34,26 @@ def check_relay(wanted: peer_pb2.RelaySubscription) -> tuple[list[str], int]:
     return modules, wanted.max_unacknowledged
 
 
-def accepted_row(node_id: str, handed: peer_pb2.HandedMessage) -> ObjectRow:
-    """The row that another dispatcher has committed; InvalidRequest if its message cannot be read."""
+def accepted_rows(at: str, hint: peer_pb2.NodeHint) -> list[ObjectRow]:
+    """The rows that another dispatcher has committed for a node; InvalidRequest names the field, below `at`,
+    that no row can have."""
+    return [
+        _accepted_row(f"{at}.messages[{index}]", hint.node_id, handed)
+        for index, handed in enumerate(hint.messages)
+    ]
+
+
+def _accepted_row(at: str, node_id: str, handed: peer_pb2.HandedMessage) -> ObjectRow:
     try:
         message = Message.FromString(handed.message)
     except DecodeError as error:
-        raise InvalidRequest("hints.messages.message", f"should be an encoded Message: {error}") from error
+        raise InvalidRequest(f"{at}.message", f"should be an encoded Message: {error}") from error
+    for field, value in (("object_key", handed.object_key), ("seq", handed.seq), ("message.id", message.id)):
+        if not value:
+            raise InvalidRequest(f"{at}.{field}", "is missing")
+    version = parse_version(handed.version) if handed.version else None
+    if handed.version and version is None:
+        raise InvalidRequest(f"{at}.version", f"should be a version; got {handed.version[:64]!r}")
     return ObjectRow(
         node_id,
         handed.object_key,
@@ -47,7 +62,7 @@ def accepted_row(node_id: str, handed: peer_pb2.HandedMessage) -> ObjectRow:
         state=RowState.PENDING,
         seq=handed.seq,
         message_id=message.id,
-        version=int(handed.version) if handed.version else None,
+        version=version,
         operation=message.operation,
         is_answer=handed.is_answer,
         priority=handed.priority,
@@ -70,12 +85,12 @@ class PeerServicer(PeerServiceServicer):
 
     async def Hint(self, request: peer_pb2.HintRequest, context: Context) -> peer_pb2.HintResponse:
         """See peer.proto."""
+        # All checked before any is handled.
+        rows = [accepted_rows(f"hints[{index}]", hint) for index, hint in enumerate(request.hints)]
         not_here = [
             hint.node_id
-            for hint in request.hints
-            if not self._delivery.hinted(
-                hint.node_id, hint.last_seq, [accepted_row(hint.node_id, one) for one in hint.messages]
-            )
+            for hint, accepted in zip(request.hints, rows, strict=True)
+            if not self._delivery.hinted(hint.node_id, hint.last_seq, accepted)
         ]
         self._metrics.hinted.labels("here").inc(len(request.hints) - len(not_here))
         self._metrics.hinted.labels("elsewhere").inc(len(not_here))
