@@ -42,9 +42,16 @@ def _token(text: str) -> str:
 
 def _from_token(token: str) -> str:
     try:
-        return base64.b64decode(token.encode(), b"-_", validate=True).decode()
+        return _stored_name("page_token", base64.b64decode(token.encode(), b"-_", validate=True).decode())
     except (binascii.Error, UnicodeError):
         raise InvalidRequest("page_token", "is not a next_page_token of this call") from None
+
+
+def _stored_name(field: str, text: str) -> str:
+    """An object key or message id; PostgreSQL would refuse a NUL in the query."""
+    if "\0" in text:
+        raise InvalidRequest(field, f"has a NUL character, as no stored one has: {text[:80]!r}")
+    return text
 
 
 def _node_id(text: str) -> str:
@@ -71,7 +78,7 @@ class DispatcherAdmin(DispatcherAdminServicer):
             if not 0 <= over_ms <= MOST_LIFETIME_MS:
                 raise InvalidRequest("oldest_pending_over", "should be between 0 and 100 years")
             older = self._clock.wall_ms() - over_ms
-        only = NodeFilter(request.node_id_prefix, request.only_parked, older)
+        only = NodeFilter(_stored_name("node_id_prefix", request.node_id_prefix), request.only_parked, older)
         found = await self._outbox.list_nodes(_from_token(request.page_token), size + 1, only)
         return pb.ListNodesResponse(
             nodes=[self._node(summary) for summary in found[:size]],
@@ -100,7 +107,9 @@ class DispatcherAdmin(DispatcherAdminServicer):
         self, request: pb.ExplainDeliveryRequest, context: Context
     ) -> pb.ExplainDeliveryResponse:
         """See dispatcher.proto."""
-        node_id, message_id, key = _node_id(request.node_id), request.message_id, request.object_key
+        node_id = _node_id(request.node_id)
+        message_id = _stored_name("message_id", request.message_id)
+        key = _stored_name("object_key", request.object_key)
         if bool(message_id) == bool(key):
             raise InvalidRequest("message_id", "name either message_id or object_key")
         row = await self._outbox.find(node_id, message_id, key)
@@ -132,8 +141,8 @@ class DispatcherAdmin(DispatcherAdminServicer):
 
     async def Redeliver(self, request: pb.RedeliverRequest, context: Context) -> pb.RedeliverResponse:
         """See dispatcher.proto."""
-        node_id = _node_id(request.node_id)
-        count = await self._outbox.redeliver(node_id, request.object_key, self._clock.wall_ms())
+        node_id, key = _node_id(request.node_id), _stored_name("object_key", request.object_key)
+        count = await self._outbox.redeliver(node_id, key, self._clock.wall_ms())
         self._delivery.reread(node_id)
         return pb.RedeliverResponse(redelivered=count)
 
@@ -142,7 +151,9 @@ class DispatcherAdmin(DispatcherAdminServicer):
         node_id = _node_id(request.node_id)
         if bool(request.object_key) == request.all:
             raise InvalidRequest("object_key", "name an object, or set all to true")
-        count = await self._outbox.purge(node_id, request.object_key, self._clock.wall_ms())
+        count = await self._outbox.purge(
+            node_id, _stored_name("object_key", request.object_key), self._clock.wall_ms()
+        )
         self._delivery.reread(node_id)
         return pb.PurgeResponse(purged=count)
 

@@ -59,6 +59,7 @@ from services.runtime.errors import HubError, StartupError
 from services.runtime.ids import new_id
 from services.runtime.logs import configure_logs, get_log
 from services.runtime.metrics import MetricsEndpoint
+from services.runtime.names import instance_id
 from services.runtime.rpc import RpcServer, open_replicas_channel
 from services.runtime.store import open_store
 from services.runtime.tracing import Tracing, configure_tracing
@@ -167,7 +168,7 @@ async def running_app(
         is_shared = store.is_shared
         outbox = SqlOutbox(store, _quotas(settings))
         await outbox.open()
-        dispatcher_id = f"{name}-{new_id()}"
+        dispatcher_id = instance_id(name, new_id())
         channel = open_replicas_channel(settings.sessions, SESSIONS_SERVICE)
         sessions = SessionsClient(channel, dispatcher_id, settings.sessions_seconds)
         acknowledger = _EventAcknowledger(sessions)

@@ -31,9 +31,22 @@ from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.clock import Clock
 from services.runtime.errors import InvalidRequest
 from services.runtime.logs import get_log
+from services.runtime.names import check_instance_id, check_label
 from services.runtime.rpc import next_request
 
 _log = get_log(__name__)
+
+
+def _check_hello(hello: pb.ConnectorHello) -> None:
+    """What is said here goes to sessions with every opening and renewal of the dispatcher, for all
+    connectors: a fault in it must not get that far."""
+    for field, fault in (
+        ("hello.connector_id", check_instance_id(hello.connector_id)),
+        ("hello.name", check_label(hello.name)),
+        ("hello.address", check_label(hello.address)),
+    ):
+        if fault:
+            raise InvalidRequest(field, fault)
 
 
 class LinkServicer(LinkServiceServicer):
@@ -108,8 +121,9 @@ class LinkServicer(LinkServiceServicer):
     ) -> None:
         """One connector's stream, until it ends or falls silent for a lease."""
         first = await next_request(context)
-        if first is None or not first.hello.connector_id:
+        if first is None:
             raise InvalidRequest("hello.connector_id", "the first batch must say which connector attaches")
+        _check_hello(first.hello)
         stream = ConnectorStream(first.hello.connector_id, first.hello.name, first.hello.address)
         stream.hello(self._id, self._name, self._lease_seconds)
         self._streams.add(stream)

@@ -20,7 +20,7 @@ from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError
 from services.runtime.logs import get_log
-from services.runtime.names import check_node_id, check_project_id
+from services.runtime.names import check_label, check_node_id, check_project_id, check_transport
 from services.runtime.tracing import trace_id_of
 
 _log = get_log(__name__)
@@ -28,6 +28,8 @@ _log = get_log(__name__)
 MOST_PER_BATCH = 512
 # The connector says when to come back, as it is told by its own settings.
 AS_THE_CONNECTOR_SAYS = 0.0
+# The largest integer that a row of the registry holds.
+MOST_LINK = 2**63 - 1
 
 
 class Opening:
@@ -49,6 +51,17 @@ class Opening:
         """Whether the link is that of the session, over whichever stream."""
         there = (session.stream.connector_id, session.link)
         return there == (self.stream.connector_id, self.announcement.link)
+
+
+def _fault_of(announcement: link_pb.LinkAnnouncement) -> str | None:
+    """What sessions would refuse, and the whole batch with it."""
+    return (
+        check_node_id(announcement.node_id)
+        or check_project_id(announcement.project_id)
+        or check_transport(announcement.transport)
+        or check_label(announcement.peer_address)
+        or (None if announcement.link <= MOST_LINK else f"no link has the number {announcement.link}")
+    )
 
 
 class Openings:
@@ -85,7 +98,7 @@ class Openings:
     def announce(self, opening: Opening) -> None:
         """Queues a link, new or to be transferred; its verdict goes out on its stream."""
         announcement = opening.announcement
-        fault = check_node_id(announcement.node_id) or check_project_id(announcement.project_id)
+        fault = _fault_of(announcement)
         if fault:
             self._refuse(opening, link_pb.REFUSAL_REASON_FORBIDDEN, fault, 0.0)
         elif self.draining:

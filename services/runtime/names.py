@@ -1,11 +1,15 @@
-"""The form of names that several services check: node ids, project ids, instance ids."""
+"""The form of names that several services check: node ids, project ids, instance ids, labels, transports."""
 
 import re
 
 MOST_NODE_ID_CHARS = 253
+MOST_LABEL_CHARS = 253
+_TRANSPORTS = ("websocket", "quic")
 _NODE_ID = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
 _PROJECT_ID = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _INSTANCE_ID = re.compile(r"[!-~]{1,128}")
+_NOT_OF_INSTANCE_ID = re.compile(r"[^!-~]")
+_MOST_NAME_IN_ID_CHARS = 80
 
 
 def check_node_id(text: str) -> str | None:
@@ -36,3 +40,22 @@ def check_instance_id(text: str) -> str | None:
     return (
         f"should be an instance id of 1 to 128 printable ASCII characters without spaces; got {text[:80]!r}"
     )
+
+
+def check_label(text: str) -> str | None:
+    """What is wrong with a text that is kept for people to read (a name, an address), None if nothing."""
+    if len(text) > MOST_LABEL_CHARS:
+        return f"should have at most {MOST_LABEL_CHARS} characters; it has {len(text)}"
+    if not text.isprintable():
+        return f"should have no control characters; got {text[:80]!r}"
+    return None
+
+
+def check_transport(text: str) -> str | None:
+    """What is wrong with the name of a transport, None if nothing."""
+    return None if text in _TRANSPORTS else f"should be 'websocket' or 'quic'; got {text[:80]!r}"
+
+
+def instance_id(name: str, unique: str) -> str:
+    """The id of a process that is called `name`, which may be any label: as much of it as an id can hold."""
+    return f"{_NOT_OF_INSTANCE_ID.sub('-', name)[:_MOST_NAME_IN_ID_CHARS]}-{unique}"

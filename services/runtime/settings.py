@@ -8,6 +8,8 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
 
+from services.runtime.names import check_label
+
 _ADDRESS = re.compile(r"^(?P<host>\[[0-9a-fA-F:.]+\]|[^\[\]:\s]+):(?P<port>\d{1,5})$")
 
 
@@ -45,6 +47,13 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def _check_name(value: str) -> str:
+    fault = check_label(value)
+    if fault:
+        raise ValueError(fault)
+    return value
+
+
 class ServiceSettings(BaseSettings):
     """What every service has. Subclasses set `env_prefix`."""
 
@@ -57,7 +66,7 @@ class ServiceSettings(BaseSettings):
         validate_default=True,
     )
 
-    name: str = Field(
+    name: Annotated[str, AfterValidator(_check_name)] = Field(
         "", description="name of this instance in logs, metrics and traces; empty: the host's name"
     )
     advertise: Address | None = Field(

@@ -4,7 +4,13 @@ from collections.abc import Callable, Iterable, Sized
 
 from cloudhub.v1 import sessions_pb2
 from services.runtime.errors import InvalidRequest
-from services.runtime.names import check_instance_id, check_node_id, check_project_id
+from services.runtime.names import (
+    check_instance_id,
+    check_label,
+    check_node_id,
+    check_project_id,
+    check_transport,
+)
 from services.sessions.lifecycle import LIVE, Reason, State
 from services.sessions.limits import LimitsChange
 from services.sessions.records import ConnectorLoad, Ending, Filter, Opening, Ref, Renewal, Transfer
@@ -14,7 +20,6 @@ DEFAULT_HELD = 1000
 # The largest integer that a row holds; requests carry 64 bits without a sign.
 MOST_INTEGER = 2**63 - 1
 MOST_TEXT_CHARS = 253
-_TRANSPORTS = ("websocket", "quic")
 _PREFIX_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-.")
 
 
@@ -28,12 +33,6 @@ def _check(field: str, text: str, rule: Callable[[str], str | None]) -> str:
 def _integer(field: str, value: int, least: int = 0) -> int:
     if not least <= value <= MOST_INTEGER:
         raise InvalidRequest(field, f"should be from {least} to {MOST_INTEGER}; got {value}")
-    return value
-
-
-def _text(field: str, value: str) -> str:
-    if len(value) > MOST_TEXT_CHARS:
-        raise InvalidRequest(field, f"should have at most {MOST_TEXT_CHARS} characters; it has {len(value)}")
     return value
 
 
@@ -59,18 +58,14 @@ def openings(request: sessions_pb2.OpenSessionsRequest) -> list[Opening]:
     found = []
     for index, entry in enumerate(request.sessions):
         at = f"sessions[{index}]."
-        if entry.transport not in _TRANSPORTS:
-            raise InvalidRequest(
-                at + "transport", f"should be 'websocket' or 'quic'; got {entry.transport!r}"
-            )
         found.append(
             Opening(
                 node_id=node_id(at + "node_id", entry.node_id),
                 project_id=_check(at + "project_id", entry.project_id, check_project_id),
                 connector_id=_check(at + "connector_id", entry.connector_id, check_instance_id),
                 link=_integer(at + "link", entry.link),
-                transport=entry.transport,
-                peer_address=_text(at + "peer_address", entry.peer_address),
+                transport=_check(at + "transport", entry.transport, check_transport),
+                peer_address=_check(at + "peer_address", entry.peer_address, check_label),
                 traceparent=entry.traceparent,
             )
         )
@@ -131,16 +126,16 @@ def renewal(request: sessions_pb2.RenewLeaseRequest) -> Renewal:
     connectors = tuple(
         ConnectorLoad(
             _check(f"connectors[{index}].connector_id", load.connector_id, check_instance_id),
-            _text(f"connectors[{index}].name", load.name),
+            _check(f"connectors[{index}].name", load.name, check_label),
             load.links,
-            _text(f"connectors[{index}].address", load.address),
+            _check(f"connectors[{index}].address", load.address, check_label),
         )
         for index, load in enumerate(request.connectors)
     )
     return Renewal(
         dispatcher_id=dispatcher_id(request.dispatcher_id),
-        name=_text("name", request.name),
-        address=_text("address", request.address),
+        name=_check("name", request.name, check_label),
+        address=_check("address", request.address, check_label),
         counter=_integer("counter", request.counter, 1),
         sessions=min(request.sessions, 2**31 - 1),
         connectors=connectors,
@@ -168,7 +163,7 @@ def event_ids(request: sessions_pb2.AcknowledgeEventsRequest) -> list[str]:
     """The events of AcknowledgeEvents."""
     check_size("event_ids", request.event_ids)
     for index, text in enumerate(request.event_ids):
-        if not 1 <= len(text) <= 36:
+        if not 1 <= len(text) <= 36 or not text.isprintable():
             raise InvalidRequest(
                 f"event_ids[{index}]", f"should be an event id as it was handed out; got {text[:80]!r}"
             )

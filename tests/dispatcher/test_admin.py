@@ -142,6 +142,25 @@ async def test_a_malformed_inspection_names_its_field(
     assert fault.value.field == field
 
 
+async def test_a_name_that_no_database_holds_is_refused_with_its_field(half: DeliveryHalf) -> None:
+    """Invariant 10: PostgreSQL knows no NUL; the caller is told, not sent away until the store is back."""
+    nul: dict[str, Any] = {"node_id": NODE, "object_key": "a\0"}
+    for field, call in (
+        ("object_key", half.admin.ExplainDelivery(pb.ExplainDeliveryRequest(**nul), NO_CONTEXT)),
+        ("object_key", half.admin.Redeliver(pb.RedeliverRequest(**nul), NO_CONTEXT)),
+        ("object_key", half.admin.Purge(pb.PurgeRequest(**nul), NO_CONTEXT)),
+        (
+            "message_id",
+            half.admin.ExplainDelivery(pb.ExplainDeliveryRequest(node_id=NODE, message_id="\0"), NO_CONTEXT),
+        ),
+        ("node_id_prefix", half.admin.ListNodes(pb.ListNodesRequest(node_id_prefix="\0"), NO_CONTEXT)),
+        ("page_token", half.admin.ListNodes(pb.ListNodesRequest(page_token="AA=="), NO_CONTEXT)),
+    ):
+        with pytest.raises(InvalidRequest) as fault:
+            await call
+        assert fault.value.field == field
+
+
 @pytest.mark.parametrize("seconds", [-1, 2**62])
 async def test_a_span_of_time_that_no_clock_holds_is_refused(half: DeliveryHalf, seconds: int) -> None:
     """Invariant 10."""

@@ -70,6 +70,8 @@ async def test_a_peer_that_cannot_be_reached_harms_nothing(
     [
         ({}, "subscription.dispatcher_id"),
         ({"dispatcher_id": "d", "modules": ["Not A Module"]}, "subscription.modules"),
+        ({"dispatcher_id": "d", "address": "\0"}, "subscription.address"),
+        ({"dispatcher_id": "d", "name": "x" * 254}, "subscription.name"),
         ({"dispatcher_id": "d", "modules": ["router"]}, "subscription.max_unacknowledged"),
     ],
 )

@@ -52,6 +52,7 @@ FAULTS: list[tuple[str, Callable[[], object]]] = [
     ("sessions[0].link", lambda: requests.openings(opens(an_open(link=BIG)))),
     ("sessions[0].transport", lambda: requests.openings(opens(an_open(transport="tcp")))),
     ("sessions[0].peer_address", lambda: requests.openings(opens(an_open(peer_address="x" * 254)))),
+    ("sessions[0].peer_address", lambda: requests.openings(opens(an_open(peer_address="1.2.3.4\0")))),
     ("sessions", lambda: requests.openings(opens(*[an_open()] * 4097))),
     ("sessions[0].epoch", lambda: requests.refs([pb.SessionRef(node_id="a", epoch=0)])),
     ("sessions[0].node_id", lambda: requests.refs([pb.SessionRef(epoch=1)])),
@@ -62,6 +63,9 @@ FAULTS: list[tuple[str, Callable[[], object]]] = [
     ("name", lambda: requests.renewal(pb.RenewLeaseRequest(dispatcher_id="d1", counter=1, name="x" * 999))),
     ("node_ids[1]", lambda: requests.node_ids(pb.LocateNodesRequest(node_ids=["a", "-"]))),
     ("event_ids[0]", lambda: requests.event_ids(pb.AcknowledgeEventsRequest(event_ids=["x" * 37]))),
+    ("event_ids[0]", lambda: requests.event_ids(pb.AcknowledgeEventsRequest(event_ids=["\0"]))),
+    ("name", lambda: requests.renewal(pb.RenewLeaseRequest(dispatcher_id="d1", counter=1, name="\0"))),
+    ("address", lambda: requests.renewal(pb.RenewLeaseRequest(dispatcher_id="d1", counter=1, address="\n"))),
     ("node_id_prefix", lambda: requests.prefix("edge_")),
     ("states", lambda: requests.session_filter(pb.ListSessionsRequest(states=[0]))),  # type: ignore[list-item]
     ("project_id", lambda: requests.session_filter(pb.ListSessionsRequest(project_id="p 1"))),

@@ -20,6 +20,7 @@ from services.dispatcher.upstream.subscriptions import check_modules, serve_deli
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.errors import InvalidRequest
 from services.runtime.logs import get_log
+from services.runtime.names import check_instance_id, check_label
 
 _log = get_log(__name__)
 
@@ -32,6 +33,12 @@ def check_relay(wanted: peer_pb2.RelaySubscription) -> tuple[list[str], int]:
     if modules and not wanted.max_unacknowledged:
         raise InvalidRequest("subscription.max_unacknowledged", "should be above 0 to get anything")
     return modules, wanted.max_unacknowledged
+
+
+def _check_id(field: str, message: Message) -> None:
+    """What happens to the message is written under its id."""
+    if not message.id or not message.id.isprintable():
+        raise InvalidRequest(field, f"should be a message id; got {message.id[:64]!r}")
 
 
 def accepted_rows(at: str, hint: peer_pb2.NodeHint) -> list[ObjectRow]:
@@ -48,7 +55,8 @@ def _accepted_row(at: str, node_id: str, handed: peer_pb2.HandedMessage) -> Obje
         message = Message.FromString(handed.message)
     except DecodeError as error:
         raise InvalidRequest(f"{at}.message", f"should be an encoded Message: {error}") from error
-    for field, value in (("object_key", handed.object_key), ("seq", handed.seq), ("message.id", message.id)):
+    _check_id(f"{at}.message.id", message)
+    for field, value in (("object_key", handed.object_key), ("seq", handed.seq)):
         if not value:
             raise InvalidRequest(f"{at}.{field}", "is missing")
     version = parse_version(handed.version) if handed.version else None
@@ -72,6 +80,17 @@ def _accepted_row(at: str, node_id: str, handed: peer_pb2.HandedMessage) -> Obje
         traceparent=message.traceparent,
         body=handed.message,
     )
+
+
+def _check_caller(wanted: peer_pb2.RelaySubscription) -> None:
+    """The first request of a stream says which dispatcher calls; it is called back."""
+    for field, fault in (
+        ("dispatcher_id", check_instance_id(wanted.dispatcher_id)),
+        ("name", check_label(wanted.name)),
+        ("address", check_label(wanted.address)),
+    ):
+        if fault:
+            raise InvalidRequest(f"subscription.{field}", fault)
 
 
 class PeerServicer(PeerServiceServicer):
@@ -100,6 +119,8 @@ class PeerServicer(PeerServiceServicer):
         self, request: peer_pb2.SendDirectRequest, context: Context
     ) -> peer_pb2.SendDirectResponse:
         """See peer.proto."""
+        for index, one in enumerate(request.messages):
+            _check_id(f"messages[{index}].message.id", one.message)
         return peer_pb2.SendDirectResponse(outcomes=[self._direct(one) for one in request.messages])
 
     def _direct(self, wanted: peer_pb2.DirectMessage) -> pb.NodeOutcome:
@@ -124,10 +145,7 @@ class PeerServicer(PeerServiceServicer):
         if first is None:
             return
         wanted, upstream = first.subscription, self._upstream
-        if not wanted.dispatcher_id:
-            raise InvalidRequest(
-                "subscription.dispatcher_id", "the first request of a stream says which dispatcher calls"
-            )
+        _check_caller(wanted)
         modules, credit = check_relay(wanted)
         heard = wanted.number
         caller = DispatcherPeer(dispatcher_id=wanted.dispatcher_id, name=wanted.name, address=wanted.address)

@@ -118,5 +118,6 @@ def refusal_text(content: bytes) -> str:
             text = str(json.loads(text))
         except ValueError:
             pass
-    # A JSON string may hold halves of surrogate pairs, which are no text anywhere else.
-    return text[:MOST_REFUSAL_CHARS].encode(errors="replace").decode()
+    # A JSON string may hold halves of surrogate pairs, which are no text anywhere else, and NUL, which
+    # PostgreSQL takes in no text: the refusal could not be recorded.
+    return text[:MOST_REFUSAL_CHARS].encode(errors="replace").decode().replace("\0", "\ufffd")

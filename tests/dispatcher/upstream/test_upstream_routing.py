@@ -108,6 +108,8 @@ def test_any_message_has_exactly_one_route(message: Message) -> None:
         (b"", ""),
         (b"\xff\xfe", "\ufffd\ufffd"),
         (b'"\\ud800"', "?"),
+        (b'"disk \\u0000 full"', "disk \ufffd full"),
+        (b"\0", "\ufffd"),
         (b'"' + b"x" * 5000 + b'"', "x" * 1024),
         (b"[" * 100_000, "[" * 1024),
     ],
