@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from services.connector.admission import CertificateNames
@@ -161,9 +162,13 @@ def server_context(certificate: Path, private_key: Path, client_ca: Path, now_ms
         key = load_pem_private_key(private_key.read_bytes(), None)
     except OSError as error:
         raise StartupError(f"cannot read the private key {private_key}: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise StartupError(f"the private key {private_key} is not an unencrypted key in PEM form") from error
-    if key.public_key() != own.public_key():
+    try:
+        fits = key.public_key() == own.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise StartupError(f"the server certificate {certificate} has a key of no known kind") from error
+    if not fits:
         raise StartupError(f"the private key {private_key} does not belong to the certificate {certificate}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -5,11 +5,13 @@ import re
 import sys
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
 
 from services.runtime.names import check_label
 
+# Seconds of it are still 64 bits of milliseconds.
+_MOST_NUMBER = 10**15
 _ADDRESS = re.compile(r"^(?P<host>\[[0-9a-fA-F:.]+\]|[^\[\]:\s]+):(?P<port>\d{1,5})$")
 
 
@@ -80,6 +82,14 @@ class ServiceSettings(BaseSettings):
         "auto", description="auto: text on a terminal, JSON elsewhere"
     )
     shutdown_seconds: float = Field(20.0, gt=0, le=600, description="time for a clean stop")
+
+    @field_validator("*")
+    @classmethod
+    def _check_number(cls, value: object) -> object:
+        """Infinite times and numbers beyond what clocks and columns hold would fail where they are used."""
+        if isinstance(value, int | float) and not abs(value) <= _MOST_NUMBER:
+            raise ValueError(f"should be at most {_MOST_NUMBER}")
+        return value
 
 
 S = TypeVar("S", bound=BaseSettings)

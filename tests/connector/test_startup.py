@@ -2,6 +2,7 @@
 
 import datetime as dt
 import signal
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,35 @@ def test_the_process_ends_by_itself_when_it_is_told(
         process.stderr.close()
     assert process.returncode == 0
     assert "Traceback" not in rest
+
+
+def test_a_certificate_whose_key_is_of_no_known_kind_is_told(
+    authority: TestAuthority, server_certificate: Issued, tmp_path: Path
+) -> None:
+    """One changed digit of the key's algorithm, as a damaged file may have."""
+    pem = server_certificate.certificate.read_text()
+    der = ssl.PEM_cert_to_DER_cert(pem)
+    elliptic = bytes.fromhex("06072a8648ce3d0201")
+    assert elliptic in der
+    odd = tmp_path / "odd.crt"
+    odd.write_text(ssl.DER_cert_to_PEM_cert(der.replace(elliptic, bytes.fromhex("06072a8648ce3d0209"))))
+    with pytest.raises(StartupError, match=r"odd\.crt has a key of no known kind"):
+        server_context(odd, server_certificate.key, authority.certificate, _NOW)
+
+
+@pytest.mark.parametrize(
+    "flag", ["--frames-per-second=inf", "--frames-burst=1e30", "--links-most=" + "9" * 30]
+)
+def test_a_number_that_no_clock_or_column_holds_is_told(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        load_settings(ConnectorSettings, "connector", [flag])
+    assert end.value.code == 2
+    assert "should be at most 1000000000000000" in capsys.readouterr().err
+
+
+def test_a_name_that_the_hub_cannot_tell_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_settings(ConnectorSettings, "connector", ["--name", "x" * 254])
+    assert "at most 253 characters" in capsys.readouterr().err
