@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Modules are compiled once, not anew by each of the many processes that these commands start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test lint format protos bench chaos clean setup
+.PHONY: run test lint format protos bench chaos fuzz clean setup
 
 setup: $(READY)
 
@@ -43,6 +43,12 @@ bench: $(READY)
 chaos: $(READY)
 	@$(BIN)/python -m chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
 		$(if $(REPLICAS),--replicas $(REPLICAS))
+
+# Atheris guides the pure targets by coverage where there is a wheel of it for this Python.
+fuzz: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: atheris || \
+		echo "fuzz: no atheris for $$($(BIN)/python --version)"
+	@$(BIN)/python -m fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(foreach name,$(TARGET),--target $(name))
 
 clean:
 	rm -rf .run bench/out chaos/out
