@@ -10,6 +10,7 @@ from services.runtime.names import check_node_id, check_project_id
 
 ORGANIZATION = "system:nodes"
 NAME_PREFIX = "system:node:"
+MOST_SHOWN_CHARS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +54,34 @@ def check_identity(
     return refusal or Identity(node_id, project_id)
 
 
+def _shown(values: Iterable[str]) -> str:
+    """What a peer said of itself, fit for a line of a log: it may be long, and may be no text."""
+    text = ", ".join(values) or "missing"
+    text = text if len(text) <= MOST_SHOWN_CHARS else text[:MOST_SHOWN_CHARS] + "..."
+    return text if text.isprintable() else repr(text)
+
+
 def _check_certificate(certificate: CertificateNames, node_id: str) -> HttpRefusal | None:
     if ORGANIZATION not in certificate.organizations:
         return HttpRefusal(
             403,
             "certificate_organization",
             f"the certificate's organization should be {ORGANIZATION}, "
-            f"it is {', '.join(certificate.organizations) or 'missing'}",
+            f"it is {_shown(certificate.organizations)}",
         )
     names = certificate.common_names
     if len(names) != 1 or not names[0].startswith(NAME_PREFIX):
         return HttpRefusal(
             403,
             "certificate_name",
-            f"the certificate's common name should be {NAME_PREFIX}<node_id>, "
-            f"it is {', '.join(names) or 'missing'}",
+            f"the certificate's common name should be {NAME_PREFIX}<node_id>, it is {_shown(names)}",
         )
     certified = names[0].removeprefix(NAME_PREFIX)
     if certified != node_id:
         return HttpRefusal(
-            403, "certificate_node", f"the certificate is of node {certified}, the path says {node_id}"
+            403,
+            "certificate_node",
+            f"the certificate is of node {_shown([certified])}, the path says {node_id}",
         )
     return None
 
@@ -89,11 +98,9 @@ def _check_headers(headers: Iterable[tuple[str, str]], node_id: str, project_id:
             return HttpRefusal(
                 403,
                 f"header_{label}",
-                f"the header {name} says {', '.join(values)}, the path says {expected}",
+                f"the header {name} says {_shown(values)}, the path says {expected}",
             )
     use = found.get("connectionuse", ["msg"])
     if use != ["msg"]:
-        return HttpRefusal(
-            403, "header_use", f"the header Connectionuse should be msg, it is {', '.join(use)}"
-        )
+        return HttpRefusal(403, "header_use", f"the header Connectionuse should be msg, it is {_shown(use)}")
     return None

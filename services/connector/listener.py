@@ -87,7 +87,9 @@ class EdgeListener:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                await self._room.wait()
+                if not self._room.is_set():
+                    self._metrics.accept_waits.inc()
+                    await self._room.wait()
                 try:
                     accepted, _ = await loop.sock_accept(self._socket)
                 except OSError as error:

@@ -41,6 +41,9 @@ class ConnectorMetrics:
         self.transfers = counter(
             "transfers_total", "Links that asked to move to another dispatcher", "outcome"
         )
+        self.accept_waits = counter(
+            "accept_waits_total", "Times no connection was accepted until an opening had ended"
+        )
         self.accept_errors = counter("accept_errors_total", "Failures to accept a connection", "reason")
         self.batch_elements = Histogram(
             "cloudhub_connector_batch_elements",

@@ -2,15 +2,17 @@
 
 import datetime as dt
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 _HOUR = dt.timedelta(hours=1)
 
 
@@ -34,55 +36,86 @@ class TestAuthority:
 
     __test__ = False
 
-    def __init__(self, directory: Path, name: str = "cloudhub-test-ca") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        name: str = "cloudhub-test-ca",
+        *,
+        path_length: int = 0,
+        parent: "TestAuthority | None" = None,
+        starts: dt.timedelta = -_HOUR,
+        ends: dt.timedelta = 24 * _HOUR,
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _name(name, None)
         now = dt.datetime.now(dt.UTC)
+        self._chain = parent.chain() if parent else b""
+        issuer = parent or self
         certificate = (
             x509.CertificateBuilder()
             .subject_name(self._name)
-            .issuer_name(self._name)
+            .issuer_name(issuer._name)
             .public_key(self._key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _HOUR)
-            .not_valid_after(now + 24 * _HOUR)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .sign(self._key, hashes.SHA256())
+            .not_valid_before(now + starts)
+            .not_valid_after(now + ends)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+            .sign(issuer._key, hashes.SHA256())
         )
         self.certificate = directory / "ca.crt"
         self.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
+
+    def chain(self) -> bytes:
+        """What a node of this CA shows besides its own certificate, if this CA is not the hub's."""
+        return self.certificate.read_bytes() + self._chain
 
     def issue(
         self,
         common_name: str,
         organization: str | None = "system:nodes",
         *,
+        subject: x509.Name | None = None,
+        key: PrivateKey | None = None,
+        extensions: Sequence[x509.ExtensionType] = (),
+        chain: bytes = b"",
         starts: dt.timedelta = -_HOUR,
         ends: dt.timedelta = _HOUR,
         file: str = "",
     ) -> Issued:
-        """A certificate valid from now + `starts` to now + `ends`."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        """A certificate valid from now + `starts` to now + `ends`; its file holds the `chain` behind it."""
+        key = key or ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
         names: list[x509.GeneralName] = [x509.DNSName("localhost")]
-        certificate = (
+        builder = (
             x509.CertificateBuilder()
-            .subject_name(_name(common_name, organization))
+            .subject_name(subject or _name(common_name, organization))
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now + starts)
             .not_valid_after(now + ends)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .sign(self._key, hashes.SHA256())
         )
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=False)
+        certificate = builder.sign(self._key, hashes.SHA256())
         stem = file or common_name.replace(":", "-")
         issued = Issued(self._directory / f"{stem}.crt", self._directory / f"{stem}.key")
-        issued.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
+        issued.certificate.write_bytes(certificate.public_bytes(Encoding.PEM) + chain)
         issued.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return issued
+
+    def private_key(self) -> bytes:
+        """This CA's key in PEM form."""
+        return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+    def signing_as(self, issued: Issued, key: ec.EllipticCurvePrivateKey) -> "TestAuthority":
+        """This CA from now on with the name and key of a certificate that is no CA's."""
+        self._name = x509.load_pem_x509_certificate(issued.certificate.read_bytes()).subject
+        self._key = key
+        return self
 
     def node(self, node_id: str) -> Issued:
         """The certificate of an edge node."""

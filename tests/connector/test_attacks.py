@@ -1,0 +1,186 @@
+"""Attacks on a connector by many connections at once, or by slow ones, and what others notice of them."""
+
+import asyncio
+import ssl
+import time
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from websockets.frames import Frame, Opcode
+
+from cloudhub.v1 import message_pb2
+from services.connector.app import ConnectorApp
+from tests.connector.conftest import StartApp, metric, poll
+from tests.support.certs import TestAuthority
+from tests.support.edge_peer import EdgePeers, keepalive, request_bytes
+from tests.support.link_dispatcher import LinkDispatcher
+
+_HALF_FINISHED = 2000
+
+
+@asynccontextmanager
+async def _untouched(
+    app: ConnectorApp, peers: EdgePeers, dispatcher: LinkDispatcher, seconds: float
+) -> AsyncIterator[None]:
+    """An edge that behaves well exchanges messages all the time; each has to come within `seconds`."""
+    async with peers.link("good") as good:
+        link = dispatcher.announcements[-1].link
+        over = asyncio.Event()
+        rounds = 0
+
+        async def exchange(number: int) -> None:
+            begun = time.monotonic()
+            dispatcher.send_messages(link, message_pb2.Message(id=f"down-{number}", content=b"1"))
+            assert f"down-{number}" in str(await good.recv())
+            await good.send(keepalive(f"up-{number}"))
+            await dispatcher.until(
+                lambda: dispatcher.upstream[-1:] and dispatcher.upstream[-1].message.id == f"up-{number}"
+            )
+            assert time.monotonic() - begun < seconds, "the edge that behaves well had to wait"
+
+        async def exchange_on() -> None:
+            nonlocal rounds
+            while not over.is_set():
+                await exchange(rounds)
+                rounds += 1
+                await asyncio.sleep(0.01)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(exchange_on())
+            try:
+                yield
+            finally:
+                over.set()
+        assert rounds > 0
+
+
+async def _half_finished(port: int, hello: bytes) -> asyncio.StreamWriter:
+    """A connection that has begun its TLS handshake."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(hello)
+    return writer
+
+
+def _client_hello(context: ssl.SSLContext) -> bytes:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing, server_hostname="localhost").do_handshake()
+    return outgoing.read()
+
+
+async def test_thousands_of_half_finished_handshakes_disturb_no_link(
+    start_app: StartApp, authority: TestAuthority, dispatcher: LinkDispatcher
+) -> None:
+    """Invariants 6, 7: openings are bounded, all of them end at their deadline, links go on meanwhile."""
+    async with start_app(openings_most=1024, opening_seconds=2.0) as app:
+        peers = EdgePeers(authority, app.edge_port)
+        hello = _client_hello(authority.client_context(None))
+        async with _untouched(app, peers, dispatcher, 1.0):
+            writers = [
+                # One half says nothing at all, the other begins.
+                await _half_finished(app.edge_port, hello if number % 2 else b"")
+                for number in range(_HALF_FINISHED)
+            ]
+            await poll(lambda: metric(app, "openings") == 1024)
+            assert metric(app, "accept_waits_total") >= 1
+            # Another edge gets in when the first of them have had their time.
+            async with peers.link("new", open_timeout=10):
+                pass
+            await poll(
+                lambda: metric(app, "handshake_failures_total", reason="handshake_timeout") == _HALF_FINISHED,
+                20,
+            )
+            for writer in writers:
+                writer.close()
+        await poll(lambda: app.listener.connections == 0)
+        assert metric(app, "openings") == 0
+
+
+@pytest.mark.parametrize("phase", ["tls", "request"])
+async def test_a_peer_that_sends_byte_by_byte_has_no_more_time_than_others(
+    start_app: StartApp, authority: TestAuthority, phase: str
+) -> None:
+    """The deadline is of the whole opening: a byte now and then does not move it."""
+    async with start_app(opening_seconds=0.5) as app:
+        begun = time.monotonic()
+        if phase == "tls":
+            data = _client_hello(authority.client_context(None))
+            reader, writer = await asyncio.open_connection("127.0.0.1", app.edge_port)
+        else:
+            data = request_bytes()
+            reader, writer = await EdgePeers(authority, app.edge_port).raw()
+        with pytest.raises((ConnectionError, EOFError, ssl.SSLError)):
+            for byte in data:
+                writer.write(bytes([byte]))
+                async with asyncio.timeout(5):
+                    await writer.drain()
+                if reader.at_eof() or writer.is_closing():
+                    raise EOFError
+                await asyncio.sleep(0.02)
+        assert time.monotonic() - begun < 1.5
+        await poll(lambda: app.listener.connections == 0)
+        reason = "handshake_timeout" if phase == "tls" else "request_timeout"
+        assert metric(app, "handshake_failures_total", reason=reason) == 1
+        writer.transport.abort()
+
+
+async def test_a_frame_that_comes_byte_by_byte_is_a_frame(
+    app: ConnectorApp, peers: EdgePeers, dispatcher: LinkDispatcher
+) -> None:
+    """A slow link is no fault; what it has sent of a frame so far is all that is kept of it."""
+    reader, writer = await peers.raw()
+    writer.write(request_bytes())
+    await reader.readuntil(b"\r\n\r\n")
+    for byte in Frame(Opcode.TEXT, keepalive("slow").encode()).serialize(mask=True):
+        writer.write(bytes([byte]))
+        await asyncio.sleep(0)
+    await dispatcher.until(lambda: dispatcher.upstream)
+    assert dispatcher.upstream[0].message.id == "slow"
+    writer.transport.abort()
+    await dispatcher.until(lambda: dispatcher.ended)
+
+
+@pytest.mark.parametrize(
+    "offer",
+    ["permessage-deflate", "permessage-deflate; client_max_window_bits", "x-unknown, permessage-deflate"],
+)
+async def test_compression_is_not_agreed_to(
+    app: ConnectorApp, peers: EdgePeers, dispatcher: LinkDispatcher, offer: str
+) -> None:
+    """C33: a frame that says it is compressed ends the link; it is never inflated."""
+    request = request_bytes().replace(b"\r\n\r\n", f"\r\nSec-WebSocket-Extensions: {offer}\r\n\r\n".encode())
+    reader, writer = await peers.raw()
+    writer.write(request)
+    answer = await reader.readuntil(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 101")
+    assert b"extensions" not in answer.lower()
+    # 100 MiB of spaces are 100 KiB of it.
+    squeezer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = squeezer.compress(b" " * (100 * 1024 * 1024)) + squeezer.flush(zlib.Z_SYNC_FLUSH)
+    frame = Frame(Opcode.TEXT, bomb).serialize(mask=True)
+    writer.write(bytes([frame[0] | 0x40]) + frame[1:])
+    closing = await asyncio.wait_for(reader.read(), 5)
+    assert int.from_bytes(closing[2:4], "big") == 1002
+    assert metric(app, "frames_refused_total", reason="websocket_protocol") == 1
+    writer.close()
+    await poll(lambda: app.listener.connections == 0)
+    assert not dispatcher.upstream
+
+
+async def test_openings_that_ask_and_leave_are_forgotten(
+    app: ConnectorApp, peers: EdgePeers, dispatcher: LinkDispatcher
+) -> None:
+    """Invariant 6: edges that leave while the dispatcher decides, a hundred times."""
+    dispatcher.admit = False
+    peers.context("edge-1")
+    for number in range(100):
+        _, writer = await peers.raw()
+        writer.write(request_bytes())
+        await dispatcher.announced(number + 1)
+        writer.transport.abort()
+    await dispatcher.until(lambda: len(dispatcher.ended) == 100)
+    await poll(lambda: app.listener.connections == 0)
+    assert len(app.links) == 0
+    assert metric(app, "openings") == 0
