@@ -245,20 +245,15 @@ class Openings:
 
     async def _take_over(self, opened: list[tuple[Opening, NodeSession]]) -> None:
         at_ms = self._clock.wall_ms()
-        try:
-            loaded = await self._delivery.writer.load(
-                [
-                    Claim(session.node_id, session.epoch, at_ms, same_session=opening.former_epoch > 0)
-                    for opening, session in opened
-                ]
-            )
-        except HubError as error:
-            for opening, session in opened:
-                self._give_up(opening, session, error.detail)
-            return
+        loaded = await self._delivery.writer.load(
+            Claim(session.node_id, session.epoch, at_ms, same_session=opening.former_epoch > 0)
+            for opening, session in opened
+        )
         fresh: list[tuple[Opening, NodeSession, Loaded]] = []
         for (opening, session), rows in zip(opened, loaded, strict=True):
-            if not opening.former_epoch:
+            if isinstance(rows, HubError):
+                self._give_up(opening, session, rows.detail)
+            elif not opening.former_epoch:
                 fresh.append((opening, session, rows))
             elif rows.fenced:
                 self._ends.let_go(session)

@@ -2,19 +2,30 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import grpc
 
 from cloudhub.v1 import sessions_pb2 as pb
+from cloudhub.v1.link_pb2 import REFUSAL_REASON_UNAVAILABLE, Refusal
 from cloudhub.v1.sessions_pb2_grpc import SessionsServiceStub
 from services.runtime.backoff import Backoff
-from services.runtime.errors import HubError, Unavailable
+from services.runtime.errors import ROW_DAMAGED, HubError, RowDamaged, Unavailable
 from services.runtime.logs import get_log
-from services.runtime.rpc import error_reason
+from services.runtime.rpc import error_info
 
 _log = get_log(__name__)
 T = TypeVar("T")
+V = TypeVar("V")
+
+
+class OfNode(Protocol):
+    """An entry of a batch."""
+
+    node_id: str
+
+
+E = TypeVar("E", bound=OfNode)
 
 SESSIONS_SERVICE = "cloudhub.v1.SessionsService"
 # Sessions refuses larger batches.
@@ -37,27 +48,72 @@ class SessionsClient:
                 raise Unavailable(
                     "SESSIONS_UNAVAILABLE", f"sessions does not answer: {error.details()}"
                 ) from error
-            raise HubError(error_reason(error), f"sessions refused: {error.details()}") from error
+            reason, metadata = error_info(error)
+            if reason == ROW_DAMAGED:
+                raise RowDamaged(metadata.get("node_id", ""), str(error.details())) from error
+            raise HubError(reason, f"sessions refused: {error.details()}") from error
+
+    async def _each(
+        self,
+        entries: Sequence[E],
+        call: Callable[[Sequence[E]], Awaitable[Sequence[V]]],
+        instead: Callable[[RowDamaged], V],
+    ) -> Sequence[V]:
+        """A verdict per entry, in order. Sessions answers a batch as a whole: a node whose row is damaged
+        gets its verdict from `instead`, and the others are asked for again."""
+        verdicts: dict[str, V] = {}
+        while True:
+            sound = [entry for entry in entries if entry.node_id not in verdicts]
+            try:
+                found = iter(await call(sound) if sound else ())
+            except RowDamaged as damage:
+                node_id = damage.metadata["node_id"]
+                if not any(entry.node_id == node_id for entry in sound):
+                    raise
+                _log.error("sessions.row_damaged", node=node_id, error=damage.detail)
+                verdicts[node_id] = instead(damage)
+                continue
+            return [verdicts[e.node_id] if e.node_id in verdicts else next(found) for e in entries]
 
     async def open(self, sessions: Sequence[pb.OpenSession]) -> Sequence[pb.OpenVerdict]:
         """A verdict per session, in order."""
-        request = pb.OpenSessionsRequest(dispatcher_id=self._id, sessions=sessions)
-        return (await self._call(self._stub.OpenSessions(request, timeout=self._timeout))).verdicts
+
+        async def call(sound: Sequence[pb.OpenSession]) -> Sequence[pb.OpenVerdict]:
+            request = pb.OpenSessionsRequest(dispatcher_id=self._id, sessions=sound)
+            return (await self._call(self._stub.OpenSessions(request, timeout=self._timeout))).verdicts
+
+        def refused(damage: RowDamaged) -> pb.OpenVerdict:
+            refusal = Refusal(reason=REFUSAL_REASON_UNAVAILABLE, detail=damage.detail)
+            return pb.OpenVerdict(refusal=refusal)
+
+        return await self._each(sessions, call, refused)
 
     async def activate(self, sessions: Sequence[pb.SessionRef]) -> Sequence[pb.ActivateVerdict]:
         """A verdict per session, in order."""
-        request = pb.ActivateSessionsRequest(dispatcher_id=self._id, sessions=sessions)
-        return (await self._call(self._stub.ActivateSessions(request, timeout=self._timeout))).verdicts
+
+        async def call(sound: Sequence[pb.SessionRef]) -> Sequence[pb.ActivateVerdict]:
+            request = pb.ActivateSessionsRequest(dispatcher_id=self._id, sessions=sound)
+            return (await self._call(self._stub.ActivateSessions(request, timeout=self._timeout))).verdicts
+
+        return await self._each(sessions, call, lambda _: pb.ActivateVerdict())
 
     async def close(self, sessions: Sequence[pb.CloseSession]) -> Sequence[pb.CloseVerdict]:
         """A verdict per session, in order."""
-        request = pb.CloseSessionsRequest(dispatcher_id=self._id, sessions=sessions)
-        return (await self._call(self._stub.CloseSessions(request, timeout=self._timeout))).verdicts
+
+        async def call(sound: Sequence[pb.CloseSession]) -> Sequence[pb.CloseVerdict]:
+            request = pb.CloseSessionsRequest(dispatcher_id=self._id, sessions=sound)
+            return (await self._call(self._stub.CloseSessions(request, timeout=self._timeout))).verdicts
+
+        return await self._each(sessions, call, lambda _: pb.CloseVerdict())
 
     async def transfer(self, sessions: Sequence[pb.TransferSession]) -> Sequence[pb.TransferVerdict]:
         """A verdict per session, in order."""
-        request = pb.TransferSessionsRequest(dispatcher_id=self._id, sessions=sessions)
-        return (await self._call(self._stub.TransferSessions(request, timeout=self._timeout))).verdicts
+
+        async def call(sound: Sequence[pb.TransferSession]) -> Sequence[pb.TransferVerdict]:
+            request = pb.TransferSessionsRequest(dispatcher_id=self._id, sessions=sound)
+            return (await self._call(self._stub.TransferSessions(request, timeout=self._timeout))).verdicts
+
+        return await self._each(sessions, call, lambda _: pb.TransferVerdict())
 
     async def locate(self, node_ids: Sequence[str]) -> dict[str, pb.Session]:
         """The live sessions among the nodes."""

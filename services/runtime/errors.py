@@ -7,7 +7,8 @@
     └── Unavailable          a dependency does not answer; safe to repeat
         └── StoreUnavailable the database does not answer
             ├── StoreRefused   it has something against a value; other rows can be written
-            └── StoreBusy      somebody else holds the rows; other rows can be written
+            ├── StoreBusy      somebody else holds the rows; other rows can be written
+            └── RowDamaged     a row holds what no version of the service writes; names its node
 
     StartupError             the process cannot start; one sentence for the operator
 
@@ -16,6 +17,8 @@ raise and never pick statuses by hand.
 """
 
 import grpc
+
+ROW_DAMAGED = "ROW_DAMAGED"
 
 
 class HubError(Exception):
@@ -77,6 +80,19 @@ class StoreRefused(StoreUnavailable):
 
 class StoreBusy(StoreUnavailable):
     """Rows stayed locked by others for too long; nothing was written."""
+
+
+class RowDamaged(StoreUnavailable):
+    """A row of a node holds what no version of the service writes: an operator has to mend it. What has
+    nothing to do with the node can be read and written."""
+
+    status = grpc.StatusCode.DATA_LOSS
+    retryable = False
+
+    def __init__(self, node_id: str, detail: str) -> None:
+        super().__init__(f"a row of node {node_id!r} is damaged: {detail}")
+        self.reason = ROW_DAMAGED
+        self.metadata = {"node_id": node_id}
 
 
 class StartupError(Exception):

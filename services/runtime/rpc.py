@@ -50,12 +50,17 @@ def status_of(error: HubError) -> grpc.Status:
 
 def error_reason(error: grpc.aio.AioRpcError) -> str:
     """The ErrorInfo reason of a failed call, or the name of its gRPC status."""
+    return error_info(error)[0]
+
+
+def error_info(error: grpc.aio.AioRpcError) -> tuple[str, dict[str, str]]:
+    """Reason and metadata of a failed call's ErrorInfo; without one, the name of its gRPC status."""
     status = rpc_status.from_call(cast("grpc.Call", error))
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):
-            return str(info.reason)
-    return str(error.code().name)
+            return str(info.reason), dict(info.metadata)
+    return str(error.code().name), {}
 
 
 class _Malformed:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import msgspec
 from sqlalchemy import Row
 
-from services.runtime.errors import StoreUnavailable
+from services.runtime.errors import RowDamaged, StoreUnavailable
 from services.sessions.fencing import Epoch
 from services.sessions.lifecycle import EventKind, Reason, Session, State
 from services.sessions.records import ConnectorLoad, Directive, Event, Lease
@@ -21,7 +21,7 @@ def _checked(read: Callable[[Row[Any]], R]) -> Callable[[Row[Any]], R]:
         try:
             return read(row)
         except (ValueError, TypeError) as error:
-            raise StoreUnavailable(f"a row of node {row.node_id!r} is damaged: {error}") from error
+            raise RowDamaged(row.node_id, str(error)) from error
 
     return reader
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from services.dispatcher.outbox.records import Event, EventKind, NodeRow, ObjectRow, RowState
+from services.runtime.errors import RowDamaged
 
 
 def version_text(version: int | None) -> str | None:
@@ -17,7 +18,14 @@ def version_number(text: str | None) -> int | None:
 
 
 def object_row(row: Sequence[Any], body: bytes | None = None) -> ObjectRow:
-    """From the columns of `delivery` in the order of `sql.DELIVERY_COLUMNS`."""
+    """From the columns of `delivery` in the order of `sql.DELIVERY_COLUMNS`. Raises RowDamaged."""
+    try:
+        return _object_row(row, body)
+    except (ValueError, TypeError) as error:
+        raise RowDamaged(str(row[0]), f"object {row[1]!r}: {error}") from error
+
+
+def _object_row(row: Sequence[Any], body: bytes | None) -> ObjectRow:
     return ObjectRow(
         row[0],
         row[1],
@@ -85,8 +93,11 @@ def cleared_values(row: ObjectRow) -> tuple[Any, ...]:
 
 
 def node_row(row: Sequence[Any]) -> NodeRow:
-    """From the columns of `node` in order."""
-    return NodeRow(row[0], row[1], row[2], row[3], row[4], bool(row[5]), row[6])
+    """From the columns of `node` in order. Raises RowDamaged."""
+    try:
+        return NodeRow(row[0], int(row[1]), int(row[2]), int(row[3]), int(row[4]), bool(row[5]), int(row[6]))
+    except (ValueError, TypeError) as error:
+        raise RowDamaged(str(row[0]), str(error)) from error
 
 
 def node_values(row: NodeRow) -> tuple[Any, ...]:
@@ -103,10 +114,15 @@ def node_values(row: NodeRow) -> tuple[Any, ...]:
 
 
 def event_of(row: Sequence[Any]) -> Event:
-    """From (node_id, kind, at_ms, message_id, object_key, version, attempt, epoch, reason)."""
-    return Event(
-        row[0], EventKind(row[1]), row[2], row[3], row[4], version_number(row[5]), row[6], row[7], row[8]
-    )
+    """From (node_id, kind, at_ms, message_id, object_key, version, attempt, epoch, reason).
+
+    Raises RowDamaged.
+    """
+    try:
+        kind, version = EventKind(row[1]), version_number(row[5])
+    except (ValueError, TypeError) as error:
+        raise RowDamaged(str(row[0]), f"its history: {error}") from error
+    return Event(row[0], kind, row[2], row[3], row[4], version, row[6], row[7], row[8])
 
 
 def event_values(event: Event, event_id: int) -> tuple[Any, ...]:

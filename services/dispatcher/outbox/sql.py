@@ -23,7 +23,7 @@ from services.dispatcher.outbox.transaction import (
     lock_free_nodes,
     write_ledger,
 )
-from services.runtime.errors import StoreBusy, StoreRefused, StoreUnavailable
+from services.runtime.errors import RowDamaged, StoreBusy, StoreRefused, StoreUnavailable
 from services.runtime.logs import get_log
 from services.runtime.rowsets import RowQuery
 from services.runtime.store import Store
@@ -134,7 +134,7 @@ class SqlOutbox:
             return await self._write(
                 lambda c, totals: apply_ops(c, ops, self.quotas, totals, self._event_ids, self._known)
             )
-        except StoreRefused as error:
+        except (StoreRefused, RowDamaged) as error:
             return error
         except _BAD_VALUES as error:
             return StoreUnavailable(f"a value cannot be stored, or a stored one not be read: {error}")
@@ -155,7 +155,7 @@ class SqlOutbox:
 
         try:
             return await self._write(work)
-        except (StoreRefused, StoreBusy) as error:
+        except (StoreRefused, StoreBusy, RowDamaged) as error:
             return error
         except _BAD_VALUES as error:
             return StoreUnavailable(f"a value cannot be stored, or a stored one not be read: {error}")

@@ -19,7 +19,7 @@ from services.dispatcher.outbox.records import (
     Result,
 )
 from services.runtime.backoff import Backoff
-from services.runtime.errors import StoreBusy, StoreUnavailable, Unavailable
+from services.runtime.errors import HubError, StoreBusy, StoreUnavailable, Unavailable
 from services.runtime.logs import get_log
 
 _log = get_log(__name__)
@@ -119,15 +119,9 @@ class OutboxWriter:
         self.submit(ops, done)
         return await future
 
-    async def load(self, ops: Iterable[Claim | Reload]) -> list[Loaded]:
-        """Claims or reloads; raises StoreUnavailable if any failed."""
-        loaded: list[Loaded] = []
-        for result in await self.perform(list(ops)):
-            if isinstance(result, Exception):
-                raise result
-            if isinstance(result, Loaded):
-                loaded.append(result)
-        return loaded
+    async def load(self, ops: Iterable[Claim | Reload]) -> list[Loaded | HubError]:
+        """Claims or reloads: what was loaded, or why it was not, of each, in order."""
+        return [result for result in await self.perform(list(ops)) if isinstance(result, Loaded | HubError)]
 
     async def flush(self) -> None:
         """Returns when nothing waits to be written."""

@@ -42,7 +42,7 @@ from services.dispatcher.outbox.records import (
 from services.dispatcher.outbox.retention import NODES_PER_STEP
 from services.dispatcher.outbox.sql import SqlOutbox
 from services.dispatcher.publication import Rejection
-from services.runtime.errors import StoreUnavailable
+from services.runtime.errors import RowDamaged
 from services.runtime.store import Store, open_store
 from tests.support.outbox import NODE, NOW_MS, PATH, MemoryOutbox, accept, publication, settle
 from tests.support.postgres import Databases
@@ -854,7 +854,7 @@ async def test_a_row_that_cannot_be_read_harms_nothing_else(
     await outbox.store.write(lambda c: c.execute(statement))
     if column != "message":
         results = await outbox.commit([accept(publication(2, uid="a")), Claim(NODE, 1, NOW_MS)])
-        assert [type(result) for result in results] == [StoreUnavailable, StoreUnavailable]
+        assert [type(result) for result in results] == [RowDamaged, RowDamaged]
     results = await outbox.commit(
         [accept(publication(3, uid="a")), accept(publication(2, uid="b"), OTHER), Claim(OTHER, 1, NOW_MS)]
         if column != "message"
