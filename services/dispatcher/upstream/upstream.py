@@ -11,6 +11,7 @@ from sqlalchemy import Table
 from cloudhub.v1.dispatcher_pb2 import UpstreamDelivery
 from cloudhub.v1.link_pb2 import CloseReason
 from cloudhub.v1.message_pb2 import Message
+from cloudhub.v1.resources_pb2 import DispatcherResources
 from cloudhub.v1.sessions_pb2 import LifecycleEvent
 from services.dispatcher.upstream.answers import answer
 from services.dispatcher.upstream.lifecycle_events import EventCopies, event_message
@@ -123,6 +124,15 @@ class Upstream:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.uploads.run(), name="uploads")
             tasks.create_task(self._report_events(), name="events-done")
+
+    def count(self, held: DispatcherResources) -> None:
+        """resources.Holder."""
+        held.upstream_queues += self._queues.lanes
+        held.upstream_waiting += self._queues.waiting
+        held.upstream_unsettled += self._queues.room.messages
+        held.events_unsettled += len(self._copies)
+        held.subscribers += self._queues.subscribers
+        self.uploads.count(held)
 
     # -- from the links ------------------------------------------------------------------------
 
