@@ -1,7 +1,7 @@
 """Looks at the hub all the time, as its operators could: sessions, links, what is pending."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -20,7 +20,7 @@ EVERY_SECONDS = 0.3
 ANSWER_SECONDS = 1.0
 FRESH_SECONDS = 1.0
 MOST_NODES = 1000
-"""In one page, which is one transaction."""
+"""In one page, which is one transaction; a larger fleet is read in several."""
 
 
 class Observer:
@@ -101,28 +101,40 @@ def seen(session: sessions_pb2.Session) -> SessionSeen:
     )
 
 
-async def live_sessions(channel: grpc.aio.Channel) -> Sequence[sessions_pb2.Session]:
+async def live_sessions(channel: grpc.aio.Channel) -> list[sessions_pb2.Session]:
     """All live sessions that a replica of sessions knows."""
     stub: Any = SessionsAdminStub(channel)
     request = sessions_pb2.ListSessionsRequest(page_size=MOST_NODES)
-    found: Sequence[sessions_pb2.Session] = (
-        await stub.ListSessions(request, timeout=ANSWER_SECONDS)
-    ).sessions
-    return found
+    found: list[sessions_pb2.Session] = []
+    while True:
+        answer = await stub.ListSessions(request, timeout=ANSWER_SECONDS)
+        found += answer.sessions
+        if not answer.next_page_token:
+            return found
+        request.page_token = answer.next_page_token
 
 
 async def admitted_links(channel: grpc.aio.Channel) -> list[LinkSeen]:
     """The links of a connector that have a session."""
     stub: Any = ConnectorAdminStub(channel)
-    answer = await stub.ListLinks(ListLinksRequest(page_size=MOST_NODES), timeout=ANSWER_SECONDS)
-    return [LinkSeen(one.node_id, one.epoch, one.link) for one in answer.links if one.epoch]
+    request = ListLinksRequest(page_size=MOST_NODES)
+    found: list[LinkSeen] = []
+    while True:
+        answer = await stub.ListLinks(request, timeout=ANSWER_SECONDS)
+        found += [LinkSeen(one.node_id, one.epoch, one.link) for one in answer.links if one.epoch]
+        if not answer.next_page_token:
+            return found
+        request.page_token = answer.next_page_token
 
 
-async def outbox_nodes(channel: grpc.aio.Channel) -> Sequence[dispatcher_pb2.NodeDelivery]:
+async def outbox_nodes(channel: grpc.aio.Channel) -> list[dispatcher_pb2.NodeDelivery]:
     """Every node that the outbox knows, with what it waits for."""
     stub: Any = DispatcherAdminStub(channel)
     request = dispatcher_pb2.ListNodesRequest(page_size=MOST_NODES)
-    found: Sequence[dispatcher_pb2.NodeDelivery] = (
-        await stub.ListNodes(request, timeout=ANSWER_SECONDS)
-    ).nodes
-    return found
+    found: list[dispatcher_pb2.NodeDelivery] = []
+    while True:
+        answer = await stub.ListNodes(request, timeout=ANSWER_SECONDS)
+        found += answer.nodes
+        if not answer.next_page_token:
+            return found
+        request.page_token = answer.next_page_token

@@ -4,12 +4,11 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 from chaos.clock import RunClock
-from chaos.ending import Ending, handed_on
+from chaos.ending import Ending, tracebacks
 from chaos.faults import Faults
-from chaos.fleets import FleetProcess, held_by, steps_of, uploads_confirmed_to
+from chaos.fleets import FleetProcess
 from chaos.history import FaultDone, History
 from chaos.observer import Observer
 from chaos.publisher import Publisher
@@ -86,7 +85,7 @@ class ChaosRun:
                 if not await instance.stop():
                     faults.unclean.append(f"{instance.name} did not end by itself at the end")
             self.history.writes = await session_writes(databases.dispatcher)
-            self.history.unclean += [*faults.unclean, *_tracebacks(settings.data / "logs")]
+            self.history.unclean += [*faults.unclean, *tracebacks(settings.data / "logs")]
 
     def _tell(self, text: str) -> None:
         self._say(f"{self._clock.now():6.1f} s  {text}")
@@ -104,15 +103,16 @@ class ChaosRun:
     def _scene(self, hub: Hub) -> Scene:
         settings = self._settings
         half = settings.nodes // 2
-        own = ("--upload-every", "2", "--status-every", "2")
+        data, flags = settings.data, settings.fleet_flags
+        own = (*flags, "--upload-every", "2", "--status-every", "2")
         dispatchers, versions = [one.address for one in hub.dispatchers], Versions()
         return Scene(
             hub,
             [
-                FleetProcess(settings, "edges-1", 1, half, hub.server, *own),
-                FleetProcess(settings, "edges-2", half + 1, settings.nodes - half, hub.server, *own),
+                FleetProcess(data, "edges-1", 1, half, hub.server, *own),
+                FleetProcess(data, "edges-2", half + 1, settings.nodes - half, hub.server, *own),
             ],
-            FleetProcess(settings, "guests", settings.nodes + 1, settings.guests, hub.server),
+            FleetProcess(data, "guests", settings.nodes + 1, settings.guests, hub.server, *flags),
             [
                 Publisher(f"publisher-{number}", dispatchers, self.node_ids, versions, self._clock)
                 for number in range(1, settings.publishers + 1)
@@ -161,20 +161,11 @@ class ChaosRun:
 
     async def _settle(self, scene: Scene) -> None:
         """Waits until all is quiet, then takes down what there is; ends with the fleets stopped."""
-        settings, history, ending = self._settings, self.history, Ending(scene.hub)
+        settings, ending = self._settings, Ending(scene.hub)
         self._tell("no more faults, no more publishes: what is pending settles")
         settled = await ending.settled(scene.fleets, settings.settle_seconds)
         self._tell("all is quiet" if settled else f"not quiet within {settings.settle_seconds:g} s")
-        history.waiting = await ending.waiting()
-        history.final_sessions = await ending.sessions()
-        history.final_links = await ending.links()
-        history.counts = await ending.counts(settings.nodes, settings.guests)
-        for fleet in scene.fleets:
-            await fleet.stop()
-            history.steps += await asyncio.to_thread(steps_of, fleet)
-            history.held |= await asyncio.to_thread(held_by, fleet)
-            history.uploads_confirmed |= await asyncio.to_thread(uploads_confirmed_to, fleet)
-        await handed_on(history.uploads_confirmed, history.uploads_handed)
+        await ending.take_down(self.history, scene.fleets, settings.guests)
 
     async def _connected(self, scene: Scene) -> None:
         """Returns when every node has a link; that they have none for long is a breach."""
@@ -231,15 +222,6 @@ class ChaosRun:
             await asyncio.sleep(LOOK_SECONDS)
         self._tell(f"not recovered: {vitals}")
         return None
-
-
-def _tracebacks(logs: Path) -> list[str]:
-    """What no process has met without a word for people."""
-    return [
-        f"there is a traceback in {path.name}"
-        for path in sorted(logs.glob("*.log"))
-        if "Traceback" in path.read_text(errors="replace")
-    ]
 
 
 async def _contend(guests: FleetProcess) -> None:
