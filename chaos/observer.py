@@ -26,8 +26,9 @@ MOST_NODES = 1000
 class Observer:
     """`run` must be awaited by the owner. What does not answer is asked again soon."""
 
-    def __init__(self, hub: Hub, clock: RunClock) -> None:
+    def __init__(self, hub: Hub, clock: RunClock, every_seconds: float = EVERY_SECONDS) -> None:
         self._hub = hub
+        self._every_seconds = every_seconds
         self._clock = clock
         self.registry: list[RegistrySample] = []
         self.changes: list[SessionSeen] = []
@@ -47,7 +48,7 @@ class Observer:
 
     def _fresh(self, figure: tuple[int, float]) -> int:
         value, at = figure
-        return value if self._clock.now() - at < FRESH_SECONDS else -1
+        return value if self._clock.now() - at < FRESH_SECONDS + self._every_seconds else -1
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -68,7 +69,7 @@ class Observer:
                     await look(instance, channel)
                 except grpc.aio.AioRpcError:
                     pass  # it is down, paused, or without its database: that is what is tried here
-                await asyncio.sleep(EVERY_SECONDS)
+                await asyncio.sleep(self._every_seconds)
 
     async def _look_at_registry(self, instance: Instance, channel: grpc.aio.Channel) -> None:
         answer = await live_sessions(channel)

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 from chaos.clock import RunClock
 from chaos.ending import Ending, tracebacks
@@ -12,7 +13,6 @@ from chaos.fleets import FleetProcess
 from chaos.history import FaultDone, History
 from chaos.observer import Observer
 from chaos.publisher import Publisher
-from chaos.recovery import Recovery
 from chaos.scene import Scene
 from chaos.schedule import Stage, schedule
 from chaos.settings import ChaosSettings
@@ -26,13 +26,17 @@ from demo.manifests import Versions
 from demo.ports import HOST, choose_ports
 from edge.certificates import create_node_certificates, create_server_certificate
 
-LOOK_SECONDS = 0.2
 GUESTS_SECONDS = 1.0
 """After each fault guests contend for the sessions that it leaves, for so long."""
 WARM_UP_SECONDS = 3.0
 CONNECT_SECONDS = 60.0
 PUBLISH_PAUSE_SECONDS = 0.2
 ANSWERS_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class _ChaosScene(Scene):
+    guests: FleetProcess
 
 
 class ChaosRun:
@@ -100,27 +104,28 @@ class ChaosRun:
         self._tell("a PostgreSQL primary and its synchronous standby are up")
         return pair, pair.databases
 
-    def _scene(self, hub: Hub) -> Scene:
+    def _scene(self, hub: Hub) -> _ChaosScene:
         settings = self._settings
         half = settings.nodes // 2
         data, flags = settings.data, settings.fleet_flags
         own = (*flags, "--upload-every", "2", "--status-every", "2")
         dispatchers, versions = [one.address for one in hub.dispatchers], Versions()
-        return Scene(
+        return _ChaosScene(
             hub,
             [
                 FleetProcess(data, "edges-1", 1, half, hub.server, *own),
                 FleetProcess(data, "edges-2", half + 1, settings.nodes - half, hub.server, *own),
             ],
-            FleetProcess(data, "guests", settings.nodes + 1, settings.guests, hub.server, *flags),
             [
                 Publisher(f"publisher-{number}", dispatchers, self.node_ids, versions, self._clock)
                 for number in range(1, settings.publishers + 1)
             ],
             Observer(hub, self._clock),
+            self._clock,
+            FleetProcess(data, "guests", settings.nodes + 1, settings.guests, hub.server, *flags),
         )
 
-    async def _work(self, scene: Scene, faults: Faults) -> None:
+    async def _work(self, scene: _ChaosScene, faults: Faults) -> None:
         settings, history = self._settings, self.history
         dispatchers = [one.address for one in scene.hub.dispatchers]
         async with asyncio.TaskGroup() as background:
@@ -159,7 +164,7 @@ class ChaosRun:
         observer = scene.observer
         history.registry, history.changes, history.links = observer.registry, observer.changes, observer.links
 
-    async def _settle(self, scene: Scene) -> None:
+    async def _settle(self, scene: _ChaosScene) -> None:
         """Waits until all is quiet, then takes down what there is; ends with the fleets stopped."""
         settings, ending = self._settings, Ending(scene.hub)
         self._tell("no more faults, no more publishes: what is pending settles")
@@ -167,18 +172,16 @@ class ChaosRun:
         self._tell("all is quiet" if settled else f"not quiet within {settings.settle_seconds:g} s")
         await ending.take_down(self.history, scene.fleets, settings.guests)
 
-    async def _connected(self, scene: Scene) -> None:
+    async def _connected(self, scene: _ChaosScene) -> None:
         """Returns when every node has a link; that they have none for long is a breach."""
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                while scene.links < self._settings.nodes:  # noqa: ASYNC110 - told by nobody
-                    await asyncio.sleep(LOOK_SECONDS)
+            await scene.connected(CONNECT_SECONDS)
         except TimeoutError:
             text = f"only {scene.links} nodes had a link within {CONNECT_SECONDS:g} s"
             self.history.unclean.append(text)
             self._tell(text)
 
-    async def _break_things(self, scene: Scene, faults: Faults) -> None:
+    async def _break_things(self, scene: _ChaosScene, faults: Faults) -> None:
         """Fault after fault, each recovered from before the next, until the time is over."""
         settings, clock = self._settings, self._clock
         has_standby = settings.engine is Engine.POSTGRESQL
@@ -210,18 +213,12 @@ class ChaosRun:
             await self._connected(scene)
             await asyncio.sleep(fault.calm_seconds)
 
-    async def _recovered(self, since: float, scene: Scene, usual_pending: int) -> float | None:
+    async def _recovered(self, since: float, scene: _ChaosScene, usual_pending: int) -> float | None:
         """When the hub had recovered from what happened at `since`; None if it did not in time."""
-        recovery = Recovery(since, usual_pending)
-        deadline = since + self._settings.recover_seconds
-        while (now := self._clock.now()) < deadline:
-            vitals = scene.vitals(now)
-            recovered_at = recovery.look(vitals)
-            if recovered_at is not None:
-                return recovered_at
-            await asyncio.sleep(LOOK_SECONDS)
-        self._tell(f"not recovered: {vitals}")
-        return None
+        recovered_at = await scene.recovered(since, usual_pending, self._settings.recover_seconds)
+        if recovered_at is None:
+            self._tell(f"not recovered: {scene.vitals()}")
+        return recovered_at
 
 
 async def _contend(guests: FleetProcess) -> None:
