@@ -93,6 +93,8 @@ class Upstream:
                 settings.most_waiting_bytes_per_node,
                 settings.most_waiting_total,
                 settings.most_waiting_bytes_total,
+                settings.most_events_per_node,
+                settings.most_events_total,
             )
         )
         self.relays = Relays(self._queues, self._queue, self.metrics)
@@ -274,12 +276,20 @@ class Upstream:
             self.metrics.merged.inc()
         for lost, bound in put.dropped:
             self.metrics.dropped.labels(bound).inc()
-            if lost.message.sync:
+            if lost.kind is Kind.EVENT:
+                self._event_settled(lost)
+            elif lost.message.sync:
                 self._reply(lost.node_id, lost.epoch, lost.message, lost.resource, "error", OVERLOADED)
 
     def _wake(self) -> None:
         for subscriber_id in self._queues.woken():
             self._wakes[subscriber_id].set()
+
+    def _event_settled(self, parcel: Parcel) -> None:
+        """A copy of an event is done with: a subscriber had it, or it found no room."""
+        if self._copies.settled(parcel.message.id):
+            self._done.append(parcel.message.id)
+            self._some_done.set()
 
     async def _report_events(self) -> None:
         while True:
@@ -359,9 +369,8 @@ class Upstream:
                 uploads.append(parcel)
             elif parcel.kind is Kind.RELAYED:
                 self.relays.settled(parcel)
-            elif parcel.kind is Kind.EVENT and self._copies.settled(parcel.message.id):
-                self._done.append(parcel.message.id)
-                self._some_done.set()
+            elif parcel.kind is Kind.EVENT:
+                self._event_settled(parcel)
         if uploads:
             self.uploads.settled(uploads)
         self._wake()
