@@ -12,14 +12,18 @@ from services.runtime.rpc import open_channel
 
 _ADMIN = {"connector": ConnectorAdminStub, "dispatcher": DispatcherAdminStub, "sessions": SessionsAdminStub}
 READ_SECONDS = 10.0
+# What a process remembers up to a bound, whether it is busy or not.
+MEMORIES = frozenset({"locations", "events_remembered", "uploads_remembered"})
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
     """One process at one instant. `counts` are those that must be the same whenever the hub is as quiet:
-    tasks, threads, file descriptors and all that resources.proto counts of the service."""
+    tasks, threads, file descriptors and all that resources.proto counts of the service. `remembered` are the
+    entries of its MEMORIES together."""
 
     counts: Mapping[str, int]
+    remembered: int
     tasks_by_name: Mapping[str, int]
     resident_bytes: int
     memory_blocks: int
@@ -37,10 +41,15 @@ def resources_of(answer: Any) -> Resources:
     counts = {
         field.name: int(getattr(answer, field.name))
         for field in answer.DESCRIPTOR.fields
-        if field.name != "process"
+        if field.name not in ("process", *MEMORIES)
     }
+    remembered = sum(
+        int(getattr(answer, field.name)) for field in answer.DESCRIPTOR.fields if field.name in MEMORIES
+    )
     counts |= {name: int(getattr(process, name)) for name in ("tasks", "threads", "file_descriptors")}
-    return Resources(counts, dict(process.tasks_by_name), process.resident_bytes, process.memory_blocks)
+    return Resources(
+        counts, remembered, dict(process.tasks_by_name), process.resident_bytes, process.memory_blocks
+    )
 
 
 async def read_resources(service: str, address: str, *, collect_garbage: bool = True) -> Resources:

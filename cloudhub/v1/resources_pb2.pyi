@@ -214,6 +214,8 @@ class DispatcherResources(_message.Message):
     PEERS_FIELD_NUMBER: _builtins.int
     HINTS_FIELD_NUMBER: _builtins.int
     LOCATIONS_FIELD_NUMBER: _builtins.int
+    EVENTS_REMEMBERED_FIELD_NUMBER: _builtins.int
+    UPLOADS_REMEMBERED_FIELD_NUMBER: _builtins.int
     connector_streams: _builtins.int
     """Attached connectors."""
     links: _builtins.int
@@ -233,9 +235,7 @@ class DispatcherResources(_message.Message):
     direct_messages: _builtins.int
     """NO-ACK messages whose bytes are not in a socket yet."""
     deadlines: _builtins.int
-    """Entries of the heaps of deadlines. Those of a session that has ended stay until their time comes, the keepalive at
-    most; they hold nothing but themselves.
-    """
+    """Deadlines of sessions: of keepalives, of messages (one for a session), of those stranded."""
     outbox_operations: _builtins.int
     """Operations that wait for the next transaction of the outbox."""
     upstream_queues: _builtins.int
@@ -257,7 +257,11 @@ class DispatcherResources(_message.Message):
     hints: _builtins.int
     """Hints to them that wait to be told."""
     locations: _builtins.int
-    """Where nodes of other dispatchers were seen lately; bounded, the oldest go when it is full."""
+    """Memories, which grow to a bound and stay there: where nodes of other dispatchers were seen lately, and the ids of
+    events and of uploads that were settled lately.
+    """
+    events_remembered: _builtins.int
+    uploads_remembered: _builtins.int
     @_builtins.property
     def process(self) -> Global___ProcessResources: ...
     def __init__(
@@ -285,10 +289,12 @@ class DispatcherResources(_message.Message):
         peers: _builtins.int = ...,
         hints: _builtins.int = ...,
         locations: _builtins.int = ...,
+        events_remembered: _builtins.int = ...,
+        uploads_remembered: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["process", b"process"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connector_streams", b"connector_streams", "deadlines", b"deadlines", "direct_messages", b"direct_messages", "events_unsettled", b"events_unsettled", "hints", b"hints", "in_flight_messages", b"in_flight_messages", "links", b"links", "locations", b"locations", "openings", b"openings", "outbox_operations", b"outbox_operations", "peers", b"peers", "process", b"process", "queued_messages", b"queued_messages", "session_ends", b"session_ends", "sessions", b"sessions", "stranded_sessions", b"stranded_sessions", "subscribers", b"subscribers", "uploads_in_memory", b"uploads_in_memory", "uploads_unstored", b"uploads_unstored", "upstream_queues", b"upstream_queues", "upstream_unsettled", b"upstream_unsettled", "upstream_waiting", b"upstream_waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connector_streams", b"connector_streams", "deadlines", b"deadlines", "direct_messages", b"direct_messages", "events_remembered", b"events_remembered", "events_unsettled", b"events_unsettled", "hints", b"hints", "in_flight_messages", b"in_flight_messages", "links", b"links", "locations", b"locations", "openings", b"openings", "outbox_operations", b"outbox_operations", "peers", b"peers", "process", b"process", "queued_messages", b"queued_messages", "session_ends", b"session_ends", "sessions", b"sessions", "stranded_sessions", b"stranded_sessions", "subscribers", b"subscribers", "uploads_in_memory", b"uploads_in_memory", "uploads_remembered", b"uploads_remembered", "uploads_unstored", b"uploads_unstored", "upstream_queues", b"upstream_queues", "upstream_unsettled", b"upstream_unsettled", "upstream_waiting", b"upstream_waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,7 +1,7 @@
 """What is left over between two looks at a process: `chaos.resources`."""
 
 from chaos.resources import Resources, resources_of
-from cloudhub.v1.resources_pb2 import ConnectorResources, ProcessResources
+from cloudhub.v1.resources_pb2 import ConnectorResources, DispatcherResources, ProcessResources
 
 
 def process(tasks_by_name: dict[str, int], descriptors: int = 20) -> ProcessResources:
@@ -24,6 +24,12 @@ def test_every_count_of_an_answer_is_taken() -> None:
     assert (counts["links"], counts["tasks"], counts["threads"], counts["file_descriptors"]) == (3, 2, 4, 20)
     assert counts["queued_bytes"] == 0
     assert "process" not in counts
+
+
+def test_memories_are_counted_apart() -> None:
+    known = resources_of(DispatcherResources(process=process({}), locations=2, events_remembered=3))
+    assert (known.remembered, known.counts["sessions"]) == (5, 0)
+    assert known.left_over(resources_of(DispatcherResources(process=process({})))) == {}
 
 
 def test_what_has_grown_is_left_over() -> None:

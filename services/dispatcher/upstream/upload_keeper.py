@@ -123,6 +123,7 @@ class UploadKeeper:
         """resources.Holder."""
         held.uploads_unstored += len(self._intake)
         held.uploads_in_memory += self._window.in_memory
+        held.uploads_remembered += len(self._settled)
 
     # -- what the upstream tells ---------------------------------------------------------------
 

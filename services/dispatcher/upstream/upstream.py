@@ -133,6 +133,7 @@ class Upstream:
         held.upstream_waiting += self._queues.waiting
         held.upstream_unsettled += self._queues.room.messages
         held.events_unsettled += len(self._copies)
+        held.events_remembered += self._copies.remembered
         held.subscribers += self._queues.subscribers
         self.uploads.count(held)
 
