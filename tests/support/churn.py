@@ -8,7 +8,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from tests.support.edge_peer import EdgePeers, keepalive, request_bytes
+from tests.support.edge_peer import EdgePeers, frame_bytes, keepalive, request_bytes
 
 HOST = "127.0.0.1"
 ANSWER_SECONDS = 20.0
@@ -59,15 +59,7 @@ def ways() -> Iterator[Way]:
     return itertools.cycle([way for _, way in places])
 
 
-def _frame(text: str) -> bytes:
-    """A text frame, masked with zeros."""
-    payload = text.encode()
-    size = len(payload)
-    header = bytes([0x81, 0x80 | size]) if size < 126 else bytes([0x81, 0xFE]) + size.to_bytes(2, "big")
-    return header + bytes(4) + payload
-
-
-_KEEPALIVE = _frame(keepalive())
+_KEEPALIVE = frame_bytes(keepalive())
 
 
 class Churn:
