@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Modules are compiled once, not anew by each of the many processes that these commands start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test lint format protos bench chaos clean setup
+.PHONY: run test lint format protos bench chaos soak clean setup
 
 setup: $(READY)
 
@@ -44,5 +44,9 @@ chaos: $(READY)
 	@$(BIN)/python -m chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
 		$(if $(REPLICAS),--replicas $(REPLICAS))
 
+soak: $(READY)
+	@$(BIN)/python -m soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DAYS),--days $(DAYS)) \
+		$(if $(NODES),--nodes $(NODES)) $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(STORE),--store $(STORE))
+
 clean:
-	rm -rf .run bench/out chaos/out
+	rm -rf .run bench/out chaos/out soak/out

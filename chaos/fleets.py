@@ -93,6 +93,10 @@ class FleetProcess:
         for node_id in self.node_ids:
             self._fleet_or_fail().cut(node_id)
 
+    def black_hole(self, node_id: str, seconds: float) -> None:
+        """Nothing of the node's link arrives for so long, either way."""
+        self._fleet_or_fail().block(node_id, seconds)
+
     def leave(self) -> None:
         """Drops all of its links and dials no more."""
         for node_id in self.node_ids:
