@@ -8,9 +8,13 @@ from soak.day import NIGHT_ENDS
 from soak.samples import ProcessSample, Sample
 
 MOST_GROWTH = 1.25
-"""Resident memory of a process, from when it had settled to the end of its life."""
+"""Of a process' resident memory and of its blocks, from when it had settled to the end of its life."""
 SPARE_BYTES = 12 * 1024 * 1024
-"""Of that, what counts as nothing: bounded memories of ids and statements fill within hours."""
+"""Of memory, what counts as nothing beside that."""
+CACHE_BYTES = 2 * 64 * 1024 * 1024
+"""And what the two page caches of a SQLite database fill with, as that grows; a connector has none."""
+SPARE_BLOCKS = 50_000
+"""Bounded memories of ids, 16 384 each, fill within hours."""
 SPARE_TASKS = 2
 """Calls that are being served when a sample is taken."""
 SETTLED_SECONDS = 30.0
@@ -31,16 +35,23 @@ def growth(samples: Sequence[Sample]) -> list[str]:
 
 def _memory(name: str, life: Sequence[tuple[float, ProcessSample]]) -> list[str]:
     began = life[0][0]
-    settled = [one.resident_bytes for at, one in life if at >= began + SETTLED_SECONDS]
-    if len(settled) < 6:
-        return []  # too short a life to say anything
+    settled = [one for at, one in life if at >= began + SETTLED_SECONDS]
     third = len(settled) // 3
-    first, last = median(settled[:third]), median(settled[-third:])
-    if last <= MOST_GROWTH * first + SPARE_BYTES:
-        return []
-    return [
-        f"{name} grew from {first / 2**20:.0f} to {last / 2**20:.0f} MiB in its life from {began:.0f} s on"
-    ]
+    if third < 2:
+        return []  # too short a life to say anything
+    found = []
+    spare_bytes = SPARE_BYTES + (0 if name.startswith("connector") else CACHE_BYTES)
+    for what, spare, unit, unit_name in (
+        ("resident_bytes", spare_bytes, 2**20, "MiB"),
+        ("memory_blocks", SPARE_BLOCKS, 1, "blocks of memory"),
+    ):
+        first, last = (
+            median(getattr(one, what) for one in part) for part in (settled[:third], settled[-third:])
+        )
+        if last > MOST_GROWTH * first + spare:
+            sizes = f"from {first / unit:.0f} to {last / unit:.0f} {unit_name}"
+            found.append(f"{name} grew {sizes} in its life from {began:.0f} s on")
+    return found
 
 
 def _nights(samples: Sequence[Sample]) -> list[str]:

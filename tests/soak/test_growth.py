@@ -10,7 +10,11 @@ DAY_SECONDS = 240.0
 
 
 def run(
-    memory: Callable[[float], float], tasks: Callable[[float], int] = lambda at: 30, seconds: int = 720
+    memory: Callable[[float], float],
+    tasks: Callable[[float], int] = lambda at: 30,
+    seconds: int = 720,
+    blocks: Callable[[float], float] = lambda at: 500_000,
+    process: str = "dispatcher-1",
 ) -> list[Sample]:
     """A sample every two seconds of days of 240 s; the process is restarted at 300 s."""
     return [
@@ -24,7 +28,9 @@ def run(
             p50_ms=None,
             p99_ms=None,
             processes=[
-                ProcessSample("dispatcher-1", int(at >= 300), int(memory(at) * MIB), 0, tasks(at), 4, 20)
+                ProcessSample(
+                    *(process, int(at >= 300), int(memory(at) * MIB), int(blocks(at)), tasks(at), 4, 20)
+                )
             ],
         )
         for at in map(float, range(0, seconds, 2))
@@ -37,8 +43,23 @@ def test_a_hub_that_stays_as_it_is_has_not_grown() -> None:
 
 
 def test_a_process_that_takes_a_megabyte_every_second_has_grown() -> None:
-    (sentence,) = growth(run(lambda at: 100 + (at if at < 300 else 0)))
-    assert sentence == "dispatcher-1 grew from 174 to 354 MiB in its life from 0 s on"
+    (sentence,) = growth(run(lambda at: 100 + (2 * at if at < 300 else 0)))
+    assert sentence == "dispatcher-1 grew from 248 to 608 MiB in its life from 0 s on"
+
+
+def test_the_caches_of_a_database_are_no_growth_but_a_connector_has_none() -> None:
+    def filling(at: float) -> float:
+        return 100 + min(128.0, at / 2)
+
+    assert growth(run(filling)) == []
+    assert [one.partition(" in ")[0] for one in growth(run(filling, process="connector-1"))] == [
+        "connector-1 grew from 137 to 227 MiB"
+    ]
+
+
+def test_objects_that_pile_up_are_growth_whatever_the_memory() -> None:
+    (sentence,) = growth(run(lambda at: 100.0, blocks=lambda at: 500_000 + (2000 * at if at < 300 else 0)))
+    assert sentence == "dispatcher-1 grew from 648000 to 1008000 blocks of memory in its life from 0 s on"
 
 
 def test_what_a_process_takes_at_its_start_is_no_growth() -> None:
