@@ -23,7 +23,7 @@ from tests.support.churn import Churn, Way
 from tests.support.edge_peer import EdgePeers
 from tests.support.figures import Figures
 from tests.support.leaks import growth, when_quiet
-from tests.support.processes import HubProcesses
+from tests.support.processes import HubProcesses, eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.weak_network]
 
@@ -32,7 +32,9 @@ WARM_UP = 2_000
 AT_ONCE = 128
 NODES = [f"edge-{number}" for number in range(3 * AT_ONCE)]
 KEEPALIVE_SECONDS = 10.0
-MOST_GROWTH = 1.05
+QUIET_SECONDS = 20.0
+# Of resident memory, over CONNECTIONS.
+MOST_GROWTH = 0.05
 # The C library gives back what is free, so that resident memory says what is in use (mallopt(3)); by itself
 # it keeps some megabytes of it, more or less as it comes.
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -79,7 +81,7 @@ async def subscribed(address: str, events: Events) -> AsyncIterator[None]:
             yield
         finally:
             call.cancel()
-            await asyncio.wait([taking])
+            await asyncio.gather(taking, return_exceptions=True)
 
 
 async def live_nodes(address: str) -> int:
@@ -123,38 +125,47 @@ async def test_ten_thousand_links_leave_nothing_behind(
         # Memory stays where it was when most links were open at once.
         await churn.crowd()
         await churn.run(WARM_UP)
-        before = await when_quiet(hub.address, KEEPALIVE_SECONDS + 10)
-        churn.done.clear()
-        events.forget()
-        began = time.monotonic()
-        await churn.run(CONNECTIONS)
-        took = time.monotonic() - began
-        after = await when_quiet(hub.address, KEEPALIVE_SECONDS + 10)
-        slots = await live_nodes(hub.address("sessions"))
-    figures(f"{CONNECTIONS} connections in {took:.1f} s, {churn.admitted} of them admitted")
-    for service in before:
-        figures(told(service, before[service], after[service]))
-
-    left = {service: held.left_over(before[service]) for service, held in after.items()}
-    assert left == {service: {} for service in after}
-    assert slots == 0
-    # Some of those that are cut while their upgrade is decided get a session.
-    assert events.told["connected"] == events.told["disconnected"]
-    assert churn.admitted <= events.told["connected"] <= churn.admitted + churn.done[Way.CUT_IN_UPGRADE]
-    grown = [service for service in after if has_grown(before[service], after[service])]
+        before = await when_quiet(hub.address, QUIET_SECONDS)
+        for connections in (CONNECTIONS, CONNECTIONS // 2):
+            churn.done.clear()
+            events.forget()
+            began = time.monotonic()
+            await churn.run(connections)
+            took = time.monotonic() - began
+            await eventually(lambda: is_told(events, churn), what="every session's events")
+            after = await when_quiet(hub.address, QUIET_SECONDS)
+            figures(f"{connections} connections in {took:.1f} s, {churn.admitted} of them admitted")
+            for service in before:
+                figures(told(service, before[service], after[service]))
+            left = {service: held.left_over(before[service]) for service, held in after.items()}
+            assert left == {service: {} for service in after}
+            assert await live_nodes(hub.address("sessions")) == 0
+            grown = [service for service in after if has_grown(before[service], after[service], connections)]
+            if not grown:
+                break
+            # What a busy machine made it take once it does not take again; what leaks goes on.
+            before = after
     if grown:
         (tmp_path / "traced").mkdir()
         where = await growth(tmp_path / "traced", 400)
         pytest.fail(f"memory of {grown} has grown; what 400 connections leave over:\n{where}")
 
 
-def has_grown(before: Resources, after: Resources) -> bool:
-    """Resident memory by more than may be, or blocks with every connection."""
+def is_told(events: Events, churn: Churn) -> bool:
+    """Whether every session's two events came. Some of those that are cut while their upgrade is decided get
+    a session, and some do not."""
+    opened, ended = events.told["connected"], events.told["disconnected"]
+    return opened == ended and 0 <= opened - churn.admitted <= churn.done[Way.CUT_IN_UPGRADE]
+
+
+def has_grown(before: Resources, after: Resources, connections: int) -> bool:
+    """Resident memory by more than may be for so many, or blocks with every connection."""
     memories = BLOCKS_PER_MEMORY * (after.remembered - before.remembered)
     blocks = after.memory_blocks - before.memory_blocks - memories
+    most = 1.0 + MOST_GROWTH * connections / CONNECTIONS
     return (
-        after.resident_bytes > MOST_GROWTH * before.resident_bytes
-        or blocks > MOST_BLOCKS_PER_CONNECTION * CONNECTIONS
+        after.resident_bytes > most * before.resident_bytes
+        or blocks > MOST_BLOCKS_PER_CONNECTION * connections
     )
 
 
