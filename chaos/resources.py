@@ -14,6 +14,8 @@ _ADMIN = {"connector": ConnectorAdminStub, "dispatcher": DispatcherAdminStub, "s
 READ_SECONDS = 10.0
 # What a process remembers up to a bound, whether it is busy or not.
 MEMORIES = frozenset({"locations", "events_remembered", "uploads_remembered"})
+# The gRPC server has one for each of its methods, which waits for the next call; for an instant it has none.
+_WAITS_FOR_CALL = "AioServer._request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,15 @@ def resources_of(answer: Any) -> Resources:
     remembered = sum(
         int(getattr(answer, field.name)) for field in answer.DESCRIPTOR.fields if field.name in MEMORIES
     )
-    counts |= {name: int(getattr(process, name)) for name in ("tasks", "threads", "file_descriptors")}
-    return Resources(
-        counts, remembered, dict(process.tasks_by_name), process.resident_bytes, process.memory_blocks
-    )
+    tasks = {
+        name: count for name, count in process.tasks_by_name.items() if not name.startswith(_WAITS_FOR_CALL)
+    }
+    counts |= {
+        "tasks": sum(tasks.values()),
+        "threads": process.threads,
+        "file_descriptors": process.file_descriptors,
+    }
+    return Resources(counts, remembered, tasks, process.resident_bytes, process.memory_blocks)
 
 
 async def read_resources(service: str, address: str, *, collect_garbage: bool = True) -> Resources:

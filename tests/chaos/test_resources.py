@@ -46,5 +46,10 @@ def test_what_has_shrunk_or_stayed_is_not() -> None:
     assert held(run=1).left_over(held(links=5, run=2)) == {}
 
 
+def test_how_many_methods_wait_for_a_call_does_not_matter() -> None:
+    before, after = held(**{"AioServer._request_call": 1, "run": 1}), held(run=1)
+    assert before.left_over(after) == after.left_over(before) == {}
+
+
 def test_another_task_in_place_of_one_is_left_over() -> None:
     assert held(read=1).left_over(held(run=1)) == {"task read": (0, 1)}

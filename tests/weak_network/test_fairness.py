@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -32,8 +33,8 @@ PHASES = 4
 PHASE_SECONDS = 4.0
 PER_SECOND = 100
 MOST_TIMES = 2.0
-# Below this a difference is the scheduler's, not the hub's.
-NOISE_SECONDS = 0.002
+# Below this a difference is that of two syncs of the disk, or the scheduler's.
+NOISE_SECONDS = 0.01
 BACKLOG = 10_000
 SLOW_BYTES_PER_SECOND = 8 * 1024
 REPORTS = 1_000
@@ -46,16 +47,16 @@ RESOURCES = 50
 
 @dataclass(slots=True)
 class Latencies:
-    """Seconds, in quiet and in busy phases."""
+    """Seconds, of each quiet and of each busy phase."""
 
-    quiet: list[float] = field(default_factory=list)
-    busy: list[float] = field(default_factory=list)
+    quiet: list[list[float]] = field(default_factory=list)
+    busy: list[list[float]] = field(default_factory=list)
 
     def told(self, what: str) -> str:
         """Both, for people."""
         quiet, busy = (
-            f"p50 {quantile(found, 0.5) * 1000:.1f} ms, p99 {quantile(found, 0.99) * 1000:.1f} ms, "
-            f"max {max(found) * 1000:.1f} ms of {len(found)}"
+            f"p50 {usual(found, 0.5) * 1000:.1f} ms, p99 {usual(found, 0.99) * 1000:.1f} ms, "
+            f"max {max(map(max, found)) * 1000:.1f} ms of {sum(map(len, found))}"
             for found in (self.quiet, self.busy)
         )
         return f"{what}: idle {quiet}; meanwhile {busy}"
@@ -63,12 +64,17 @@ class Latencies:
     def check(self, more_seconds: float) -> None:
         """Invariant 7: at the 50th and the 99th percentile within twice of idle, and so much more."""
         for part in (0.5, 0.99):
-            quiet, busy = quantile(self.quiet, part), quantile(self.busy, part)
+            quiet, busy = usual(self.quiet, part), usual(self.busy, part)
             assert busy <= MOST_TIMES * quiet + more_seconds, f"p{part:g}: {busy:.4f} s, idle {quiet:.4f} s"
 
 
 def quantile(values: Sequence[float], part: float) -> float:
     return sorted(values)[min(len(values) - 1, int(part * len(values)))]
+
+
+def usual(phases: Sequence[Sequence[float]], part: float) -> float:
+    """The quantile as it is in most phases: something else may hold the machine up in one of them."""
+    return median(quantile(phase, part) for phase in phases)
 
 
 @dataclass(slots=True)
@@ -101,21 +107,23 @@ async def in_turns(
     one: Measure, busy: Callable[[], AbstractAsyncContextManager[None]], found: Latencies
 ) -> None:
     """Measures `one` at a set rate, in phases without and within `busy`."""
-    await at_rate(one, [])  # warms up
+    await at_rate(one)  # warms up
     for _ in range(PHASES):
-        await at_rate(one, found.quiet)
+        found.quiet.append(await at_rate(one))
         async with busy():
-            await at_rate(one, found.busy)
+            found.busy.append(await at_rate(one))
 
 
-async def at_rate(one: Measure, found: list[float]) -> None:
-    """Starts one measurement after the other at the rate, whether they are done or not."""
+async def at_rate(one: Measure) -> list[float]:
+    """Starts one measurement after the other at the rate, whether they are done or not; what they found."""
+    found: list[float] = []
     loop = asyncio.get_running_loop()
     began = loop.time()
     async with asyncio.timeout(PHASE_SECONDS + 20), asyncio.TaskGroup() as group:
         for number in range(int(PHASE_SECONDS * PER_SECOND)):
             await asyncio.sleep(max(0.0, began + number / PER_SECOND - loop.time()))
             group.create_task(one(found))
+    return found
 
 
 async def test_a_backlog_over_a_slow_link_delays_nobody_else(tmp_path: Path, figures: Figures) -> None:
