@@ -26,6 +26,8 @@ from soak.samples import write_csv
 from soak.settings import SoakSettings
 
 _DEFAULT = SoakSettings()
+LEAST_DAY_MINUTES = 2.0
+"""In a shorter one a recovery takes hours, and the next night has come."""
 _FAULTS = (FolderInUse, ProcessFault, PostgresFault, FleetFault, TimeoutError, grpc.aio.AioRpcError)
 
 
@@ -60,6 +62,8 @@ def run(
     """Lives through some days in fast motion; fails if an invariant broke or the hub grew."""
     if replicas > 1 and store is Engine.SQLITE:
         raise typer.BadParameter("several replicas need --store postgresql")
+    if minutes < LEAST_DAY_MINUTES * days:
+        raise typer.BadParameter(f"a day takes {LEAST_DAY_MINUTES:g} minutes at least")
     settings = SoakSettings(
         seconds=60 * minutes, days=days, nodes=nodes, replicas=replicas, engine=store, out=out.absolute()
     )

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from chaos.resources import Resources, read_resources
@@ -25,9 +25,14 @@ _GONE = {
 }
 
 
-async def when_quiet(address: Callable[[str], str], seconds: float) -> dict[str, Resources]:
+async def when_quiet(
+    address: Callable[[str], str], seconds: float, before: Mapping[str, Resources] | None = None
+) -> dict[str, Resources]:
     """What each service of a hub holds, once nothing of any link is left; `address` gives the gRPC address of
-    a service. AssertionError with what is still there if that takes longer."""
+    a service. AssertionError with what is still there if that takes longer.
+
+    Nor may there be more than there was `before`: of a call that is just being served there is, for an
+    instant."""
     held: dict[str, Resources] = {}
     left: dict[str, int] = {}
     try:
@@ -40,6 +45,9 @@ async def when_quiet(address: Callable[[str], str], seconds: float) -> dict[str,
                     for name in names
                     if (count := held[service].counts[name])
                 }
+                for service, former in (before or {}).items():
+                    more = held[service].left_over(former).items()
+                    left |= {f"{service} {name} above {then}": now for name, (then, now) in more}
                 if left:
                     await asyncio.sleep(0.2)
     except TimeoutError:
