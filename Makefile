@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Modules are compiled once, not anew by each of the many processes that these commands start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test lint format protos bench chaos fuzz clean setup
+.PHONY: run test lint format protos bench chaos fuzz soak clean setup
 
 setup: $(READY)
 
@@ -50,5 +50,9 @@ fuzz: $(READY)
 		echo "fuzz: no atheris for $$($(BIN)/python --version)"
 	@$(BIN)/python -m fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(foreach name,$(TARGET),--target $(name))
 
+soak: $(READY)
+	@$(BIN)/python -m soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DAYS),--days $(DAYS)) \
+		$(if $(NODES),--nodes $(NODES)) $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(STORE),--store $(STORE))
+
 clean:
-	rm -rf .run bench/out chaos/out
+	rm -rf .run bench/out chaos/out soak/out

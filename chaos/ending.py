@@ -1,17 +1,19 @@
 """What the hub says of itself when all is quiet."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 import psutil
 
-from chaos.fleets import FleetProcess
-from chaos.history import Count, LinkSeen, SessionSeen, Waiting
+from chaos.fleets import FleetProcess, held_by, steps_of, uploads_confirmed_to
+from chaos.history import Count, History, LinkSeen, SessionSeen, Waiting
 from chaos.messages import uploads_lost
 from chaos.observer import admitted_links, live_sessions, outbox_nodes, seen
 from cloudhub.v1 import dispatcher_pb2 as pb
+from cloudhub.v1.dispatcher_pb2 import NodeDelivery
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub
 from cloudhub.v1.sessions_pb2 import GetLimitsRequest
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub
@@ -30,8 +32,10 @@ T = TypeVar("T")
 class Ending:
     """Asks the hub at the end of a run, when all of its processes live."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, misbehaving: Collection[str] = ()) -> None:
         self._hub = hub
+        self._misbehaving = misbehaving
+        """Nodes that keep messages waiting or have them parked, and are meant to."""
 
     async def settled(self, fleets: Sequence[FleetProcess], seconds: float) -> bool:
         """Whether within so long every node had its one session and link, and nothing was pending."""
@@ -47,7 +51,7 @@ class Ending:
     async def _is_settled(self, nodes: int) -> bool:
         try:
             sessions, links = await self.sessions(), await self.links()
-            pending = sum(node.pending for node in await _asked(self._hub.dispatchers[0], outbox_nodes))
+            pending = sum(node.pending for node in await self._outbox())
         except grpc.aio.AioRpcError:
             return False  # a process that was started again is not up yet
         epochs = {(one.node_id, one.epoch) for one in sessions}
@@ -67,7 +71,7 @@ class Ending:
 
     async def counts(self, nodes: int, guests: int) -> list[Count]:
         """What there is for one session per node, beside what there should be (invariant 6)."""
-        outbox = await _asked(self._hub.dispatchers[0], outbox_nodes)
+        outbox = await self._outbox()
         counts = [
             Count("live sessions", len(await self.sessions()), nodes),
             Count("slots taken", await _asked(self._hub.sessions[0], _slots), nodes),
@@ -85,9 +89,37 @@ class Ending:
         ]
         return counts
 
+    async def take_down(self, history: History, fleets: Sequence[FleetProcess], guests: int) -> None:
+        """Enters what there is, now that all is quiet; ends with the fleets stopped. `guests` are nodes that
+        had messages or sessions before and have none now."""
+        history.waiting = await self.waiting()
+        history.final_sessions = await self.sessions()
+        history.final_links = await self.links()
+        history.counts = await self.counts(sum(len(fleet.node_ids) for fleet in fleets), guests)
+        for fleet in fleets:
+            await fleet.stop()
+            history.steps += await asyncio.to_thread(steps_of, fleet)
+            history.held |= await asyncio.to_thread(held_by, fleet)
+            history.uploads_confirmed |= await asyncio.to_thread(uploads_confirmed_to, fleet)
+        await handed_on(history.uploads_confirmed, history.uploads_handed)
+
     async def waiting(self) -> list[Waiting]:
         """What the hub still holds as pending or parked."""
-        return await _asked(self._hub.dispatchers[0], _waiting)
+        found = await _asked(self._hub.dispatchers[0], _waiting)
+        return [one for one in found if one.node_id not in self._misbehaving]
+
+    async def _outbox(self) -> list[NodeDelivery]:
+        nodes = await _asked(self._hub.dispatchers[0], outbox_nodes)
+        return [node for node in nodes if node.node_id not in self._misbehaving]
+
+
+def tracebacks(logs: Path) -> list[str]:
+    """What no process has met without a word for people. Blocking."""
+    return [
+        f"there is a traceback in {path.name}"
+        for path in sorted(logs.glob("*.log"))
+        if "Traceback" in path.read_text(errors="replace")
+    ]
 
 
 async def handed_on(confirmed: dict[str, list[int]], handed: dict[str, list[int]]) -> None:

@@ -5,9 +5,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from chaos.history import Held, Step
-from chaos.settings import ChaosSettings
-from demo.fleet import Fleet, running_fleet
+from demo.fleet import Fleet, fleet_arguments, running_fleet
 from demo.fleet_worker import Report
+from demo.latency import Latencies
+from demo.processes import Launch
 from edge.store import EdgeStore, read_history, read_objects
 
 _FOR_EVER_SECONDS = 86_400.0
@@ -15,17 +16,25 @@ NOTHING = Report(0, 0, 0, 0, 0, {})
 
 
 class FleetProcess:
-    """One of them. Whoever starts it closes it."""
+    """One of them, kept in the folder `data` of its run. Whoever starts it closes it."""
 
     def __init__(
-        self, settings: ChaosSettings, name: str, first: int, nodes: int, server: str, *flags: str
+        self,
+        data: Path,
+        name: str,
+        first: int,
+        nodes: int,
+        server: str,
+        *flags: str,
+        launch: Launch = fleet_arguments,
     ) -> None:
         self.name = name
         self.node_ids = [f"edge-{number}" for number in range(first, first + nodes)]
         self._first = first
         self._server = server
-        self._flags = [*settings.fleet_flags, *flags]
-        self._data = settings.data
+        self._flags = flags
+        self._data = data
+        self._launch = launch
         self._stack = AsyncExitStack()
         self._fleet: Fleet | None = None
         self._started = False
@@ -41,6 +50,11 @@ class FleetProcess:
     def report(self) -> Report:
         """The last one of the present process."""
         return self._fleet.report if self._fleet else NOTHING
+
+    @property
+    def latencies(self) -> Latencies:
+        """Publish to acknowledgement, of the present process."""
+        return self._fleet_or_fail().latencies
 
     @property
     def stored(self) -> tuple[int, ...]:
@@ -69,6 +83,7 @@ class FleetProcess:
                 name=self.name,
                 first=self._first,
                 append=self._started,
+                launch=self._launch,
             )
         )
         self._started = True
@@ -77,6 +92,10 @@ class FleetProcess:
         """Drops all of its links at once."""
         for node_id in self.node_ids:
             self._fleet_or_fail().cut(node_id)
+
+    def black_hole(self, node_id: str, seconds: float) -> None:
+        """Nothing of the node's link arrives for so long, either way."""
+        self._fleet_or_fail().block(node_id, seconds)
 
     def leave(self) -> None:
         """Drops all of its links and dials no more."""

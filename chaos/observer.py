@@ -1,7 +1,7 @@
 """Looks at the hub all the time, as its operators could: sessions, links, what is pending."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -20,14 +20,15 @@ EVERY_SECONDS = 0.3
 ANSWER_SECONDS = 1.0
 FRESH_SECONDS = 1.0
 MOST_NODES = 1000
-"""In one page, which is one transaction."""
+"""In one page, which is one transaction; a larger fleet is read in several."""
 
 
 class Observer:
     """`run` must be awaited by the owner. What does not answer is asked again soon."""
 
-    def __init__(self, hub: Hub, clock: RunClock) -> None:
+    def __init__(self, hub: Hub, clock: RunClock, every_seconds: float = EVERY_SECONDS) -> None:
         self._hub = hub
+        self._every_seconds = every_seconds
         self._clock = clock
         self.registry: list[RegistrySample] = []
         self.changes: list[SessionSeen] = []
@@ -47,7 +48,7 @@ class Observer:
 
     def _fresh(self, figure: tuple[int, float]) -> int:
         value, at = figure
-        return value if self._clock.now() - at < FRESH_SECONDS else -1
+        return value if self._clock.now() - at < FRESH_SECONDS + self._every_seconds else -1
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -68,7 +69,7 @@ class Observer:
                     await look(instance, channel)
                 except grpc.aio.AioRpcError:
                     pass  # it is down, paused, or without its database: that is what is tried here
-                await asyncio.sleep(EVERY_SECONDS)
+                await asyncio.sleep(self._every_seconds)
 
     async def _look_at_registry(self, instance: Instance, channel: grpc.aio.Channel) -> None:
         answer = await live_sessions(channel)
@@ -101,28 +102,40 @@ def seen(session: sessions_pb2.Session) -> SessionSeen:
     )
 
 
-async def live_sessions(channel: grpc.aio.Channel) -> Sequence[sessions_pb2.Session]:
+async def live_sessions(channel: grpc.aio.Channel) -> list[sessions_pb2.Session]:
     """All live sessions that a replica of sessions knows."""
     stub: Any = SessionsAdminStub(channel)
     request = sessions_pb2.ListSessionsRequest(page_size=MOST_NODES)
-    found: Sequence[sessions_pb2.Session] = (
-        await stub.ListSessions(request, timeout=ANSWER_SECONDS)
-    ).sessions
-    return found
+    found: list[sessions_pb2.Session] = []
+    while True:
+        answer = await stub.ListSessions(request, timeout=ANSWER_SECONDS)
+        found += answer.sessions
+        if not answer.next_page_token:
+            return found
+        request.page_token = answer.next_page_token
 
 
 async def admitted_links(channel: grpc.aio.Channel) -> list[LinkSeen]:
     """The links of a connector that have a session."""
     stub: Any = ConnectorAdminStub(channel)
-    answer = await stub.ListLinks(ListLinksRequest(page_size=MOST_NODES), timeout=ANSWER_SECONDS)
-    return [LinkSeen(one.node_id, one.epoch, one.link) for one in answer.links if one.epoch]
+    request = ListLinksRequest(page_size=MOST_NODES)
+    found: list[LinkSeen] = []
+    while True:
+        answer = await stub.ListLinks(request, timeout=ANSWER_SECONDS)
+        found += [LinkSeen(one.node_id, one.epoch, one.link) for one in answer.links if one.epoch]
+        if not answer.next_page_token:
+            return found
+        request.page_token = answer.next_page_token
 
 
-async def outbox_nodes(channel: grpc.aio.Channel) -> Sequence[dispatcher_pb2.NodeDelivery]:
+async def outbox_nodes(channel: grpc.aio.Channel) -> list[dispatcher_pb2.NodeDelivery]:
     """Every node that the outbox knows, with what it waits for."""
     stub: Any = DispatcherAdminStub(channel)
     request = dispatcher_pb2.ListNodesRequest(page_size=MOST_NODES)
-    found: Sequence[dispatcher_pb2.NodeDelivery] = (
-        await stub.ListNodes(request, timeout=ANSWER_SECONDS)
-    ).nodes
-    return found
+    found: list[dispatcher_pb2.NodeDelivery] = []
+    while True:
+        answer = await stub.ListNodes(request, timeout=ANSWER_SECONDS)
+        found += answer.nodes
+        if not answer.next_page_token:
+            return found
+        request.page_token = answer.next_page_token

@@ -4,16 +4,15 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
+from dataclasses import dataclass
 
 from chaos.clock import RunClock
-from chaos.ending import Ending, handed_on
+from chaos.ending import Ending, tracebacks
 from chaos.faults import Faults
-from chaos.fleets import FleetProcess, held_by, steps_of, uploads_confirmed_to
+from chaos.fleets import FleetProcess
 from chaos.history import FaultDone, History
 from chaos.observer import Observer
 from chaos.publisher import Publisher
-from chaos.recovery import Recovery
 from chaos.scene import Scene
 from chaos.schedule import Stage, schedule
 from chaos.settings import ChaosSettings
@@ -27,13 +26,17 @@ from demo.manifests import Versions
 from demo.ports import HOST, choose_ports
 from edge.certificates import create_node_certificates, create_server_certificate
 
-LOOK_SECONDS = 0.2
 GUESTS_SECONDS = 1.0
 """After each fault guests contend for the sessions that it leaves, for so long."""
 WARM_UP_SECONDS = 3.0
 CONNECT_SECONDS = 60.0
 PUBLISH_PAUSE_SECONDS = 0.2
 ANSWERS_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class _ChaosScene(Scene):
+    guests: FleetProcess
 
 
 class ChaosRun:
@@ -86,7 +89,7 @@ class ChaosRun:
                 if not await instance.stop():
                     faults.unclean.append(f"{instance.name} did not end by itself at the end")
             self.history.writes = await session_writes(databases.dispatcher)
-            self.history.unclean += [*faults.unclean, *_tracebacks(settings.data / "logs")]
+            self.history.unclean += [*faults.unclean, *tracebacks(settings.data / "logs")]
 
     def _tell(self, text: str) -> None:
         self._say(f"{self._clock.now():6.1f} s  {text}")
@@ -101,26 +104,28 @@ class ChaosRun:
         self._tell("a PostgreSQL primary and its synchronous standby are up")
         return pair, pair.databases
 
-    def _scene(self, hub: Hub) -> Scene:
+    def _scene(self, hub: Hub) -> _ChaosScene:
         settings = self._settings
         half = settings.nodes // 2
-        own = ("--upload-every", "2", "--status-every", "2")
+        data, flags = settings.data, settings.fleet_flags
+        own = (*flags, "--upload-every", "2", "--status-every", "2")
         dispatchers, versions = [one.address for one in hub.dispatchers], Versions()
-        return Scene(
+        return _ChaosScene(
             hub,
             [
-                FleetProcess(settings, "edges-1", 1, half, hub.server, *own),
-                FleetProcess(settings, "edges-2", half + 1, settings.nodes - half, hub.server, *own),
+                FleetProcess(data, "edges-1", 1, half, hub.server, *own),
+                FleetProcess(data, "edges-2", half + 1, settings.nodes - half, hub.server, *own),
             ],
-            FleetProcess(settings, "guests", settings.nodes + 1, settings.guests, hub.server),
             [
                 Publisher(f"publisher-{number}", dispatchers, self.node_ids, versions, self._clock)
                 for number in range(1, settings.publishers + 1)
             ],
             Observer(hub, self._clock),
+            self._clock,
+            FleetProcess(data, "guests", settings.nodes + 1, settings.guests, hub.server, *flags),
         )
 
-    async def _work(self, scene: Scene, faults: Faults) -> None:
+    async def _work(self, scene: _ChaosScene, faults: Faults) -> None:
         settings, history = self._settings, self.history
         dispatchers = [one.address for one in scene.hub.dispatchers]
         async with asyncio.TaskGroup() as background:
@@ -159,35 +164,24 @@ class ChaosRun:
         observer = scene.observer
         history.registry, history.changes, history.links = observer.registry, observer.changes, observer.links
 
-    async def _settle(self, scene: Scene) -> None:
+    async def _settle(self, scene: _ChaosScene) -> None:
         """Waits until all is quiet, then takes down what there is; ends with the fleets stopped."""
-        settings, history, ending = self._settings, self.history, Ending(scene.hub)
+        settings, ending = self._settings, Ending(scene.hub)
         self._tell("no more faults, no more publishes: what is pending settles")
         settled = await ending.settled(scene.fleets, settings.settle_seconds)
         self._tell("all is quiet" if settled else f"not quiet within {settings.settle_seconds:g} s")
-        history.waiting = await ending.waiting()
-        history.final_sessions = await ending.sessions()
-        history.final_links = await ending.links()
-        history.counts = await ending.counts(settings.nodes, settings.guests)
-        for fleet in scene.fleets:
-            await fleet.stop()
-            history.steps += await asyncio.to_thread(steps_of, fleet)
-            history.held |= await asyncio.to_thread(held_by, fleet)
-            history.uploads_confirmed |= await asyncio.to_thread(uploads_confirmed_to, fleet)
-        await handed_on(history.uploads_confirmed, history.uploads_handed)
+        await ending.take_down(self.history, scene.fleets, settings.guests)
 
-    async def _connected(self, scene: Scene) -> None:
+    async def _connected(self, scene: _ChaosScene) -> None:
         """Returns when every node has a link; that they have none for long is a breach."""
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                while scene.links < self._settings.nodes:  # noqa: ASYNC110 - told by nobody
-                    await asyncio.sleep(LOOK_SECONDS)
+            await scene.connected(CONNECT_SECONDS)
         except TimeoutError:
             text = f"only {scene.links} nodes had a link within {CONNECT_SECONDS:g} s"
             self.history.unclean.append(text)
             self._tell(text)
 
-    async def _break_things(self, scene: Scene, faults: Faults) -> None:
+    async def _break_things(self, scene: _ChaosScene, faults: Faults) -> None:
         """Fault after fault, each recovered from before the next, until the time is over."""
         settings, clock = self._settings, self._clock
         has_standby = settings.engine is Engine.POSTGRESQL
@@ -219,27 +213,12 @@ class ChaosRun:
             await self._connected(scene)
             await asyncio.sleep(fault.calm_seconds)
 
-    async def _recovered(self, since: float, scene: Scene, usual_pending: int) -> float | None:
+    async def _recovered(self, since: float, scene: _ChaosScene, usual_pending: int) -> float | None:
         """When the hub had recovered from what happened at `since`; None if it did not in time."""
-        recovery = Recovery(since, usual_pending)
-        deadline = since + self._settings.recover_seconds
-        while (now := self._clock.now()) < deadline:
-            vitals = scene.vitals(now)
-            recovered_at = recovery.look(vitals)
-            if recovered_at is not None:
-                return recovered_at
-            await asyncio.sleep(LOOK_SECONDS)
-        self._tell(f"not recovered: {vitals}")
-        return None
-
-
-def _tracebacks(logs: Path) -> list[str]:
-    """What no process has met without a word for people."""
-    return [
-        f"there is a traceback in {path.name}"
-        for path in sorted(logs.glob("*.log"))
-        if "Traceback" in path.read_text(errors="replace")
-    ]
+        recovered_at = await scene.recovered(since, usual_pending, self._settings.recover_seconds)
+        if recovered_at is None:
+            self._tell(f"not recovered: {scene.vitals()}")
+        return recovered_at
 
 
 async def _contend(guests: FleetProcess) -> None:

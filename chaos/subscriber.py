@@ -26,6 +26,8 @@ class Subscriber:
         self._handed = handed
         self._chance = random.Random(name)
         self.received = 0
+        self.lifecycle: list[tuple[str, str]] = []
+        """(node id, `connected` or `disconnected`), as told, repetitions included."""
 
     async def run(self) -> None:
         """Receives until cancelled, from one dispatcher after the other."""
@@ -55,5 +57,7 @@ class Subscriber:
                     self._handed.setdefault(delivery.node_id, []).append(
                         json.loads(message.content)["number"]
                     )
+                elif message.source == "cloudhub":
+                    self.lifecycle.append((delivery.node_id, message.operation))
             done = [delivery.delivery_id for delivery in answer.deliveries]
             await call.write(SubscribeRequest(acknowledged=done))

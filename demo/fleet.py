@@ -9,7 +9,7 @@ import msgspec
 
 from demo.fleet_worker import Command, Report
 from demo.latency import Latencies
-from demo.processes import Child
+from demo.processes import Child, Launch
 
 STOP_SECONDS = 10.0
 
@@ -78,6 +78,11 @@ class Fleet:
             self.child.stdin.write(msgspec.json.encode(command) + b"\n")
 
 
+def fleet_arguments(_: str) -> list[str]:
+    """What the interpreter is told to run a fleet, whatever its name."""
+    return ["-m", "demo.fleet_worker"]
+
+
 @asynccontextmanager
 async def running_fleet(
     nodes: int,
@@ -89,13 +94,14 @@ async def running_fleet(
     name: str = "edges",
     first: int = 1,
     append: bool = False,
+    launch: Launch = fleet_arguments,
 ) -> AsyncIterator[Fleet]:
     """A fleet in a process of its own, dialling already; stopped when the context ends.
 
     Its nodes are edge-`first` and those after it; `append` goes on with the log that is there.
     """
     arguments = [
-        *("-m", "demo.fleet_worker"),
+        *launch(name),
         *("--server", server),
         *("--certificates", str(certificates)),
         *("--database", str(database)),

@@ -12,15 +12,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from demo.databases import Databases, sqlite_databases
 from demo.ports import HOST, HubPorts
-from demo.processes import Child
+from demo.processes import Child, Launch
 from services.runtime.rpc import open_channel
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 15.0
 SERVICES = ("sessions", "dispatcher", "connector")
-
-Launch = Callable[[str], list[str]]
-"""What the interpreter is told to run a service, by the name of its instance."""
 
 
 async def _serving(address: str) -> None:
@@ -88,6 +85,8 @@ class Hub:
     sessions: tuple[Instance, ...]
     dispatchers: tuple[Instance, ...]
     connectors: tuple[Instance, ...]
+    host: str = HOST
+    """The address that all of them listen on."""
 
     @property
     def instances(self) -> tuple[Instance, ...]:
@@ -113,7 +112,7 @@ class Hub:
     @property
     def server(self) -> str:
         """What edges dial: any of them will do."""
-        return ",".join(ports.server for ports in self.ports)
+        return ",".join(f"wss://{self.host}:{ports.edges}" for ports in self.ports)
 
 
 def _joined(instances: Sequence[Instance]) -> str:
@@ -128,6 +127,7 @@ def make_hub(
     *,
     flags: Mapping[str, Sequence[str]] | None = None,
     launch: Launch = service_arguments,
+    host: str = HOST,
 ) -> Hub:
     """A hub of which nothing is started yet. Logs go to `data/logs`; `flags` are further ones, by service or
     by the name of an instance."""
@@ -138,14 +138,14 @@ def make_hub(
         made = []
         for number, replica in enumerate(ports, 1):
             grpc_port, metrics_port = number_of(replica)
-            name, address = f"{service}-{number}", f"{HOST}:{grpc_port}"
+            name, address = f"{service}-{number}", f"{host}:{grpc_port}"
             arguments = [*launch(name), *own]
             for whose in (service, name):
                 arguments += (flags or {}).get(whose, ())
-            arguments += ["--name", name, "--metrics-listen", f"{HOST}:{metrics_port}"]
+            arguments += ["--name", name, "--metrics-listen", f"{host}:{metrics_port}"]
             arguments += ["--grpc-listen" if service == "connector" else "--listen", address]
             if service == "connector":
-                arguments += ["--listen", f"{HOST}:{replica.edges}"]
+                arguments += ["--listen", f"{host}:{replica.edges}"]
             made.append(Instance(name, address, arguments, data / "logs" / f"{name}.log"))
         return made
 
@@ -167,7 +167,7 @@ def make_hub(
         *("--private-key", str(certificates / "server.key")),
         *("--client-ca", str(certificates / "ca.crt")),
     )
-    return Hub(ports, tuple(sessions), tuple(dispatchers), tuple(connectors))
+    return Hub(ports, tuple(sessions), tuple(dispatchers), tuple(connectors), host)
 
 
 @asynccontextmanager
@@ -179,13 +179,14 @@ async def running_hub(
     *,
     flags: Mapping[str, Sequence[str]] | None = None,
     launch: Launch = service_arguments,
+    host: str = HOST,
 ) -> AsyncIterator[Hub]:
     """Sessions, dispatchers and connectors, each service up before the next; stopped in reverse order.
 
     Without `databases` they are SQLite files in `data`. Raises ProcessFault if one does not come up.
     """
     databases = databases or sqlite_databases(data)
-    hub = make_hub(data, certificates, ports, databases, flags=flags, launch=launch)
+    hub = make_hub(data, certificates, ports, databases, flags=flags, launch=launch, host=host)
     try:
         for service in SERVICES:
             async with asyncio.TaskGroup() as group:

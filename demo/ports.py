@@ -23,11 +23,6 @@ class HubPorts:
     dispatcher_metrics: int = 9464
     connector_metrics: int = 9466
 
-    @property
-    def server(self) -> str:
-        """What edges dial."""
-        return f"wss://{HOST}:{self.edges}"
-
     def of_replica(self, number: int) -> "HubPorts":
         """Those of a further replica, counted from 0: a step of 10 each."""
         names = self.__dataclass_fields__

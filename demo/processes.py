@@ -9,6 +9,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+Launch = Callable[[str], list[str]]
+"""What the interpreter is told to run a process, by its name."""
+
 LAST_LINES = 15
 _PR_SET_PDEATHSIG = 1
 

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import uvloop
 
+from tests.support.figures import figures, pytest_terminal_summary
 from tests.support.postgres import Databases, running_databases
+
+__all__ = ["figures", "pytest_terminal_summary"]
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from cloudhub.v1 import connector_pb2 as cloudhub_dot_v1_dot_connector__pb2
+from cloudhub.v1 import resources_pb2 as cloudhub_dot_v1_dot_resources__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -45,6 +46,11 @@ class ConnectorAdminStub:
                 request_serializer=cloudhub_dot_v1_dot_connector__pb2.DrainRequest.SerializeToString,
                 response_deserializer=cloudhub_dot_v1_dot_connector__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.GetResources = channel.unary_unary(
+                '/cloudhub.v1.ConnectorAdmin/GetResources',
+                request_serializer=cloudhub_dot_v1_dot_resources__pb2.GetResourcesRequest.SerializeToString,
+                response_deserializer=cloudhub_dot_v1_dot_resources__pb2.ConnectorResources.FromString,
+                _registered_method=True)
 
 
 class ConnectorAdminServicer:
@@ -67,6 +73,13 @@ class ConnectorAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetResources(self, request, context):
+        """What this process holds: tasks, descriptors, memory, links, queues.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ConnectorAdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +92,11 @@ def add_ConnectorAdminServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=cloudhub_dot_v1_dot_connector__pb2.DrainRequest.FromString,
                     response_serializer=cloudhub_dot_v1_dot_connector__pb2.DrainResponse.SerializeToString,
+            ),
+            'GetResources': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetResources,
+                    request_deserializer=cloudhub_dot_v1_dot_resources__pb2.GetResourcesRequest.FromString,
+                    response_serializer=cloudhub_dot_v1_dot_resources__pb2.ConnectorResources.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -136,6 +154,33 @@ class ConnectorAdmin:
             '/cloudhub.v1.ConnectorAdmin/Drain',
             cloudhub_dot_v1_dot_connector__pb2.DrainRequest.SerializeToString,
             cloudhub_dot_v1_dot_connector__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetResources(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloudhub.v1.ConnectorAdmin/GetResources',
+            cloudhub_dot_v1_dot_resources__pb2.GetResourcesRequest.SerializeToString,
+            cloudhub_dot_v1_dot_resources__pb2.ConnectorResources.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from cloudhub.v1 import connector_pb2 as _connector_pb2
+from cloudhub.v1 import resources_pb2 as _resources_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
@@ -40,6 +41,8 @@ class ConnectorAdminStub:
     restart), so that edges reconnect through another connector. Answers when no link is left or
     the deadline has passed.
     """
+    GetResources: _grpc.UnaryUnaryMultiCallable[_resources_pb2.GetResourcesRequest, _resources_pb2.ConnectorResources]
+    """What this process holds: tasks, descriptors, memory, links, queues."""
 
 @_typing.type_check_only
 class ConnectorAdminAsyncStub(ConnectorAdminStub):
@@ -53,6 +56,8 @@ class ConnectorAdminAsyncStub(ConnectorAdminStub):
     restart), so that edges reconnect through another connector. Answers when no link is left or
     the deadline has passed.
     """
+    GetResources: _aio.UnaryUnaryMultiCallable[_resources_pb2.GetResourcesRequest, _resources_pb2.ConnectorResources]  # type: ignore[assignment]
+    """What this process holds: tasks, descriptors, memory, links, queues."""
 
 class ConnectorAdminServicer(metaclass=_abc_1.ABCMeta):
     """For operators: the edge links of one connector."""
@@ -75,5 +80,13 @@ class ConnectorAdminServicer(metaclass=_abc_1.ABCMeta):
         restart), so that edges reconnect through another connector. Answers when no link is left or
         the deadline has passed.
         """
+
+    @_abc_1.abstractmethod
+    def GetResources(
+        self,
+        request: _resources_pb2.GetResourcesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.ConnectorResources, _abc.Awaitable[_resources_pb2.ConnectorResources]]:
+        """What this process holds: tasks, descriptors, memory, links, queues."""
 
 def add_ConnectorAdminServicer_to_server(servicer: ConnectorAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

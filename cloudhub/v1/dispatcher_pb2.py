@@ -23,73 +23,74 @@ _sym_db = _symbol_database.Default()
 
 
 from cloudhub.v1 import message_pb2 as cloudhub_dot_v1_dot_message__pb2
+from cloudhub.v1 import resources_pb2 as cloudhub_dot_v1_dot_resources__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63loudhub/v1/dispatcher.proto\x12\x0b\x63loudhub.v1\x1a\x19\x63loudhub/v1/message.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd9\x01\n\x0ePublishRequest\x12%\n\x07message\x18\x01 \x01(\x0b\x32\x14.cloudhub.v1.Message\x12\x10\n\x08node_ids\x18\x02 \x03(\t\x12&\n\x08\x61\x63k_mode\x18\x03 \x01(\x0e\x32\x14.cloudhub.v1.AckMode\x12/\n\x0ctime_to_live\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08priority\x18\x05 \x01(\r\x12\r\n\x05\x66orce\x18\x06 \x01(\x08\x12\x14\n\x0c\x63ontent_json\x18\x07 \x01(\t\"\x8a\x01\n\x0bNodeOutcome\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12%\n\x07outcome\x18\x02 \x01(\x0e\x32\x14.cloudhub.v1.Outcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x14\n\x0c\x64uplicate_of\x18\x06 \x01(\t\"c\n\x0fPublishResponse\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12*\n\x08outcomes\x18\x02 \x03(\x0b\x32\x18.cloudhub.v1.NodeOutcome\x12\x10\n\x08trace_id\x18\x03 \x01(\t\"E\n\x14PublishStreamRequest\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.cloudhub.v1.PublishRequest\"H\n\x15PublishStreamResponse\x12/\n\tresponses\x18\x01 \x03(\x0b\x32\x1c.cloudhub.v1.PublishResponse\"Y\n\x10SubscribeRequest\x12/\n\x0csubscription\x18\x01 \x01(\x0b\x32\x19.cloudhub.v1.Subscription\x12\x14\n\x0c\x61\x63knowledged\x18\x02 \x03(\x04\";\n\x0cSubscription\x12\x0f\n\x07modules\x18\x01 \x03(\t\x12\x1a\n\x12max_unacknowledged\x18\x02 \x01(\r\"F\n\x11SubscribeResponse\x12\x31\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1d.cloudhub.v1.UpstreamDelivery\"\x93\x01\n\x10UpstreamDelivery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\x04\x12\x0e\n\x06module\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x13\n\x0bredelivered\x18\x05 \x01(\x08\x12%\n\x07message\x18\x06 \x01(\x0b\x32\x14.cloudhub.v1.Message\"\x9e\x01\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x16\n\x0enode_id_prefix\x18\x03 \x01(\t\x12\x13\n\x0bonly_parked\x18\x04 \x01(\x08\x12\x36\n\x13oldest_pending_over\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"V\n\x11ListNodesResponse\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.cloudhub.v1.NodeDelivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x80\x02\n\x0cNodeDelivery\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07pending\x18\x04 \x01(\x04\x12\x15\n\rpending_bytes\x18\x05 \x01(\x04\x12\x11\n\tin_flight\x18\x06 \x01(\r\x12\x0e\n\x06parked\x18\x07 \x01(\x04\x12\x32\n\x0eoldest_pending\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08last_ack\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08last_seq\x18\n \x01(\x04\"L\n\x12InspectNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"\x85\x01\n\x13InspectNodeResponse\x12\'\n\x04node\x18\x01 \x01(\x0b\x32\x19.cloudhub.v1.NodeDelivery\x12,\n\x07objects\x18\x02 \x03(\x0b\x32\x1b.cloudhub.v1.ObjectDelivery\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"\xfd\x02\n\x0eObjectDelivery\x12\x12\n\nobject_key\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\x12\n\nmessage_id\x18\x03 \x01(\t\x12\x11\n\toperation\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\r\n\x05\x66loor\x18\x06 \x01(\t\x12\x1c\n\x14\x61\x63knowledged_version\x18\x07 \x01(\t\x12)\n\x05state\x18\x08 \x01(\x0e\x32\x1a.cloudhub.v1.DeliveryState\x12\x0b\n\x03seq\x18\t \x01(\x04\x12\x1f\n\x17unacknowledged_attempts\x18\n \x01(\r\x12\x15\n\rparked_reason\x18\x0b \x01(\t\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x64\x65leted\x18\x0e \x01(\x08\"Q\n\x16\x45xplainDeliveryRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nmessage_id\x18\x02 \x01(\t\x12\x12\n\nobject_key\x18\x03 \x01(\t\"\xe9\x01\n\x17\x45xplainDeliveryResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nmessage_id\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.cloudhub.v1.DeliveryState\x12\x13\n\x0b\x65xplanation\x18\x04 \x01(\t\x12\x10\n\x08trace_id\x18\x05 \x01(\t\x12+\n\x06object\x18\x06 \x01(\x0b\x32\x1b.cloudhub.v1.ObjectDelivery\x12*\n\x06\x65vents\x18\x07 \x03(\x0b\x32\x1a.cloudhub.v1.DeliveryEvent\"\xae\x01\n\rDeliveryEvent\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\nmessage_id\x18\x03 \x01(\t\x12\x12\n\nobject_key\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\x12\r\n\x05\x65poch\x18\x07 \x01(\x04\x12\x0e\n\x06reason\x18\x08 \x01(\t\"7\n\x10RedeliverRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nobject_key\x18\x02 \x01(\t\"(\n\x11RedeliverResponse\x12\x13\n\x0bredelivered\x18\x01 \x01(\r\"@\n\x0cPurgeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nobject_key\x18\x02 \x01(\t\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\"\x1f\n\rPurgeResponse\x12\x0e\n\x06purged\x18\x01 \x01(\r\"$\n\x11ResyncNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"%\n\x12ResyncNodeResponse\x12\x0f\n\x07objects\x18\x01 \x01(\r*J\n\x07\x41\x63kMode\x12\x18\n\x14\x41\x43K_MODE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x41\x43K_MODE_ACK\x10\x01\x12\x13\n\x0f\x41\x43K_MODE_NO_ACK\x10\x02*\x92\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x11\n\rOUTCOME_STALE\x10\x02\x12\x16\n\x12OUTCOME_NO_SESSION\x10\x03\x12\x14\n\x10OUTCOME_REJECTED\x10\x04\x12\x17\n\x13OUTCOME_UNAVAILABLE\x10\x05*\xbf\x01\n\rDeliveryState\x12\x1e\n\x1a\x44\x45LIVERY_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45LIVERY_STATE_PENDING\x10\x01\x12\x1c\n\x18\x44\x45LIVERY_STATE_IN_FLIGHT\x10\x02\x12\x19\n\x15\x44\x45LIVERY_STATE_PARKED\x10\x03\x12\x1f\n\x1b\x44\x45LIVERY_STATE_ACKNOWLEDGED\x10\x04\x12\x18\n\x14\x44\x45LIVERY_STATE_ENDED\x10\x05\x32\x85\x02\n\x11\x44ispatcherService\x12\x44\n\x07Publish\x12\x1b.cloudhub.v1.PublishRequest\x1a\x1c.cloudhub.v1.PublishResponse\x12Z\n\rPublishStream\x12!.cloudhub.v1.PublishStreamRequest\x1a\".cloudhub.v1.PublishStreamResponse(\x01\x30\x01\x12N\n\tSubscribe\x12\x1d.cloudhub.v1.SubscribeRequest\x1a\x1e.cloudhub.v1.SubscribeResponse(\x01\x30\x01\x32\xe8\x03\n\x0f\x44ispatcherAdmin\x12J\n\tListNodes\x12\x1d.cloudhub.v1.ListNodesRequest\x1a\x1e.cloudhub.v1.ListNodesResponse\x12P\n\x0bInspectNode\x12\x1f.cloudhub.v1.InspectNodeRequest\x1a .cloudhub.v1.InspectNodeResponse\x12\\\n\x0f\x45xplainDelivery\x12#.cloudhub.v1.ExplainDeliveryRequest\x1a$.cloudhub.v1.ExplainDeliveryResponse\x12J\n\tRedeliver\x12\x1d.cloudhub.v1.RedeliverRequest\x1a\x1e.cloudhub.v1.RedeliverResponse\x12>\n\x05Purge\x12\x19.cloudhub.v1.PurgeRequest\x1a\x1a.cloudhub.v1.PurgeResponse\x12M\n\nResyncNode\x12\x1e.cloudhub.v1.ResyncNodeRequest\x1a\x1f.cloudhub.v1.ResyncNodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63loudhub/v1/dispatcher.proto\x12\x0b\x63loudhub.v1\x1a\x19\x63loudhub/v1/message.proto\x1a\x1b\x63loudhub/v1/resources.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd9\x01\n\x0ePublishRequest\x12%\n\x07message\x18\x01 \x01(\x0b\x32\x14.cloudhub.v1.Message\x12\x10\n\x08node_ids\x18\x02 \x03(\t\x12&\n\x08\x61\x63k_mode\x18\x03 \x01(\x0e\x32\x14.cloudhub.v1.AckMode\x12/\n\x0ctime_to_live\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08priority\x18\x05 \x01(\r\x12\r\n\x05\x66orce\x18\x06 \x01(\x08\x12\x14\n\x0c\x63ontent_json\x18\x07 \x01(\t\"\x8a\x01\n\x0bNodeOutcome\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12%\n\x07outcome\x18\x02 \x01(\x0e\x32\x14.cloudhub.v1.Outcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x14\n\x0c\x64uplicate_of\x18\x06 \x01(\t\"c\n\x0fPublishResponse\x12\x12\n\nmessage_id\x18\x01 \x01(\t\x12*\n\x08outcomes\x18\x02 \x03(\x0b\x32\x18.cloudhub.v1.NodeOutcome\x12\x10\n\x08trace_id\x18\x03 \x01(\t\"E\n\x14PublishStreamRequest\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.cloudhub.v1.PublishRequest\"H\n\x15PublishStreamResponse\x12/\n\tresponses\x18\x01 \x03(\x0b\x32\x1c.cloudhub.v1.PublishResponse\"Y\n\x10SubscribeRequest\x12/\n\x0csubscription\x18\x01 \x01(\x0b\x32\x19.cloudhub.v1.Subscription\x12\x14\n\x0c\x61\x63knowledged\x18\x02 \x03(\x04\";\n\x0cSubscription\x12\x0f\n\x07modules\x18\x01 \x03(\t\x12\x1a\n\x12max_unacknowledged\x18\x02 \x01(\r\"F\n\x11SubscribeResponse\x12\x31\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1d.cloudhub.v1.UpstreamDelivery\"\x93\x01\n\x10UpstreamDelivery\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\x04\x12\x0e\n\x06module\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x13\n\x0bredelivered\x18\x05 \x01(\x08\x12%\n\x07message\x18\x06 \x01(\x0b\x32\x14.cloudhub.v1.Message\"\x9e\x01\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x16\n\x0enode_id_prefix\x18\x03 \x01(\t\x12\x13\n\x0bonly_parked\x18\x04 \x01(\x08\x12\x36\n\x13oldest_pending_over\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"V\n\x11ListNodesResponse\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.cloudhub.v1.NodeDelivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x80\x02\n\x0cNodeDelivery\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07pending\x18\x04 \x01(\x04\x12\x15\n\rpending_bytes\x18\x05 \x01(\x04\x12\x11\n\tin_flight\x18\x06 \x01(\r\x12\x0e\n\x06parked\x18\x07 \x01(\x04\x12\x32\n\x0eoldest_pending\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08last_ack\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08last_seq\x18\n \x01(\x04\"L\n\x12InspectNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"\x85\x01\n\x13InspectNodeResponse\x12\'\n\x04node\x18\x01 \x01(\x0b\x32\x19.cloudhub.v1.NodeDelivery\x12,\n\x07objects\x18\x02 \x03(\x0b\x32\x1b.cloudhub.v1.ObjectDelivery\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"\xfd\x02\n\x0eObjectDelivery\x12\x12\n\nobject_key\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\x12\n\nmessage_id\x18\x03 \x01(\t\x12\x11\n\toperation\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\r\n\x05\x66loor\x18\x06 \x01(\t\x12\x1c\n\x14\x61\x63knowledged_version\x18\x07 \x01(\t\x12)\n\x05state\x18\x08 \x01(\x0e\x32\x1a.cloudhub.v1.DeliveryState\x12\x0b\n\x03seq\x18\t \x01(\x04\x12\x1f\n\x17unacknowledged_attempts\x18\n \x01(\r\x12\x15\n\rparked_reason\x18\x0b \x01(\t\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x64\x65leted\x18\x0e \x01(\x08\"Q\n\x16\x45xplainDeliveryRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nmessage_id\x18\x02 \x01(\t\x12\x12\n\nobject_key\x18\x03 \x01(\t\"\xe9\x01\n\x17\x45xplainDeliveryResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nmessage_id\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.cloudhub.v1.DeliveryState\x12\x13\n\x0b\x65xplanation\x18\x04 \x01(\t\x12\x10\n\x08trace_id\x18\x05 \x01(\t\x12+\n\x06object\x18\x06 \x01(\x0b\x32\x1b.cloudhub.v1.ObjectDelivery\x12*\n\x06\x65vents\x18\x07 \x03(\x0b\x32\x1a.cloudhub.v1.DeliveryEvent\"\xae\x01\n\rDeliveryEvent\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\nmessage_id\x18\x03 \x01(\t\x12\x12\n\nobject_key\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\x12\r\n\x05\x65poch\x18\x07 \x01(\x04\x12\x0e\n\x06reason\x18\x08 \x01(\t\"7\n\x10RedeliverRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nobject_key\x18\x02 \x01(\t\"(\n\x11RedeliverResponse\x12\x13\n\x0bredelivered\x18\x01 \x01(\r\"@\n\x0cPurgeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nobject_key\x18\x02 \x01(\t\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\"\x1f\n\rPurgeResponse\x12\x0e\n\x06purged\x18\x01 \x01(\r\"$\n\x11ResyncNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"%\n\x12ResyncNodeResponse\x12\x0f\n\x07objects\x18\x01 \x01(\r*J\n\x07\x41\x63kMode\x12\x18\n\x14\x41\x43K_MODE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x41\x43K_MODE_ACK\x10\x01\x12\x13\n\x0f\x41\x43K_MODE_NO_ACK\x10\x02*\x92\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x11\n\rOUTCOME_STALE\x10\x02\x12\x16\n\x12OUTCOME_NO_SESSION\x10\x03\x12\x14\n\x10OUTCOME_REJECTED\x10\x04\x12\x17\n\x13OUTCOME_UNAVAILABLE\x10\x05*\xbf\x01\n\rDeliveryState\x12\x1e\n\x1a\x44\x45LIVERY_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45LIVERY_STATE_PENDING\x10\x01\x12\x1c\n\x18\x44\x45LIVERY_STATE_IN_FLIGHT\x10\x02\x12\x19\n\x15\x44\x45LIVERY_STATE_PARKED\x10\x03\x12\x1f\n\x1b\x44\x45LIVERY_STATE_ACKNOWLEDGED\x10\x04\x12\x18\n\x14\x44\x45LIVERY_STATE_ENDED\x10\x05\x32\x85\x02\n\x11\x44ispatcherService\x12\x44\n\x07Publish\x12\x1b.cloudhub.v1.PublishRequest\x1a\x1c.cloudhub.v1.PublishResponse\x12Z\n\rPublishStream\x12!.cloudhub.v1.PublishStreamRequest\x1a\".cloudhub.v1.PublishStreamResponse(\x01\x30\x01\x12N\n\tSubscribe\x12\x1d.cloudhub.v1.SubscribeRequest\x1a\x1e.cloudhub.v1.SubscribeResponse(\x01\x30\x01\x32\xbc\x04\n\x0f\x44ispatcherAdmin\x12J\n\tListNodes\x12\x1d.cloudhub.v1.ListNodesRequest\x1a\x1e.cloudhub.v1.ListNodesResponse\x12P\n\x0bInspectNode\x12\x1f.cloudhub.v1.InspectNodeRequest\x1a .cloudhub.v1.InspectNodeResponse\x12\\\n\x0f\x45xplainDelivery\x12#.cloudhub.v1.ExplainDeliveryRequest\x1a$.cloudhub.v1.ExplainDeliveryResponse\x12J\n\tRedeliver\x12\x1d.cloudhub.v1.RedeliverRequest\x1a\x1e.cloudhub.v1.RedeliverResponse\x12>\n\x05Purge\x12\x19.cloudhub.v1.PurgeRequest\x1a\x1a.cloudhub.v1.PurgeResponse\x12M\n\nResyncNode\x12\x1e.cloudhub.v1.ResyncNodeRequest\x1a\x1f.cloudhub.v1.ResyncNodeResponse\x12R\n\x0cGetResources\x12 .cloudhub.v1.GetResourcesRequest\x1a .cloudhub.v1.DispatcherResourcesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cloudhub.v1.dispatcher_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACKMODE']._serialized_start=2995
-  _globals['_ACKMODE']._serialized_end=3069
-  _globals['_OUTCOME']._serialized_start=3072
-  _globals['_OUTCOME']._serialized_end=3218
-  _globals['_DELIVERYSTATE']._serialized_start=3221
-  _globals['_DELIVERYSTATE']._serialized_end=3412
-  _globals['_PUBLISHREQUEST']._serialized_start=138
-  _globals['_PUBLISHREQUEST']._serialized_end=355
-  _globals['_NODEOUTCOME']._serialized_start=358
-  _globals['_NODEOUTCOME']._serialized_end=496
-  _globals['_PUBLISHRESPONSE']._serialized_start=498
-  _globals['_PUBLISHRESPONSE']._serialized_end=597
-  _globals['_PUBLISHSTREAMREQUEST']._serialized_start=599
-  _globals['_PUBLISHSTREAMREQUEST']._serialized_end=668
-  _globals['_PUBLISHSTREAMRESPONSE']._serialized_start=670
-  _globals['_PUBLISHSTREAMRESPONSE']._serialized_end=742
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=744
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=833
-  _globals['_SUBSCRIPTION']._serialized_start=835
-  _globals['_SUBSCRIPTION']._serialized_end=894
-  _globals['_SUBSCRIBERESPONSE']._serialized_start=896
-  _globals['_SUBSCRIBERESPONSE']._serialized_end=966
-  _globals['_UPSTREAMDELIVERY']._serialized_start=969
-  _globals['_UPSTREAMDELIVERY']._serialized_end=1116
-  _globals['_LISTNODESREQUEST']._serialized_start=1119
-  _globals['_LISTNODESREQUEST']._serialized_end=1277
-  _globals['_LISTNODESRESPONSE']._serialized_start=1279
-  _globals['_LISTNODESRESPONSE']._serialized_end=1365
-  _globals['_NODEDELIVERY']._serialized_start=1368
-  _globals['_NODEDELIVERY']._serialized_end=1624
-  _globals['_INSPECTNODEREQUEST']._serialized_start=1626
-  _globals['_INSPECTNODEREQUEST']._serialized_end=1702
-  _globals['_INSPECTNODERESPONSE']._serialized_start=1705
-  _globals['_INSPECTNODERESPONSE']._serialized_end=1838
-  _globals['_OBJECTDELIVERY']._serialized_start=1841
-  _globals['_OBJECTDELIVERY']._serialized_end=2222
-  _globals['_EXPLAINDELIVERYREQUEST']._serialized_start=2224
-  _globals['_EXPLAINDELIVERYREQUEST']._serialized_end=2305
-  _globals['_EXPLAINDELIVERYRESPONSE']._serialized_start=2308
-  _globals['_EXPLAINDELIVERYRESPONSE']._serialized_end=2541
-  _globals['_DELIVERYEVENT']._serialized_start=2544
-  _globals['_DELIVERYEVENT']._serialized_end=2718
-  _globals['_REDELIVERREQUEST']._serialized_start=2720
-  _globals['_REDELIVERREQUEST']._serialized_end=2775
-  _globals['_REDELIVERRESPONSE']._serialized_start=2777
-  _globals['_REDELIVERRESPONSE']._serialized_end=2817
-  _globals['_PURGEREQUEST']._serialized_start=2819
-  _globals['_PURGEREQUEST']._serialized_end=2883
-  _globals['_PURGERESPONSE']._serialized_start=2885
-  _globals['_PURGERESPONSE']._serialized_end=2916
-  _globals['_RESYNCNODEREQUEST']._serialized_start=2918
-  _globals['_RESYNCNODEREQUEST']._serialized_end=2954
-  _globals['_RESYNCNODERESPONSE']._serialized_start=2956
-  _globals['_RESYNCNODERESPONSE']._serialized_end=2993
-  _globals['_DISPATCHERSERVICE']._serialized_start=3415
-  _globals['_DISPATCHERSERVICE']._serialized_end=3676
-  _globals['_DISPATCHERADMIN']._serialized_start=3679
-  _globals['_DISPATCHERADMIN']._serialized_end=4167
+  _globals['_ACKMODE']._serialized_start=3024
+  _globals['_ACKMODE']._serialized_end=3098
+  _globals['_OUTCOME']._serialized_start=3101
+  _globals['_OUTCOME']._serialized_end=3247
+  _globals['_DELIVERYSTATE']._serialized_start=3250
+  _globals['_DELIVERYSTATE']._serialized_end=3441
+  _globals['_PUBLISHREQUEST']._serialized_start=167
+  _globals['_PUBLISHREQUEST']._serialized_end=384
+  _globals['_NODEOUTCOME']._serialized_start=387
+  _globals['_NODEOUTCOME']._serialized_end=525
+  _globals['_PUBLISHRESPONSE']._serialized_start=527
+  _globals['_PUBLISHRESPONSE']._serialized_end=626
+  _globals['_PUBLISHSTREAMREQUEST']._serialized_start=628
+  _globals['_PUBLISHSTREAMREQUEST']._serialized_end=697
+  _globals['_PUBLISHSTREAMRESPONSE']._serialized_start=699
+  _globals['_PUBLISHSTREAMRESPONSE']._serialized_end=771
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=773
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=862
+  _globals['_SUBSCRIPTION']._serialized_start=864
+  _globals['_SUBSCRIPTION']._serialized_end=923
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=925
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=995
+  _globals['_UPSTREAMDELIVERY']._serialized_start=998
+  _globals['_UPSTREAMDELIVERY']._serialized_end=1145
+  _globals['_LISTNODESREQUEST']._serialized_start=1148
+  _globals['_LISTNODESREQUEST']._serialized_end=1306
+  _globals['_LISTNODESRESPONSE']._serialized_start=1308
+  _globals['_LISTNODESRESPONSE']._serialized_end=1394
+  _globals['_NODEDELIVERY']._serialized_start=1397
+  _globals['_NODEDELIVERY']._serialized_end=1653
+  _globals['_INSPECTNODEREQUEST']._serialized_start=1655
+  _globals['_INSPECTNODEREQUEST']._serialized_end=1731
+  _globals['_INSPECTNODERESPONSE']._serialized_start=1734
+  _globals['_INSPECTNODERESPONSE']._serialized_end=1867
+  _globals['_OBJECTDELIVERY']._serialized_start=1870
+  _globals['_OBJECTDELIVERY']._serialized_end=2251
+  _globals['_EXPLAINDELIVERYREQUEST']._serialized_start=2253
+  _globals['_EXPLAINDELIVERYREQUEST']._serialized_end=2334
+  _globals['_EXPLAINDELIVERYRESPONSE']._serialized_start=2337
+  _globals['_EXPLAINDELIVERYRESPONSE']._serialized_end=2570
+  _globals['_DELIVERYEVENT']._serialized_start=2573
+  _globals['_DELIVERYEVENT']._serialized_end=2747
+  _globals['_REDELIVERREQUEST']._serialized_start=2749
+  _globals['_REDELIVERREQUEST']._serialized_end=2804
+  _globals['_REDELIVERRESPONSE']._serialized_start=2806
+  _globals['_REDELIVERRESPONSE']._serialized_end=2846
+  _globals['_PURGEREQUEST']._serialized_start=2848
+  _globals['_PURGEREQUEST']._serialized_end=2912
+  _globals['_PURGERESPONSE']._serialized_start=2914
+  _globals['_PURGERESPONSE']._serialized_end=2945
+  _globals['_RESYNCNODEREQUEST']._serialized_start=2947
+  _globals['_RESYNCNODEREQUEST']._serialized_end=2983
+  _globals['_RESYNCNODERESPONSE']._serialized_start=2985
+  _globals['_RESYNCNODERESPONSE']._serialized_end=3022
+  _globals['_DISPATCHERSERVICE']._serialized_start=3444
+  _globals['_DISPATCHERSERVICE']._serialized_end=3705
+  _globals['_DISPATCHERADMIN']._serialized_start=3708
+  _globals['_DISPATCHERADMIN']._serialized_end=4280
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from cloudhub.v1 import dispatcher_pb2 as cloudhub_dot_v1_dot_dispatcher__pb2
+from cloudhub.v1 import resources_pb2 as cloudhub_dot_v1_dot_resources__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -233,6 +234,11 @@ class DispatcherAdminStub:
                 request_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.ResyncNodeRequest.SerializeToString,
                 response_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.ResyncNodeResponse.FromString,
                 _registered_method=True)
+        self.GetResources = channel.unary_unary(
+                '/cloudhub.v1.DispatcherAdmin/GetResources',
+                request_serializer=cloudhub_dot_v1_dot_resources__pb2.GetResourcesRequest.SerializeToString,
+                response_deserializer=cloudhub_dot_v1_dot_resources__pb2.DispatcherResources.FromString,
+                _registered_method=True)
 
 
 class DispatcherAdminServicer:
@@ -282,6 +288,13 @@ class DispatcherAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetResources(self, request, context):
+        """What this process holds: tasks, descriptors, memory, sessions, queues.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DispatcherAdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -314,6 +327,11 @@ def add_DispatcherAdminServicer_to_server(servicer, server):
                     servicer.ResyncNode,
                     request_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.ResyncNodeRequest.FromString,
                     response_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.ResyncNodeResponse.SerializeToString,
+            ),
+            'GetResources': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetResources,
+                    request_deserializer=cloudhub_dot_v1_dot_resources__pb2.GetResourcesRequest.FromString,
+                    response_serializer=cloudhub_dot_v1_dot_resources__pb2.DispatcherResources.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -479,6 +497,33 @@ class DispatcherAdmin:
             '/cloudhub.v1.DispatcherAdmin/ResyncNode',
             cloudhub_dot_v1_dot_dispatcher__pb2.ResyncNodeRequest.SerializeToString,
             cloudhub_dot_v1_dot_dispatcher__pb2.ResyncNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetResources(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloudhub.v1.DispatcherAdmin/GetResources',
+            cloudhub_dot_v1_dot_resources__pb2.GetResourcesRequest.SerializeToString,
+            cloudhub_dot_v1_dot_resources__pb2.DispatcherResources.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from cloudhub.v1 import dispatcher_pb2 as _dispatcher_pb2
+from cloudhub.v1 import resources_pb2 as _resources_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
@@ -123,6 +124,8 @@ class DispatcherAdminStub:
     """Forgets what a node acknowledged (it lost its disk), so that versions equal to the floor are
     accepted once more. The floors stay.
     """
+    GetResources: _grpc.UnaryUnaryMultiCallable[_resources_pb2.GetResourcesRequest, _resources_pb2.DispatcherResources]
+    """What this process holds: tasks, descriptors, memory, sessions, queues."""
 
 @_typing.type_check_only
 class DispatcherAdminAsyncStub(DispatcherAdminStub):
@@ -143,6 +146,8 @@ class DispatcherAdminAsyncStub(DispatcherAdminStub):
     """Forgets what a node acknowledged (it lost its disk), so that versions equal to the floor are
     accepted once more. The floors stay.
     """
+    GetResources: _aio.UnaryUnaryMultiCallable[_resources_pb2.GetResourcesRequest, _resources_pb2.DispatcherResources]  # type: ignore[assignment]
+    """What this process holds: tasks, descriptors, memory, sessions, queues."""
 
 class DispatcherAdminServicer(metaclass=_abc_1.ABCMeta):
     """For operators: where messages are, and what can be done about them."""
@@ -196,5 +201,13 @@ class DispatcherAdminServicer(metaclass=_abc_1.ABCMeta):
         """Forgets what a node acknowledged (it lost its disk), so that versions equal to the floor are
         accepted once more. The floors stay.
         """
+
+    @_abc_1.abstractmethod
+    def GetResources(
+        self,
+        request: _resources_pb2.GetResourcesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.DispatcherResources, _abc.Awaitable[_resources_pb2.DispatcherResources]]:
+        """What this process holds: tasks, descriptors, memory, sessions, queues."""
 
 def add_DispatcherAdminServicer_to_server(servicer: DispatcherAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

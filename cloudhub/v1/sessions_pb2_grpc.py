@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from cloudhub.v1 import resources_pb2 as cloudhub_dot_v1_dot_resources__pb2
 from cloudhub.v1 import sessions_pb2 as cloudhub_dot_v1_dot_sessions__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -590,6 +591,11 @@ class SessionsAdminStub:
                 request_serializer=cloudhub_dot_v1_dot_sessions__pb2.ListInstancesRequest.SerializeToString,
                 response_deserializer=cloudhub_dot_v1_dot_sessions__pb2.ListInstancesResponse.FromString,
                 _registered_method=True)
+        self.GetResources = channel.unary_unary(
+                '/cloudhub.v1.SessionsAdmin/GetResources',
+                request_serializer=cloudhub_dot_v1_dot_resources__pb2.GetResourcesRequest.SerializeToString,
+                response_deserializer=cloudhub_dot_v1_dot_resources__pb2.SessionsResources.FromString,
+                _registered_method=True)
 
 
 class SessionsAdminServicer:
@@ -645,6 +651,13 @@ class SessionsAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetResources(self, request, context):
+        """What this process holds: tasks, descriptors, memory, watchers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionsAdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -682,6 +695,11 @@ def add_SessionsAdminServicer_to_server(servicer, server):
                     servicer.ListInstances,
                     request_deserializer=cloudhub_dot_v1_dot_sessions__pb2.ListInstancesRequest.FromString,
                     response_serializer=cloudhub_dot_v1_dot_sessions__pb2.ListInstancesResponse.SerializeToString,
+            ),
+            'GetResources': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetResources,
+                    request_deserializer=cloudhub_dot_v1_dot_resources__pb2.GetResourcesRequest.FromString,
+                    response_serializer=cloudhub_dot_v1_dot_resources__pb2.SessionsResources.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -874,6 +892,33 @@ class SessionsAdmin:
             '/cloudhub.v1.SessionsAdmin/ListInstances',
             cloudhub_dot_v1_dot_sessions__pb2.ListInstancesRequest.SerializeToString,
             cloudhub_dot_v1_dot_sessions__pb2.ListInstancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetResources(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloudhub.v1.SessionsAdmin/GetResources',
+            cloudhub_dot_v1_dot_resources__pb2.GetResourcesRequest.SerializeToString,
+            cloudhub_dot_v1_dot_resources__pb2.SessionsResources.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from cloudhub.v1 import resources_pb2 as _resources_pb2
 from cloudhub.v1 import sessions_pb2 as _sessions_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
@@ -223,6 +224,8 @@ class SessionsAdminStub:
     """Changes limits at run time. Lowering one evicts nobody."""
     ListInstances: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ListInstancesRequest, _sessions_pb2.ListInstancesResponse]
     """Every live process of the hub, with its load. Connectors are those that dispatchers have attached."""
+    GetResources: _grpc.UnaryUnaryMultiCallable[_resources_pb2.GetResourcesRequest, _resources_pb2.SessionsResources]
+    """What this process holds: tasks, descriptors, memory, watchers."""
 
 @_typing.type_check_only
 class SessionsAdminAsyncStub(SessionsAdminStub):
@@ -244,6 +247,8 @@ class SessionsAdminAsyncStub(SessionsAdminStub):
     """Changes limits at run time. Lowering one evicts nobody."""
     ListInstances: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ListInstancesRequest, _sessions_pb2.ListInstancesResponse]  # type: ignore[assignment]
     """Every live process of the hub, with its load. Connectors are those that dispatchers have attached."""
+    GetResources: _aio.UnaryUnaryMultiCallable[_resources_pb2.GetResourcesRequest, _resources_pb2.SessionsResources]  # type: ignore[assignment]
+    """What this process holds: tasks, descriptors, memory, watchers."""
 
 class SessionsAdminServicer(metaclass=_abc_1.ABCMeta):
     """For operators."""
@@ -304,5 +309,13 @@ class SessionsAdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.ListInstancesResponse, _abc.Awaitable[_sessions_pb2.ListInstancesResponse]]:
         """Every live process of the hub, with its load. Connectors are those that dispatchers have attached."""
+
+    @_abc_1.abstractmethod
+    def GetResources(
+        self,
+        request: _resources_pb2.GetResourcesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.SessionsResources, _abc.Awaitable[_resources_pb2.SessionsResources]]:
+        """What this process holds: tasks, descriptors, memory, watchers."""
 
 def add_SessionsAdminServicer_to_server(servicer: SessionsAdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

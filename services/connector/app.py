@@ -14,6 +14,7 @@ from services.connector.incoming import IncomingBatches
 from services.connector.links import Links
 from services.connector.listener import EdgeListener
 from services.connector.metrics import ConnectorMetrics
+from services.connector.resources import ConnectorHoldings
 from services.connector.servicer import ConnectorAdminServicer
 from services.connector.settings import ConnectorSettings
 from services.connector.tls import server_context
@@ -69,8 +70,9 @@ class ConnectorApp:
             self.metrics,
         )
         self._rpc = RpcServer(settings.grpc_listen, [_SERVICE])
+        holdings = ConnectorHoldings(self.listener, self.links, self._transfers, self.dispatchers)
         connector_pb2_grpc.add_ConnectorAdminServicer_to_server(
-            ConnectorAdminServicer(self.links, loop.time, self.drain), self._rpc.grpc_server
+            ConnectorAdminServicer(self.links, loop.time, self.drain, holdings), self._rpc.grpc_server
         )
         self._accepting: asyncio.Task[None] | None = None
         self._loops: tuple[asyncio.Task[None], ...] = ()

@@ -82,6 +82,11 @@ class EdgeListener:
         """How many TCP connections there are, refused and closing ones included."""
         return len(self._connections)
 
+    @property
+    def openings(self) -> int:
+        """Of these, how many wait for the answer to their upgrade."""
+        return len(self._opening)
+
     async def run(self) -> None:
         """Accepts until cancelled; then the listening socket is closed."""
         loop = asyncio.get_running_loop()

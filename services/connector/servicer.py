@@ -5,9 +5,10 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from cloudhub.v1 import connector_pb2, connector_pb2_grpc
+from cloudhub.v1 import connector_pb2, connector_pb2_grpc, resources_pb2
 from services.connector.edge_link import EdgeLink
 from services.connector.links import Links
+from services.connector.resources import ConnectorHoldings
 from services.runtime.errors import InvalidRequest
 
 _DEFAULT_PAGE = 100
@@ -22,10 +23,12 @@ class ConnectorAdminServicer(connector_pb2_grpc.ConnectorAdminServicer):
         links: Links,
         monotonic: Callable[[], float],
         drain: Callable[[float, float], Awaitable[int]],
+        holdings: ConnectorHoldings,
     ) -> None:
         self._links = links
         self._monotonic = monotonic
         self._drain = drain
+        self._holdings = holdings
 
     async def ListLinks(
         self, request: connector_pb2.ListLinksRequest, context: Any
@@ -48,6 +51,11 @@ class ConnectorAdminServicer(connector_pb2_grpc.ConnectorAdminServicer):
                 raise InvalidRequest(field, f"should be 0 (the configured value) or above, it is {value}")
         closed = await self._drain(request.links_per_second, request.deadline_seconds)
         return connector_pb2.DrainResponse(closed=closed)
+
+    async def GetResources(
+        self, request: resources_pb2.GetResourcesRequest, context: Any
+    ) -> resources_pb2.ConnectorResources:
+        return self._holdings.resources(collect_garbage=request.collect_garbage)
 
 
 def _read_token(token: str) -> tuple[str, int]:

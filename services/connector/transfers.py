@@ -58,6 +58,10 @@ class Transfers:
         self._silence_at = tools.loop.time()
         self._wake = asyncio.Event()
 
+    def __len__(self) -> int:
+        """How many links look for another dispatcher."""
+        return len(self._moves)
+
     async def run(self) -> None:
         """Works until cancelled."""
         while True:

@@ -2,17 +2,20 @@
 
 import base64
 import binascii
+from collections.abc import Sequence
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminServicer
+from cloudhub.v1.resources_pb2 import DispatcherResources, GetResourcesRequest
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.explanation import delivery_state, event_kind_name, explain_events, explain_row
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, Outbox
 from services.dispatcher.outbox.records import Event, ObjectRow
 from services.dispatcher.publication import MOST_LIFETIME_MS
+from services.dispatcher.resources import Holder, dispatcher_resources
 from services.runtime.clock import Clock
 from services.runtime.errors import InvalidRequest, NotFound
 from services.runtime.names import check_node_id
@@ -64,10 +67,11 @@ def _node_id(text: str) -> str:
 class DispatcherAdmin(DispatcherAdminServicer):
     """For operators."""
 
-    def __init__(self, outbox: Outbox, delivery: Delivery, clock: Clock) -> None:
+    def __init__(self, outbox: Outbox, delivery: Delivery, clock: Clock, holders: Sequence[Holder]) -> None:
         self._outbox = outbox
         self._delivery = delivery
         self._clock = clock
+        self._holders = holders
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:
         """See dispatcher.proto."""
@@ -161,6 +165,10 @@ class DispatcherAdmin(DispatcherAdminServicer):
         """See dispatcher.proto."""
         count = await self._outbox.resync(_node_id(request.node_id), self._clock.wall_ms())
         return pb.ResyncNodeResponse(objects=count)
+
+    async def GetResources(self, request: GetResourcesRequest, context: Context) -> DispatcherResources:
+        """See resources.proto."""
+        return dispatcher_resources(self._holders, collect_garbage=request.collect_garbage)
 
     def _node(self, summary: NodeSummary) -> pb.NodeDelivery:
         node = summary.node

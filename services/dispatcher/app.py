@@ -232,7 +232,10 @@ async def running_app(
         add_DispatcherServiceServicer_to_server(
             DispatcherServicer(publishing, UpstreamServicer(upstream)), server.grpc_server
         )
-        add_DispatcherAdminServicer_to_server(DispatcherAdmin(outbox, delivery, clock), server.grpc_server)
+        holders = (delivery, ends, openings, keepalive, stranded, links, upstream, peers, handover)
+        add_DispatcherAdminServicer_to_server(
+            DispatcherAdmin(outbox, delivery, clock, holders), server.grpc_server
+        )
         add_LinkServiceServicer_to_server(links, server.grpc_server)
         add_PeerServiceServicer_to_server(
             PeerServicer(delivery, upstream, peers, peer_metrics), server.grpc_server

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from opentelemetry.trace import SpanKind
 
 from cloudhub.v1.message_pb2 import Message
+from cloudhub.v1.resources_pb2 import DispatcherResources
 from services.dispatcher.actions import Action, Fetch, Ignore, Record, Reread, Send, SendDirect
 from services.dispatcher.deadlines import Deadlines
 from services.dispatcher.entry import Entry
@@ -222,6 +223,16 @@ class Delivery:
             for node_id in node_ids
             if (session := self.sessions.get(node_id)) is not None
         }
+
+    def count(self, held: DispatcherResources) -> None:
+        """resources.Holder."""
+        held.sessions += len(self.sessions)
+        for session in self.sessions.values():
+            held.queued_messages += session.policy.queued
+            held.in_flight_messages += session.policy.in_flight
+            held.direct_messages += len(session.policy.direct_waiting)
+        held.deadlines += len(self._deadlines)
+        held.outbox_operations += self.writer.waiting
 
     # -- outputs -----------------------------------------------------------------------------------
 

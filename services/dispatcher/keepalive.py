@@ -1,6 +1,7 @@
 """Finds links that have fallen silent. The dispatcher detects, sessions records."""
 
 from cloudhub.v1.link_pb2 import CLOSE_REASON_KEEPALIVE_TIMEOUT
+from cloudhub.v1.resources_pb2 import DispatcherResources
 from services.dispatcher.deadlines import Deadlines
 from services.dispatcher.node_session import NodeSession
 from services.dispatcher.session_ends import SessionEnds
@@ -28,6 +29,10 @@ class Keepalive:
     async def run(self) -> None:
         """Works until cancelled."""
         await self._deadlines.run()
+
+    def count(self, held: DispatcherResources) -> None:
+        """resources.Holder."""
+        held.deadlines += len(self._deadlines)
 
     def watch(self, session: NodeSession) -> None:
         """From now on the session is held to its keepalive."""

@@ -8,6 +8,7 @@ import grpc
 from cloudhub.v1 import link_pb2 as pb
 from cloudhub.v1.link_pb2_grpc import LinkServiceServicer
 from cloudhub.v1.message_pb2 import Message
+from cloudhub.v1.resources_pb2 import DispatcherResources
 from cloudhub.v1.sessions_pb2 import ConnectorLoad
 from services.dispatcher.connectors import ConnectorStream
 from services.dispatcher.delivery import Delivery
@@ -100,6 +101,11 @@ class LinkServicer(LinkServiceServicer):
             )
             load.links += sum(isinstance(link, NodeSession) for link in stream.links.values())
         return list(found.values())
+
+    def count(self, held: DispatcherResources) -> None:
+        """resources.Holder."""
+        held.connector_streams += len(self._streams)
+        held.links += sum(len(stream.links) for stream in self._streams)
 
     def drain(self) -> None:
         """Asks the connectors to transfer every link."""

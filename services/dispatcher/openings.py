@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from cloudhub.v1 import link_pb2 as link_pb
+from cloudhub.v1.resources_pb2 import DispatcherResources
 from cloudhub.v1.sessions_pb2 import OpenSession, OpenVerdict, SessionRef, TransferSession, TransferVerdict
 from services.dispatcher.connectors import ConnectorStream
 from services.dispatcher.delivery import Delivery
@@ -111,6 +112,10 @@ class Openings:
         else:
             self._waiting.append(opening)
             self._wake.set()
+
+    def count(self, held: DispatcherResources) -> None:
+        """resources.Holder."""
+        held.openings += len(self._waiting)
 
     async def run(self) -> None:
         """Opens until cancelled."""

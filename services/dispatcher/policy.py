@@ -304,6 +304,11 @@ class NodeDelivery:
     # -- figures -----------------------------------------------------------------------------------
 
     @property
+    def queued(self) -> int:
+        """Messages known here and not settled, those in flight and parked ones included."""
+        return len(self._queue.by_id)
+
+    @property
     def in_flight(self) -> int:
         """Messages handed to the link and not acknowledged."""
         return self._queue.window.messages

@@ -13,6 +13,7 @@ from cloudhub.v1.link_pb2 import (
     CloseReason,
 )
 from cloudhub.v1.message_pb2 import Message
+from cloudhub.v1.resources_pb2 import DispatcherResources
 from cloudhub.v1.sessions_pb2 import CloseSession
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.metrics import DispatcherMetrics
@@ -161,6 +162,10 @@ class SessionEnds:
         self._waiting.append(CloseSession(node_id=node_id, epoch=epoch, reason=reason))
         self._idle.clear()
         self._wake.set()
+
+    def count(self, held: DispatcherResources) -> None:
+        """resources.Holder."""
+        held.session_ends += len(self._waiting)
 
     async def flush(self) -> None:
         """Returns when the registry knows of every end."""

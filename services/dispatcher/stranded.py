@@ -1,6 +1,7 @@
 """Sessions without a link: their connector's stream is lost, and the link may come back over another one."""
 
 from cloudhub.v1.link_pb2 import CLOSE_REASON_CONNECTOR_LOST, CLOSE_REASON_SUPERSEDED, CloseReason
+from cloudhub.v1.resources_pb2 import DispatcherResources
 from services.dispatcher.deadlines import Deadlines
 from services.dispatcher.node_session import NodeSession
 from services.dispatcher.session_ends import SessionEnds
@@ -27,6 +28,11 @@ class Stranded:
     async def run(self) -> None:
         """Works until cancelled."""
         await self._deadlines.run()
+
+    def count(self, held: DispatcherResources) -> None:
+        """resources.Holder."""
+        held.stranded_sessions += len(self._sessions)
+        held.deadlines += len(self._deadlines)
 
     def get(self, node_id: str) -> NodeSession | None:
         """The node's session, if it waits here."""

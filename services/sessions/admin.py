@@ -5,10 +5,11 @@ from typing import Any
 
 import grpc
 
-from cloudhub.v1 import sessions_pb2, sessions_pb2_grpc
+from cloudhub.v1 import resources_pb2, sessions_pb2, sessions_pb2_grpc
 from services.runtime.clock import Clock
 from services.runtime.errors import InvalidRequest, NotFound, Refused
 from services.runtime.logs import get_log
+from services.runtime.resources import process_resources
 from services.sessions import requests, wire
 from services.sessions.limits import Scope
 from services.sessions.metrics import Metrics
@@ -140,6 +141,15 @@ class AdminServicer(sessions_pb2_grpc.SessionsAdminServicer):
         return sessions_pb2.ListInstancesResponse(
             instances=[wire.instance_message(instance) for instance in found]
         )
+
+    async def GetResources(
+        self, request: resources_pb2.GetResourcesRequest, context: Context
+    ) -> resources_pb2.SessionsResources:
+        held = resources_pb2.SessionsResources(
+            process=process_resources(collect_garbage=request.collect_garbage)
+        )
+        self._notices.count(held)
+        return held
 
 
 def _unknown(node_id: str) -> NotFound:

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from cloudhub.v1.resources_pb2 import SessionsResources
 from services.runtime.errors import Refused, Unavailable
 from services.sessions.lifecycle import Session
 from services.sessions.metrics import Metrics
@@ -20,6 +21,10 @@ class Watch:
         self._changes: deque[Session] = deque()
         self._wake = asyncio.Event()
         self._end: Unavailable | None = None
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._changes)
 
     def put(self, session: Session) -> bool:
         """Queues a change that the watcher asked for; False if that ends the watch."""
@@ -75,6 +80,12 @@ class Notices:
     def watched(self) -> bool:
         """Whether anybody watches."""
         return bool(self._watches)
+
+    def count(self, held: SessionsResources) -> None:
+        """Adds what is kept here for others."""
+        held.watchers += len(self._watches)
+        held.watched_changes += sum(map(len, self._watches))
+        held.listeners += sum(map(len, self._bells.values()))
 
     def tell(self, committed: Committed[T]) -> None:
         """Tells what a transaction of this process changed."""

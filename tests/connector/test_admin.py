@@ -9,7 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from websockets.exceptions import ConnectionClosed
 
-from cloudhub.v1 import connector_pb2, connector_pb2_grpc, link_pb2, message_pb2
+from cloudhub.v1 import connector_pb2, connector_pb2_grpc, link_pb2, message_pb2, resources_pb2
 from services.connector.app import ConnectorApp
 from services.connector.drain import due
 from tests.connector.conftest import StartApp, poll
@@ -140,3 +140,37 @@ async def test_a_request_during_a_drain_is_answered_503(
         writer.write(request_bytes())
         assert (await reader.readline()).startswith(b"HTTP/1.1 503 ")
         writer.close()
+
+
+async def test_what_is_held_is_counted_and_goes_with_the_links(
+    app: ConnectorApp, channel: grpc.aio.Channel, peers: EdgePeers, dispatcher: LinkDispatcher
+) -> None:
+    """C2, C5."""
+    admin = connector_pb2_grpc.ConnectorAdminStub(channel)
+
+    async def held() -> resources_pb2.ConnectorResources:
+        answer: resources_pb2.ConnectorResources = await admin.GetResources(
+            resources_pb2.GetResourcesRequest(collect_garbage=True)
+        )
+        return answer
+
+    before = await held()
+    assert (before.connections, before.links, before.dispatcher_streams) == (0, 0, 1)
+    dispatcher.receipts = dispatcher.admit = False
+    waiting = asyncio.create_task(peers.open("edge-9"))
+    announced = await dispatcher.announced()
+    during = await held()
+    assert (during.connections, during.openings, during.announced_links, during.links) == (1, 1, 1, 0)
+    dispatcher.give_verdict(announced.link)
+    peer = await waiting
+    await peer.send(keepalive())
+    await dispatcher.until(lambda: dispatcher.upstream)
+    during = await held()
+    assert (during.openings, during.announced_links, during.links) == (0, 0, 1)
+    assert during.frames_without_receipt == 1
+    assert during.process.tasks == before.process.tasks
+    await peer.close()
+    await poll(lambda: not app.listener.connections)
+    after = await held()
+    assert (after.links, after.frames_without_receipt) == (0, 0)
+    assert after.process.tasks_by_name == before.process.tasks_by_name

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from cloudhub.v1 import dispatcher_pb2 as pb
+from cloudhub.v1.message_pb2 import Message
+from cloudhub.v1.resources_pb2 import DispatcherResources, GetResourcesRequest
 from services.dispatcher.policy import PolicySettings
 from services.runtime.errors import InvalidRequest, NotFound
 from tests.support.dispatcher import DeliveryHalf, request, running_delivery_half
@@ -261,3 +263,25 @@ async def test_resync_lets_equal_versions_in_again(half: DeliveryHalf) -> None:
     response = await half.admin.ResyncNode(pb.ResyncNodeRequest(node_id=NODE), NO_CONTEXT)
     assert response.objects == 1
     await published(half, NODE, "m1")
+
+
+async def resources(half: DeliveryHalf) -> DispatcherResources:
+    return await half.admin.GetResources(GetResourcesRequest(), NO_CONTEXT)
+
+
+async def test_what_is_held_is_counted_and_goes_with_the_session(half: DeliveryHalf) -> None:
+    """C2, C3."""
+    await published(half, "edge-2", "m0")
+    before = await resources(half)
+    assert (before.sessions, before.queued_messages, before.outbox_operations) == (0, 0, 0)
+    session = await half.connect()
+    await published(half, NODE, "m1", "m2", "m3")
+    assert half.delivery.direct(session, Message(id="d1"), 10)
+    during = await resources(half)
+    assert (during.sessions, during.queued_messages) == (1, 3)
+    assert (during.in_flight_messages, during.direct_messages) == (1, 1)
+    assert during.process.tasks == before.process.tasks
+    half.delivery.remove(session)
+    await half.settled()
+    after = await resources(half)
+    assert (after.sessions, after.queued_messages, after.direct_messages) == (0, 0, 0)

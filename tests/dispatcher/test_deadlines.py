@@ -68,6 +68,50 @@ def test_a_token_may_set_the_next_one_while_it_fires() -> None:
     assert fired == ["first", "again", "again"]
 
 
+def test_the_last_deadline_that_was_set_is_the_one() -> None:
+    clock, fired = SteppedClock(100.0), list[Token]()
+    token, other = Token("token"), Token("other")
+    deadlines = Deadlines(clock, fired.append)
+    for at, one in ((101.0, token), (103.0, token), (104.0, other), (102.0, other)):
+        deadlines.set(at, one)
+    assert len(deadlines) == 2
+    counts = []
+    for _ in range(5):
+        clock.advance(1.0)
+        deadlines.fire_due()
+        counts.append(list(fired))
+    assert counts == [[], ["other"], ["other", "token"], ["other", "token"], ["other", "token"]]
+    assert (len(deadlines), deadlines.entries) == (0, 0)
+
+
+def test_deadlines_that_were_replaced_do_not_pile_up() -> None:
+    """Invariant 6: a session with one message that expires in a week, and others that come and go."""
+    clock, fired = SteppedClock(100.0), list[Token]()
+    session = Token("session")
+    deadlines = Deadlines(clock, fired.append)
+    for _ in range(10_000):
+        deadlines.set(clock.monotonic() + 7 * 86_400.0, session)
+        deadlines.set(clock.monotonic() + 5.0, session)
+        clock.advance(5.0)
+        deadlines.fire_due()
+    assert len(fired) == 10_000
+    assert deadlines.entries < 100
+
+
+def test_deadlines_of_ended_sessions_do_not_pile_up() -> None:
+    """C2, invariant 6: ten thousand links, each with a deadline in a week."""
+    clock, fired = SteppedClock(100.0), list[Token]()
+    deadlines = Deadlines(clock, fired.append)
+    living = Token("living")
+    deadlines.set(clock.monotonic() + 86_400.0, living)
+    for number in range(10_000):
+        deadlines.set(clock.monotonic() + 7 * 86_400.0, Token(str(number)))
+    assert (len(deadlines), deadlines.entries < 100) == (1, True)
+    clock.advance(86_400.0)
+    deadlines.fire_due()
+    assert fired == ["living"]
+
+
 async def test_an_earlier_deadline_wakes_the_waiting_task() -> None:
     fired = asyncio.Queue[Token]()
     late, soon, past = Token("late"), Token("soon"), Token("past")

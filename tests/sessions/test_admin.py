@@ -1,5 +1,6 @@
 """SessionsAdmin over gRPC, one real service in this process: `services.sessions.admin`."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import pytest
 
 from cloudhub.v1 import link_pb2
 from cloudhub.v1 import sessions_pb2 as pb
+from cloudhub.v1.resources_pb2 import GetResourcesRequest
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub, SessionsServiceStub
 from services.runtime.rpc import error_reason
 from tests.sessions.test_servicer import Service, active, an_open, close_request, open_request
+from tests.support.processes import eventually
 from tests.support.sessions import running_sessions
 
 
@@ -157,3 +160,20 @@ async def test_reading_a_restarted_services_limits(tmp_path: Path) -> None:
     async with running_sessions(tmp_path, limit_total=50) as (_, channel):
         limits = (await SessionsAdminStub(channel).GetLimits(pb.GetLimitsRequest())).limits
     assert limits == pb.Limits(per_connector=10_000, per_project=4, total=50)
+
+
+async def test_what_is_held_for_watchers_is_counted_and_goes_with_them(service: Service) -> None:
+    app, stub, admin = service
+    before = await admin.GetResources(GetResourcesRequest())
+    assert (before.watchers, before.watched_changes) == (0, 0)
+    stream = admin.WatchSessions(pb.WatchSessionsRequest(include_present=True))
+    reading = asyncio.create_task(stream.read())
+    await eventually(lambda: app.notices.watched)
+    during = await admin.GetResources(GetResourcesRequest())
+    assert (during.watchers, during.process.tasks > before.process.tasks) == (1, True)
+    await active(stub, "edge-1")
+    await reading
+    stream.cancel()
+    await eventually(lambda: not app.notices.watched)
+    after = await admin.GetResources(GetResourcesRequest())
+    assert (after.watchers, after.process.tasks) == (0, before.process.tasks)

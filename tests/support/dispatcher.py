@@ -187,7 +187,7 @@ class DeliveryHalf:
             self.peers,
             NodeDeletion(self.outbox, self.sessions),
         )
-        self.admin = DispatcherAdmin(self.outbox, self.delivery, self.clock)
+        self.admin = DispatcherAdmin(self.outbox, self.delivery, self.clock, [self.delivery])
         self.stream = ReadableStream("c1", "connector-0")
 
     async def connect(self, node_id: str = "edge-1", epoch: int = 1) -> NodeSession:

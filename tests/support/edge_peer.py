@@ -84,6 +84,24 @@ class EdgePeers:
             **options,
         )
 
+    async def upgraded(
+        self, node_id: str = "edge-1", **options: Any
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The same with an admitted link; nothing of the hub's frames is read."""
+        reader, writer = await self.raw(node_id, **options)
+        writer.write(request_bytes(node_id))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101 "), head
+        return reader, writer
+
+
+def frame_bytes(text: str) -> bytes:
+    """A text frame in one piece, masked with zeros."""
+    payload = text.encode()
+    size = len(payload)
+    header = bytes([0x81, 0x80 | size]) if size < 126 else b"\x81\xfe" + size.to_bytes(2, "big")
+    return header + bytes(4) + payload
+
 
 def request_bytes(node_id: str = "edge-1", headers: dict[str, str] | None = None) -> bytes:
     """An upgrade request as a stock edge sends it."""

@@ -4,7 +4,6 @@ A store loads the rows that a batch of operations names, calls `apply` for each 
 writes what `Ledger` marks as changed, all in one transaction.
 """
 
-from copy import copy
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -32,6 +31,7 @@ from services.dispatcher.outbox.records import (
     RowState,
     Settle,
     Stale,
+    snapshot,
 )
 from services.dispatcher.publication import Publication, Rejection
 
@@ -390,7 +390,7 @@ class Ledger:
 
     def _load(self, node: NodeRow) -> Loaded:
         """A snapshot: operations that follow in the same batch must not show in it."""
-        return Loaded(node.node_id, node.last_seq, [copy(row) for row in self._pending(node.node_id)])
+        return Loaded(node.node_id, node.last_seq, [snapshot(row) for row in self._pending(node.node_id)])
 
     def _pending(self, node_id: str) -> list[ObjectRow]:
         rows = [row for row in self._rows(node_id).values() if row.state != RowState.SETTLED]
@@ -432,7 +432,7 @@ class Ledger:
         """The row to change: a copy if an earlier result of this batch may hold the row."""
         if (row.node_id, row.key) not in self.changed_objects:
             return row
-        own = copy(row)
+        own = snapshot(row)
         self._rows(row.node_id)[row.key] = own
         return own
 

@@ -75,6 +75,11 @@ class OutboxWriter:
         self._stopped = False
         self._backoff = Backoff(0.05, 2.0)
 
+    @property
+    def waiting(self) -> int:
+        """Operations that the next transactions take."""
+        return len(self._queue)
+
     def record(self, op: OwnedOp) -> None:
         """Writes this sooner or later, unless its epoch is fenced or the process ends before."""
         self._queue.append((op, None))

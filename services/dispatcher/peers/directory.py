@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from cloudhub.v1.dispatcher_pb2 import NodeOutcome, Outcome
 from cloudhub.v1.peer_pb2 import DirectMessage
+from cloudhub.v1.resources_pb2 import DispatcherResources
 from cloudhub.v1.sessions_pb2 import DispatcherPeer
 from services.dispatcher.peers.arrivals import Arrivals
 from services.dispatcher.peers.locations import Locations
@@ -56,6 +57,12 @@ class Peers:
     def get(self, dispatcher_id: str) -> Peer | None:
         """None if no such dispatcher has a lease, as far as is known."""
         return self._peers.get(dispatcher_id)
+
+    def count(self, held: DispatcherResources) -> None:
+        """resources.Holder."""
+        held.peers += len(self._peers)
+        held.hints += sum(peer.hints_waiting for peer in self._peers.values())
+        held.locations += len(self.locations)
 
     # -- who is there ------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+from cloudhub.v1.resources_pb2 import DispatcherResources
 from services.dispatcher.outbox.records import ObjectRow
 from services.dispatcher.peers.directory import Peers
 from services.dispatcher.peers.hints import MOST_WAITING_BYTES, Hint, HintQueue
@@ -32,6 +33,10 @@ class Handover:
         self._metrics = metrics
         self._queue = HintQueue(MOST_WAITING)
         self._wake = asyncio.Event()
+
+    def count(self, held: DispatcherResources) -> None:
+        """resources.Holder."""
+        held.hints += len(self._queue)
 
     def changed(self, node_id: str, last_seq: int, row: ObjectRow | None = None) -> None:
         """Rows of a node without a session here were changed here, for example `row` accepted; `last_seq` 0:

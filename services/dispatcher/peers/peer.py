@@ -93,6 +93,11 @@ class Peer:
                 group.create_task(self._direct.run(), name="peer-direct")
                 group.create_task(self._keep_relay(), name="peer-relay")
 
+    @property
+    def hints_waiting(self) -> int:
+        """Nodes whose changes it is told next."""
+        return len(self._hints)
+
     # -- hints -------------------------------------------------------------------------------------
 
     def hint(self, node_id: str, hint: Hint) -> None:

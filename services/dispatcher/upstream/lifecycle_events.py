@@ -38,6 +38,11 @@ class EventCopies:
     def __len__(self) -> int:
         return len(self._out)
 
+    @property
+    def remembered(self) -> int:
+        """Settled ones whose ids are."""
+        return len(self._done)
+
     def is_done(self, event_id: str) -> bool:
         """True if every copy of it was settled, as far as is remembered."""
         return event_id in self._done

@@ -373,7 +373,7 @@ class NodeQueues:
     def _make_room(self, newcomer: Parcel) -> tuple[tuple[Parcel, str], ...]:
         dropped: list[tuple[Parcel, str]] = []
         while True:
-            excess = self.room.excess(newcomer.node_id)
+            excess = self.room.excess(newcomer)
             if excess is None:
                 return tuple(dropped)
             bound, oldest = excess

@@ -10,7 +10,7 @@ class Kind(Enum):
     """What happens to a parcel that finds no room, and when it is settled."""
 
     MESSAGE = "message"  # bounded: may be dropped or refused
-    EVENT = "event"  # never dropped; its row at sessions goes when it is settled
+    EVENT = "event"  # a node's oldest are dropped when many wait; its row at sessions goes with it
     UPLOAD = "upload"  # never dropped; its row here goes when it is settled
     RELAYED = (
         "relayed"  # never dropped, bounded by a relay's credit; another dispatcher keeps it until settled

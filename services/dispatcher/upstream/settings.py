@@ -8,13 +8,16 @@ class UpstreamSettings:
     """What may wait for subscribers in memory, and what uploads may take on disk.
 
     The `most_waiting_*` bounds count messages that no subscriber has settled; at one of them status
-    reports are dropped, oldest first, else the newcomer. Lifecycle events and durable uploads are
-    outside of them: uploads have a window of their own in memory, the rest of them is on disk.
+    reports are dropped, oldest first, else the newcomer. Lifecycle events that no subscriber has seen are
+    bounded apart: of a node for a module the last ones stay, which say where it is now. Durable uploads have
+    a window of their own in memory, the rest of them is on disk.
     """
 
     most_waiting_per_node: int = 4096
     most_waiting_bytes_per_node: int = 16 * 1024 * 1024
     most_waiting_total: int = 200_000
     most_waiting_bytes_total: int = 256 * 1024 * 1024
+    most_events_per_node: int = 16
+    most_events_total: int = 200_000
     upload_pause_seconds: float = 30.0
     uploads_most_rows: int = 1_000_000

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Connection, Table
 
 from cloudhub.v1.message_pb2 import Message
+from cloudhub.v1.resources_pb2 import DispatcherResources
 from services.dispatcher.upstream.metrics import UpstreamMetrics
 from services.dispatcher.upstream.parcel import Kind, Parcel
 from services.dispatcher.upstream.routing import ROUTER
@@ -117,6 +118,12 @@ class UploadKeeper:
         self._committed = asyncio.Event()
         self._to_load = asyncio.Event()
         self._pauses_changed = asyncio.Event()
+
+    def count(self, held: DispatcherResources) -> None:
+        """resources.Holder."""
+        held.uploads_unstored += len(self._intake)
+        held.uploads_in_memory += self._window.in_memory
+        held.uploads_remembered += len(self._settled)
 
     # -- what the upstream tells ---------------------------------------------------------------
 

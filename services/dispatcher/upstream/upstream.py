@@ -11,6 +11,7 @@ from sqlalchemy import Table
 from cloudhub.v1.dispatcher_pb2 import UpstreamDelivery
 from cloudhub.v1.link_pb2 import CloseReason
 from cloudhub.v1.message_pb2 import Message
+from cloudhub.v1.resources_pb2 import DispatcherResources
 from cloudhub.v1.sessions_pb2 import LifecycleEvent
 from services.dispatcher.upstream.answers import answer
 from services.dispatcher.upstream.lifecycle_events import EventCopies, event_message
@@ -92,6 +93,8 @@ class Upstream:
                 settings.most_waiting_bytes_per_node,
                 settings.most_waiting_total,
                 settings.most_waiting_bytes_total,
+                settings.most_events_per_node,
+                settings.most_events_total,
             )
         )
         self.relays = Relays(self._queues, self._queue, self.metrics)
@@ -123,6 +126,16 @@ class Upstream:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.uploads.run(), name="uploads")
             tasks.create_task(self._report_events(), name="events-done")
+
+    def count(self, held: DispatcherResources) -> None:
+        """resources.Holder."""
+        held.upstream_queues += self._queues.lanes
+        held.upstream_waiting += self._queues.waiting
+        held.upstream_unsettled += self._queues.room.messages
+        held.events_unsettled += len(self._copies)
+        held.events_remembered += self._copies.remembered
+        held.subscribers += self._queues.subscribers
+        self.uploads.count(held)
 
     # -- from the links ------------------------------------------------------------------------
 
@@ -264,12 +277,20 @@ class Upstream:
             self.metrics.merged.inc()
         for lost, bound in put.dropped:
             self.metrics.dropped.labels(bound).inc()
-            if lost.message.sync:
+            if lost.kind is Kind.EVENT:
+                self._event_settled(lost)
+            elif lost.message.sync:
                 self._reply(lost.node_id, lost.epoch, lost.message, lost.resource, "error", OVERLOADED)
 
     def _wake(self) -> None:
         for subscriber_id in self._queues.woken():
             self._wakes[subscriber_id].set()
+
+    def _event_settled(self, parcel: Parcel) -> None:
+        """A copy of an event is done with: a subscriber had it, or it found no room."""
+        if self._copies.settled(parcel.message.id):
+            self._done.append(parcel.message.id)
+            self._some_done.set()
 
     async def _report_events(self) -> None:
         while True:
@@ -349,9 +370,8 @@ class Upstream:
                 uploads.append(parcel)
             elif parcel.kind is Kind.RELAYED:
                 self.relays.settled(parcel)
-            elif parcel.kind is Kind.EVENT and self._copies.settled(parcel.message.id):
-                self._done.append(parcel.message.id)
-                self._some_done.set()
+            elif parcel.kind is Kind.EVENT:
+                self._event_settled(parcel)
         if uploads:
             self.uploads.settled(uploads)
         self._wake()

@@ -221,8 +221,44 @@ def test_what_a_subscriber_holds_takes_up_room_but_is_not_dropped() -> None:
     assert queues.put(update("a", "u4", "p4")).dropped == ()
 
 
-def test_events_and_uploads_are_never_dropped() -> None:
-    queues = NodeQueues(Bounds(1, 10, 1, 10))
+def lost(queues: NodeQueues, node: str, text: str, *, epoch: int = 1, module: str = MODULE) -> list[str]:
+    """What an event of a node throws out."""
+    put = queues.put(parcel(node, text, kind=Kind.EVENT, epoch=epoch, module=module), by_epoch=True)
+    return [f"{one.message.id} {bound}" for one, bound in put.dropped]
+
+
+def test_of_events_that_nobody_asks_for_a_node_keeps_the_last() -> None:
+    """C3: a hub whose modules have no subscriber does not grow with every link that comes and goes."""
+    queues = NodeQueues(Bounds(1, 10, 1, 10, events_per_lane=2, events_total=100))
+    assert lost(queues, "a", "1") == lost(queues, "a", "2") == lost(queues, "b", "3") == []
+    assert lost(queues, "a", "other module", module="devicecontroller") == []
+    assert lost(queues, "a", "4", epoch=2) == ["1 node_events"]
+    assert lost(queues, "a", "adopted late", epoch=1) == ["2 node_events"]
+    subscriber = queues.subscribe([MODULE], 100)
+    assert sorted(texts(take(queues, subscriber))) == ["3", "4", "adopted late"]
+    assert lost(queues, "a", "5", epoch=3) == lost(queues, "a", "6", epoch=3) == []
+
+
+def test_events_are_bounded_in_all() -> None:
+    queues = NodeQueues(Bounds(1, 10, 1, 10, events_per_lane=2, events_total=3))
+    assert [lost(queues, node, node) for node in ("a", "b", "c")] == [[], [], []]
+    assert lost(queues, "d", "d") == ["a total_events"]
+    assert queues.lanes == 3
+
+
+def test_an_event_that_a_subscriber_has_seen_is_not_dropped() -> None:
+    queues = NodeQueues(Bounds(1, 10, 1, 10, events_per_lane=1, events_total=1))
+    subscriber = queues.subscribe([MODULE], 1)
+    assert lost(queues, "a", "1") == []
+    take(queues, subscriber)
+    assert lost(queues, "a", "2") == []
+    queues.leave(subscriber)
+    assert lost(queues, "a", "3") == ["2 node_events"]
+    assert texts(take(queues, queues.subscribe([MODULE], 10))) == ["1", "3"]
+
+
+def test_events_and_uploads_are_not_dropped_for_messages() -> None:
+    queues = NodeQueues(Bounds(1, 10, 1, 10, events_per_lane=25))
     for number in range(50):
         kind = Kind.EVENT if number % 2 else Kind.UPLOAD
         assert queues.put(parcel("a", str(number), kind=kind)).dropped == ()

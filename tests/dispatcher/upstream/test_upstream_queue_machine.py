@@ -1,6 +1,6 @@
 """What the queues promise, under any interleaving of arrivals, hand-outs, settlements and departures."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -14,7 +14,7 @@ from services.dispatcher.upstream.room import Bounds
 
 MODULES = ("edgecontroller", "router")
 NODES = ("a", "b", "c", "d")
-BOUNDS = Bounds(6, 400, 14, 800)
+BOUNDS = Bounds(6, 400, 14, 800, events_per_lane=3, events_total=8)
 Key = tuple[str, str]
 
 
@@ -76,9 +76,14 @@ class QueueMachine(RuleBasedStateMachine):
             may = key and last is not None and last.merge_key and last.number not in self.seen
             assert not may, "a report that could be merged was not"
             lane.append(parcel)
-        for lost, _ in put.dropped:
-            assert lost.kind is Kind.MESSAGE
-            assert lost.merge_key or lost is parcel
+        for lost, bound in put.dropped:
+            assert lost.kind is kind, "events make room for events, messages for messages"
+            if kind is Kind.EVENT:
+                events = [one for one in self._unseen_events() if bound == "total_events" or one in lane]
+                assert lost is events[0], "the oldest"
+            else:
+                assert lost.kind is Kind.MESSAGE
+                assert lost.merge_key or lost is parcel
             assert lost.number not in self.seen, "what a subscriber saw is never dropped"
             self.waiting[lost.module, lost.node_id].remove(lost)
 
@@ -139,6 +144,10 @@ class QueueMachine(RuleBasedStateMachine):
             of_node = [one for one in bounded if one.node_id == node]
             assert len(of_node) <= BOUNDS.per_node
             assert sum(one.size_bytes for one in of_node) <= BOUNDS.bytes_per_node
+        events = self._unseen_events()
+        assert len(events) <= BOUNDS.events_total
+        lanes = Counter((one.module, one.node_id) for one in events)
+        assert all(count <= BOUNDS.events_per_lane for count in lanes.values())
         keys = {(one.module, one.node_id) for one in (*waiting, *held)}
         assert self.queues.lanes == len(keys)
 
@@ -151,6 +160,12 @@ class QueueMachine(RuleBasedStateMachine):
         assert all(len(one) == 1 for one in owners.values())
 
     # -- parts ---------------------------------------------------------------------------------
+
+    def _unseen_events(self) -> list[Parcel]:
+        """Waiting events that no subscriber has seen, oldest first."""
+        waiting = [one for lane in self.waiting.values() for one in lane]
+        events = [one for one in waiting if one.kind is Kind.EVENT and one.number not in self.seen]
+        return sorted(events, key=lambda one: one.number)
 
     def _eligible(self, subscriber: int) -> set[Key]:
         """Lanes with something waiting that no other subscriber holds."""

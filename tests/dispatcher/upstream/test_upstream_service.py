@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from cloudhub.v1.dispatcher_pb2 import SubscribeRequest, Subscription
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceStub
 from cloudhub.v1.message_pb2 import Message
+from cloudhub.v1.resources_pb2 import DispatcherResources
 from services.dispatcher.upstream.routing import Acknowledgement
 from services.dispatcher.upstream.settings import UpstreamSettings
 from services.runtime.rpc import error_reason
@@ -89,6 +90,22 @@ async def test_events_wait_for_a_subscriber_and_are_done_when_it_took_them(tmp_p
             assert hub.done_events == ["edge-1-5-connected"], "a copy of the other is still out"
             await cloud.acknowledge(others[1])
             await hub.until_done(["edge-1-5-disconnected"])
+
+
+async def test_events_that_nobody_asks_for_are_bounded_and_the_oldest_given_up(tmp_path: Path) -> None:
+    """C3, invariant 9: counted, and sessions need not keep them either."""
+    async with open_hub(tmp_path, settings=UpstreamSettings(most_events_per_node=2)) as hub:
+        for epoch in (5, 6):
+            hub.upstream.session_opened(event("edge-1", epoch, "connected"))
+            hub.upstream.session_closed(event("edge-1", epoch, "disconnected"))
+        await hub.until_done(["edge-1-5-connected", "edge-1-5-disconnected"])
+        assert hub.metric("dropped_total", reason="node_events") == 2
+        held = DispatcherResources()
+        hub.upstream.count(held)
+        assert (held.upstream_waiting, held.events_unsettled) == (2, 2)
+        async with hub.subscriber("edgecontroller") as cloud:
+            got = [f"{one.epoch} {one.message.operation}" for one in await cloud.next(2)]
+            assert got == ["6 connected", "6 disconnected"]
 
 
 async def test_adopted_events_are_told_once_and_acknowledged_again(tmp_path: Path) -> None:
