@@ -28,7 +28,7 @@ def missing() -> str:
     """Why this machine cannot have a lab; empty if it can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    tools = [tool for tool in ("ip", "tc", "ss", "iptables") if shutil.which(tool) is None]
+    tools = [tool for tool in ("ip", "ss", "iptables") if shutil.which(tool) is None]
     if tools:
         return f"{', '.join(tools)} not installed (Debian: iproute2, iptables)"
     if not Path("/dev/net/tun").exists():
@@ -40,15 +40,10 @@ def missing() -> str:
             probe.run(
                 "iptables", "-A", "INPUT", "-m", "statistic", "--mode", "random", "--probability", "0.5"
             )
-            probe.run("tc", "qdisc", "replace", "dev", "lo", "root", *tbf(64))
+            probe.ip("tuntap", "add", "probe", "mode", "tun")
     except LabFault as fault:
         return str(fault)
     return ""
-
-
-def tbf(kbit_per_second: float) -> list[str]:
-    """The words of `tc` for a link of that rate which queues at most 400 ms, as small routers do."""
-    return ["tbf", "rate", f"{kbit_per_second:g}kbit", "burst", "3000", "latency", "400ms"]
 
 
 def run(*words: str) -> str:

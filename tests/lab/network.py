@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.lab.namespaces import LabFault, Namespace, desk, run, slot, tbf
+from tests.lab.namespaces import LabFault, Namespace, desk, run, slot
+from tests.lab.wire import Wire
 
 _UPLINK = "uplink"
 _FIRST_SITE = 10
@@ -14,9 +15,9 @@ _NEXT_ADDRESS = 100
 """Added to the last byte of a site's address when it changes."""
 
 
-def launch_in(namespace: Namespace, module: str) -> list[str]:
-    """What the interpreter is told, to run a module in a namespace."""
-    return ["-m", "tests.lab.inside", namespace.name, module]
+def launch_in(namespace: Namespace, *module: str) -> list[str]:
+    """What the interpreter is told, to run a module (and its first arguments) in a namespace."""
+    return ["-m", "tests.lab.inside", namespace.name, *module]
 
 
 class Site(Namespace):
@@ -63,11 +64,6 @@ class Site(Namespace):
         self.run("iptables", "-F", "INPUT")
         self._lab.cloud.run("iptables", "-F", self._port)
 
-    def limit(self, kbit_per_second: float) -> None:
-        """Each direction carries no more than that."""
-        self.run("tc", "qdisc", "replace", "dev", _UPLINK, "root", *tbf(kbit_per_second))
-        self._lab.cloud.run("tc", "qdisc", "replace", "dev", self._port, "root", *tbf(kbit_per_second))
-
     def link_down(self) -> None:
         """The cable is pulled at the edge's end, which notices."""
         self.ip("link", "set", _UPLINK, "down")
@@ -87,8 +83,9 @@ class Site(Namespace):
         self._lab.cloud.ip("route", "delete", self._lab.address_of(old), "dev", self._port)
 
     def reset(self) -> None:
-        """Every TCP connection of the site is reset, for both ends."""
+        """Every TCP connection of the site is reset, at both ends, also while nothing can pass between."""
         self._lab.cloud.run("ss", "-K", "dst", self.address)
+        self.run("ss", "-K", "dst", self._lab.cloud_address)
 
     def connect(self) -> None:
         """Makes the wire: Lab.add_site's part. Its ends must exist."""
@@ -134,10 +131,6 @@ class Lab:
         """An address of this lab, from the range for measuring networks (RFC 2544)."""
         return f"198.18.{self.slot}.{host}"
 
-    def in_cloud(self, module_of: Callable[[str], str]) -> Callable[[str], list[str]]:
-        """A launcher (demo.processes.Launch) of processes in the cloud."""
-        return lambda name: launch_in(self.cloud, module_of(name))
-
     def create(self) -> None:
         """The cloud, and this process' wire to it."""
         self.cloud.create()
@@ -153,18 +146,18 @@ class Lab:
         run("ip", "route", "add", self.cloud_address, "dev", device, "src", self.address_of(2))
         self.cloud.ip("route", "add", self.address_of(2), "dev", "desk")
 
-    def add_site(self, name: str, *, delay_seconds: float = 0.0, jitter_seconds: float = 0.0) -> Site:
-        """An edge location whose wire takes so long each way, and up to the jitter longer."""
+    def add_site(self, name: str, wire: Wire | None = None) -> Site:
+        """An edge location; without a `wire` of its own its link is as good as the machine can."""
         if len(self.sites) >= _MOST_SITES:
             raise LabFault(f"a lab has at most {_MOST_SITES} sites")
         site = Site(self, name, len(self.sites))
         site.create()
         self.sites[name] = site
         (cloud, port), (edge, uplink) = site.ends
-        if delay_seconds:
+        if wire is not None:
             for namespace, device in site.ends:
                 namespace.ip("tuntap", "add", device, "mode", "tun")
-            self._lay_wire(site, delay_seconds, jitter_seconds)
+            self._lay(wire, site)
         else:
             cloud.ip("link", "add", port, "type", "veth", "peer", "name", uplink, "netns", edge.name)
             for namespace, device in site.ends:
@@ -173,25 +166,25 @@ class Lab:
         site.connect()
         return site
 
-    def _lay_wire(self, site: Site, delay_seconds: float, jitter_seconds: float) -> None:
+    def _lay(self, wire: Wire, site: Site) -> None:
         ends = [word for namespace, device in site.ends for word in (namespace.name, device)]
-        wire = subprocess.Popen(
-            [sys.executable, "-m", "tests.lab.delay", *ends, f"{delay_seconds}", f"{jitter_seconds}"],
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.lab.wire", *ends, *wire.words()],
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._wires.append(wire)
-        assert wire.stdout is not None
-        if wire.stdout.readline() != "ready\n":
+        self._wires.append(process)
+        assert process.stdout is not None
+        if process.stdout.readline() != "ready\n":
             raise LabFault(f"the wire of {site.name} did not start")
 
     def close(self) -> None:
         """Ends the processes that are its wires."""
-        for wire in self._wires:
-            wire.terminate()
-        for wire in self._wires:
-            with wire:
-                wire.wait()
+        for process in self._wires:
+            process.terminate()
+        for process in self._wires:
+            with process:
+                process.wait()
 
 
 @contextmanager

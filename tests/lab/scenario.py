@@ -1,7 +1,8 @@
 """A scenario: hub in the cloud, fleets at sites, publishers, subscribers; then quiet, and the verdict."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -9,17 +10,30 @@ from chaos.checker import Verdict, judge
 from chaos.clock import RunClock
 from chaos.ending import Ending, tracebacks
 from chaos.fleets import FleetProcess
-from chaos.history import FaultDone, History
-from chaos.observer import Observer
+from chaos.history import FaultDone, History, Outcome, Publish
+from chaos.observer import Observer, outbox_nodes
 from chaos.publisher import Publisher
 from chaos.resources import Resources, read_resources
 from chaos.scene import Scene
 from chaos.subscriber import Subscriber
+from cloudhub.v1.dispatcher_pb2 import (
+    ACK_MODE_ACK,
+    OUTCOME_ACCEPTED,
+    PublishRequest,
+    PublishStreamRequest,
+    PublishStreamResponse,
+)
+from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceStub
+from cloudhub.v1.message_pb2 import Message
 from demo.hub import SERVICES, Hub, running_hub, service_arguments
 from demo.latency import Latencies
 from demo.manifests import Versions
 from demo.ports import HubPorts
+from demo.processes import Launch
 from edge.certificates import create_node_certificates, create_server_certificate
+from services.runtime.rpc import open_channel
+from tests.lab.clocks import SteppedClock
+from tests.lab.namespaces import Namespace
 from tests.lab.network import Lab, Site, launch_in
 from tests.lab.table import Row
 
@@ -31,8 +45,11 @@ CONNECT_SECONDS = 60.0
 ANSWERS_SECONDS = 15.0
 SETTLE_SECONDS = 60.0
 WARM_UP_SECONDS = 2.0
+BASELINE_LOOKS = 4
 LET_GO_SECONDS = 15.0
 LOOK_SECONDS = 0.5
+TOLD_SECONDS = 0.1
+OBJECTS_AT_ONCE = 500
 _POOLED = {"threads": 8, "file_descriptors": 16}
 """Of these a process may have so many more than before: gRPC keeps some, up to a bound."""
 _CACHED = frozenset({"deadlines", "locations"})
@@ -54,13 +71,15 @@ class Scenario:
         pause_seconds: float,
         edge_flags: Sequence[str],
         observe_seconds: float,
+        limit_total: int,
+        edge_clock: SteppedClock | None,
         misbehaving: Sequence[str],
     ) -> None:
         self.lab = lab
         self.hub = hub
         self.title = title
         self.clock = RunClock()
-        self.history = History(seed=0, limit_total=0)
+        self.history = History(seed=0, limit_total=limit_total)
         self.certificates = data / "certificates"
         """Of everybody, as edge.certificates lays them out."""
         self.note = ""
@@ -78,15 +97,17 @@ class Scenario:
                 nodes,
                 hub.server,
                 *(*EDGE_FLAGS, *edge_flags),
-                launch=lambda _, site=site: launch_in(site, "demo.fleet_worker"),  # type: ignore[misc]
+                launch=_launcher(site, lambda _: "demo.fleet_worker", edge_clock),
             )
             first += nodes
-        versions = Versions()
+        self._versions = versions = Versions()
         dispatchers = [one.address for one in hub.dispatchers]
         self.node_ids = [node_id for fleet in self._fleets.values() for node_id in fleet.node_ids]
         published_to = [*self.node_ids, *misbehaving]
-        self.subscribers = [
-            Subscriber(f"subscriber-{number}", dispatchers, self.history.uploads_handed) for number in (1, 2)
+        self._lifecycle: list[tuple[str, str]] = []
+        self._subscribers = [
+            Subscriber(f"subscriber-{number}", dispatchers, self.history.uploads_handed, self._lifecycle)
+            for number in (1, 2)
         ]
         self.scene = Scene(
             hub,
@@ -100,10 +121,14 @@ class Scenario:
         )
         self.background = asyncio.TaskGroup()
         """Of the observer, the subscribers and the publishers; a test's own tasks end before it does."""
+        self.links_opened: dict[str, int] = {}
+        """By site, when all is over."""
         self._latencies: dict[str, Latencies] = {}
         self._watching: list[asyncio.Task[None]] = []
         self._publishing: list[asyncio.Task[None]] = []
-        self._before: dict[str, Resources] = {}
+        self._repeated = 0
+        self._before: list[dict[str, Resources]] = []
+        self._row: Row | None = None
 
     def site(self, name: str) -> Site:
         """A site of the lab, by the name that its fleet has too."""
@@ -115,30 +140,74 @@ class Scenario:
 
     def lifecycle(self, node_id: str) -> list[str]:
         """`connected` and `disconnected`, as subscribers were told of a node."""
-        return [
-            operation
-            for subscriber in self.subscribers
-            for told, operation in subscriber.lifecycle
-            if told == node_id
-        ]
+        return [operation for told, operation in self._lifecycle if told == node_id]
+
+    async def told(self, node_ids: Iterable[str], operation: str, within: float) -> None:
+        """Returns when that is the last that subscribers were told of each node. Raises TimeoutError."""
+        waiting = set(node_ids)
+        async with asyncio.timeout(within):
+            while waiting:
+                await asyncio.sleep(TOLD_SECONDS)
+                waiting = {one for one in waiting if self.lifecycle(one)[-1:] != [operation]}
 
     async def start(self) -> None:
         """Starts the fleets and waits until they are connected and quiet; then the publishers begin. Raises
         TimeoutError."""
         self._watching = [
             self.background.create_task(subscriber.run(), name="subscriber")
-            for subscriber in self.subscribers
+            for subscriber in self._subscribers
         ]
         for fleet in self._fleets.values():
             await fleet.start()
+            fleet.hush()
         await self.scene.connected(CONNECT_SECONDS)
-        self._before = await self._resources()
+        self._before = [await self._resources()]
+        for _ in range(BASELINE_LOOKS - 1):
+            await asyncio.sleep(LOOK_SECONDS)
+            self._before.append(await self._resources())
+        for fleet in self._fleets.values():
+            fleet.talk()
         self._watching.append(self.background.create_task(self.scene.observer.run(), name="observer"))
         self._publishing = [
             self.background.create_task(publisher.run(self._pause_seconds), name="publisher")
             for publisher in self.scene.publishers
         ]
         await asyncio.sleep(WARM_UP_SECONDS)
+
+    async def publish(self, node_id: str, resources: Sequence[str]) -> None:
+        """A new object at each of these resource paths, for one node, as fast as it is taken."""
+        async with open_channel(self.hub.dispatchers[0].address) as channel:
+            call = DispatcherServiceStub(channel).PublishStream()
+            for first in range(0, len(resources), OBJECTS_AT_ONCE):
+                some = resources[first : first + OBJECTS_AT_ONCE]
+                requests = [self._request(node_id, resource) for resource in some]
+                sent_at = self.clock.now()
+                await call.write(PublishStreamRequest(requests=requests))
+                answer = await call.read()
+                assert isinstance(answer, PublishStreamResponse), "the dispatcher ended the stream"
+                for request, response in zip(requests, answer.responses, strict=True):
+                    assert [one.outcome for one in response.outcomes] == [OUTCOME_ACCEPTED], response
+                    self.history.publishes.append(_taken_down(request, sent_at, self.clock.now()))
+            call.cancel()
+
+    def _request(self, node_id: str, resource: str) -> PublishRequest:
+        version = str(self._versions.next())
+        content = json.dumps({"metadata": {"uid": _uid(resource), "resourceVersion": version}})
+        message = Message(
+            id=f"{_uid(resource)}-{version}",
+            source="edgecontroller",
+            group="resource",
+            operation="insert",
+            resource=resource,
+            resource_version=version,
+            content=content.encode(),
+        )
+        return PublishRequest(message=message, node_ids=[node_id], ack_mode=ACK_MODE_ACK)
+
+    async def pending(self) -> int:
+        """Messages that the hub waits for."""
+        async with open_channel(self.hub.dispatchers[0].address) as channel:
+            return sum(node.pending for node in await outbox_nodes(channel))
 
     async def load_for(self, seconds: float) -> None:
         """The load goes on for so long."""
@@ -168,20 +237,31 @@ class Scenario:
         return []
 
     async def _left_over(self) -> list[str]:
-        return [
-            f"{service}: {name} {now}, {before} before"
-            for service, resources in (await self._resources()).items()
-            for name, (before, now) in resources.left_over(self._before[service]).items()
-            if name not in _CACHED and now > before + _POOLED.get(name, 0)
-        ]
+        """What there is more of than at any of the looks before."""
+        found = await self._resources()
+        grown: set[str] | None = None
+        for before in self._before:
+            more = {
+                f"{service}: {name} {now}, {then} before"
+                for service, resources in found.items()
+                for name, (then, now) in resources.left_over(before[service]).items()
+                if name not in _CACHED and now > then + _POOLED.get(name, 0)
+            }
+            if not more:
+                return []
+            grown = grown or more
+        return sorted(grown or ())
 
     async def finish(self) -> None:
         """Ends the load, waits until all is quiet and takes down what there is; ends with the fleets
         stopped."""
         for publisher in self.scene.publishers:
             publisher.stop()
-        _, unanswered = await asyncio.wait(self._publishing, timeout=ANSWERS_SECONDS)
-        await _ended(*unanswered)
+        if self._publishing:
+            _, unanswered = await asyncio.wait(self._publishing, timeout=ANSWERS_SECONDS)
+            await _ended(*unanswered)
+        for fleet in self._fleets.values():
+            fleet.hush()
         history, ending = self.history, Ending(self.hub, self._misbehaving)
         for publisher in self.scene.publishers:
             history.publishes += [one for one in publisher.history if one.node_id not in self._misbehaving]
@@ -192,6 +272,8 @@ class Scenario:
         if others and others.links_opened > len(others.node_ids):
             more = others.links_opened - len(others.node_ids)
             history.unclean.append(f"{more} links of edges were lost whose network was left alone")
+        self._repeated = sum(fleet.report.repeated for fleet in self.scene.fleets)
+        self.links_opened = {name: fleet.links_opened for name, fleet in self._fleets.items()}
         self._latencies = {name: fleet.latencies for name, fleet in self._fleets.items()}
         await ending.take_down(history, self.scene.fleets, guests=0)
         await self.close()
@@ -204,8 +286,14 @@ class Scenario:
         for fleet in self._fleets.values():
             await fleet.stop()
 
-    def row(self, verdict: Verdict) -> Row:
-        """What was measured."""
+    @property
+    def measured(self) -> Row:
+        """The scenario's row, when all is over."""
+        assert self._row is not None, "the scenario is not over"
+        return self._row
+
+    def judged(self, verdict: Verdict) -> Row:
+        """Takes down what was measured."""
         weak = Latencies()
         for name, latencies in self._latencies.items():
             if name != OTHERS or len(self._latencies) == 1:
@@ -215,14 +303,42 @@ class Scenario:
         recoveries = [
             one.recovered_at - one.at for one in self.history.faults if one.recovered_at is not None
         ]
-        return Row(
+        self._row = Row(
             *(self.title, len(self.node_ids), verdict.accepted, verdict.acknowledged),
             *(len(verdict.lost), len(verdict.stale_overwrites)),
+            self._repeated,
             *(p50, p99, most),
             others_p99_ms=others.quantiles_ms((0.99,))[0] if others else None,
             recovery_seconds=max(recoveries, default=None),
             note=self.note,
         )
+        return self._row
+
+
+def _uid(resource: str) -> str:
+    return resource.replace("/", "-")
+
+
+def _taken_down(request: PublishRequest, sent_at: float, answered_at: float) -> Publish:
+    message = request.message
+    return Publish(
+        node_id=request.node_ids[0],
+        resource=message.resource,
+        uid=_uid(message.resource),
+        version=int(message.resource_version),
+        operation=message.operation,
+        outcome=Outcome.ACCEPTED,
+        sent_at=sent_at,
+        answered_at=answered_at,
+    )
+
+
+def _launcher(namespace: Namespace, module_of: Callable[[str], str], clock: SteppedClock | None) -> Launch:
+    def launch(name: str) -> list[str]:
+        module = module_of(name)
+        return launch_in(namespace, *(clock.launched(module) if clock else [module]))
+
+    return launch
 
 
 async def _ended(*tasks: asyncio.Task[None]) -> None:
@@ -244,6 +360,9 @@ async def running_scenario(
     hub_flags: Mapping[str, Sequence[str]] | None = None,
     edge_flags: Sequence[str] = (),
     observe_seconds: float = 0.3,
+    limit_total: int = 0,
+    hub_clock: SteppedClock | None = None,
+    edge_clock: SteppedClock | None = None,
     misbehaving: Sequence[str] = (),
 ) -> AsyncIterator[Scenario]:
     """A hub in the cloud of the lab, and fleets: so many `edges` at each site by name (sites that the lab has
@@ -259,10 +378,12 @@ async def running_scenario(
     for name in edges:
         if name not in lab.sites:
             lab.add_site(name)
+    flags = {service: list((hub_flags or {}).get(service, ())) for service in SERVICES}
+    flags["sessions"] += ["--limit-total", str(limit_total)]
     hub_context = running_hub(
         *(data, certificates, (HubPorts(),)),
-        flags=hub_flags,
-        launch=lambda name: launch_in(lab.cloud, service_arguments(name)[1]),
+        flags=flags,
+        launch=_launcher(lab.cloud, lambda name: service_arguments(name)[1], hub_clock),
         host=lab.cloud_address,
     )
     async with hub_context as hub:
@@ -272,6 +393,8 @@ async def running_scenario(
             pause_seconds=pause_seconds,
             edge_flags=edge_flags,
             observe_seconds=observe_seconds,
+            limit_total=limit_total,
+            edge_clock=edge_clock,
             misbehaving=misbehaving,
         )
         try:
@@ -288,7 +411,7 @@ async def running_scenario(
                 scenario.history.unclean.append(f"{instance.name} did not end by itself at the end")
     scenario.history.unclean += tracebacks(data / "logs")
     verdict = judge(scenario.history, scenario.node_ids)
-    record(scenario.row(verdict))
+    record(scenario.judged(verdict))
     breaches = {name: found for name, found in verdict.breaches().items() if found}
     assert breaches == {}, f"{title}: {breaches}\nlogs: {data / 'logs'}"
     assert verdict.accepted > 0, f"{title}: nothing was put to the test"

@@ -16,6 +16,8 @@ class Row(msgspec.Struct, frozen=True):
     acknowledged: int
     lost: int
     stale: int
+    repeated: int
+    """Messages that came to their nodes a second time, with the same id."""
     p50_ms: float | None
     p99_ms: float | None
     most_ms: float | None
@@ -31,7 +33,7 @@ def print_table(console: Console, rows: Iterable[Row]) -> None:
     table = Table(title="weak networks", title_justify="left")
     table.add_column("scenario")
     for name in (
-        *("nodes", "accepted", "acked", "lost", "stale"),
+        *("nodes", "accepted", "acked", "lost", "stale", "again"),
         *("p50", "p99", "max", "others p99", "recovered in"),
     ):
         table.add_column(name, justify="right")
@@ -39,7 +41,7 @@ def print_table(console: Console, rows: Iterable[Row]) -> None:
     for row in sorted(rows, key=lambda row: row.scenario):
         table.add_row(
             row.scenario,
-            *(str(count) for count in (row.nodes, row.accepted, row.acknowledged, row.lost, row.stale)),
+            *map(str, (row.nodes, row.accepted, row.acknowledged, row.lost, row.stale, row.repeated)),
             *(_duration(ms) for ms in (row.p50_ms, row.p99_ms, row.most_ms, row.others_p99_ms)),
             "" if row.recovery_seconds is None else f"{row.recovery_seconds:.1f} s",
             row.note,

@@ -1,8 +1,9 @@
-"""`python -m tests.lab.delay`: a long wire between two namespaces, for kernels without netem.
+"""`python -m tests.lab.wire`: a long or narrow wire between two namespaces, for kernels without netem.
 
-A packet that goes in at one end comes out at the other after the one-way delay and a random part of the
-jitter, in order; it is a packet of the kernel's own TCP, so what else the devices at the ends do to packets
-composes with it.
+A packet that goes in at one end comes out at the other, in order, after it had its turn at the wire's rate,
+the one-way delay and a random part of the jitter. Packets for which the queue before the rate has no room are
+lost. They are packets of the kernel's own TCP: what else the devices at the ends do to packets composes with
+it, and the kernels at the ends learn of the queue as they do of a router's.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import signal
 import struct
 import sys
 from collections import deque
+from dataclasses import dataclass
 
 from tests.lab.namespaces import enter
 
@@ -32,13 +34,32 @@ def attach(namespace: str, device: str) -> int:
     return descriptor
 
 
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """What one is like, the same in both directions."""
+
+    delay_seconds: float = 0.0
+    jitter_seconds: float = 0.0
+    """Up to so much longer, at random; the order stays."""
+    kbit_per_second: float = 0.0
+    """0: any rate."""
+    queue_seconds: float = 1.0
+    """A packet that would have to wait longer than that for its turn at the rate is lost."""
+
+    def words(self) -> list[str]:
+        """As this program takes them."""
+        return [str(getattr(self, name)) for name in self.__dataclass_fields__]
+
+
 class Direction:
     """Packets from one end to the other."""
 
-    def __init__(self, source: int, target: int, delay_seconds: float, jitter_seconds: float) -> None:
+    def __init__(self, source: int, target: int, wire: "Wire") -> None:
         self._loop = asyncio.get_running_loop()
         self._source, self._target = source, target
-        self._delay_seconds, self._jitter_seconds = delay_seconds, jitter_seconds
+        self._wire = wire
+        self._free_at = 0.0
+        """When the rate has room for the next packet."""
         self._waiting: deque[tuple[float, bytes]] = deque()
         self._last = 0.0
         self._loop.add_reader(source, self._take)
@@ -49,9 +70,13 @@ class Direction:
                 packet = os.read(self._source, _MOST_BYTES)
             except BlockingIOError:
                 return
-            if len(self._waiting) >= _MOST_WAITING:
+            now, wire = self._loop.time(), self._wire
+            self._free_at = max(self._free_at, now)
+            if len(self._waiting) >= _MOST_WAITING or self._free_at > now + wire.queue_seconds:
                 continue
-            due = self._loop.time() + self._delay_seconds + random.uniform(0, self._jitter_seconds)
+            if wire.kbit_per_second:
+                self._free_at += len(packet) * 8 / (wire.kbit_per_second * 1000)
+            due = self._free_at + wire.delay_seconds + random.uniform(0, wire.jitter_seconds)
             self._last = max(due, self._last)
             self._waiting.append((self._last, packet))
             if len(self._waiting) == 1:
@@ -67,13 +92,10 @@ class Direction:
             self._loop.call_at(self._waiting[0][0], self._deliver)
 
 
-async def main(ends: list[tuple[str, str]], delay_seconds: float, jitter_seconds: float) -> None:
+async def main(ends: list[tuple[str, str]], wire: Wire) -> None:
     """Until told to end; says `ready` once both ends are there."""
     one, other = (attach(namespace, device) for namespace, device in ends)
-    directions = [
-        Direction(source, target, delay_seconds, jitter_seconds)
-        for source, target in ((one, other), (other, one))
-    ]
+    directions = [Direction(source, target, wire) for source, target in ((one, other), (other, one))]
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     print("ready", flush=True)
@@ -82,6 +104,5 @@ async def main(ends: list[tuple[str, str]], delay_seconds: float, jitter_seconds
 
 
 if __name__ == "__main__":
-    asyncio.run(
-        main([(sys.argv[1], sys.argv[2]), (sys.argv[3], sys.argv[4])], float(sys.argv[5]), float(sys.argv[6]))
-    )
+    words = sys.argv[1:]
+    asyncio.run(main([(words[0], words[1]), (words[2], words[3])], Wire(*map(float, words[4:]))))
