@@ -17,6 +17,7 @@ SLOTS = 64
 _CLONE_NEWNET = 0x40000000
 _LOCKS = Path(tempfile.gettempdir()) / "cloudhub-lab"
 _NAMED = Path("/run/netns")
+_CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -64,6 +65,9 @@ class Namespace:
         """With its loopback up."""
         run("ip", "netns", "add", self.name)
         self.ip("link", "set", "lo", "up")
+        with self.entered():
+            # Whatever the machine prefers: every kernel has it, and lets namespaces choose it.
+            _CONGESTION_CONTROL.write_text("reno")
 
     def ip(self, *words: str) -> str:
         """`ip` in it."""
