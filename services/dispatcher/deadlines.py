@@ -51,6 +51,8 @@ class Deadlines(Generic[T]):
             self._wake.clear()
             wait = self._heap[0][0] - self._clock.monotonic() if self._heap else None
             try:
-                await asyncio.wait_for(self._wake.wait(), wait)
+                # No `wait_for`, which makes a task each time.
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
