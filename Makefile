@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Modules are compiled once, not anew by each of the many processes that these commands start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test lint format protos bench chaos fuzz soak clean setup
+.PHONY: run test e2e lint format protos bench chaos fuzz soak clean setup
 
 setup: $(READY)
 
@@ -22,6 +22,11 @@ run: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal --cov --cov-report=term
+
+# Network namespaces: needs root, and Debian's iproute2 and iptables. Logs stay in .run/e2e.
+e2e: $(READY)
+	$(BIN)/python -m pytest -m weak_network --numprocesses 6 --dist worksteal -rs --basetemp .run/e2e \
+		tests/weak_network
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -115,6 +115,14 @@ class FleetProcess:
         """Ends what `pause` began."""
         self._fleet_or_fail().child.signal(signal.SIGCONT)
 
+    def hush(self) -> None:
+        """Its nodes send no uploads and status reports, until `talk`."""
+        self._fleet_or_fail().hush()
+
+    def talk(self) -> None:
+        """Ends what `hush` began."""
+        self._fleet_or_fail().talk()
+
     async def kill(self) -> None:
         """kill -9."""
         self._fleet_or_fail().child.signal(signal.SIGKILL)

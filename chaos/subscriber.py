@@ -19,15 +19,21 @@ SILENCE_SECONDS = 5.0
 
 
 class Subscriber:
-    """`run` must be awaited by the owner. `handed` is shared: the order in which all subscribers got them."""
+    """`run` must be awaited by the owner. What it was handed is shared by all subscribers, in the order in
+    which they got it: the numbers of uploads by node, and (node id, `connected` or `disconnected`)."""
 
-    def __init__(self, name: str, dispatchers: Sequence[str], handed: dict[str, list[int]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        dispatchers: Sequence[str],
+        handed: dict[str, list[int]],
+        lifecycle: list[tuple[str, str]] | None = None,
+    ) -> None:
         self._dispatchers = dispatchers
         self._handed = handed
         self._chance = random.Random(name)
         self.received = 0
-        self.lifecycle: list[tuple[str, str]] = []
-        """(node id, `connected` or `disconnected`), as told, repetitions included."""
+        self._lifecycle = [] if lifecycle is None else lifecycle
 
     async def run(self) -> None:
         """Receives until cancelled, from one dispatcher after the other."""
@@ -58,6 +64,6 @@ class Subscriber:
                         json.loads(message.content)["number"]
                     )
                 elif message.source == "cloudhub":
-                    self.lifecycle.append((delivery.node_id, message.operation))
+                    self._lifecycle.append((delivery.node_id, message.operation))
             done = [delivery.delivery_id for delivery in answer.deliveries]
             await call.write(SubscribeRequest(acknowledged=done))

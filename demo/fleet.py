@@ -73,6 +73,14 @@ class Fleet:
         """Ends all black holes."""
         self._tell(Command("heal"))
 
+    def hush(self) -> None:
+        """No uploads and status reports, until `talk`."""
+        self._tell(Command("hush"))
+
+    def talk(self) -> None:
+        """Ends what `hush` began."""
+        self._tell(Command("talk"))
+
     def _tell(self, command: Command) -> None:
         if not self.child.stdin.is_closing():
             self.child.stdin.write(msgspec.json.encode(command) + b"\n")

@@ -31,7 +31,7 @@ class Command(msgspec.Struct):
     """What the parent asks for."""
 
     do: str
-    """`cut`, `block` (with seconds) or `heal`."""
+    """`cut`, `block` (with seconds), `heal`, `hush` (no uploads and reports) or `talk` (them again)."""
     node: str = ""
     seconds: float = 0.0
 
@@ -90,6 +90,8 @@ class FleetProcess:
         self._fleet = EdgeFleet(settings, node_ids, on_acknowledged=self._acknowledged.add)
         self._all_connected_seconds = 0.0
         self._blocked: set[str] = set()
+        self._talking = asyncio.Event()
+        self._talking.set()
 
     async def serve(self, report_every: float, upload_every: float, status_every: float) -> None:
         """Runs until stdin or a signal says stop."""
@@ -132,6 +134,10 @@ class FleetProcess:
                 for node_id in self._blocked:
                     self._fleet[node_id].block(0.0)
                 self._blocked.clear()
+            elif command.do == "hush":
+                self._talking.clear()
+            elif command.do == "talk":
+                self._talking.set()
         stop.set()
 
     async def _reports(self, every: float) -> None:
@@ -159,6 +165,7 @@ class FleetProcess:
     async def _uploads(self, every: float) -> None:
         while True:
             for agent in self._fleet:
+                await self._talking.wait()
                 reading = {"sensor": "cold-chain", "celsius": round(random.gauss(4.0, 0.6), 2)}
                 try:
                     await agent.upload(json.dumps(reading).encode(), "telemetry/fridge")
@@ -169,6 +176,7 @@ class FleetProcess:
     async def _statuses(self, every: float) -> None:
         while True:
             for agent in self._fleet:
+                await self._talking.wait()
                 status = {"phase": "Running", "received": agent.counters.received}
                 content = json.dumps({"name": f"{agent.node_id}-till", "status": status}).encode()
                 agent.report_status(f"retail/podstatus/{agent.node_id}-till", content)

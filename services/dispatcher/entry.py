@@ -22,6 +22,7 @@ class Entry:
         "body",
         "delivered_as",
         "expires_at",
+        "first_written_at",
         "is_answer",
         "is_delete",
         "key",
@@ -38,6 +39,7 @@ class Entry:
         "unrecorded",
         "version",
         "written",
+        "written_at",
     )
 
     def __init__(
@@ -79,6 +81,9 @@ class Entry:
         # Records that say it is over or parked and are not durable yet.
         self.unrecorded = 0
         self.written = False
+        # Instants of the last time and of the first one over this link.
+        self.written_at = 0.0
+        self.first_written_at: float | None = None
         self.sends = 0
         self.resend_at = 0.0
         # Trace context of the latest `deliver` span; empty if not sampled.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.ack_times import AckTimes
 from services.dispatcher.actions import Action, Fetch, Ignore, Record, Reread, Send, SendDirect
 from services.dispatcher.entry import Entry, EntryState
 from services.dispatcher.inflight import Window
@@ -41,6 +42,7 @@ class NodeDelivery:
     """One session's delivery. `spread` gives numbers in [0, 1) for jitter."""
 
     __slots__ = (
+        "_ack_times",
         "_direct",
         "_direct_bytes",
         "_direct_number",
@@ -78,6 +80,7 @@ class NodeDelivery:
         self._rereading: set[int] | None = None  # seqs that ended meanwhile
         self._reread_again = False
         self._paused = False
+        self._ack_times = AckTimes()
 
     # -- what the outbox holds ---------------------------------------------------------------------
 
@@ -194,8 +197,8 @@ class NodeDelivery:
             entry = self._unwritten.popleft()[1]
             if entry.state != IN_FLIGHT:
                 continue
-            entry.written = True
-            self._arm(entry, now)
+            self._written(entry, now)
+            self._arm(entry)
             actions.append(
                 Record(
                     Attempt(
@@ -217,6 +220,8 @@ class NodeDelivery:
         entry = self._queue.by_id.get(message_id)
         if entry is None:
             return [Ignore("unknown_message")]
+        if entry.first_written_at is not None:
+            self._ack_times.add(now - entry.first_written_at)
         op = Settle(
             self.node_id, self.epoch, entry.key, entry.seq, entry.version, message_id, wall_ms, traceparent
         )
@@ -251,7 +256,9 @@ class NodeDelivery:
                 if entry.state != IN_FLIGHT:
                     continue
                 if entry.written:
-                    self._arm(entry, now)
+                    entry.first_written_at = None
+                    self._written(entry, now)
+                    self._arm(entry)
                 if entry.expires_at is not None:
                     self._set_timer(entry.expires_at, entry)
         self._paused = is_paused
@@ -284,6 +291,9 @@ class NodeDelivery:
                 entry.state == IN_FLIGHT and entry.written and sends == entry.sends and at == entry.resend_at
             ):
                 if self._paused:
+                    continue
+                if self._resend_at(entry) > now:
+                    self._arm(entry)  # acknowledgements have come later than they used to, meanwhile
                     continue
                 actions += self._unacknowledged(entry, wall_ms)
         while self._timers and self._is_idle(self._timers[0]):
@@ -421,11 +431,23 @@ class NodeDelivery:
 
     def _interval(self, attempts: int) -> float:
         settings = self._settings
-        base = min(settings.ack_most_seconds, settings.ack_seconds * settings.ack_factor**attempts)
-        return base * (1.0 + settings.jitter * self._spread())
+        first = max(settings.ack_seconds, self._ack_times.unusual_seconds)
+        return min(settings.ack_most_seconds, first * settings.ack_factor**attempts)
 
-    def _arm(self, entry: Entry, now: float) -> None:
-        entry.resend_at = now + self._interval(entry.attempts)
+    @staticmethod
+    def _written(entry: Entry, now: float) -> None:
+        entry.written = True
+        entry.written_at = now
+        if entry.first_written_at is None:
+            entry.first_written_at = now
+
+    def _resend_at(self, entry: Entry) -> float:
+        """As things are now; the jitter only ever comes on top."""
+        return entry.written_at + self._interval(entry.attempts)
+
+    def _arm(self, entry: Entry) -> None:
+        jitter = 1.0 + self._settings.jitter * self._spread()
+        entry.resend_at = entry.written_at + self._interval(entry.attempts) * jitter
         self._set_timer(entry.resend_at, entry)
 
     def _set_timer(self, at: float, entry: Entry) -> None:

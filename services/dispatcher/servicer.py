@@ -67,8 +67,15 @@ class DispatcherServicer(DispatcherServiceServicer):
         )
 
         async def answer() -> None:
+            is_there = True
             while (task := await under_way.get()) is not None:
-                await context.write(pb.PublishStreamResponse(responses=await task))
+                responses = await task
+                try:
+                    if is_there:
+                        await context.write(pb.PublishStreamResponse(responses=responses))
+                except grpc.aio.InternalError:
+                    # The publisher has gone just now; what it published is stored and counts all the same.
+                    is_there = False
 
         async with asyncio.TaskGroup() as group:
             group.create_task(answer(), name="publish-stream-answers")

@@ -36,7 +36,12 @@ class DispatcherSettings(ServiceSettings):
 
     window_messages: int = Field(64, ge=1, le=65536, description="messages in flight per node")
     window_bytes: int = Field(256 * 1024, ge=1024, description="bytes in flight per node")
-    ack_seconds: float = Field(5.0, gt=0, le=3600, description="first interval without ack before a resend")
+    ack_seconds: float = Field(
+        5.0,
+        gt=0,
+        le=3600,
+        description="first interval without ack before a resend, longer on links that acknowledge late",
+    )
     ack_most_seconds: float = Field(60.0, gt=0, le=3600, description="longest such interval")
     most_attempts: int = Field(
         10, ge=1, le=1000, description="intervals without ack before a message is parked"

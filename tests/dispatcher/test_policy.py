@@ -383,6 +383,54 @@ def test_intervals_grow_up_to_a_bound() -> None:
     assert intervals == [5, 10, 20, 30, 30]
 
 
+def test_a_link_that_is_slow_to_acknowledge_is_not_filled_with_copies() -> None:
+    """C20, next to it: messages wait behind each other in the buffers of a narrow link. Once some were
+    acknowledged, the others wait for as long as that took and longer, also those written before."""
+    node = Node(PolicySettings(jitter=0.0))
+    node.load(*(entry(seq) for seq in range(1, 9)))
+    node.write()
+    copies = list[str]()
+    for seq in range(1, 9):
+        copies += node.wait(4.0)
+        node.ack(f"m{seq}")
+    assert copies == []
+    node.accept(entry(9))
+    node.write()
+    assert node.wait(32.0) == []
+    assert node.wait(60.0) == ["m9"]
+
+
+def test_one_slow_acknowledgement_is_forgotten() -> None:
+    """C20: quick ones bring the interval back to five seconds."""
+    node = Node(PolicySettings(jitter=0.0))
+    node.load(entry(1))
+    node.write()
+    node.wait(4.0)
+    node.ack("m1")
+    for seq in range(2, 40):
+        node.accept(entry(seq))
+        node.write()
+        node.wait(0.1)
+        node.ack(f"m{seq}")
+    node.accept(entry(40))
+    node.write()
+    assert node.wait(4.9) == []
+    assert node.wait(0.2) == ["m40"]
+
+
+def test_an_acknowledgement_after_a_pause_counts_from_its_end(node: Node) -> None:
+    """C20: the time for which reading was stopped says nothing about the link."""
+    node.load(entry(1))
+    node.write()
+    node.policy.paused(True, node.now)
+    node.wait(600.0)
+    node.policy.paused(False, node.now)
+    node.ack("m1")
+    node.accept(entry(2))
+    node.write()
+    assert node.wait(5.1) == ["m2"]
+
+
 def test_intervals_are_spread() -> None:
     """C20: jittered, so that a node's messages do not come back as one."""
     spreads = iter([0.0, 0.5, 0.999])

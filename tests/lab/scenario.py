@@ -1,0 +1,417 @@
+"""A scenario: hub in the cloud, fleets at sites, publishers, subscribers; then quiet, and the verdict."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from chaos.checker import Verdict, judge
+from chaos.clock import RunClock
+from chaos.ending import Ending, tracebacks
+from chaos.fleets import FleetProcess
+from chaos.history import FaultDone, History, Outcome, Publish
+from chaos.observer import Observer, outbox_nodes
+from chaos.publisher import Publisher
+from chaos.resources import Resources, read_resources
+from chaos.scene import Scene
+from chaos.subscriber import Subscriber
+from cloudhub.v1.dispatcher_pb2 import (
+    ACK_MODE_ACK,
+    OUTCOME_ACCEPTED,
+    PublishRequest,
+    PublishStreamRequest,
+    PublishStreamResponse,
+)
+from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceStub
+from cloudhub.v1.message_pb2 import Message
+from demo.hub import SERVICES, Hub, running_hub, service_arguments
+from demo.latency import Latencies
+from demo.manifests import Versions
+from demo.ports import HubPorts
+from demo.processes import Launch
+from edge.certificates import create_node_certificates, create_server_certificate
+from services.runtime.rpc import open_channel
+from tests.lab.clocks import SteppedClock
+from tests.lab.namespaces import Namespace
+from tests.lab.network import Lab, Site, launch_in
+from tests.lab.table import Row
+
+OTHERS = "others"
+"""The site whose network is left alone: its nodes must notice nothing."""
+EDGE_FLAGS = ("--sync", "normal", "--report-every", "0.2", "--upload-every", "2", "--status-every", "5")
+"""Beside the defaults of the edge agent. Only networks are broken here, no machines."""
+CONNECT_SECONDS = 60.0
+ANSWERS_SECONDS = 15.0
+SETTLE_SECONDS = 60.0
+WARM_UP_SECONDS = 2.0
+BASELINE_LOOKS = 4
+LET_GO_SECONDS = 15.0
+LOOK_SECONDS = 0.5
+TOLD_SECONDS = 0.1
+OBJECTS_AT_ONCE = 500
+_POOLED = {"threads": 8, "file_descriptors": 16}
+"""Of these a process may have so many more than before: gRPC keeps some, up to a bound."""
+_CACHED = frozenset({"deadlines", "locations"})
+"""These fall later, or are bounded caches (docs/operations.md)."""
+
+
+class Scenario:
+    """Made by `running_scenario`; `start` begins the load, and what the test does then is the scenario."""
+
+    def __init__(
+        self,
+        lab: Lab,
+        hub: Hub,
+        title: str,
+        edges: Mapping[str, int],
+        data: Path,
+        *,
+        publishers: int,
+        pause_seconds: float,
+        edge_flags: Sequence[str],
+        observe_seconds: float,
+        limit_total: int,
+        edge_clock: SteppedClock | None,
+        misbehaving: Sequence[str],
+    ) -> None:
+        self.lab = lab
+        self.hub = hub
+        self.title = title
+        self.clock = RunClock()
+        self.history = History(seed=0, limit_total=limit_total)
+        self.certificates = data / "certificates"
+        """Of everybody, as edge.certificates lays them out."""
+        self.note = ""
+        """For the last column of the table."""
+        self._pause_seconds = pause_seconds
+        self._misbehaving = misbehaving
+        self._fleets: dict[str, FleetProcess] = {}
+        first = 1
+        for name, nodes in edges.items():
+            site = self.site(name)
+            self._fleets[name] = FleetProcess(
+                data,
+                name,
+                first,
+                nodes,
+                hub.server,
+                *(*EDGE_FLAGS, *edge_flags),
+                launch=_launcher(site, lambda _: "demo.fleet_worker", edge_clock),
+            )
+            first += nodes
+        self._versions = versions = Versions()
+        dispatchers = [one.address for one in hub.dispatchers]
+        self.node_ids = [node_id for fleet in self._fleets.values() for node_id in fleet.node_ids]
+        published_to = [*self.node_ids, *misbehaving]
+        self._lifecycle: list[tuple[str, str]] = []
+        self._subscribers = [
+            Subscriber(f"subscriber-{number}", dispatchers, self.history.uploads_handed, self._lifecycle)
+            for number in (1, 2)
+        ]
+        self.scene = Scene(
+            hub,
+            list(self._fleets.values()),
+            [
+                Publisher(f"publisher-{number}", dispatchers, published_to, versions, self.clock)
+                for number in range(1, publishers + 1)
+            ],
+            Observer(hub, self.clock, observe_seconds),
+            self.clock,
+        )
+        self.background = asyncio.TaskGroup()
+        """Of the observer, the subscribers and the publishers; a test's own tasks end before it does."""
+        self.links_opened: dict[str, int] = {}
+        """By site, when all is over."""
+        self._latencies: dict[str, Latencies] = {}
+        self._watching: list[asyncio.Task[None]] = []
+        self._publishing: list[asyncio.Task[None]] = []
+        self._repeated = 0
+        self._before: list[dict[str, Resources]] = []
+        self._row: Row | None = None
+
+    def site(self, name: str) -> Site:
+        """A site of the lab, by the name that its fleet has too."""
+        return self.lab.sites[name]
+
+    def fleet(self, name: str) -> FleetProcess:
+        """The edges at a site."""
+        return self._fleets[name]
+
+    def lifecycle(self, node_id: str) -> list[str]:
+        """`connected` and `disconnected`, as subscribers were told of a node."""
+        return [operation for told, operation in self._lifecycle if told == node_id]
+
+    async def told(self, node_ids: Iterable[str], operation: str, within: float) -> None:
+        """Returns when that is the last that subscribers were told of each node. Raises TimeoutError."""
+        waiting = set(node_ids)
+        async with asyncio.timeout(within):
+            while waiting:
+                await asyncio.sleep(TOLD_SECONDS)
+                waiting = {one for one in waiting if self.lifecycle(one)[-1:] != [operation]}
+
+    async def start(self) -> None:
+        """Starts the fleets and waits until they are connected and quiet; then the publishers begin. Raises
+        TimeoutError."""
+        self._watching = [
+            self.background.create_task(subscriber.run(), name="subscriber")
+            for subscriber in self._subscribers
+        ]
+        for fleet in self._fleets.values():
+            await fleet.start()
+            fleet.hush()
+        await self.scene.connected(CONNECT_SECONDS)
+        self._before = [await self._resources()]
+        for _ in range(BASELINE_LOOKS - 1):
+            await asyncio.sleep(LOOK_SECONDS)
+            self._before.append(await self._resources())
+        for fleet in self._fleets.values():
+            fleet.talk()
+        self._watching.append(self.background.create_task(self.scene.observer.run(), name="observer"))
+        self._publishing = [
+            self.background.create_task(publisher.run(self._pause_seconds), name="publisher")
+            for publisher in self.scene.publishers
+        ]
+        await asyncio.sleep(WARM_UP_SECONDS)
+
+    async def publish(self, node_id: str, resources: Sequence[str]) -> None:
+        """A new object at each of these resource paths, for one node, as fast as it is taken."""
+        async with open_channel(self.hub.dispatchers[0].address) as channel:
+            call = DispatcherServiceStub(channel).PublishStream()
+            for first in range(0, len(resources), OBJECTS_AT_ONCE):
+                some = resources[first : first + OBJECTS_AT_ONCE]
+                requests = [self._request(node_id, resource) for resource in some]
+                sent_at = self.clock.now()
+                await call.write(PublishStreamRequest(requests=requests))
+                answer = await call.read()
+                assert isinstance(answer, PublishStreamResponse), "the dispatcher ended the stream"
+                for request, response in zip(requests, answer.responses, strict=True):
+                    assert [one.outcome for one in response.outcomes] == [OUTCOME_ACCEPTED], response
+                    self.history.publishes.append(_taken_down(request, sent_at, self.clock.now()))
+            call.cancel()
+
+    def _request(self, node_id: str, resource: str) -> PublishRequest:
+        version = str(self._versions.next())
+        content = json.dumps({"metadata": {"uid": _uid(resource), "resourceVersion": version}})
+        message = Message(
+            id=f"{_uid(resource)}-{version}",
+            source="edgecontroller",
+            group="resource",
+            operation="insert",
+            resource=resource,
+            resource_version=version,
+            content=content.encode(),
+        )
+        return PublishRequest(message=message, node_ids=[node_id], ack_mode=ACK_MODE_ACK)
+
+    async def pending(self) -> int:
+        """Messages that the hub waits for."""
+        async with open_channel(self.hub.dispatchers[0].address) as channel:
+            return sum(node.pending for node in await outbox_nodes(channel))
+
+    async def load_for(self, seconds: float) -> None:
+        """The load goes on for so long."""
+        await asyncio.sleep(seconds)
+
+    async def recovered(self, kind: str, since: float | None = None, within: float = 60.0) -> None:
+        """Waits until the hub is over a damage that ended at `since` (now, if not said): every node has its
+        link and its session, and got something new. Not in time is a breach."""
+        began = self.clock.now() if since is None else since
+        usual_pending = 2 * len(self.node_ids)
+        at = await self.scene.recovered(began, usual_pending, within)
+        self.history.faults.append(FaultDone(kind, self.title, began, at))
+
+    async def _resources(self) -> dict[str, Resources]:
+        return {
+            service: await read_resources(service, self.hub.of(service)[0].address) for service in SERVICES
+        }
+
+    async def _nothing_left_over(self) -> list[str]:
+        """What stays more than before, however long one looks; a request at work is no such thing."""
+        try:
+            async with asyncio.timeout(LET_GO_SECONDS):
+                while left_over := await self._left_over():  # noqa: ASYNC110 - told by nobody
+                    await asyncio.sleep(LOOK_SECONDS)
+        except TimeoutError:
+            return left_over
+        return []
+
+    async def _left_over(self) -> list[str]:
+        """What there is more of than at any of the looks before."""
+        found = await self._resources()
+        grown: set[str] | None = None
+        for before in self._before:
+            more = {
+                f"{service}: {name} {now}, {then} before"
+                for service, resources in found.items()
+                for name, (then, now) in resources.left_over(before[service]).items()
+                if name not in _CACHED and now > then + _POOLED.get(name, 0)
+            }
+            if not more:
+                return []
+            grown = grown or more
+        return sorted(grown or ())
+
+    async def finish(self) -> None:
+        """Ends the load, waits until all is quiet and takes down what there is; ends with the fleets
+        stopped."""
+        for publisher in self.scene.publishers:
+            publisher.stop()
+        if self._publishing:
+            _, unanswered = await asyncio.wait(self._publishing, timeout=ANSWERS_SECONDS)
+            await _ended(*unanswered)
+        for fleet in self._fleets.values():
+            fleet.hush()
+        history, ending = self.history, Ending(self.hub, self._misbehaving)
+        for publisher in self.scene.publishers:
+            history.publishes += [one for one in publisher.history if one.node_id not in self._misbehaving]
+        await ending.settled(self.scene.fleets, SETTLE_SECONDS)
+        await _ended(self._watching.pop())  # the observer, whose questions are tasks of the hub
+        history.unclean += await self._nothing_left_over()
+        others = self._fleets.get(OTHERS)
+        if others and others.links_opened > len(others.node_ids):
+            more = others.links_opened - len(others.node_ids)
+            history.unclean.append(f"{more} links of edges were lost whose network was left alone")
+        self._repeated = sum(fleet.report.repeated for fleet in self.scene.fleets)
+        self.links_opened = {name: fleet.links_opened for name, fleet in self._fleets.items()}
+        self._latencies = {name: fleet.latencies for name, fleet in self._fleets.items()}
+        await ending.take_down(history, self.scene.fleets, guests=0)
+        await self.close()
+        observer = self.scene.observer
+        history.registry, history.changes, history.links = observer.registry, observer.changes, observer.links
+
+    async def close(self) -> None:
+        """Ends all tasks and fleets."""
+        await _ended(*self._watching, *self._publishing)
+        for fleet in self._fleets.values():
+            await fleet.stop()
+
+    @property
+    def measured(self) -> Row:
+        """The scenario's row, when all is over."""
+        assert self._row is not None, "the scenario is not over"
+        return self._row
+
+    def judged(self, verdict: Verdict) -> Row:
+        """Takes down what was measured."""
+        weak = Latencies()
+        for name, latencies in self._latencies.items():
+            if name != OTHERS or len(self._latencies) == 1:
+                weak.add_counts(latencies.take())
+        p50, p99, most = weak.quantiles_ms((0.5, 0.99, 1.0))
+        others = self._latencies.get(OTHERS)
+        recoveries = [
+            one.recovered_at - one.at for one in self.history.faults if one.recovered_at is not None
+        ]
+        self._row = Row(
+            *(self.title, len(self.node_ids), verdict.accepted, verdict.acknowledged),
+            *(len(verdict.lost), len(verdict.stale_overwrites)),
+            self._repeated,
+            *(p50, p99, most),
+            others_p99_ms=others.quantiles_ms((0.99,))[0] if others else None,
+            recovery_seconds=max(recoveries, default=None),
+            note=self.note,
+        )
+        return self._row
+
+
+def _uid(resource: str) -> str:
+    return resource.replace("/", "-")
+
+
+def _taken_down(request: PublishRequest, sent_at: float, answered_at: float) -> Publish:
+    message = request.message
+    return Publish(
+        node_id=request.node_ids[0],
+        resource=message.resource,
+        uid=_uid(message.resource),
+        version=int(message.resource_version),
+        operation=message.operation,
+        outcome=Outcome.ACCEPTED,
+        sent_at=sent_at,
+        answered_at=answered_at,
+    )
+
+
+def _launcher(namespace: Namespace, module_of: Callable[[str], str], clock: SteppedClock | None) -> Launch:
+    def launch(name: str) -> list[str]:
+        module = module_of(name)
+        return launch_in(namespace, *(clock.launched(module) if clock else [module]))
+
+    return launch
+
+
+async def _ended(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def running_scenario(
+    lab: Lab,
+    data: Path,
+    title: str,
+    edges: Mapping[str, int],
+    record: Callable[[Row], None],
+    *,
+    publishers: int = 3,
+    pause_seconds: float = 0.2,
+    hub_flags: Mapping[str, Sequence[str]] | None = None,
+    edge_flags: Sequence[str] = (),
+    observe_seconds: float = 0.3,
+    limit_total: int = 0,
+    hub_clock: SteppedClock | None = None,
+    edge_clock: SteppedClock | None = None,
+    misbehaving: Sequence[str] = (),
+) -> AsyncIterator[Scenario]:
+    """A hub in the cloud of the lab, and fleets: so many `edges` at each site by name (sites that the lab has
+    not are made). Nothing is started of the fleets until `Scenario.start`.
+
+    At the end the invariants are held against all that happened, the row is recorded, and a breach raises
+    AssertionError. Nodes that are `misbehaving` are published to and not judged; the caller plays them.
+    """
+    certificates = data / "certificates"
+    await asyncio.to_thread(create_server_certificate, certificates, [lab.cloud_address])
+    names = [f"edge-{number}" for number in range(1, sum(edges.values()) + 1)]
+    await asyncio.to_thread(create_node_certificates, certificates, [*names, *misbehaving])
+    for name in edges:
+        if name not in lab.sites:
+            lab.add_site(name)
+    flags = {service: list((hub_flags or {}).get(service, ())) for service in SERVICES}
+    flags["sessions"] += ["--limit-total", str(limit_total)]
+    hub_context = running_hub(
+        *(data, certificates, (HubPorts(),)),
+        flags=flags,
+        launch=_launcher(lab.cloud, lambda name: service_arguments(name)[1], hub_clock),
+        host=lab.cloud_address,
+    )
+    async with hub_context as hub:
+        scenario = Scenario(
+            *(lab, hub, title, edges, data),
+            publishers=publishers,
+            pause_seconds=pause_seconds,
+            edge_flags=edge_flags,
+            observe_seconds=observe_seconds,
+            limit_total=limit_total,
+            edge_clock=edge_clock,
+            misbehaving=misbehaving,
+        )
+        try:
+            async with scenario.background:
+                try:
+                    yield scenario
+                    await scenario.finish()
+                finally:
+                    await scenario.close()
+        except* TimeoutError as timeouts:
+            raise AssertionError(f"{title}: not in time\nlogs: {data / 'logs'}") from timeouts
+        for instance in reversed(hub.instances):
+            if not await instance.stop():
+                scenario.history.unclean.append(f"{instance.name} did not end by itself at the end")
+    scenario.history.unclean += tracebacks(data / "logs")
+    verdict = judge(scenario.history, scenario.node_ids)
+    record(scenario.judged(verdict))
+    breaches = {name: found for name, found in verdict.breaches().items() if found}
+    assert breaches == {}, f"{title}: {breaches}\nlogs: {data / 'logs'}"
+    assert verdict.accepted > 0, f"{title}: nothing was put to the test"

@@ -1,0 +1,76 @@
+"""`make e2e`: each scenario in a lab of its own, and a table of what they measured at the end."""
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from tests.lab.namespaces import missing
+from tests.lab.network import Lab, running_lab
+from tests.lab.scenario import Scenario, running_scenario
+from tests.lab.table import Row, print_table
+
+_ROW = "weak network row"
+_missing = cache(missing)
+
+
+class Stage:
+    """Where a test plays its scenario."""
+
+    def __init__(self, lab: Lab, data: Path, record: Callable[[Row], None]) -> None:
+        self.lab = lab
+        self._data = data
+        self._record = record
+
+    def scenario(
+        self, title: str, edges: dict[str, int], **settings: Any
+    ) -> AbstractAsyncContextManager[Scenario]:
+        """As `running_scenario`, which says what the settings are; its row goes into the table."""
+        return running_scenario(self.lab, self._data, title, edges, self._record, **settings)
+
+
+@pytest.fixture
+def _turn(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Scenarios run side by side, except those that are marked `alone`."""
+    how = fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH
+    folder = Path(tempfile.gettempdir()) / "cloudhub-lab"
+    folder.mkdir(exist_ok=True)
+    with (folder / "turn").open("a") as turn:
+        # Whoever wants to be alone waits in the gate, so that no others come in before.
+        with (folder / "gate").open("a") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            fcntl.flock(turn, how)
+        yield
+
+
+@pytest.fixture
+def stage(_turn: None, tmp_path: Path, record_property: Callable[[str, object], None]) -> Iterator[Stage]:
+    """A lab for one scenario; skipped where there can be none, unless that is meant to be a failure."""
+    reason = _missing()
+    if reason and os.environ.get("CI"):
+        pytest.fail(f"no network lab here: {reason}")
+    if reason:
+        pytest.skip(f"no network lab here: {reason}")
+    with running_lab() as lab:
+        yield Stage(lab, tmp_path, lambda row: record_property(_ROW, msgspec.json.encode(row).decode()))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table, of all workers."""
+    rows = {
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == _ROW
+    }
+    if rows:
+        print_table(Console(width=160), [msgspec.json.decode(row, type=Row) for row in rows])

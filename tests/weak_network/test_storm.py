@@ -1,0 +1,46 @@
+"""Everybody at once."""
+
+import asyncio
+
+import pytest
+
+from tests.weak_network.conftest import Stage
+
+pytestmark = [pytest.mark.weak_network, pytest.mark.timeout(600)]
+
+NODES = 2000
+BACK_SECONDS = 15.0
+OUTAGE_SECONDS = 3.0
+
+
+@pytest.mark.alone
+async def test_a_reconnect_storm(stage: Stage) -> None:
+    """C7, invariants 1 to 7: all links but a few are lost in one instant, the limit has room for nobody more,
+    and after the outage everybody dials within a second. All are back in time on two cores; the links of the
+    others stay."""
+    half = NODES // 2
+    async with stage.scenario(
+        "reconnect storm",
+        {"one": half, "two": half, "others": 20},
+        publishers=1,
+        pause_seconds=4.0,
+        edge_flags=("--most-delay", "1", "--upload-every", "60", "--status-every", "60"),
+        observe_seconds=2.0,
+        limit_total=NODES + 20,
+    ) as scenario:
+        await scenario.start()
+        outside = [scenario.site("one"), scenario.site("two")]
+        for site in outside:
+            site.link_down()
+            site.reset()
+        async with asyncio.timeout(10):
+            while scenario.scene.links > 20:  # noqa: ASYNC110 - told by nobody
+                await asyncio.sleep(0.1)
+        await scenario.load_for(OUTAGE_SECONDS)
+        for site in outside:
+            site.link_up()
+        began = scenario.clock.now()
+        await scenario.scene.connected(BACK_SECONDS)
+        scenario.note = f"{NODES} links back in {scenario.clock.now() - began:.1f} s"
+        await scenario.recovered("storm", since=began)
+    assert scenario.links_opened["one"] >= 2 * half
