@@ -25,6 +25,10 @@ class Latencies:
         """Adds what `take` gave, here or in another process."""
         self._counts.update(counts)
 
+    def counts(self) -> Counter[int]:
+        """The counts by bucket so far, which stay."""
+        return self._counts.copy()
+
     def take(self) -> dict[int, int]:
         """The counts by bucket, which start over."""
         counts, self._counts = dict(self._counts), Counter()
