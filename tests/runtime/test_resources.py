@@ -56,11 +56,13 @@ async def test_threads_are_counted() -> None:
 
 async def test_memory_is_that_of_the_process() -> None:
     before = process_resources()
-    kept = [bytearray(2000) for _ in range(20_000)]
+    kept = [object() for _ in range(20_000)]
+    # So large that no memory freed before is used for it, and every page of it written.
+    large = b"x" * 64 * 1024 * 1024
     during = process_resources()
     assert during.memory_blocks - before.memory_blocks > 20_000
-    assert during.resident_bytes - before.resident_bytes > 30_000_000
-    assert len(kept) == 20_000
+    assert during.resident_bytes - before.resident_bytes > 60 * 1024 * 1024
+    assert (len(kept), len(large)) == (20_000, 64 * 1024 * 1024)
 
 
 class _Ring:
