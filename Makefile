@@ -25,6 +25,7 @@ test: $(READY)
 
 # Network namespaces: needs root, and Debian's iproute2 and iptables. Logs stay in .run/e2e.
 e2e: $(READY)
+	@mkdir -p .run
 	$(BIN)/python -m pytest -m weak_network --numprocesses 6 --dist worksteal -rs --basetemp .run/e2e \
 		tests/weak_network
 
