@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Modules are compiled once, not anew by each of the many processes that these commands start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test lint format protos bench chaos clean setup
+.PHONY: run test lint format protos bench chaos check-deploy clean setup
 
 setup: $(READY)
 
@@ -22,6 +22,13 @@ run: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal --cov --cov-report=term
+
+check-deploy: $(VENV)/.ready-deploy
+	$(BIN)/python -m pytest -m deploy tests/deploy
+
+$(VENV)/.ready-deploy: $(READY) deploy/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r deploy/requirements.txt
+	touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .
