@@ -118,8 +118,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-
 class RpcServer:
     """A gRPC server with health, reflection and channelz beside the services registered on it.
 
-    Register servicers on `grpc_server` first, then `start`. Health starts as NOT_SERVING, but for LIVE, which is
-    SERVING until the server stops.
+    Register servicers on `grpc_server` first, then `start`. Health starts as NOT_SERVING, but for LIVE, which
+    is SERVING until the server stops.
     """
 
     def __init__(self, listen: str, services: Sequence[str]) -> None:
