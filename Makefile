@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Modules are compiled once, not anew by each of the many processes that these commands start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test e2e lint format protos bench chaos fuzz soak clean setup
+.PHONY: run test e2e lint format protos bench chaos fuzz soak check-deploy clean setup
 
 setup: $(READY)
 
@@ -28,6 +28,13 @@ e2e: $(READY)
 	@mkdir -p .run
 	$(BIN)/python -m pytest -m weak_network --numprocesses 6 --dist worksteal -rs --basetemp .run/e2e \
 		tests/weak_network
+
+check-deploy: $(VENV)/.ready-deploy
+	$(BIN)/python -m pytest -m deploy tests/deploy
+
+$(VENV)/.ready-deploy: $(READY) deploy/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r deploy/requirements.txt
+	touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .

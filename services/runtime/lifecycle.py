@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -9,6 +10,13 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 from services.runtime.errors import StartupError
+
+
+def raise_descriptor_limit() -> None:
+    """Lets the process have as many descriptors as it may: container runtimes and service managers start
+    processes with a soft limit of 1024, which the links of a connector exceed."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def run_process(program: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
@@ -38,6 +46,7 @@ def run_process(program: str, main: Callable[[asyncio.Event], Awaitable[None]]) 
                 refused = refused.exceptions[0]
             raise refused or group from None
 
+    raise_descriptor_limit()
     # Long-lived rows and links dominate the heap; frequent full collections cost latency only.
     gc.set_threshold(50_000, 20, 50)
     # The loop and the store's thread share the interpreter; with the default of 5 ms the loop waits

@@ -24,6 +24,8 @@ Request = TypeVar("Request")
 ERROR_DOMAIN = "cloudhub.dev"
 # A batch of the link stream holds many frames of up to 1 MiB; senders keep batches below a quarter of this.
 MOST_MESSAGE_BYTES = 32 * 1024 * 1024
+# The name whose health says that the process works, whatever it waits for: what a supervisor restarts it by.
+LIVE = "live"
 
 _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MOST_MESSAGE_BYTES),
@@ -184,7 +186,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-
 class RpcServer:
     """A gRPC server with health, reflection and channelz beside the services registered on it.
 
-    Register servicers on `grpc_server` first, then `start`. Health starts as NOT_SERVING.
+    Register servicers on `grpc_server` first, then `start`. Health starts as NOT_SERVING, but for LIVE, which
+    is SERVING until the server stops.
     """
 
     def __init__(self, listen: str, services: Sequence[str]) -> None:
@@ -214,6 +217,7 @@ class RpcServer:
         except RuntimeError as error:
             raise StartupError(f"cannot listen on {self._listen}: {error}") from error
         await self.set_serving(False)
+        await self.set_serving(True, LIVE)
         await server.start()
 
     async def _check_listen(self) -> None:
