@@ -29,7 +29,7 @@ class Dispatcher:
     """The queues of one, with its ends of relays."""
 
     def __init__(self) -> None:
-        self.queues = NodeQueues(Bounds(10_000, 10_000_000, 10_000, 10_000_000))
+        self.queues = NodeQueues(Bounds(10_000, 10_000_000, 10_000, 10_000_000, events_per_lane=10_000))
         self.relays = Relays(self.queues, self.queue, UpstreamMetrics(CollectorRegistry()))
 
     def queue(self, parcels: Iterable[Parcel]) -> None:
