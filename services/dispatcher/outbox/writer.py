@@ -184,9 +184,10 @@ class OutboxWriter:
                 self._queue.extendleft(reversed(batch))
                 raise
         self._metrics.commit_operations.observe(len(batch))
-        self._untold = list(zip(batch, results, strict=True))
+        came_of_it = list(zip(batch, results, strict=True))
+        self._untold += came_of_it  # what came before may not be told yet
         locked = [
-            queued for queued, result in self._untold if isinstance(result, StoreBusy) and queued[1] is None
+            queued for queued, result in came_of_it if isinstance(result, StoreBusy) and queued[1] is None
         ]
         if locked:
             self._metrics.store_failures.inc()

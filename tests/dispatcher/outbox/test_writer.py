@@ -129,6 +129,18 @@ async def test_the_results_of_a_transaction_are_told_while_the_next_one_runs(des
     assert [type(result) for (result,) in told] == [Accepted]
 
 
+async def test_a_transaction_that_ends_at_once_hides_no_results_of_the_one_before(desk: Desk) -> None:
+    told: list[GroupResults] = []
+    desk.outbox.is_held = True
+    desk.writer.submit([accept(publication(1, uid="a"))], collect(told))
+    await desk.begun()
+    desk.writer.submit([accept(publication(1, uid="b"))], collect(told))
+    desk.outbox.is_held = False
+    desk.outbox.gate.release()
+    await asyncio.wait_for(desk.writer.flush(), 5)
+    assert [result.row.key for (result,) in told if isinstance(result, Accepted)] == ["a", "b"]
+
+
 async def test_what_is_durable_is_told_also_when_the_writer_is_stopped(desk: Desk) -> None:
     told: list[GroupResults] = []
 
