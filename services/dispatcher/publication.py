@@ -1,6 +1,8 @@
 """What a publish request asks for, checked once; content stays opaque from here on. Pure."""
 
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,8 +28,7 @@ class Rejection:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
+class Publication(NamedTuple):
     """A checked message, the same for all its nodes.
 
     `version` is None for deletes and answers that carry none. `expires_at_ms` is wall clock, 0 for
@@ -107,23 +108,17 @@ def strip_node_prefix(resource: str) -> str:
     return resource
 
 
-def _text_fault(message: Message) -> Rejection | None:
-    joined = "".join(
-        (
-            message.id,
-            message.parent_id,
-            message.type,
-            message.source,
-            message.destination,
-            message.group,
-            message.operation,
-            message.resource,
-        )
-    )
+# Read in one go: each field of a protobuf message that is read alone costs a call.
+_TEXT_FIELDS = ("id", "parent_id", "type", "source", "destination", "group", "operation", "resource")
+_texts_of = attrgetter(*_TEXT_FIELDS)
+
+
+def _text_fault(texts: tuple[str, ...]) -> Rejection | None:
+    """What is wrong with the values of `_TEXT_FIELDS`."""
+    joined = "".join(texts)
     if len(joined) <= MOST_TEXT_BYTES and joined.isprintable():
         return None
-    for field in ("id", "parent_id", "type", "source", "destination", "group", "operation", "resource"):
-        text = getattr(message, field)
+    for field, text in zip(_TEXT_FIELDS, texts, strict=True):
         if len(text) > MOST_TEXT_BYTES:
             return Rejection("FIELD_TOO_LONG", f"message.{field}", f"over {MOST_TEXT_BYTES} characters")
         if not text.isprintable():
@@ -163,7 +158,8 @@ def check_request(
         uid = content_uid(content)
     except ValueError as error:
         return Rejection("CONTENT_NOT_JSON", "message.content", f"must be one JSON value: {error}")
-    fault = _text_fault(message) or (_extra_fault(message) if message.extra else None)
+    texts = _texts_of(message)
+    fault = _text_fault(texts) or (_extra_fault(message) if message.extra else None)
     if fault:
         return fault
     if len(uid) > MOST_TEXT_BYTES or not uid.isprintable():
@@ -172,28 +168,30 @@ def check_request(
             "message.content",
             f"metadata.uid must be printable and at most {MOST_TEXT_BYTES} characters",
         )
-    resource = strip_node_prefix(message.resource)
-    if not message.operation:
+    own_id, parent_id, _, _, _, _, operation, written_resource = texts
+    resource = strip_node_prefix(written_resource)
+    if not operation:
         return Rejection("OPERATION_MISSING", "message.operation", "for example insert, update or delete")
-    if request.priority > MOST_PRIORITY:
+    priority, ack_mode, version_text = request.priority, request.ack_mode, message.resource_version
+    if priority > MOST_PRIORITY:
         return Rejection("PRIORITY_OUT_OF_RANGE", "priority", f"must be 0 to {MOST_PRIORITY}")
-    if request.ack_mode not in (ACK_MODE_UNSPECIFIED, ACK_MODE_ACK, ACK_MODE_NO_ACK):
-        return Rejection("ACK_MODE_UNKNOWN", "ack_mode", f"{request.ack_mode} is not a known mode")
+    if ack_mode not in (ACK_MODE_UNSPECIFIED, ACK_MODE_ACK, ACK_MODE_NO_ACK):
+        return Rejection("ACK_MODE_UNKNOWN", "ack_mode", f"{ack_mode} is not a known mode")
 
-    acknowledged = request.ack_mode == ACK_MODE_ACK or (
-        request.ack_mode == ACK_MODE_UNSPECIFIED and wants_acknowledgement(message, resource)
+    acknowledged = ack_mode == ACK_MODE_ACK or (
+        ack_mode == ACK_MODE_UNSPECIFIED and wants_acknowledgement(message, resource)
     )
-    is_answer = bool(message.parent_id) and message.operation == "response"
-    is_delete = message.operation == "delete"
+    is_answer = bool(parent_id) and operation == "response"
+    is_delete = operation == "delete"
     version: int | None = None
-    if message.resource_version:
-        version = parse_version(message.resource_version)
+    if version_text:
+        version = parse_version(version_text)
         if version is None:
             return Rejection(
                 "VERSION_MALFORMED",
                 "message.resource_version",
                 f"must be an unsigned integer of up to {MOST_VERSION_DIGITS} digits; "
-                f"got {message.resource_version[:64]!r}",
+                f"got {version_text[:64]!r}",
             )
     elif acknowledged and not is_delete and not is_answer:
         return Rejection(
@@ -220,24 +218,25 @@ def check_request(
         most = now_ms + int(limits.answer_seconds * 1000)
         expires_at_ms = min(expires_at_ms or most, most)
 
-    own_id = bool(message.id)
     if not own_id:
         message.id = message_id
     if not message.timestamp_ms:
         message.timestamp_ms = now_ms
-    message.resource = resource
-    message.traceparent = traceparent
+    if resource != written_resource:
+        message.resource = resource
+    if traceparent or message.traceparent:
+        message.traceparent = traceparent
     return Publication(
         message=message,
         body=message.SerializeToString(),
         acknowledged=acknowledged,
-        key=f"answer:{message.id}" if is_answer else uid or resource,
+        key=f"answer:{own_id or message_id}" if is_answer else uid or resource,
         uid="" if is_answer else uid,
         version=version,
         is_delete=is_delete,
         is_answer=is_answer,
-        own_id=own_id,
-        priority=request.priority,
+        own_id=bool(own_id),
+        priority=priority,
         expires_at_ms=expires_at_ms,
         force=request.force,
         size_bytes=len(content) + ENVELOPE_BYTES + len(resource),

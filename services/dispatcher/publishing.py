@@ -69,8 +69,9 @@ class _Request:
 
 @dataclass(slots=True)
 class _Work:
-    """What a batch of requests still waits for."""
+    """What a batch of requests still waits for; it is accepted at one instant."""
 
+    at_ms: int = 0
     requests: list[_Request] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     slots: list[tuple[_Request, pb.NodeOutcome]] = field(default_factory=list)  # one per operation
@@ -129,6 +130,7 @@ class Publishing:
         work = _Work()
         deletes_nodes = any(node_to_delete(request) is not None for request in requests)
         fences = await self._deletion.end_sessions(requests) if deletes_nodes else None
+        work.at_ms = self._clock.wall_ms()
         for request in requests:
             self._prepare(work, request, traceparent, fences)
         if work.lookups:
@@ -174,9 +176,7 @@ class Publishing:
         if fences is not None and (deleted := node_to_delete(request)) is not None:
             self._prepare_deletion(work, item, request, deleted, fences)
             return
-        checked = check_request(
-            request, self._limits, item.response.message_id, self._clock.wall_ms(), context
-        )
+        checked = check_request(request, self._limits, item.response.message_id, work.at_ms, context)
         if isinstance(checked, Rejection):
             if not request.node_ids:
                 _reject(item.response.outcomes.add(), checked)
@@ -215,7 +215,7 @@ class Publishing:
         if fault:
             _reject(outcome, Rejection("NODE_ID_MALFORMED", "node_ids", fault))
         elif publication.acknowledged and not publication.is_answer:
-            work.ops.append(Accept(outcome.node_id, publication, self._clock.wall_ms()))
+            work.ops.append(Accept(outcome.node_id, publication, work.at_ms))
             work.slots.append((item, outcome))
         elif not self._to_session(work, item, publication, outcome):
             work.lookups.append((item, outcome))
@@ -226,7 +226,7 @@ class Publishing:
             event = Event(
                 outcome.node_id,
                 EventKind.REJECTED,
-                self._clock.wall_ms(),
+                work.at_ms,
                 message_id[:1024],
                 reason=outcome.reason,
             )
@@ -243,7 +243,7 @@ class Publishing:
         if session is None or not session.active:
             return False
         if publication.acknowledged:
-            work.ops.append(Accept(outcome.node_id, publication, self._clock.wall_ms()))
+            work.ops.append(Accept(outcome.node_id, publication, work.at_ms))
             work.slots.append((item, outcome))
         elif self._delivery.direct(session, publication.message, publication.size_bytes):
             outcome.outcome = pb.OUTCOME_ACCEPTED
@@ -270,7 +270,7 @@ class Publishing:
                 outcome.reason = "NOT_CONNECTED"
                 self._delivery.dropped(outcome.node_id, item.response.message_id, "no_session")
             elif publication.acknowledged:
-                work.ops.append(Accept(outcome.node_id, publication, self._clock.wall_ms()))
+                work.ops.append(Accept(outcome.node_id, publication, work.at_ms))
                 work.slots.append((item, outcome))
             else:
                 work.forwards[holder].append((item, outcome))
@@ -359,7 +359,17 @@ class Publishing:
     # -- answering ---------------------------------------------------------------------------------
 
     def _count(self, responses: list[pb.PublishResponse]) -> None:
-        told = Counter((one.outcome, one.reason) for response in responses for one in response.outcomes)
+        told: Counter[tuple[pb.Outcome.ValueType, str]] = Counter()
+        accepted = 0
+        for response in responses:
+            for one in response.outcomes:
+                outcome = one.outcome
+                if outcome == pb.OUTCOME_ACCEPTED:  # the rule; it has no reason
+                    accepted += 1
+                else:
+                    told[outcome, one.reason] += 1
+        if accepted:
+            told[pb.OUTCOME_ACCEPTED, ""] = accepted
         for (outcome, reason), count in told.items():
             name = pb.Outcome.Name(outcome).removeprefix("OUTCOME_").lower()
             self._metrics.published.labels(name, reason.lower()).inc(count)

@@ -5,18 +5,12 @@ What is known is what the last transactions wrote; it holds only if their commit
 through, so each one is announced (`begin`) and confirmed, and whatever is unconfirmed makes all of it void.
 """
 
-from operator import attrgetter
-from typing import Any
-
 from services.dispatcher.outbox.ledger import Ledger
-from services.dispatcher.outbox.records import NodeRow, ObjectRow
+from services.dispatcher.outbox.records import NodeRow, ObjectRow, snapshot
 
 MOST_NODES = 16_384
 # About 800 bytes each.
 MOST_OBJECTS = 32_768
-
-# All of a row but its body, in the order of the constructor.
-_values = attrgetter(*(name for name in ObjectRow.__slots__ if name != "body"))
 
 
 class KnownRows:
@@ -29,7 +23,7 @@ class KnownRows:
         self._most_nodes = most_nodes
         self._most_objects = most_objects
         self._nodes: dict[str, NodeRow] = {}
-        self._objects: dict[tuple[str, str], tuple[Any, ...]] = {}
+        self._objects: dict[tuple[str, str], ObjectRow] = {}  # without their bodies
         self._begun = 0
         self._confirmed = 0
 
@@ -55,8 +49,8 @@ class KnownRows:
 
     def object(self, where: tuple[str, str]) -> ObjectRow | None:
         """A copy of the row, without its body."""
-        values = self._objects.get(where)
-        return None if values is None else ObjectRow(*values)
+        row = self._objects.get(where)
+        return None if row is None else snapshot(row)
 
     def keep(self, ledger: Ledger) -> None:
         """What a transaction has written."""
@@ -70,7 +64,8 @@ class KnownRows:
             objects.pop(where, None)
         for where in ledger.changed_objects:
             objects.pop(where, None)
-            objects[where] = _values(ledger.objects[where[0]][where[1]])
+            objects[where] = kept = snapshot(ledger.objects[where[0]][where[1]])
+            kept.body = None
         while len(self._nodes) > self._most_nodes:
             del self._nodes[next(iter(self._nodes))]
         while len(objects) > self._most_objects:

@@ -35,6 +35,11 @@ from services.dispatcher.outbox.records import (
 )
 from services.dispatcher.publication import Publication, Rejection
 
+# Looked up once: a member of an enumeration costs a call each time it is named.
+SETTLED, PENDING, PARKED = RowState
+_ACCEPTED, _SENT, _ACKNOWLEDGED = EventKind.ACCEPTED, EventKind.SENT, EventKind.ACKNOWLEDGED
+_DONE = Done()
+
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
@@ -123,7 +128,7 @@ class Ledger:
             return self._accept(op)
         if isinstance(op, Event):
             self.events.append(op)
-            return Done()
+            return _DONE
         node = self._node(op.node_id)
         if isinstance(op, Claim):
             return self._claim(op, node)
@@ -134,14 +139,12 @@ class Ledger:
         if op.epoch != node.owner_epoch:
             return Fenced()
         if isinstance(op, Attempt):
-            self._event(
-                op.node_id, EventKind.SENT, op.at_ms, op.message_id, op.key, op.version, op.attempt, op.epoch
-            )
-            return Done()
+            self._event(op.node_id, _SENT, op.at_ms, op.message_id, op.key, op.version, op.attempt, op.epoch)
+            return _DONE
         row = self._rows(op.node_id).get(op.key)
         if isinstance(op, Settle):
             self._settle(op, node, row)
-        elif row is not None and row.seq == op.seq and row.state != RowState.SETTLED:
+        elif row is not None and row.seq == op.seq and row.state != SETTLED:
             if isinstance(op, CountUnacknowledged):
                 row.attempts = op.attempts
                 self._touch(row, op.at_ms)
@@ -149,12 +152,12 @@ class Ledger:
             elif isinstance(op, Park):
                 if op.refused:
                     self._row_event(row, EventKind.REFUSED, op.at_ms, op.epoch, op.reason)
-                row.state, row.reason = RowState.PARKED, op.reason
+                row.state, row.reason = PARKED, op.reason
                 self._touch(row, op.at_ms)
                 self._row_event(row, EventKind.PARKED, op.at_ms, op.epoch, op.reason)
             else:
                 self._end(row, node, op.reason, op.at_ms, op.epoch)
-        return Done()
+        return _DONE
 
     # -- accepting ---------------------------------------------------------------------------------
 
@@ -225,7 +228,7 @@ class Ledger:
             if not row.deleted:
                 return None
             newer = version is not None and version > row.floor
-            if row.state != RowState.SETTLED:
+            if row.state != SETTLED:
                 return None if newer and not row.uid else self._duplicate(node, row, at_ms)
             if publication.force or row.acknowledged is None or (newer and not row.uid):
                 return None
@@ -237,14 +240,14 @@ class Ledger:
             return Stale("BELOW_FLOOR", f"version {row.floor} was accepted before")
         if version > row.floor:
             return None
-        if row.state != RowState.SETTLED:
+        if row.state != SETTLED:
             return self._duplicate(node, row, at_ms)
         if row.acknowledged == version and not publication.force:
             return Stale("ACKNOWLEDGED", f"the node has acknowledged version {version}")
         return None
 
     def _duplicate(self, node: NodeRow, row: ObjectRow, at_ms: int) -> Duplicate:
-        parked = row.state == RowState.PARKED
+        parked = row.state == PARKED
         if parked:
             self.unpark(node, row, at_ms)
         return Duplicate(row, parked)
@@ -253,13 +256,13 @@ class Ledger:
         """A parked message waits again at its old place: behind a later object of its path a delete
         would destroy that object. The node's order grows all the same, so that its owner notices."""
         node.last_seq += 1
-        row.state, row.attempts, row.reason = RowState.PENDING, 0, ""
+        row.state, row.attempts, row.reason = PENDING, 0, ""
         self._touch(row, at_ms)
         self.changed_nodes.add(node.node_id)
         self._row_event(row, EventKind.REDELIVERED, at_ms, 0)
 
     def _quota(self, node: NodeRow, row: ObjectRow | None, publication: Publication) -> Rejection | None:
-        was_pending = row is not None and row.state != RowState.SETTLED
+        was_pending = row is not None and row.state != SETTLED
         rows = 0 if was_pending else 1
         grows = publication.size_bytes - (row.size_bytes if row is not None and was_pending else 0)
         quotas = self.quotas
@@ -291,12 +294,12 @@ class Ledger:
         if publication.is_delete and not publication.uid:
             for found in self._all_at(op.node_id, message.resource):
                 if found is not row and not found.deleted:
-                    if found.state != RowState.SETTLED:
+                    if found.state != SETTLED:
                         self._end(found, node, "deleted with its path", op.at_ms, 0)
                     other = self._rows(op.node_id)[found.key]  # ending may have copied it
                     other.deleted = True
                     self._touch(other, op.at_ms)
-        if row.state != RowState.SETTLED:
+        if row.state != SETTLED:
             superseded_id = row.message_id
             self._row_event(row, EventKind.ENDED, op.at_ms, 0, "superseded")
             self._count(node, -1, -row.size_bytes)
@@ -311,7 +314,7 @@ class Ledger:
         if version is not None:
             row.floor = max(row.floor, version)
         row.deleted = publication.is_delete
-        row.state = RowState.PENDING
+        row.state = PENDING
         row.seq = node.last_seq
         row.message_id = message.id
         row.version = version
@@ -328,7 +331,7 @@ class Ledger:
         self._count(node, 1, row.size_bytes)
         self._touch(row, op.at_ms, Change.ACCEPTED)
         self.used_ids[op.node_id, message.id] = (publication.key, publication.version)
-        self._row_event(row, EventKind.ACCEPTED, op.at_ms, 0)
+        self._row_event(row, _ACCEPTED, op.at_ms, 0)
         return Accepted(row, superseded_id)
 
     # -- ending ------------------------------------------------------------------------------------
@@ -336,12 +339,10 @@ class Ledger:
     def _settle(self, op: Settle, node: NodeRow, row: ObjectRow | None) -> None:
         node.last_ack_ms = op.at_ms
         self.changed_nodes.add(node.node_id)
-        self._event(
-            op.node_id, EventKind.ACKNOWLEDGED, op.at_ms, op.message_id, op.key, op.version, epoch=op.epoch
-        )
+        self._event(op.node_id, _ACKNOWLEDGED, op.at_ms, op.message_id, op.key, op.version, epoch=op.epoch)
         if row is None:
             return
-        if row.seq == op.seq and row.state != RowState.SETTLED:
+        if row.seq == op.seq and row.state != SETTLED:
             self._count(node, -1, -row.size_bytes)
             row.acknowledged = max(row.acknowledged or 0, op.version or 0)
             self._clear(row, "acknowledged", op.at_ms)
@@ -368,7 +369,7 @@ class Ledger:
 
     def _clear(self, row: ObjectRow, reason: str, at_ms: int) -> None:
         row = self._own(row)
-        row.state, row.reason, row.body, row.expires_at_ms = RowState.SETTLED, reason, None, 0
+        row.state, row.reason, row.body, row.expires_at_ms = SETTLED, reason, None, 0
         if row.is_answer:
             self.removed_objects.add((row.node_id, row.key))
             self.changed_objects.pop((row.node_id, row.key), None)
@@ -393,7 +394,7 @@ class Ledger:
         return Loaded(node.node_id, node.last_seq, [snapshot(row) for row in self._pending(node.node_id)])
 
     def _pending(self, node_id: str) -> list[ObjectRow]:
-        rows = [row for row in self._rows(node_id).values() if row.state != RowState.SETTLED]
+        rows = [row for row in self._rows(node_id).values() if row.state != SETTLED]
         return sorted(rows, key=lambda row: row.seq)
 
     # -- deleting nodes ----------------------------------------------------------------------------
@@ -401,7 +402,7 @@ class Ledger:
     def _delete_node(self, op: DeleteNode | ForgetNode, node: NodeRow) -> Result:
         came_again = node.owner_epoch > op.through_epoch
         if isinstance(op, ForgetNode) and (came_again or node.pending_rows):
-            return Done()
+            return _DONE
         node_id, pending = op.node_id, node.pending_rows
         self._count(node, -node.pending_rows, -node.pending_bytes)
         self.objects[node_id] = {}

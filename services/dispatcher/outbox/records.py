@@ -1,15 +1,19 @@
 """Rows of the outbox and the operations on them. Pure.
 
-What is made once or more per message is a NamedTuple: several times cheaper than a frozen dataclass.
+What is made once or more per message is a NamedTuple, or if it changes a Struct without garbage collection
+(it refers to nothing that could refer back): several times cheaper than dataclasses.
 
 Versions are integers here; the SQL layer stores them as 20 digits of text so that they compare
 exactly on every engine. All instants are wall-clock milliseconds.
 """
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import IntEnum
 from operator import attrgetter
 from typing import NamedTuple
+
+import msgspec
 
 from services.dispatcher.publication import Publication, Rejection
 
@@ -37,8 +41,7 @@ class EventKind(IntEnum):
     DROPPED = 10  # NO-ACK
 
 
-@dataclass(slots=True)
-class NodeRow:
+class NodeRow(msgspec.Struct, gc=False):
     """One node's order, owner and quota use."""
 
     node_id: str
@@ -50,8 +53,7 @@ class NodeRow:
     last_ack_ms: int = 0
 
 
-@dataclass(slots=True)
-class ObjectRow:
+class ObjectRow(msgspec.Struct, gc=False):
     """One object on one node: its floor, what the node acknowledged, and its current message."""
 
     node_id: str
@@ -78,12 +80,13 @@ class ObjectRow:
     body: bytes | None = None  # the encoded message, only in rows just accepted
 
 
-_FIELDS = attrgetter(*(one.name for one in fields(ObjectRow)))
+# What copy.copy calls after a search for it that takes three times as long.
+_copy: Callable[[ObjectRow], ObjectRow] = attrgetter("__copy__")(ObjectRow)
 
 
 def snapshot(row: ObjectRow) -> ObjectRow:
-    """The row as it is now. Seven times as fast as copy.copy, and a node may come back to 10 000 rows."""
-    return ObjectRow(*_FIELDS(row))
+    """The row as it is now."""
+    return _copy(row)
 
 
 class Event(NamedTuple):

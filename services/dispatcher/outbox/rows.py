@@ -1,12 +1,14 @@
 """Between rows of the tables and records."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from services.dispatcher.outbox.records import Event, EventKind, NodeRow, ObjectRow, RowState
 from services.runtime.errors import RowDamaged
 
 
+@lru_cache(4096)  # a version is written several times within a moment
 def version_text(version: int | None) -> str | None:
     """20 digits, so that text order is the integers' order."""
     return None if version is None else f"{version:020d}"

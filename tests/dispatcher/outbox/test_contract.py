@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -1055,7 +1056,7 @@ def without_bodies(answer: object) -> object:
     if isinstance(answer, list):
         return [without_bodies(item) for item in answer]
     if isinstance(answer, Loaded):
-        return replace(answer, rows=[replace(row, body=None) for row in answer.rows])
+        return replace(answer, rows=[msgspec.structs.replace(row, body=None) for row in answer.rows])
     return answer
 
 
