@@ -11,7 +11,7 @@ from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, MetaData, column, inspect, select, table
+from sqlalchemy import Connection, MetaData, column, func, inspect, select, table, text
 
 from services.runtime.errors import StartupError
 
@@ -81,6 +81,13 @@ def _known(schema: Schema, found: str, database: str) -> None:
             f"database {database} holds version {found} of the schema of {schema.service}, which this "
             f"release ({head(schema)}) does not know; use the release that made it, or a newer one"
         ) from error
+
+
+def take_turns(connection: Connection, schema: Schema) -> None:
+    """Waits, however long it takes, until no other migration of this schema runs; held until the transaction
+    ends (PostgreSQL). Several replicas may each start with one."""
+    connection.execute(text("SET LOCAL lock_timeout = 0"))
+    connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(schema.version_table, 0))))
 
 
 def upgrade(connection: Connection, schema: Schema, database: str) -> None:

@@ -13,7 +13,15 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.runtime.errors import StartupError, StoreUnavailable
-from services.runtime.migrations import Schema, check_own, check_version, head, upgrade, version_of
+from services.runtime.migrations import (
+    Schema,
+    check_own,
+    check_version,
+    head,
+    take_turns,
+    upgrade,
+    version_of,
+)
 from services.runtime.store_postgresql import PostgresStore, check_url, shown
 from services.runtime.store_sqlite import SqliteStore, sqlite_path
 
@@ -73,7 +81,9 @@ async def migrate(url: str, schema: Schema) -> str:
     store, name = _store_of(url, statement_seconds=MIGRATION_SECONDS)
 
     def work(connection: Connection) -> str | None:
-        if not store.is_shared:
+        if store.is_shared:
+            take_turns(connection, schema)
+        else:
             check_own(connection, schema, name)
         found = version_of(connection, schema)
         upgrade(connection, schema, name)

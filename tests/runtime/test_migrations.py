@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy import Connection, inspect, text
 
 from services.dispatcher.outbox.schema import SCHEMA as DISPATCHER
+from services.runtime import store_postgresql
 from services.runtime.errors import StartupError
-from services.runtime.migrations import Schema, head
+from services.runtime.migrations import Schema, head, take_turns
 from services.runtime.store import Store, migrate, open_store
 from services.runtime.store_postgresql import PostgresStore
 from services.runtime.store_sqlite import SqliteStore
@@ -181,6 +182,31 @@ async def test_the_command_migrates_and_says_so(schema: Schema, empty: str) -> N
     status, said, _ = await run_migrate(schema.service, **{variable: empty})
     assert status == 0
     assert said.endswith("already\n")
+
+
+@SCHEMAS
+async def test_migrations_at_the_same_time_go_one_after_the_other(
+    schema: Schema, databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each replica's pod may run one before it starts; one that takes long makes the others wait."""
+    monkeypatch.setattr(store_postgresql, "LOCK_SECONDS", 0.1)
+    url = databases.empty()
+    blocker, blocked = PostgresStore(url), asyncio.Event()
+
+    async def hold() -> None:
+        def work(connection: Connection) -> None:
+            take_turns(connection, schema)
+            blocked.set()
+            connection.execute(text("SELECT pg_sleep(0.5)"))
+
+        await blocker.write(work)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(hold())
+        await blocked.wait()
+        said = [group.create_task(migrate(url, schema)) for _ in range(4)]
+    await blocker.close()
+    assert [task.result().endswith("already") for task in said].count(False) == 1, "one did it"
 
 
 async def test_the_command_fails_with_one_sentence(tmp_path: Path) -> None:

@@ -193,6 +193,28 @@ async def test_a_server_that_hangs_is_given_up_and_others_go_on(
         await store.close()
 
 
+async def test_a_process_that_stops_within_a_transaction_holds_its_rows_for_a_while_only(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen dispatcher must not keep the next owner of its nodes from claiming them until it wakes."""
+    monkeypatch.setattr(store_postgresql, "TRANSACTION_SECONDS", 0.5)
+    frozen = PostgresStore(url)
+    store = PostgresStore(url)
+    await store.write(run("CREATE TABLE held (n int)"))
+    await store.write(run("INSERT INTO held VALUES (1)"))
+    connection = await frozen._connect()
+    await connection.execute("BEGIN")
+    await connection.execute("UPDATE held SET n = 2")
+    began = time.monotonic()
+    await store.write(run("UPDATE held SET n = 3"))
+    assert 0.3 < time.monotonic() - began < 2.5
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+        await connection.execute("COMMIT")
+    assert await store.read(run("SELECT n FROM held")) == [3]
+    await store.close()
+    await frozen.close()
+
+
 async def test_no_more_connections_than_the_pool_has(url: str) -> None:
     """Bounded: a crowd of transactions waits for the pool, it does not crowd the server."""
     store = PostgresStore(url)
