@@ -11,7 +11,7 @@ from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.resources_pb2 import DispatcherResources
 from services.dispatcher.actions import Action, Fetch, Ignore, Record, Reread, Send, SendDirect
 from services.dispatcher.deadlines import Deadlines
-from services.dispatcher.entry import Entry
+from services.dispatcher.entry import Cause, Entry
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.node_session import NodeSession
 from services.dispatcher.outbox.contract import Outbox
@@ -95,11 +95,13 @@ class Delivery:
         self.sessions[session.node_id] = session
         self._metrics.sessions.set(len(self.sessions))
 
-    def start(self, session: NodeSession, loaded: Loaded) -> None:
-        """Sending starts: what was pending, in order."""
+    def start(self, session: NodeSession, loaded: Loaded, cause: str = Cause.SESSION_OPENED) -> None:
+        """Sending starts: what was pending, in order. `cause` is what their traces give as the reason."""
         session.active = True
         now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
         entries = [self.entry(row, now, wall_ms) for row in loaded.rows]
+        for entry in entries:
+            entry.cause = cause
         self.perform(session, session.policy.loaded(entries, loaded.last_seq, now, wall_ms))
 
     def remove(self, session: NodeSession) -> None:
@@ -115,6 +117,22 @@ class Delivery:
         self._metrics.sessions.set(len(self.sessions))
         for message_id in session.policy.direct_waiting:
             self.dropped(session.node_id, message_id, "link_gone", session.epoch)
+
+    def trace_lost(self, session: NodeSession, reason: str) -> None:
+        """The session is over with its link: the trace of each message that waited for an answer says so."""
+        if not self._tracing.enabled:
+            return
+        for entry in session.policy.unanswered():
+            if entry.delivered_as:
+                self._tracing.record(
+                    "lost",
+                    entry.delivered_as,
+                    attributes={
+                        **self.attributes(session, entry, entry.sends),
+                        "cloudhub.reason": reason,
+                    },
+                    error=f"the link ended before an acknowledgement came: {reason}",
+                )
 
     def end_answers(self, session: NodeSession) -> None:
         """Answers end with their session."""
@@ -262,7 +280,12 @@ class Delivery:
                 "deliver",
                 entry.traceparent,
                 kind=SpanKind.PRODUCER,
-                attributes=self.attributes(session, entry, action.attempt),
+                attributes={
+                    **self.attributes(session, entry, action.attempt),
+                    "cloudhub.reason": entry.cause,
+                },
+                # From the message's trace to that of the link which carried this attempt.
+                links=[session.traceparent] if is_sampled(session.traceparent) else None,
             )
         session.stream.send(
             session.link,

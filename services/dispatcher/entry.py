@@ -13,6 +13,16 @@ class EntryState(IntEnum):
     GONE = 4  # acknowledged, ended, or replaced and no longer in flight
 
 
+class Cause:
+    """Why a message is sent at this point: `cloudhub.reason` of its `deliver` spans."""
+
+    ACCEPTED = "accepted"  # its publish was just stored
+    SESSION_OPENED = "session_opened"  # it waited for the node, or its last link took it along
+    LINK_MOVED = "link_moved"  # another dispatcher, or a former run of this one, may have sent it
+    UNACKNOWLEDGED = "unacknowledged"  # an interval on a live link passed in silence
+    REDELIVERED = "redelivered"  # it was parked
+
+
 class Entry:
     """Mutable; owned by one `NodeDelivery`. Instants are monotonic seconds."""
 
@@ -20,6 +30,7 @@ class Entry:
         "accepted_at_ms",
         "attempts",
         "body",
+        "cause",
         "delivered_as",
         "expires_at",
         "first_written_at",
@@ -86,6 +97,7 @@ class Entry:
         self.first_written_at: float | None = None
         self.sends = 0
         self.resend_at = 0.0
+        self.cause = Cause.ACCEPTED
         # Trace context of the latest `deliver` span; empty if not sampled.
         self.delivered_as = ""
 

@@ -10,6 +10,7 @@ from cloudhub.v1.resources_pb2 import DispatcherResources
 from cloudhub.v1.sessions_pb2 import OpenSession, OpenVerdict, SessionRef, TransferSession, TransferVerdict
 from services.dispatcher.connectors import ConnectorStream
 from services.dispatcher.delivery import Delivery
+from services.dispatcher.entry import Cause
 from services.dispatcher.keepalive import Keepalive
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.node_session import NodeSession
@@ -294,7 +295,8 @@ class Openings:
             stream.admit(session.link, session.epoch)
             stream.links[session.link] = session
         self._count(opening, "admitted")
-        self._delivery.start(session, rows)
+        cause = Cause.LINK_MOVED if opening.former_epoch else Cause.SESSION_OPENED
+        self._delivery.start(session, rows, cause)
         self._keepalive.watch(session)
         _log.info(
             "session.taken_over" if opening.former_epoch else "session.opened",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.ack_times import AckTimes
 from services.dispatcher.actions import Action, Fetch, Ignore, Record, Reread, Send, SendDirect
-from services.dispatcher.entry import Entry, EntryState
+from services.dispatcher.entry import Cause, Entry, EntryState
 from services.dispatcher.inflight import Window
 from services.dispatcher.node_queue import NodeQueue
 from services.dispatcher.outbox.records import Attempt, CountUnacknowledged, End, Park, Settle
@@ -126,7 +126,7 @@ class NodeDelivery:
             if known is None or known.seq < entry.seq:
                 self._replace(entry)
             elif known.state == PARKED and entry.state == READY:
-                known.state, known.attempts = READY, 0
+                known.state, known.attempts, known.cause = READY, 0, Cause.REDELIVERED
                 self._queue.push(known)
         return self._caught_up(now, wall_ms)
 
@@ -328,6 +328,10 @@ class NodeDelivery:
         """Their size."""
         return self._queue.window.bytes
 
+    def unanswered(self) -> list[Entry]:
+        """What was handed to the link and not acknowledged, in order."""
+        return [entry for entry in self._queue.by_id.values() if entry.state == IN_FLIGHT]
+
     @property
     def direct_waiting(self) -> list[str]:
         """Ids of the NO-ACK messages whose bytes are not in the socket."""
@@ -459,6 +463,7 @@ class NodeDelivery:
             self._drop(entry)
             return []
         entry.attempts += 1
+        entry.cause = Cause.UNACKNOWLEDGED
         if entry.is_answer:
             return [self._send(entry)] if entry.body is not None else []
         count = Record(

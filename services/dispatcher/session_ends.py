@@ -123,6 +123,7 @@ class SessionEnds:
     def _report(self, session: NodeSession, reason: CloseReason.ValueType, detail: str) -> None:
         name = reason_name(reason)
         self._metrics.sessions_closed.labels(name).inc()
+        self._delivery.trace_lost(session, name)
         if session.traceparent and self._tracing.enabled:
             self._tracing.record(
                 "disconnect",

@@ -104,11 +104,12 @@ class Tracing:
         *,
         kind: SpanKind = SpanKind.INTERNAL,
         attributes: Mapping[str, AttributeValue] | None = None,
+        links: list[str] | None = None,
         start_ns: int | None = None,
         error: str = "",
     ) -> str:
         """Starts and ends a span at once; gives back its `traceparent`."""
-        span = self.start(name, parent, kind=kind, attributes=attributes, start_ns=start_ns)
+        span = self.start(name, parent, kind=kind, attributes=attributes, links=links, start_ns=start_ns)
         if error:
             span.set_status(Status(StatusCode.ERROR, error))
         span.end()

@@ -34,6 +34,8 @@ class ReceivedSpan:
     service: str
     instance: str
     attributes: Mapping[str, Value] = field(default_factory=dict)
+    links: tuple[tuple[str, str], ...] = ()
+    """(trace id, span id) of spans of other traces."""
 
     def is_named_by(self, traceparent: str) -> bool:
         """Whether a sampled context names this span."""
@@ -66,6 +68,7 @@ def _span(span: WireSpan, resource: Mapping[str, Value]) -> ReceivedSpan:
         service=str(resource.get("service.name", "")),
         instance=str(resource.get("service.instance.id", "")),
         attributes=_attributes(span.attributes),
+        links=tuple((link.trace_id.hex(), link.span_id.hex()) for link in span.links),
     )
 
 

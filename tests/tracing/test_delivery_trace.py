@@ -90,6 +90,8 @@ async def test_one_trace_tells_every_step_of_a_delivery(
     for name in ("publish", "deliver", "send", "ack"):
         assert chain[name].attributes["cloudhub.ack_mode"] == "ack"
     assert chain["deliver"].attributes["cloudhub.attempt"] == 1
+    assert chain["deliver"].attributes["cloudhub.reason"] == "accepted"
+    assert chain["deliver"].links == ((connect.trace_id, connect.span_id),)
 
     assert (await cloud.explain(agent, response.message_id)).trace_id == trace
 
@@ -116,6 +118,7 @@ async def test_a_delivery_after_a_restart_joins_the_trace_of_its_publication(
     send = await receiver.one("send", trace_of(context))
     ack = await receiver.one("ack", trace_of(context))
     assert deliver.parent_id == publish.span_id
+    assert deliver.attributes["cloudhub.reason"] == "session_opened"
     assert send.is_named_by(message["header"]["traceparent"])
     # A stock edge says nothing of traces: its acknowledgement belongs to the attempt.
     assert ack.parent_id == deliver.span_id
@@ -133,6 +136,7 @@ async def test_every_attempt_has_a_span_and_giving_up_says_why(
     delivers = await receiver.wait_for("deliver", trace_of(context), count=2)
     sends = await receiver.wait_for("send", trace_of(context), count=2)
     assert [span.attributes["cloudhub.attempt"] for span in delivers] == [1, 2]
+    assert [span.attributes["cloudhub.reason"] for span in delivers] == ["accepted", "unacknowledged"]
     assert [span.parent_id for span in sends] == [span.span_id for span in delivers]
     assert receiver.found("ack", trace_of(context)) == []
     assert park.error == "not acknowledged in 2 attempts"
@@ -143,6 +147,50 @@ async def test_every_attempt_has_a_span_and_giving_up_says_why(
     explained = await cloud.explain(agent, response.message_id)
     assert explained.state == pb.DELIVERY_STATE_PARKED
     assert explained.trace_id == trace_of(context)
+
+
+async def test_an_attempt_that_is_lost_with_its_link_says_so_and_the_next_one_why(
+    hub: HubProcesses, receiver: OtlpReceiver, cloud: CloudProgram
+) -> None:
+    """C20: the message waits in the outbox for the node's next link."""
+    context = new_context()
+    async with hub.peers.link("edge-fades") as peer:
+        response = await cloud.publish("edge-fades", context=context)
+        await receive(peer)
+        peer.transport.abort()
+        lost = await receiver.one("lost", trace_of(context))
+    async with hub.peers.link("edge-fades") as peer:
+        await answer(peer, await receive(peer))
+        await receiver.one("record", trace_of(context))
+    first, second = await receiver.wait_for("deliver", trace_of(context), count=2)
+    assert lost.parent_id == first.span_id
+    assert lost.error == "the link ended before an acknowledgement came: transport_error"
+    assert lost.attributes["cloudhub.reason"] == "transport_error"
+    assert lost.attributes["messaging.message.id"] == response.message_id
+    assert [span.attributes["cloudhub.reason"] for span in (first, second)] == ["accepted", "session_opened"]
+    assert session_epoch(lost) == session_epoch(first) < session_epoch(second)
+    links = receiver.found("connect", cloudhub__node__id="edge-fades")
+    assert [span.links for span in (first, second)] == [((one.trace_id, one.span_id),) for one in links]
+    ends = await receiver.wait_for("disconnect", links[0].trace_id)
+    assert {end.attributes["cloudhub.reason"] for end in ends} == {"transport_error"}
+
+
+async def test_what_was_parked_goes_again_for_that_reason(
+    hub: HubProcesses, receiver: OtlpReceiver, cloud: CloudProgram
+) -> None:
+    """C20: `Redeliver` un-parks."""
+    context = new_context()
+    async with hub.peers.link("edge-full") as peer:
+        await cloud.publish("edge-full", context=context, name="full")
+        await answer(peer, await receive(peer), "error", "no space left on device")
+        await receiver.one("record", trace_of(context))
+        await cloud.admin.Redeliver(
+            pb.RedeliverRequest(node_id="edge-full", object_key="uid-full"), timeout=20
+        )
+        await answer(peer, await receive(peer))
+        await receiver.one("ack", trace_of(context))
+    delivers = await receiver.wait_for("deliver", trace_of(context), count=2)
+    assert [span.attributes["cloudhub.reason"] for span in delivers] == ["accepted", "redelivered"]
 
 
 async def test_a_negative_acknowledgement_parks_with_the_edges_words(
