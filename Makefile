@@ -33,6 +33,7 @@ e2e: $(READY)
 		--basetemp .run/e2e-again tests/weak_network
 
 check-deploy: $(VENV)/.ready-deploy
+	$(BIN)/python -m scripts.get_tools prometheus
 	$(BIN)/python -m pytest -m deploy tests/deploy
 
 # The real Jaeger and the real Prometheus. The first time, Jaeger is built: a few minutes on two cores.

@@ -1,8 +1,6 @@
 """Each alert fires once for what it is about, and none while all is well; promtool is the judge."""
 
-import os
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +9,7 @@ import pytest
 import yaml
 
 from tests.deploy.manifests import Manifest, rules
+from tests.support.tools import program
 
 pytestmark = pytest.mark.deploy
 
@@ -93,15 +92,6 @@ FAULTS = {
 }
 
 
-def promtool() -> str:
-    """Of Debian's package prometheus."""
-    found = shutil.which("promtool")
-    if found is None and "CI" not in os.environ:
-        pytest.skip("promtool is not installed; it is in Debian's package prometheus")
-    assert found, "promtool is not installed"
-    return found
-
-
 def annotations_of(rule: Manifest, fault: Fault) -> dict[str, str]:
     """As Prometheus fills them in."""
 
@@ -151,6 +141,11 @@ def test_each_alert_fires_for_its_fault_and_for_nothing_else(tmp_path: Path) -> 
     (tmp_path / "tests.yaml").write_text(yaml.safe_dump(plan))
     for words in (["check", "rules", "rules.yaml"], ["test", "rules", "tests.yaml"]):
         ended = subprocess.run(
-            [promtool(), *words], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            [program("prometheus", "promtool"), *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from tests.support.processes import HOST, free_ports
-from tests.support.tools import ask, fetch, program, running
+from tests.support.tools import answers, ask, fetch, program, running
 
 WAIT_SECONDS = 30.0
 Value = str | int | float | bool | list[Any] | None
@@ -148,7 +148,7 @@ async def running_jaeger(folder: Path) -> AsyncIterator[Jaeger]:
     }
     file = folder / "jaeger.yaml"
     file.write_text(yaml.safe_dump(config))
-    ready = f"http://{HOST}:{health}/status"
+    ready = answers(f"http://{HOST}:{health}/status")
     # It would trace itself, and wait for its own end to take those spans.
     quiet = {"OTEL_TRACES_SAMPLER": "always_off"}
     async with running([binary, "--config", file], folder / "jaeger.log", ready, environment=quiet):

@@ -5,7 +5,7 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,11 @@ def fetch(url: str) -> tuple[int, bytes]:
         return 0, b""
 
 
+def answers(url: str) -> Callable[[], bool]:
+    """Whether a GET has success."""
+    return lambda: fetch(url)[0] == 200
+
+
 async def ask(url: str) -> Any:
     """The JSON that a GET answers. Raises AssertionError with the answer where that is no success."""
     status, body = await asyncio.to_thread(fetch, url)
@@ -50,12 +55,12 @@ async def ask(url: str) -> Any:
 async def running(
     command: Sequence[str | Path],
     log: Path,
-    ready: str,
+    ready: Callable[[], bool],
     *,
     environment: Mapping[str, str] | None = None,
     seconds: float = 60.0,
 ) -> AsyncIterator[None]:
-    """The program runs within the block; it is ready when the URL `ready` answers with success."""
+    """The program runs within the block, which begins when it is ready."""
     with log.open("ab") as sink:
         process = await asyncio.create_subprocess_exec(
             *command, stdout=sink, stderr=sink, cwd=log.parent, env={**os.environ, **(environment or {})}
@@ -64,7 +69,7 @@ async def running(
         try:
             async with asyncio.timeout(seconds):
                 # Another's process can only be polled.
-                while (await asyncio.to_thread(fetch, ready))[0] != 200:
+                while not await asyncio.to_thread(ready):
                     assert process.returncode is None, f"{command[0]} ended:\n{log.read_text()[-3000:]}"
                     await asyncio.sleep(0.1)
         except TimeoutError:
