@@ -242,6 +242,10 @@ class Delivery:
             if (session := self.sessions.get(node_id)) is not None
         }
 
+    def measure(self) -> None:
+        """Brings the gauges up to date that no input moves."""
+        self._metrics.deliverable.set(sum(one.policy.deliverable for one in self.sessions.values()))
+
     def count(self, held: DispatcherResources) -> None:
         """resources.Holder."""
         held.sessions += len(self.sessions)

@@ -114,6 +114,7 @@ class Housekeeping:
         await self.server.set_serving(both, "")
 
     async def _expire(self) -> None:
+        self.delivery.measure()
         now_ms = self.clock.wall_ms()
         rows = await self.outbox.expire(now_ms - EXPIRE_GRACE_MS, 1000)
         for row in rows:

@@ -50,6 +50,11 @@ class DispatcherMetrics:
         self.pending_bytes = Gauge(
             "cloudhub_dispatcher_pending_bytes", "Size of the pending messages.", registry=registry
         )
+        self.deliverable = Gauge(
+            "cloudhub_dispatcher_deliverable_messages",
+            "Pending for nodes whose sessions are here, parked ones aside.",
+            registry=registry,
+        )
         self.commit_seconds = Histogram(
             "cloudhub_dispatcher_commit_seconds",
             "Time of a group commit.",

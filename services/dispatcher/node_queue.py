@@ -26,6 +26,7 @@ class NodeQueue:
         "by_id",
         "entries",
         "fetching",
+        "parked",
         "window",
     )
 
@@ -34,6 +35,7 @@ class NodeQueue:
         self.entries: dict[str, Entry] = {}  # key -> its newest message
         self.by_id: dict[str, Entry] = {}  # also superseded ones that are in flight
         self.fetching = 0  # entries whose body is being loaded
+        self.parked = 0  # entries that wait for an operator or a publisher
         self._most_held_bytes = held_bytes
         self._held_bytes = 0
         self._paths: dict[str, list[Entry]] = {}  # entries of one path in order of seq
@@ -53,6 +55,8 @@ class NodeQueue:
             self._paths.setdefault(entry.path, []).append(entry)
         if entry.state == READY:
             self.push(entry)
+        elif entry.state == PARKED:
+            self.parked += 1
 
     def push(self, entry: Entry) -> None:
         """A ready entry waits for its turn. Pushing it twice does no harm."""
@@ -95,6 +99,8 @@ class NodeQueue:
     def drop(self, entry: Entry, *, is_recorded: bool = True) -> None:
         """Forgets an entry and frees what it held; its path only once its end is recorded."""
         self._release(entry)
+        if entry.state == PARKED:
+            self.parked -= 1
         entry.state = GONE
         if self.entries.get(entry.key) is entry:
             del self.entries[entry.key]
@@ -108,7 +114,14 @@ class NodeQueue:
         """Keeps the entry's place, frees what it held; once that is recorded, later ones of its path pass."""
         self._release(entry)
         entry.state = PARKED
+        self.parked += 1
         self._hold_path(entry)
+
+    def unpark(self, entry: Entry) -> None:
+        """A parked entry is sent once more."""
+        self.parked -= 1
+        entry.state = READY
+        self.push(entry)
 
     def recorded(self, key: str, seq: int) -> bool:
         """A record of an entry's end or parking is durable; True if a later one of its path may go now."""

@@ -126,8 +126,8 @@ class NodeDelivery:
             if known is None or known.seq < entry.seq:
                 self._replace(entry)
             elif known.state == PARKED and entry.state == READY:
-                known.state, known.attempts, known.cause = READY, 0, Cause.REDELIVERED
-                self._queue.push(known)
+                known.attempts, known.cause = 0, Cause.REDELIVERED
+                self._queue.unpark(known)
         return self._caught_up(now, wall_ms)
 
     def reread_failed(self) -> None:
@@ -317,6 +317,11 @@ class NodeDelivery:
     def queued(self) -> int:
         """Messages known here and not settled, those in flight and parked ones included."""
         return len(self._queue.by_id)
+
+    @property
+    def deliverable(self) -> int:
+        """Of those, the ones that are sent or wait for their turn: none that is parked."""
+        return len(self._queue.by_id) - self._queue.parked
 
     @property
     def in_flight(self) -> int:

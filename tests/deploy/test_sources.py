@@ -183,7 +183,7 @@ def test_autoscalers_measure_what_the_adapter_gives_them() -> None:
     pattern = re.search(r'__name__=~"([^"]*)"', rule["seriesQuery"])
     assert pattern
     scaled = [text for text in expressions() if re.fullmatch(r"cloudhub_\w+", text)]
-    assert len(scaled) == 3
+    assert len(scaled) == 4
     assert [name for name in scaled if not re.search(pattern[1], name)] == []
 
 

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.actions import Action, Fetch, Record, Reread, Send
 from services.dispatcher.delivery import Delivery
-from services.dispatcher.entry import Entry
+from services.dispatcher.entry import Entry, EntryState
 from services.dispatcher.outbox.ledger import Ledger, Quotas, Totals
 from services.dispatcher.outbox.records import (
     Accept,
@@ -390,7 +390,12 @@ class DeliveryMachine(RuleBasedStateMachine):
         pending = [row for row in self.rows.values() if row.state != RowState.SETTLED]
         assert self.node.pending_rows == len(pending)
         assert self.node.pending_bytes == sum(row.size_bytes for row in pending)
-        assert self.session is None or self.session.policy.in_flight >= 0
+        if self.session is None:
+            return
+        policy = self.session.policy
+        assert policy.in_flight >= 0
+        parked = sum(policy.state_of(key) is EntryState.PARKED for key in self.rows)
+        assert policy.deliverable == policy.queued - parked
 
     def teardown(self) -> None:
         """Invariant 3: on a good link, with a good edge, everything ends as it was last accepted."""

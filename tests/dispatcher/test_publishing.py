@@ -9,6 +9,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from cloudhub.v1 import dispatcher_pb2 as pb
+from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.ledger import Quotas
 from services.dispatcher.outbox.records import EventKind, RowState
 from services.dispatcher.policy import PolicySettings
@@ -123,6 +124,37 @@ async def test_an_equal_version_that_is_parked_is_sent_again(half: DeliveryHalf)
     for _ in range(20):
         await asyncio.sleep(0)
     assert half.stream.frames() == [("m1", False)]
+
+
+async def test_only_what_can_be_delivered_counts_as_work_at_hand(half: DeliveryHalf) -> None:
+    """What scales dispatchers: nothing that waits for an absent node, nothing that is parked."""
+
+    def deliverable() -> float:
+        half.delivery.measure()
+        return half.metrics.value("deliverable_messages")
+
+    def of(name: str, node_id: str = NODE) -> pb.PublishRequest:
+        content = f'{{"metadata":{{"uid":"{name}"}}}}'.encode()
+        return request(node_id, content=content, resource=f"x/y/{name}", message_id=name)
+
+    for name in ("a", "b"):
+        for node_id in (NODE, "edge-away"):
+            await one(half, of(name, node_id))
+    assert deliverable() == 0
+    session = await half.connect()
+    assert deliverable() == 2
+    half.delivery.refused(session, Message(parent_id="a"), "no room")
+    assert deliverable() == 1
+    half.delivery.acknowledged(session, Message(parent_id="b"))
+    assert deliverable() == 0
+    await half.settled()
+    await one(half, of("a"))
+    await half.settled()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert deliverable() == 1
+    half.delivery.remove(session)
+    assert deliverable() == 0
 
 
 async def test_an_over_full_node_is_told() -> None:
