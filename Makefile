@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Modules are compiled once, not anew by each of the many processes that these commands start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test e2e lint format protos bench chaos fuzz soak check-deploy check-tracing clean setup
+.PHONY: run test e2e lint format protos bench chaos fuzz soak check-deploy check-tracing check-apiserver clean setup
 
 setup: $(READY)
 
@@ -41,6 +41,11 @@ check-tracing: $(READY)
 	$(BIN)/python -m scripts.get_tools jaeger prometheus
 	@mkdir -p .run
 	CI=true CLOUDHUB_TRACE_FILE=$(CURDIR)/.run/trace.json $(BIN)/python -m pytest -m observability tests/observability
+
+# The real kube-apiserver. The first time it is built with its etcd: some five minutes on two cores.
+check-apiserver: $(VENV)/.ready-deploy
+	$(BIN)/python -m scripts.get_tools kubernetes operator-kinds
+	CI=true $(BIN)/python -m pytest -m apiserver tests/deploy
 
 $(VENV)/.ready-deploy: $(READY) deploy/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r deploy/requirements.txt

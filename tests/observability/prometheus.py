@@ -86,7 +86,7 @@ async def running_prometheus(folder: Path, targets: Mapping[str, int]) -> AsyncI
     }
     file = folder / "prometheus.yaml"
     file.write_text(yaml.safe_dump(config))
-    command = [
+    command: list[str | Path] = [
         binary,
         f"--config.file={file}",
         f"--storage.tsdb.path={folder / 'prometheus'}",
