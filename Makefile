@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Modules are compiled once, not anew by each of the many processes that these commands start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test e2e lint format protos bench chaos fuzz soak check-deploy check-tracing check-apiserver clean setup
+.PHONY: run test e2e lint format protos bench chaos fuzz soak check-deploy check-tracing check-apiserver pin-images clean setup
 
 setup: $(READY)
 
@@ -50,6 +50,10 @@ check-apiserver: $(VENV)/.ready-deploy
 $(VENV)/.ready-deploy: $(READY) deploy/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r deploy/requirements.txt
 	touch $@
+
+# Needs crane or skopeo, and the registries.
+pin-images: $(READY)
+	$(BIN)/python -m scripts.pin_images
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -188,4 +188,6 @@ def test_every_image_has_a_version() -> None:
         for deployment in of_kind(overlay, "Deployment").values()
         for container in containers(pod_of(deployment))
     ]
-    assert [image for image in images if not re.search(r":\d+\.\d+\.\d+$", image)] == []
+    assert [
+        image for image in images if not re.search(r":\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?$", image)
+    ] == []
