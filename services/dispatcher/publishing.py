@@ -379,7 +379,11 @@ class Publishing:
             if item.span.is_recording():
                 item.response.trace_id = f"{item.span.get_span_context().trace_id:032x}"
                 turned_down = [one for one in item.response.outcomes if one.outcome != pb.OUTCOME_ACCEPTED]
-                item.span.set_attribute("cloudhub.reasons", sorted({one.reason for one in turned_down}))
+                reasons = sorted({one.reason for one in turned_down})
+                item.span.set_attribute("cloudhub.reasons", reasons)
+                if len(reasons) == 1:
+                    # Searches compare whole values.
+                    item.span.set_attribute("cloudhub.reason", reasons[0])
                 # A stale version is no fault: the node has, or gets, what is newer.
                 faults = {one.reason for one in turned_down if one.outcome != pb.OUTCOME_STALE}
                 if faults:

@@ -44,6 +44,7 @@ class Journey:
 async def travel(hub: HubProcesses, cloud: CloudProgram, jaeger: Jaeger, context: str) -> str:
     """Lost with its link, met with silence, cut off from its dispatcher, lost again, applied; its id."""
     trace_id = trace_of(context)
+    await cloud.publish(NODE, name="prices", version="v41")
     async with hub.peers.link(NODE) as peer:
         response = await cloud.publish(NODE, context=context, name="prices", version="41")
         await receive(peer)
@@ -80,7 +81,8 @@ async def journey(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Jou
         ):
             context = new_context()
             async with open_channel(hub.address("dispatcher")) as dispatcher:
-                message_id = await travel(hub, CloudProgram(dispatcher, sessions), jaeger, context)
+                cloud = CloudProgram(dispatcher, sessions)
+                message_id = await travel(hub, cloud, jaeger, context)
             spans = await jaeger.trace(
                 trace_of(context), lambda spans: bool(named(spans, "record") and named(spans, "apply"))
             )
@@ -169,3 +171,10 @@ async def test_a_search_by_message_finds_it_alone(journey: Journey) -> None:
         assert found == {journey.trace_id}
     for tags in ({"messaging__message__id": "another"}, {"cloudhub__reason": "no such reason"}):
         assert await journey.jaeger.search(DISPATCHER, **tags) == set()
+
+
+async def test_a_search_finds_publishes_that_were_turned_down(journey: Journey) -> None:
+    (found,) = await journey.jaeger.search(DISPATCHER, cloudhub__reason="VERSION_MALFORMED")
+    assert found != journey.trace_id
+    (publish,) = await journey.jaeger.trace(found)
+    assert (publish.name, publish.error) == ("publish", "VERSION_MALFORMED")

@@ -281,6 +281,7 @@ async def test_a_publish_that_is_turned_down_says_why(receiver: OtlpReceiver, cl
         assert response.trace_id == trace_of(context)
         publish = await receiver.one("publish", trace_of(context))
         assert publish.attributes["cloudhub.reasons"] == [reason]
+        assert publish.attributes["cloudhub.reason"] == reason
         assert publish.error == (None if reason == "BELOW_FLOOR" else reason)
         assert len(receiver.found(trace_id=trace_of(context))) == 1
 
