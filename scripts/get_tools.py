@@ -67,10 +67,13 @@ def get(name: str) -> Path:
     return folder
 
 
-def _run(*command: str | Path, folder: Path | None = None) -> str:
+def _run(*command: str | Path, folder: Path | None = None, **variables: str) -> str:
     """What the command printed. Raises ToolFault with the end of its errors."""
+    environment = {**os.environ, **variables}
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
     except FileNotFoundError as error:
         raise ToolFault(f"{command[0]} is not installed") from error
     if done.returncode:
@@ -101,7 +104,8 @@ def _module(module: str, version: str, sum_wanted: str) -> Path:
     """The folder of a module's source, which is what `sum_wanted` says."""
     # Outside of any module: the answer must not depend on where this is run.
     with tempfile.TemporaryDirectory() as nowhere:
-        told = _run(_go(), "mod", "download", "-json", f"{module}@{version}", folder=Path(nowhere))
+        wanted = ("mod", "download", "-json", f"{module}@{version}")
+        told = _run(_go(), *wanted, folder=Path(nowhere), GONOSUMDB=module)
     found = json.loads(told)
     if found["Sum"] != sum_wanted:
         raise ToolFault(f"{module} {version} is not what it was: {found['Sum']}")
