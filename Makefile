@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Modules are compiled once, not anew by each of the many processes that these commands start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test e2e lint format protos bench chaos fuzz soak check-deploy check-tracing check-apiserver pin-images clean setup
+.PHONY: run test e2e lint format protos bench chaos fuzz soak check-deploy check-cookbook check-tracing check-apiserver pin-images clean setup
 
 setup: $(READY)
 
@@ -31,6 +31,10 @@ e2e: $(READY)
 		tests/weak_network || \
 	$(BIN)/python -m pytest -m weak_network --last-failed --last-failed-no-failures none -rs \
 		--basetemp .run/e2e-again tests/weak_network
+
+# Needs grpcurl (https://github.com/fullstorydev/grpcurl).
+check-cookbook: $(READY)
+	$(BIN)/python -m pytest -m cookbook --numprocesses 3 -rs tests/docs
 
 check-deploy: $(VENV)/.ready-deploy
 	$(BIN)/python -m scripts.get_tools prometheus

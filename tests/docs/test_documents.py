@@ -21,6 +21,7 @@ from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.publication import Publication, PublishLimits, check_request
 from services.dispatcher.upstream.metrics import UpstreamMetrics
 from services.sessions.metrics import Metrics as SessionsMetrics
+from tests.docs.cookbook import commands_of, overlooked
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENTS = [
@@ -118,6 +119,17 @@ def test_paths_that_a_document_names_exist(document: Path) -> None:
 @documents
 def test_documents_speak_of_the_project_alone(document: Path) -> None:
     assert re.findall(r"/work/|/tmp/|/home/|/root/|\bTODO\b|\bFIXME\b", document.read_text()) == []
+
+
+@documents
+def test_every_command_that_a_document_shows_is_run(document: Path) -> None:
+    assert overlooked(document.read_text()) == []
+
+
+def test_commands_shown_are_found() -> None:
+    found = {page: len(commands_of(page.read_text())) for page in DOCUMENTS}
+    assert found[ROOT / "README.md"] >= 3
+    assert found[ROOT / "docs" / "operations.md"] >= 30
 
 
 @documents

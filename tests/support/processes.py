@@ -161,8 +161,8 @@ class HubProcesses:
         """Where the fleet keeps its objects."""
         return self.folder / "edges.db"
 
-    async def start_edges(self, node_ids: Iterable[str]) -> None:
-        """Starts one process with the edge agents of these nodes."""
+    async def start_edges(self, node_ids: Iterable[str], *flags: str, name: str = "edges") -> None:
+        """Starts one process with the edge agents of these nodes; `flags` win over those given here."""
         certificates = self.authority.certificate.parent
         (certificates / "nodes").mkdir(exist_ok=True)
         nodes = list(node_ids)
@@ -170,11 +170,12 @@ class HubProcesses:
             if not (certificates / "nodes" / f"{node_id}.crt").exists():
                 self.authority.issue(f"system:node:{node_id}", file=f"nodes/{node_id}")
         await self._run(
-            "edges",
+            name,
             *("edge", "--server", f"wss://localhost:{self.edge_port}"),
             *("--ca", str(self.authority.certificate), "--certificates", str(certificates)),
             *("--database", str(self.edge_database), "--first-delay", "0.05", "--most-delay", "0.3"),
             *(part for node_id in nodes for part in ("--node", node_id)),
+            *flags,
         )
 
     async def _run(self, name: str, module: str, *arguments: str) -> None:
