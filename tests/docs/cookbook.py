@@ -1,8 +1,9 @@
 """The commands that documents show, with the answers they show, and whether another answer is the same. Pure.
 
-A code block is read as a terminal: `$ ` begins a command, what follows up to the next one is its answer. In a
-block without `$ `, one command stands alone, and a block of JSON after it is its answer. A command that goes
-on until Ctrl-C has `^C` at the end of its answer; `2$ ` begins what was typed at a second terminal meanwhile.
+A code block is read as a terminal: `$ ` begins a command, what follows up to the next one is its answer.
+A block without `$ ` lists commands, and a block of JSON after it is the answer to the last one. `^C` at the
+end of an answer says that the command goes on until Ctrl-C; `2$ ` begins what was typed at a second terminal
+meanwhile.
 """
 
 import re
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 
 PROGRAMS = ("grpcurl", "cloudhubctl")
 
-_NAMED = re.compile(rf"(?<![\w/.-])(?:{'|'.join(PROGRAMS)})(?=\s|$)")
-_ALONE = re.compile(rf"(?:{'|'.join(PROGRAMS)})\s")
+_NAMED = re.compile(rf"(?<![\w-])(?:{'|'.join(PROGRAMS)})(?=\s|$)")
+_ALONE = re.compile(rf"(?:[\w./-]+/)?(?:{'|'.join(PROGRAMS)})\s")
 _INLINE = re.compile(r"`grpcurl -[^`]*`")
 _VARYING = re.compile(r"<!-- varying -->(.*?)<!-- /varying -->", re.DOTALL)
 
@@ -126,6 +127,15 @@ def _terminal(block: _Block) -> Iterator[Command]:
         yield Command(line, text, tuple(answers), tuple(meanwhile), interrupted, named)
 
 
+def _listed(block: _Block) -> Iterator[Command]:
+    """The commands of a block that shows nothing else."""
+    at = 0
+    while at < len(block.lines) and _ALONE.match(block.lines[at]):
+        line = block.line + at
+        text, at = _take(block.lines, at, "")
+        yield Command(line, text, (_ELLIPSIS,), lines=_names(text))
+
+
 def commands_of(document: str) -> list[Command]:
     """Every command that a document shows, in order."""
     found: list[Command] = []
@@ -134,9 +144,9 @@ def commands_of(document: str) -> list[Command]:
         if any(line.startswith("$ ") for line in block.lines):
             found.extend(command for command in _terminal(block) if command.lines)
             alone = None
-        elif _ALONE.match(block.text) and not _goes_on(block.text):
-            alone = Command(block.line, block.text, (_ELLIPSIS,), lines=_names(block.text))
-            found.append(alone)
+        elif _ALONE.match(block.text):
+            found.extend(_listed(block))
+            alone = found[-1]
         elif alone is not None and block.kind == "json":
             found[-1] = Command(alone.line, alone.text, (block.text,), lines=alone.lines)
             alone = None

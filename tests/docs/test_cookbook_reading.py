@@ -55,6 +55,15 @@ def test_a_terminal_is_read_command_by_command() -> None:
     assert overlooked(TERMINAL) == []
 
 
+def test_a_block_may_list_commands() -> None:
+    listed = commands_of("```\n.venv/bin/cloudhubctl nodes\ngrpcurl a \\\n  b\n```\n```json\n{}\n```\n")
+
+    assert [(one.line, one.text, one.answer) for one in listed] == [
+        (2, ".venv/bin/cloudhubctl nodes", "..."),
+        (3, "grpcurl a \\\n  b", "{}"),
+    ]
+
+
 def test_a_command_alone_has_the_json_after_it_as_its_answer() -> None:
     [command] = commands_of(ALONE)
 
@@ -69,7 +78,8 @@ def test_a_command_alone_has_the_json_after_it_as_its_answer() -> None:
         "Run `grpcurl -plaintext host list` now.\n",
         "```\n# as root\ngrpcurl host list\n```\n",
         "```\n$ ls\n```\n```\nsudo cloudhubctl nodes\n```\n",
-        "```\ngrpcurl host list '\n```\n",
+        "```\nsudo .venv/bin/cloudhubctl nodes\n```\n",
+        "```\n.venv/bin/cloudhubctl nodes\n# and then\ngrpcurl host list\n```\n",
     ],
 )
 def test_a_command_that_nobody_would_run_is_told(document: str) -> None:

@@ -41,7 +41,7 @@ _SERVICES = {
     for service in module.DESCRIPTOR.services_by_name.values()
 }
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-_FOLDERS = "services|edge|tests|protos|examples|scripts|docs|deploy|bench|chaos|demo|fuzz|soak"
+_FOLDERS = "services|edge|ctl|tests|protos|examples|scripts|docs|deploy|bench|chaos|demo|fuzz|soak"
 _PATH = re.compile(rf"`((?:{_FOLDERS})/[\w./-]*)`")
 _REQUEST = re.compile(r"-d '([^']*)'\s*(?:\\\s*)?127\.0\.0\.1:\d+ (cloudhub\.v1\.\w+)/(\w+)")
 _METRIC = re.compile(r"^\| `(cloudhub_\w+)` \| (\w+) \|", re.MULTILINE)

@@ -1,0 +1,101 @@
+"""The command line: settings of all commands, and how a command is run."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctl.faults import CtlFault, ExitCode
+from ctl.hub import Access, Hub
+from ctl.output import Output
+
+app = typer.Typer(
+    name="cloudhubctl",
+    help="Looks after a CloudHub: who is connected, where messages are, what to do about them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="a table for people, or JSON")]
+NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="node id")]
+PrefixOption = Annotated[str, typer.Option(help="only nodes whose id starts with this")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
+
+
+@app.callback()
+def access(
+    context: typer.Context,
+    dispatcher: Annotated[
+        str,
+        typer.Option(envvar="CLOUDHUBCTL_DISPATCHER", help="HOST:PORT; all of several, with commas between"),
+    ] = "127.0.0.1:50051",
+    sessions: Annotated[
+        str, typer.Option(envvar="CLOUDHUBCTL_SESSIONS", help="HOST:PORT of any sessions process")
+    ] = "127.0.0.1:50052",
+    connector: Annotated[
+        str, typer.Option(envvar="CLOUDHUBCTL_CONNECTOR", help="HOST:PORT of a connector's gRPC server")
+    ] = "127.0.0.1:50053",
+    ca: Annotated[
+        Path | None, typer.Option(envvar="CLOUDHUBCTL_CA", help="CA of the services' certificates: use TLS")
+    ] = None,
+    cert: Annotated[
+        Path | None, typer.Option(envvar="CLOUDHUBCTL_CERT", help="your certificate, for mutual TLS")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(envvar="CLOUDHUBCTL_KEY", help="its private key")] = None,
+    server_name: Annotated[
+        str,
+        typer.Option(
+            envvar="CLOUDHUBCTL_SERVER_NAME", help="name in the services' certificates, if not their address"
+        ),
+    ] = "",
+    timeout: Annotated[
+        float, typer.Option(envvar="CLOUDHUBCTL_TIMEOUT", min=0.1, help="seconds for one call")
+    ] = 10.0,
+) -> None:
+    """The options of all commands, which go before the command."""
+    context.obj = Access(dispatcher, sessions, connector, ca, cert, key, server_name, timeout)
+
+
+def run(context: typer.Context, work: Callable[[Hub], Awaitable[ExitCode | None]]) -> None:
+    """Carries out a command and ends the process with its exit code. Raises CtlFault."""
+    wanted: Access = context.obj
+    wanted.check()
+
+    async def body() -> ExitCode | None:
+        async with Hub(wanted) as hub:
+            return await work(hub)
+
+    try:
+        code = asyncio.run(body())
+    except KeyboardInterrupt:
+        raise CtlFault(ExitCode.INTERRUPTED, "interrupted; what the hub was asked already goes on") from None
+    except BrokenPipeError:
+        # Whoever read has what they wanted; what is buffered must not fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(ExitCode.BROKEN_PIPE) from None
+    raise typer.Exit(code or ExitCode.OK)
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Asks before what cannot be taken back. Raises CtlFault without an answer."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise CtlFault(ExitCode.USAGE, f"{question} Give --yes, since nobody can be asked here")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise CtlFault(ExitCode.FAILED, "nothing was done")
+
+
+def main() -> None:
+    """Entry point: one sentence on standard error and an exit code for whatever goes wrong."""
+    try:
+        app(prog_name="cloudhubctl")
+    except CtlFault as fault:
+        print(f"cloudhubctl: {fault}", file=sys.stderr)
+        raise SystemExit(fault.code) from None

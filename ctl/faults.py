@@ -1,0 +1,79 @@
+"""Why a command failed: a sentence that says what to try, and an exit code.
+
+CtlFault            knows its exit code; raised with a sentence for people
+fault_of(error)     the CtlFault of a failed gRPC call
+"""
+
+from enum import IntEnum
+
+import grpc
+
+from services.runtime.rpc import error_info
+
+
+class ExitCode(IntEnum):
+    """What the process ends with (docs/cloudhubctl.md)."""
+
+    OK = 0
+    FAILED = 1
+    """The hub refused, or what was asked came to nothing for some node."""
+    USAGE = 2
+    """A flag, a file, a manifest or an argument is wrong; nothing was changed."""
+    UNREACHABLE = 3
+    """A service or its database does not answer; the outcome is unknown, asking again is safe."""
+    NOT_FOUND = 4
+    TIMED_OUT = 5
+    """`--wait` came to its end; the messages go on."""
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+
+
+class CtlFault(Exception):
+    """The command cannot be carried out; the text says why and what to try."""
+
+    def __init__(self, code: ExitCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+_HINTS = {
+    "NODE_UNKNOWN": "`cloudhubctl nodes` lists those that the hub knows",
+    "UNKNOWN_NODE": "`cloudhubctl sessions` lists who is connected",
+    "MESSAGE_UNKNOWN": "an object with a metadata.uid is known by that, any other by NAMESPACE/TYPE/NAME; "
+    "`cloudhubctl inspect NODE` lists what is pending",
+    "OTHER_EPOCH": "`cloudhubctl session NODE` shows the live one",
+    "NO_SESSION": "`cloudhubctl session NODE` shows how its last one ended",
+    "ROW_DAMAGED": "mend the row in the database, or delete the node and publish anew",
+}
+_CODES = {
+    grpc.StatusCode.NOT_FOUND: ExitCode.NOT_FOUND,
+    grpc.StatusCode.INVALID_ARGUMENT: ExitCode.USAGE,
+    grpc.StatusCode.UNAVAILABLE: ExitCode.UNREACHABLE,
+}
+
+
+def fault_of(error: grpc.aio.AioRpcError, service: str, address: str, seconds: float) -> CtlFault:
+    """What a failed call of a service says to people; `seconds` is how long it was waited for."""
+    where = f"{service} at {address}"
+    name = f"--{service} or CLOUDHUBCTL_{service.upper()}"
+    code, detail = error.code(), error.details() or error.code().name
+    reason, _ = error_info(error)
+    from_hub = reason != code.name
+    if code is grpc.StatusCode.UNAVAILABLE and not from_hub:
+        cause = detail.rpartition(": ")[2]
+        text = f"{where} cannot be reached ({cause}): start it, or name its address with {name}"
+        if "handshake" in detail.lower() or "socket closed" in detail.lower():
+            text += "; with TLS it wants --ca, --cert and --key, without it none of them"
+        return CtlFault(ExitCode.UNREACHABLE, text)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        text = (
+            f"{where} did not answer within {seconds:g} s: look at its health, or wait longer with --timeout"
+        )
+        return CtlFault(ExitCode.UNREACHABLE, text)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        text = f"{address} is no {service} of a hub: name its address with {name}"
+        return CtlFault(ExitCode.USAGE, text)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return CtlFault(ExitCode.UNREACHABLE, f"{where} cannot do it now: {detail}; try again")
+    hint = f"; {_HINTS[reason]}" if reason in _HINTS else ""
+    return CtlFault(_CODES.get(code, ExitCode.FAILED), f"{detail}{hint}")

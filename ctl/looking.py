@@ -1,0 +1,249 @@
+"""Commands that change nothing."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from cloudhub.v1 import dispatcher_pb2, sessions_pb2
+from ctl import tables
+from ctl.app import NodeArgument, OutputOption, PrefixOption, app, run
+from ctl.faults import CtlFault, ExitCode
+from ctl.hub import Hub
+from ctl.output import Output, as_dict, note, show_json, show_table, write
+
+_STATES = [name.removeprefix("SESSION_STATE_").lower() for name in sessions_pb2.SessionState.keys()[1:]]
+ConnectorArgument = Annotated[
+    str, typer.Argument(metavar="[CONNECTOR]", help="name or id of a connector; else that of --connector")
+]
+
+
+def now() -> datetime:
+    """The present time."""
+    return datetime.now(UTC)
+
+
+async def _names(hub: Hub) -> Mapping[str, str]:
+    return {one.instance_id: one.name for one in await hub.sessions.instances()}
+
+
+async def _states(hub: Hub, prefix: str) -> dict[str, str] | None:
+    """The states of live sessions by node; None if sessions does not answer."""
+    request = sessions_pb2.ListSessionsRequest(node_id_prefix=prefix)
+    try:
+        return {one.node_id: tables.session_state(one) for one in await hub.sessions.listed(request)}
+    except CtlFault as fault:
+        if fault.code is not ExitCode.UNREACHABLE:
+            raise
+        note(f"cloudhubctl: {fault}; states are those that the dispatchers know")
+        return None
+
+
+@app.command()
+def nodes(
+    context: typer.Context,
+    prefix: PrefixOption = "",
+    parked: Annotated[bool, typer.Option("--parked", help="only nodes with parked messages")] = False,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, help="only nodes that let a message wait for so many seconds")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Every node that the hub knows, what it waits for, and who lags."""
+
+    async def work(hub: Hub) -> None:
+        asked = [
+            one.nodes(prefix, only_parked=parked, older_than_seconds=older_than) for one in hub.dispatchers
+        ]
+        answers = await asyncio.gather(*asked)
+        states = await _states(hub, prefix)
+        found: dict[str, dispatcher_pb2.NodeDelivery] = {}
+        for node in (node for answer in answers for node in answer):
+            # What is stored, all of them know; what is in flight, only the one that holds the session.
+            if node.connected or node.node_id not in found:
+                found[node.node_id] = node
+        listed = [found[node_id] for node_id in sorted(found)]
+        if states is None:
+            states = {node.node_id: "active" for node in listed if node.connected}
+        if output is Output.JSON:
+            show_json([{**as_dict(node), "state": states.get(node.node_id, "away")} for node in listed])
+        else:
+            show_table(tables.NODES, tables.node_rows(listed, states, now()), "no such nodes")
+
+    run(context, work)
+
+
+@app.command()
+def inspect(context: typer.Context, node: NodeArgument, output: OutputOption = Output.TABLE) -> None:
+    """What one node waits for: its pending objects, in the order in which they are first sent."""
+
+    async def work(hub: Hub) -> None:
+        dispatcher = await hub.dispatcher_of(node)
+        request = dispatcher_pb2.InspectNodeRequest(node_id=node, page_size=1000)
+        objects: list[dispatcher_pb2.ObjectDelivery] = []
+        while True:
+            answer = await dispatcher.call(dispatcher.admin.InspectNode, request)
+            objects.extend(answer.objects)
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                break
+        if output is Output.JSON:
+            show_json({"node": as_dict(answer.node), "objects": [as_dict(one) for one in objects]})
+        else:
+            show_table(tables.OBJECTS, tables.object_rows(objects, now()), f"{node} waits for nothing")
+
+    run(context, work)
+
+
+@app.command()
+def explain(
+    context: typer.Context,
+    node: NodeArgument,
+    object_key: Annotated[
+        str, typer.Argument(metavar="[OBJECT]", help="metadata.uid of an object, else NAMESPACE/TYPE/NAME")
+    ] = "",
+    message: Annotated[str, typer.Option(help="id of a message, instead of an object")] = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Why a node has not got an object: where its message is and what happened to it."""
+    if bool(object_key) == bool(message):
+        raise CtlFault(ExitCode.USAGE, "name either an OBJECT or a message by --message")
+
+    async def work(hub: Hub) -> None:
+        dispatcher = await hub.dispatcher_of(node)
+        request = dispatcher_pb2.ExplainDeliveryRequest(
+            node_id=node, message_id=message, object_key=object_key
+        )
+        answer = await dispatcher.call(dispatcher.admin.ExplainDelivery, request)
+        if output is Output.JSON:
+            show_json(as_dict(answer))
+            return
+        for line in tables.explanation_lines(answer, now()):
+            write(line)
+        write("")
+        show_table(tables.EVENTS, tables.event_rows(answer.events), "its history has been dropped")
+
+    run(context, work)
+
+
+@app.command()
+def sessions(
+    context: typer.Context,
+    prefix: PrefixOption = "",
+    project: Annotated[str, typer.Option(help="only of this project")] = "",
+    connector_id: Annotated[str, typer.Option(help="only of this connector")] = "",
+    dispatcher_id: Annotated[str, typer.Option(help="only of this dispatcher")] = "",
+    state: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(_STATES)}; repeat for several; else the live ones")
+    ] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Who is connected where, and since when."""
+    wrong = [one for one in state or () if one not in _STATES]
+    if wrong:
+        raise CtlFault(ExitCode.USAGE, f"--state: {wrong[0]!r} should be one of {', '.join(_STATES)}")
+    request = sessions_pb2.ListSessionsRequest(
+        node_id_prefix=prefix,
+        project_id=project,
+        connector_id=connector_id,
+        dispatcher_id=dispatcher_id,
+        states=[sessions_pb2.SessionState.Value(f"SESSION_STATE_{one.upper()}") for one in state or ()],
+    )
+
+    async def work(hub: Hub) -> None:
+        found = await hub.sessions.listed(request)
+        if output is Output.JSON:
+            show_json([as_dict(one) for one in found])
+        else:
+            rows = tables.session_rows(found, await _names(hub), now())
+            show_table(tables.SESSIONS, rows, "no such sessions")
+
+    run(context, work)
+
+
+@app.command()
+def session(context: typer.Context, node: NodeArgument, output: OutputOption = Output.TABLE) -> None:
+    """The newest session of a node, also after its end."""
+
+    async def work(hub: Hub) -> None:
+        request = sessions_pb2.GetSessionRequest(node_id=node)
+        answer = await hub.sessions.call(hub.sessions.admin.GetSession, request)
+        if output is Output.JSON:
+            show_json(as_dict(answer.session))
+        else:
+            rows = tables.session_rows([answer.session], await _names(hub), now())
+            show_table(tables.SESSIONS, rows, "")
+
+    run(context, work)
+
+
+@app.command()
+def links(
+    context: typer.Context,
+    connector: ConnectorArgument = "",
+    prefix: PrefixOption = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """The links of one connector, and what waits in its memory for each."""
+
+    async def work(hub: Hub) -> None:
+        found = await (await hub.connector(connector)).links(prefix)
+        if output is Output.JSON:
+            show_json([as_dict(link) for link in found])
+        else:
+            show_table(tables.LINKS, tables.link_rows(found, now()), "no such links")
+
+    run(context, work)
+
+
+@app.command()
+def instances(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """Every live process of the hub."""
+
+    async def work(hub: Hub) -> None:
+        found = await hub.sessions.instances()
+        if output is Output.JSON:
+            show_json([as_dict(one) for one in found])
+        else:
+            show_table(tables.INSTANCES, tables.instance_rows(found), "none")
+
+    run(context, work)
+
+
+@app.command()
+def watch(
+    context: typer.Context,
+    prefix: PrefixOption = "",
+    present: Annotated[bool, typer.Option("--present", help="the live sessions first")] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Sessions as they come and go, a line each, until Ctrl-C."""
+    request = sessions_pb2.WatchSessionsRequest(node_id_prefix=prefix, include_present=present)
+    # Node ids may be longer; their lines are then.
+    form = "{:<8}  {:<24}  {:<9}  {:<18}  {:<13}  {}"
+
+    async def follow(hub: Hub) -> None:
+        if output is Output.TABLE:
+            write(form.format(*tables.CHANGES).rstrip())
+        async for answer in hub.sessions.stream(hub.sessions.admin.WatchSessions, request):
+            if output is Output.JSON:
+                write(json.dumps(as_dict(answer.session)))
+            else:
+                write(form.format(*tables.change_row(answer.session, now())).rstrip())
+        raise CtlFault(ExitCode.UNREACHABLE, "the stream ended: sessions was stopped; watch it again")
+
+    async def work(hub: Hub) -> None:
+        following = asyncio.ensure_future(follow(hub))
+        # Ctrl-C is how this command ends; that is no fault.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, following.cancel)
+        try:
+            await following
+        except asyncio.CancelledError:
+            sys.stdout.flush()
+
+    run(context, work)

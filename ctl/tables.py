@@ -1,0 +1,221 @@
+"""What people see of the hub's answers. Pure: the present time is an argument."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from cloudhub.v1.connector_pb2 import Link
+from cloudhub.v1.dispatcher_pb2 import (
+    DeliveryEvent,
+    DeliveryState,
+    ExplainDeliveryResponse,
+    NodeDelivery,
+    ObjectDelivery,
+)
+from cloudhub.v1.link_pb2 import CloseReason
+from cloudhub.v1.sessions_pb2 import GetLimitsResponse, Instance, Session, SessionState
+
+Row = Sequence[str]
+
+NODES = ("NODE", "STATE", "PENDING", "IN FLIGHT", "PARKED", "OLDEST PENDING", "LAST ACK")
+SESSIONS = ("NODE", "STATE", "SINCE", "CONNECTOR", "DISPATCHER", "PEER", "EPOCH")
+LINKS = ("NODE", "LINK", "SINCE", "IDLE", "QUEUED", "RECEIVED", "SENT", "PEER", "EPOCH")
+INSTANCES = ("SERVICE", "NAME", "ADDRESS", "NODES", "HEARD OF", "ID")
+OBJECTS = ("OBJECT", "RESOURCE", "OPERATION", "VERSION", "STATE", "ATTEMPTS", "ACCEPTED", "PARKED BECAUSE")
+EVENTS = ("TIME", "WHAT", "VERSION", "ATTEMPT", "EPOCH", "REASON")
+LIMITS = ("SCOPE", "LIMIT", "NODES NOW")
+CHANGES = ("TIME", "NODE", "STATE", "REASON", "EPOCH", "PEER")
+
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
+
+
+def age(seconds: float) -> str:
+    """`12 s`, `4 min`, `3 h`, `12 d`: the largest unit that fits twice, so that little is lost."""
+    for size, unit in _UNITS:
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def since(stamp: Timestamp, now: datetime) -> str:
+    """The age of an instant; nothing if there is none."""
+    if not stamp.seconds:
+        return ""
+    return f"{age((now - stamp.ToDatetime(UTC)).total_seconds())} ago"
+
+
+def clock(stamp: Timestamp) -> str:
+    """An instant, to the millisecond."""
+    return f"{stamp.ToDatetime(UTC):%Y-%m-%dT%H:%M:%S}.{stamp.nanos // 1_000_000:03}Z"
+
+
+def session_state(session: Session) -> str:
+    """`active`, `draining`, ..."""
+    return SessionState.Name(session.state).removeprefix("SESSION_STATE_").lower()
+
+
+def delivery_state(state: DeliveryState.ValueType) -> str:
+    """`pending`, `in flight`, `parked`, ..."""
+    return DeliveryState.Name(state).removeprefix("DELIVERY_STATE_").replace("_", " ").lower()
+
+
+def close_reason(session: Session) -> str:
+    """`evicted`, `edge closed`, ...; nothing while it lives."""
+    if session.state != SessionState.SESSION_STATE_CLOSED:
+        return ""
+    return CloseReason.Name(session.close_reason).removeprefix("CLOSE_REASON_").replace("_", " ").lower()
+
+
+def node_rows(nodes: Iterable[NodeDelivery], states: Mapping[str, str], now: datetime) -> list[Row]:
+    """Of NODES; `states` are those of the nodes' live sessions."""
+    return [
+        (
+            node.node_id,
+            states.get(node.node_id, "away"),
+            str(node.pending),
+            str(node.in_flight),
+            str(node.parked),
+            since(node.oldest_pending, now),
+            since(node.last_ack, now),
+        )
+        for node in nodes
+    ]
+
+
+def session_rows(sessions: Iterable[Session], names: Mapping[str, str], now: datetime) -> list[Row]:
+    """Of SESSIONS; `names` are those of the processes by their ids."""
+    rows: list[Row] = []
+    for session in sessions:
+        state, reason = session_state(session), close_reason(session)
+        stamp = session.closed_at if reason else session.opened_at
+        rows.append(
+            (
+                session.node_id,
+                f"{state} ({reason})" if reason else state,
+                since(stamp, now),
+                names.get(session.connector_id, session.connector_id),
+                names.get(session.dispatcher_id, session.dispatcher_id),
+                session.peer_address,
+                str(session.epoch),
+            )
+        )
+    return rows
+
+
+def link_rows(links: Iterable[Link], now: datetime) -> list[Row]:
+    """Of LINKS."""
+    return [
+        (
+            link.node_id,
+            str(link.link),
+            since(link.opened_at, now),
+            age(link.idle_seconds),
+            f"{link.queued_frames} frames, {link.queued_bytes} B",
+            str(link.frames_received),
+            str(link.frames_sent),
+            link.peer_address,
+            str(link.epoch),
+        )
+        for link in links
+    ]
+
+
+def instance_rows(instances: Iterable[Instance]) -> list[Row]:
+    """Of INSTANCES."""
+    return [
+        (
+            one.service,
+            one.name,
+            one.address,
+            "" if one.service == "sessions" else str(one.nodes),
+            f"{age(one.silent_seconds)} ago",
+            one.instance_id,
+        )
+        for one in instances
+    ]
+
+
+def object_rows(objects: Iterable[ObjectDelivery], now: datetime) -> list[Row]:
+    """Of OBJECTS."""
+    return [
+        (
+            one.object_key,
+            one.resource,
+            one.operation,
+            one.version,
+            delivery_state(one.state),
+            str(one.unacknowledged_attempts),
+            since(one.accepted_at, now),
+            one.parked_reason,
+        )
+        for one in objects
+    ]
+
+
+def event_rows(events: Iterable[DeliveryEvent]) -> list[Row]:
+    """Of EVENTS."""
+    return [
+        (
+            clock(event.at),
+            event.kind,
+            event.version,
+            str(event.attempt or ""),
+            str(event.epoch or ""),
+            event.reason,
+        )
+        for event in events
+    ]
+
+
+def explanation_lines(answer: ExplainDeliveryResponse, now: datetime) -> list[str]:
+    """Where a message is, before its events."""
+    lines = [answer.explanation]
+    facts = [("node", answer.node_id), ("message", answer.message_id)]
+    if answer.HasField("object"):
+        one = answer.object
+        facts.append(("object", one.object_key))
+        if one.resource != one.object_key:
+            facts.append(("resource", one.resource))
+        facts.append(("operation", one.operation))
+        facts.append(("version", one.version or "none"))
+        facts.append(("floor", one.floor))
+        facts.append(("acknowledged", one.acknowledged_version or "none"))
+        facts.append(("accepted", since(one.accepted_at, now)))
+        if one.HasField("expires_at"):
+            facts.append(("expires", clock(one.expires_at)))
+    if answer.trace_id:
+        facts.append(("trace", answer.trace_id))
+    width = max(len(name) for name, _ in facts)
+    return lines + [f"  {name:<{width}}  {value}" for name, value in facts]
+
+
+def limit_rows(answer: GetLimitsResponse, names: Mapping[str, str]) -> list[Row]:
+    """Of LIMITS; 0 is unlimited."""
+
+    def told(limit: int) -> str:
+        return str(limit) if limit else "unlimited"
+
+    limits = answer.limits
+    rows: list[Row] = [("all nodes", told(limits.total), str(answer.nodes))]
+    rows.append(("each connector", told(limits.per_connector), ""))
+    for connector, nodes in sorted(answer.nodes_by_connector.items()):
+        rows.append((f"  {names.get(connector, connector)}", "", str(nodes)))
+    rows.append(("each project", told(limits.per_project), ""))
+    for project in sorted({*limits.projects, *answer.nodes_by_project}):
+        own = limits.projects.get(project)
+        nodes = answer.nodes_by_project.get(project, 0)
+        rows.append((f"  {project}", "" if own is None else told(own), str(nodes)))
+    return rows
+
+
+def change_row(session: Session, now: datetime) -> Row:
+    """Of CHANGES."""
+    return (
+        f"{now:%H:%M:%S}",
+        session.node_id,
+        session_state(session),
+        close_reason(session),
+        str(session.epoch),
+        session.peer_address,
+    )

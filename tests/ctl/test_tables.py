@@ -1,0 +1,124 @@
+"""What people see: ages, states, limits, and tables that a pipe gets whole."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from cloudhub.v1.dispatcher_pb2 import ExplainDeliveryResponse, NodeDelivery, ObjectDelivery
+from cloudhub.v1.link_pb2 import CLOSE_REASON_KEEPALIVE_TIMEOUT
+from cloudhub.v1.sessions_pb2 import (
+    SESSION_STATE_ACTIVE,
+    SESSION_STATE_CLOSED,
+    GetLimitsResponse,
+    Limits,
+    Session,
+)
+from ctl.output import table_text
+from ctl.tables import age, explanation_lines, limit_rows, node_rows, session_rows
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+
+
+def ago(**how_long: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(NOW - timedelta(**how_long))
+    return stamp
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (-3.0, "0 s"),
+        (0.4, "0 s"),
+        (119.0, "119 s"),
+        (120.0, "2 min"),
+        (7_199.0, "119 min"),
+        (7_200.0, "2 h"),
+        (172_800.0, "2 d"),
+    ],
+)
+def test_an_age_is_told_in_the_largest_unit_that_fits_twice(seconds: float, told: str) -> None:
+    assert age(seconds) == told
+
+
+def test_a_node_without_a_session_is_away() -> None:
+    nodes = [
+        NodeDelivery(node_id="edge-1", pending=2, in_flight=1, last_ack=ago(seconds=5)),
+        NodeDelivery(node_id="edge-2", pending=1, parked=1, oldest_pending=ago(hours=3)),
+    ]
+
+    assert node_rows(nodes, {"edge-1": "active"}, NOW) == [
+        ("edge-1", "active", "2", "1", "0", "", "5 s ago"),
+        ("edge-2", "away", "1", "0", "1", "3 h ago", ""),
+    ]
+
+
+def test_a_closed_session_says_why_and_since_when_it_is_closed() -> None:
+    closed = Session(
+        node_id="edge-1",
+        state=SESSION_STATE_CLOSED,
+        close_reason=CLOSE_REASON_KEEPALIVE_TIMEOUT,
+        connector_id="c1",
+        opened_at=ago(hours=9),
+        closed_at=ago(minutes=5),
+    )
+    live = Session(node_id="edge-2", state=SESSION_STATE_ACTIVE, connector_id="c2", opened_at=ago(hours=9))
+
+    rows = session_rows([closed, live], {"c1": "connector-1"}, NOW)
+
+    assert rows[0][:4] == ("edge-1", "closed (keepalive timeout)", "5 min ago", "connector-1")
+    assert rows[1][:4] == ("edge-2", "active", "9 h ago", "c2")
+
+
+def test_limits_name_each_exception_and_who_counts() -> None:
+    answer = GetLimitsResponse(
+        limits=Limits(per_connector=10, projects={"pilot": 5}),
+        nodes=3,
+        nodes_by_connector={"c1": 3},
+        nodes_by_project={"other": 3},
+    )
+
+    assert limit_rows(answer, {"c1": "connector-1"}) == [
+        ("all nodes", "unlimited", "3"),
+        ("each connector", "10", ""),
+        ("  connector-1", "", "3"),
+        ("each project", "unlimited", ""),
+        ("  other", "", "3"),
+        ("  pilot", "5", "0"),
+    ]
+
+
+def test_an_explanation_begins_with_its_sentence_and_leaves_out_what_is_not_known() -> None:
+    answer = ExplainDeliveryResponse(
+        node_id="edge-1",
+        message_id="m1",
+        explanation="It is on its way.",
+        object=ObjectDelivery(object_key="k", resource="k", operation="delete", floor="4"),
+    )
+
+    lines = explanation_lines(answer, NOW)
+
+    assert lines[0] == "It is on its way."
+    assert [line.split() for line in lines[1:]] == [
+        ["node", "edge-1"],
+        ["message", "m1"],
+        ["object", "k"],
+        ["operation", "delete"],
+        ["version", "none"],
+        ["floor", "4"],
+        ["acknowledged", "none"],
+        ["accepted"],
+    ]
+
+
+def test_a_pipe_gets_whole_lines_without_colours() -> None:
+    rows = [("edge-1", "x" * 300, "parked")]
+
+    plain = table_text(("NODE", "WHY", "STATE"), rows, width=10_000, tty=False)
+    coloured = table_text(("NODE", "WHY", "STATE"), rows, width=80, tty=True)
+
+    assert plain.splitlines()[1].split() == ["edge-1", "x" * 300, "parked"]
+    assert "\x1b" not in plain
+    assert "\x1b" in coloured
+    assert coloured.count("\n") > 4

@@ -1,0 +1,79 @@
+"""What is wrong with a command line is told before any service is asked."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from ctl.__main__ import main
+from ctl.faults import ExitCode
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No terminal, no hub, and the folder that the paths below are in."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    for name in list(os.environ):
+        if name.startswith("CLOUDHUBCTL_"):
+            monkeypatch.delenv(name)
+    for service in ("DISPATCHER", "SESSIONS", "CONNECTOR"):
+        monkeypatch.setenv(f"CLOUDHUBCTL_{service}", "127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("explain edge-1", "name either an OBJECT or a message"),
+        ("explain edge-1 a --message b", "name either an OBJECT or a message"),
+        ("purge edge-1", "name an OBJECT, or give --all"),
+        ("purge edge-1 --all", "Give --yes, since nobody can be asked here"),
+        ("drain", "Give --yes, since nobody can be asked here"),
+        ("limits --project pilot", "'pilot' should be PROJECT=NODES"),
+        ("limits --total -1", "Invalid value for '--total'"),
+        ("sessions --state lost", "'lost' should be one of opening, active"),
+        ("publish -f nowhere.yaml --all", "nowhere.yaml cannot be read: No such file"),
+        ("publish -f README.md --all", "README.md is no YAML"),
+        ("publish -f examples/manifests", "say to whom: --node"),
+        ("publish -f examples/manifests --all -n edge-1", "say to whom: --node"),
+        ("--sessions nowhere sessions", "'nowhere' should be HOST:PORT"),
+        ("--ca nowhere.crt sessions", "--ca: nowhere.crt cannot be read (No such file"),
+        ("--cert a.crt sessions", "a certificate and its key go together"),
+        ("--cert a.crt --key a.key sessions", "needs the CA of the services too"),
+        ("frobnicate", "No such command 'frobnicate'"),
+        ("--server-name x --timeout 0 nodes", "Invalid value for '--timeout'"),
+        ("session", "Missing argument 'NODE'"),
+        ("publish --all", "Missing option '--file'"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_a_sentence(
+    arguments: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["cloudhubctl", *arguments.split()])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    out, err = capsys.readouterr()
+    assert told in err
+    assert out == ""
+    assert ended.value.code == ExitCode.USAGE
+
+
+def test_help_names_every_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["cloudhubctl", "--help"])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    text = (ROOT / "docs" / "cloudhubctl.md").read_text()
+    listed = capsys.readouterr().out.partition("Commands:\n")[2].split("\n")
+    commands = [line.split()[0] for line in listed if line.startswith("  ") and line[2:3] != " "]
+    assert len(commands) == 16
+    assert [command for command in commands if f"`{command}" not in text] == []
+    assert ended.value.code == ExitCode.OK
