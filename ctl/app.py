@@ -3,12 +3,14 @@
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from cloudhub.v1.dispatcher_pb2 import ListNodesRequest
 from ctl.faults import CtlFault, ExitCode
 from ctl.hub import Access, Hub
 from ctl.output import Output
@@ -21,8 +23,34 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_OFFERED = 200
+
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="a table for people, or JSON")]
-NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="node id")]
+
+
+def _access_of(values: Mapping[str, Any]) -> Access:
+    named = {**values, "timeout_seconds": values["timeout"]}
+    return Access(**{field.name: named[field.name] for field in fields(Access)})
+
+
+def complete_node(context: typer.Context, incomplete: str) -> list[str]:
+    """Node ids that the shell offers: none if the hub does not answer at once."""
+    wanted = replace(_access_of(context.parent.params if context.parent else {}), timeout_seconds=1.0)
+
+    async def found() -> list[str]:
+        async with Hub(wanted) as hub:
+            request = ListNodesRequest(page_size=_OFFERED, node_id_prefix=incomplete)
+            page = await hub.dispatcher.call(hub.dispatcher.admin.ListNodes, request)
+            return [node.node_id for node in page.nodes]
+
+    try:
+        wanted.check()
+        return asyncio.run(found())
+    except CtlFault:
+        return []
+
+
+NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="node id", autocompletion=complete_node)]
 PrefixOption = Annotated[str, typer.Option(help="only nodes whose id starts with this")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
 
@@ -58,7 +86,7 @@ def access(
     ] = 10.0,
 ) -> None:
     """The options of all commands, which go before the command."""
-    context.obj = Access(dispatcher, sessions, connector, ca, cert, key, server_name, timeout)
+    context.obj = _access_of(context.params)
 
 
 def run(context: typer.Context, work: Callable[[Hub], Awaitable[ExitCode | None]]) -> None:

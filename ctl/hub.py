@@ -108,11 +108,20 @@ class Service:
     async def stream(
         self, method: "grpc.aio.UnaryStreamMultiCallable[Any, Answer]", request: object
     ) -> AsyncIterator[Answer]:
-        """The answers to a request, until the service ends them."""
+        """The answers to a request, without an end: raises CtlFault when the service stops."""
+        answered = False
+        lost = CtlFault(
+            ExitCode.UNREACHABLE, f"{self.kind} at {self.address} was stopped or lost; ask it anew"
+        )
         try:
             async for answer in method(request):
+                answered = True
                 yield answer
+            raise lost
         except grpc.aio.AioRpcError as error:
+            code = error.code()
+            if code is grpc.StatusCode.CANCELLED or (code is grpc.StatusCode.UNAVAILABLE and answered):
+                raise lost from error
             raise fault_of(error, self.kind, self.address, self._timeout) from error
 
 

@@ -235,7 +235,6 @@ def watch(
                 write(json.dumps(as_dict(answer.session)))
             else:
                 write(form.format(*tables.change_row(answer.session, now())).rstrip())
-        raise CtlFault(ExitCode.UNREACHABLE, "the stream ended: sessions was stopped; watch it again")
 
     async def work(hub: Hub) -> None:
         following = asyncio.ensure_future(follow(hub))

@@ -235,7 +235,7 @@ async def _death_within(children: Sequence[Child], seconds: float) -> ProcessFau
 
 
 def _commands(hub: Hub, manifest: Manifest) -> list[str]:
-    """Three commands that work while the demo runs."""
+    """Commands that work while the demo runs."""
     about = json.dumps({"node_id": "edge-1", "object_key": manifest.uid})
     message = {"source": "edgecontroller", "group": "resource", "operation": "update"}
     publish = {
@@ -248,4 +248,6 @@ def _commands(hub: Hub, manifest: Manifest) -> list[str]:
         f"{grpcurl} -d '{json.dumps(publish)}' {dispatcher}.DispatcherService/Publish",
         f"{grpcurl} -d '{about}' {dispatcher}.DispatcherAdmin/ExplainDelivery",
         f"{grpcurl} {hub.sessions[0].address} cloudhub.v1.SessionsAdmin/ListInstances",
+        f"  .venv/bin/cloudhubctl --dispatcher {hub.dispatcher_addresses} "
+        f"--sessions {hub.sessions[0].address} nodes",
     ]

@@ -237,6 +237,51 @@ async def test_a_watch_tells_changes_and_ends_cleanly_at_ctrl_c(program: Program
     assert "SESSION_STATE_CLOSED" in states
 
 
+async def test_ctrl_c_in_long_work_says_that_the_hub_goes_on(program: Program) -> None:
+    file = program.file("long.yaml", MANIFEST.replace("prices", "long"))
+    process = await program.start("publish", "-f", file, "-n", "edge-7", "--wait")
+    async with asyncio.timeout(SECONDS):
+        while (await program.run("explain", "edge-7", "shop/configmap/long")).code:  # noqa: ASYNC110 - processes
+            await asyncio.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+
+    assert process.returncode == 130
+    assert err == b"cloudhubctl: interrupted; what the hub was asked already goes on\n"
+    assert out == b""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_watch_says_that_sessions_has_gone(program: Program, number: signal.Signals) -> None:
+    process = await program.start("watch", "--present", "-o", "json")
+    assert process.stdout is not None
+    async with asyncio.timeout(SECONDS):
+        await process.stdout.readline()
+        program.hub.signal("sessions", number)
+        _, err = await process.communicate()
+        await program.hub.ended("sessions")
+    await program.hub.start("sessions")
+
+    told = f"cloudhubctl: sessions at {program.hub.address('sessions')} was stopped or lost; ask it anew\n"
+    assert (process.returncode, err.decode()) == (3, told)
+
+
+async def test_a_wait_outlives_a_dispatcher(program: Program) -> None:
+    file = program.file("outage.yaml", MANIFEST.replace("prices", "outage"))
+    process = await program.start("publish", "-f", file, "-n", "edge-8", "--wait", "--wait-seconds", "20")
+    async with asyncio.timeout(SECONDS):
+        while (await program.run("explain", "edge-8", "shop/configmap/outage")).code:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await program.hub.kill("dispatcher")
+        await program.hub.start("dispatcher")
+        purged = await program.run("purge", "edge-8", "--all", "--yes")
+        out, err = await process.communicate()
+
+    assert (purged.code, purged.out) == (0, "1 pending message of edge-8 dropped\n")
+    assert (process.returncode, err) == (1, b"")
+    assert b"It ended without an acknowledgement: purged" in out
+
+
 async def test_a_reader_that_leaves_is_no_fault(program: Program) -> None:
     process = await program.start("watch", "--present", "-o", "json")
     assert process.stdout is not None
@@ -266,6 +311,45 @@ async def test_who_sits_at_a_terminal_is_asked(program: Program) -> None:
     assert b"Drop everything that waits for edge-1?" in err
     assert b"nothing was done" in err
     assert out == b""
+
+
+async def test_the_shell_completes_node_ids(program: Program) -> None:
+    asked = {"_CLOUDHUBCTL_COMPLETE": "complete_bash", "COMP_CWORD": "2"}
+
+    async def offered(words: str, **changes: str) -> list[str]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", "import sys; from ctl.__main__ import main; sys.argv[0] = 'x'; main()"),
+            cwd=ROOT,
+            env={**program.environment, **asked, "COMP_WORDS": words, **changes},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), SECONDS)
+        return out.decode().split()
+
+    assert await offered("cloudhubctl session edge-1") == ["edge-1"]
+    assert await offered("cloudhubctl session edge-", CLOUDHUBCTL_DISPATCHER=closed_port()) == []
+
+
+async def test_work_on_many_nodes_shows_a_bar_at_a_terminal(program: Program) -> None:
+    ours, theirs = pty.openpty()
+    file = program.file("bar.yaml", MANIFEST.replace("prices", "bar"))
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "ctl", "publish", "-f", file, "-n", "edge-1", "-n", "edge-2"),
+            cwd=ROOT,
+            env=program.environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=theirs,
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), SECONDS)
+        shown = os.read(ours, 65536)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+    assert b"published" in shown
+    assert b"2/2" in shown
+    assert out == b"1 object to 2 nodes: 2 accepted\n"
 
 
 async def test_tls_shows_the_callers_certificate(program: Program, tmp_path: Path) -> None:
