@@ -1,7 +1,7 @@
 """The commands that documents show, with the answers they show, and whether another answer is the same. Pure.
 
 A code block is read as a terminal: `$ ` begins a command, what follows up to the next one is its answer.
-A block without `$ ` lists commands, and a block of JSON after it is the answer to the last one. `^C` at the
+A block without `$ ` lists commands, and a block of JSON next in its section answers the last one. `^C` at the
 end of an answer says that the command goes on until Ctrl-C; `2$ ` begins what was typed at a second terminal
 meanwhile.
 """
@@ -61,6 +61,8 @@ class _Block:
     line: int
     kind: str
     lines: list[str]
+    section: int
+    """The line of the heading above it."""
 
     @property
     def text(self) -> str:
@@ -69,9 +71,12 @@ class _Block:
 
 def _blocks(document: str) -> Iterator[_Block]:
     block: _Block | None = None
+    section = 0
     for number, line in enumerate(document.splitlines(), 1):
-        if block is None and line.startswith("```"):
-            block = _Block(number + 1, line[3:].strip(), [])
+        if block is None and line.startswith("#"):
+            section = number
+        elif block is None and line.startswith("```"):
+            block = _Block(number + 1, line[3:].strip(), [], section)
         elif block is not None and line.startswith("```"):
             yield block
             block = None
@@ -140,15 +145,17 @@ def commands_of(document: str) -> list[Command]:
     """Every command that a document shows, in order."""
     found: list[Command] = []
     alone: Command | None = None
+    section = 0
     for block in _blocks(document):
         if any(line.startswith("$ ") for line in block.lines):
             found.extend(command for command in _terminal(block) if command.lines)
             alone = None
         elif _ALONE.match(block.text):
             found.extend(_listed(block))
-            alone = found[-1]
-        elif alone is not None and block.kind == "json":
-            found[-1] = Command(alone.line, alone.text, (block.text,), lines=alone.lines)
+            alone, section = found[-1], block.section
+        else:
+            if alone is not None and (block.kind, block.section) == ("json", section):
+                found[-1] = Command(alone.line, alone.text, (block.text,), lines=alone.lines)
             alone = None
     return found
 

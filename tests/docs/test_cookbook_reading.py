@@ -64,6 +64,12 @@ def test_a_block_may_list_commands() -> None:
     ]
 
 
+def test_json_of_another_section_is_no_answer() -> None:
+    [command] = commands_of("```\ngrpcurl a\n```\n## Logs\n```json\n{}\n```\n")
+
+    assert command.answer == "..."
+
+
 def test_a_command_alone_has_the_json_after_it_as_its_answer() -> None:
     [command] = commands_of(ALONE)
 
