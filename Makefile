@@ -32,8 +32,9 @@ e2e: $(READY)
 	$(BIN)/python -m pytest -m weak_network --last-failed --last-failed-no-failures none -rs \
 		--basetemp .run/e2e-again tests/weak_network
 
-# Needs grpcurl (https://github.com/fullstorydev/grpcurl).
+# The commands that the documents show. The first time, grpcurl is built: half a minute.
 check-cookbook: $(READY)
+	$(BIN)/python -m scripts.get_tools grpcurl
 	$(BIN)/python -m pytest -m cookbook --numprocesses 3 -rs tests/docs
 
 check-deploy: $(VENV)/.ready-deploy

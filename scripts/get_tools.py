@@ -166,6 +166,15 @@ OPERATOR_KINDS = (
     "monitoring.coreos.com_servicemonitors.yaml",
 )
 TOOLS = {
+    "grpcurl": Tool(
+        "v1.9.4",
+        ("grpcurl",),
+        _built_in_its_module(
+            "github.com/fullstorydev/grpcurl",
+            "./cmd/grpcurl",
+            "h1:7bC3tlRwS7dPyfhBo0Xmigns8hWH/K4fg9NrafpY57k=",
+        ),
+    ),
     "jaeger": Tool(
         "v1.76.0",
         ("jaeger",),

@@ -4,7 +4,6 @@ what the document shows."""
 import asyncio
 import os
 import re
-import shutil
 import signal
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 from tests.docs.cookbook import Command, commands_of, same, varying_of
 from tests.docs.test_documents import DOCUMENTS, ROOT
 from tests.support.processes import HubProcesses, clean_environment
+from tests.support.tools import program
 
 pytestmark = [pytest.mark.e2e, pytest.mark.cookbook]
 
@@ -31,20 +31,8 @@ READS = re.compile(
     r"cloudhubctl (?:nodes|inspect|sessions|session|links|instances|explain)\b"
 )
 ANSWER_SECONDS = 20.0
-_MISSING = "grpcurl is not installed; go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4"
 
 documents = pytest.mark.parametrize("document", SHOWING, ids=lambda path: str(path.relative_to(ROOT)))
-
-
-def folder_of_grpcurl() -> Path:
-    """Where the program is. Skips without it; where the checks have to be whole, that is a failure."""
-    go = Path(os.environ.get("GOPATH") or Path.home() / "go") / "bin"
-    found = shutil.which("grpcurl", path=os.pathsep.join((os.environ.get("PATH", ""), str(go))))
-    if found is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(_MISSING)
-        pytest.skip(_MISSING)
-    return Path(found).parent
 
 
 class Terminal:
@@ -161,7 +149,9 @@ async def connected(terminal: Terminal, node_id: str) -> None:
 @asynccontextmanager
 async def described_hub(folder: Path) -> AsyncIterator[Terminal]:
     """One of each service and the nodes edge-1 and edge-2, which upload now and then."""
-    path = os.pathsep.join((str(Path(sys.executable).parent), str(folder_of_grpcurl()), os.environ["PATH"]))
+    path = os.pathsep.join(
+        (str(Path(sys.executable).parent), str(program("grpcurl", "grpcurl").parent), os.environ["PATH"])
+    )
     async with HubProcesses(folder, FLAGS) as hub:
         terminal = Terminal(hub, path)
         for node_id in ("edge-1", "edge-2"):
