@@ -33,6 +33,7 @@ class LinkFault(enum.Enum):
     WEBSOCKET = "websocket_protocol"
     BINARY = "binary_frame"
     TOO_BIG = "frame_too_big"
+    QUIC = "quic_protocol"
 
 
 _C = link_pb2.CloseReason
@@ -59,6 +60,7 @@ FRAME_FAULT_CODES: dict[FrameFault, CloseCode] = {
     FrameFault.SYNTAX: CloseCode(1007, "not valid JSON", True),
     FrameFault.DEPTH: CloseCode(1007, "JSON nested too deeply", True),
     FrameFault.SHAPE: CloseCode(1008, "not a message", True),
+    FrameFault.PROTOBUF: CloseCode(1007, "not a valid protobuf message", True),
 }
 
 BINARY_FRAME = CloseCode(1003, "binary frames are not accepted, send JSON text", True)

@@ -19,6 +19,7 @@ class FrameFault(enum.Enum):
     SYNTAX = "invalid_json"
     DEPTH = "nested_too_deep"
     SHAPE = "wrong_shape"
+    PROTOBUF = "invalid_protobuf"
 
 
 class FrameError(Exception):
@@ -70,6 +71,15 @@ _ROUTE_FIELDS = frozenset(_Route.__struct_fields__)
 _FRAME_FIELDS = frozenset(_Frame.__struct_fields__)
 _EMPTY_HEADER = _Header()
 _EMPTY_ROUTE = _Route()
+
+
+def check_extra(name: str, value: bytes) -> None:
+    """Raises FrameError if a field of `Message.extra` has the name of a known field, or is no JSON."""
+    part, _, inner = name.partition(".")
+    known = {"header": _HEADER_FIELDS, "route": _ROUTE_FIELDS}.get(part) if inner else None
+    if name in _FRAME_FIELDS or (known is not None and inner in known):
+        raise FrameError(FrameFault.SHAPE, f"the extra field `{name[:40]}` has the name of a known one")
+    check_json(value, f"extra[{name[:40]!r}]")
 
 
 class ParsedFrame:
@@ -226,6 +236,12 @@ def encode_frame(message: message_pb2.Message, traceparent: str = "") -> bytes:
 
 def _json_value(value: bytes, field: str) -> bytes:
     """`value`, checked to be exactly one JSON value in UTF-8."""
+    check_json(value, field)
+    return value
+
+
+def check_json(value: bytes, field: str) -> None:
+    """Raises FrameError, naming the field, if `value` is not exactly one JSON value in UTF-8."""
     try:
         if not value.isascii():
             value.decode()
@@ -236,4 +252,3 @@ def _json_value(value: bytes, field: str) -> bytes:
         raise FrameError(FrameFault.SYNTAX, f"{field}: {error}") from None
     except RecursionError:
         raise FrameError(FrameFault.DEPTH, f"{field}: nested too deeply") from None
-    return value
