@@ -40,17 +40,28 @@ class HttpRefusal:
 
 
 def check_identity(
-    certificate: CertificateNames, path: str, headers: Iterable[tuple[str, str]]
+    certificate: CertificateNames, path: str | None, headers: Iterable[tuple[str, str]]
 ) -> Identity | HttpRefusal:
-    """The peer's identity, or why it may not open a link."""
-    parts = path.split("/")
-    if len(parts) != 4 or parts[0] or parts[3] != "events":
-        return HttpRefusal(404, "path", "the path should be /<project_id>/<node_id>/events")
-    project_id, node_id = parts[1], parts[2]
+    """The peer's identity, or why it may not open a link. Where there is no path, the headers claim it."""
+    found: dict[str, list[str]] = {}
+    for name, value in headers:
+        found.setdefault(name.lower(), []).append(value)
+    if path is None:
+        missing = _missing_header(found)
+        if missing:
+            return missing
+        where, project_id, node_id = "header", found["project_id"][0], found["node_id"][0]
+    else:
+        parts = path.split("/")
+        if len(parts) != 4 or parts[0] or parts[3] != "events":
+            return HttpRefusal(404, "path", "the path should be /<project_id>/<node_id>/events")
+        where, project_id, node_id = "path", parts[1], parts[2]
     for what, complaint in (("node", check_node_id(node_id)), ("project", check_project_id(project_id))):
         if complaint:
-            return HttpRefusal(403, f"{what}_id_malformed", f"{what} id in the path: {complaint}")
-    refusal = _check_certificate(certificate, node_id) or _check_headers(headers, node_id, project_id)
+            return HttpRefusal(403, f"{what}_id_malformed", f"{what} id in the {where}: {complaint}")
+    refusal = _check_certificate(certificate, node_id, where) or _check_headers(
+        found, node_id, project_id, where
+    )
     return refusal or Identity(node_id, project_id)
 
 
@@ -61,7 +72,7 @@ def _shown(values: Iterable[str]) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def _check_certificate(certificate: CertificateNames, node_id: str) -> HttpRefusal | None:
+def _check_certificate(certificate: CertificateNames, node_id: str, where: str) -> HttpRefusal | None:
     if ORGANIZATION not in certificate.organizations:
         return HttpRefusal(
             403,
@@ -81,24 +92,34 @@ def _check_certificate(certificate: CertificateNames, node_id: str) -> HttpRefus
         return HttpRefusal(
             403,
             "certificate_node",
-            f"the certificate is of node {_shown([certified])}, the path says {node_id}",
+            f"the certificate is of node {_shown([certified])}, the {where} says {node_id}",
         )
     return None
 
 
-def _check_headers(headers: Iterable[tuple[str, str]], node_id: str, project_id: str) -> HttpRefusal | None:
-    found: dict[str, list[str]] = {}
-    for name, value in headers:
-        found.setdefault(name.lower(), []).append(value)
-    for name, expected, label in (("Node_id", node_id, "node"), ("Project_id", project_id, "project")):
-        values = found.get(name.lower(), [])
-        if not values:
+_REQUIRED = (("Node_id", "node"), ("Project_id", "project"))
+
+
+def _missing_header(found: dict[str, list[str]]) -> HttpRefusal | None:
+    for name, label in _REQUIRED:
+        if not found.get(name.lower()):
             return HttpRefusal(403, f"header_{label}_missing", f"the header {name} is missing")
+    return None
+
+
+def _check_headers(
+    found: dict[str, list[str]], node_id: str, project_id: str, where: str
+) -> HttpRefusal | None:
+    missing = _missing_header(found)
+    if missing:
+        return missing
+    for (name, label), expected in zip(_REQUIRED, (node_id, project_id), strict=True):
+        values = found[name.lower()]
         if values != [expected]:
             return HttpRefusal(
                 403,
                 f"header_{label}",
-                f"the header {name} says {_shown(values)}, the path says {expected}",
+                f"the header {name} says {_shown(values)}, the {where} says {expected}",
             )
     use = found.get("connectionuse", ["msg"])
     if use != ["msg"]:

@@ -64,7 +64,7 @@ class ConnectorApp:
         self.listener = EdgeListener(
             settings.listen,
             context,
-            settings.websocket_limits(),
+            settings.connection_limits(),
             settings.openings_most,
             self.links,
             self.metrics,

@@ -1,7 +1,6 @@
-"""What a WebSocket connection and its owner know of each other."""
+"""What a connection and its owner know of each other."""
 
 import enum
-import ssl
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,11 +9,11 @@ from services.connector.transport import EdgeTransport, LinkHandler, LinkRequest
 
 
 @dataclass(frozen=True, slots=True)
-class WebSocketLimits:
+class ConnectionLimits:
     """Bounds of one connection. Times in seconds."""
 
     frame_most_bytes: int = 1024 * 1024
-    # From the TCP connection to a whole request: TLS handshake and HTTP together.
+    # From the first byte to a whole request: TLS handshake and request together.
     opening_timeout: float = 10.0
     # For the peer's part of the closing handshake.
     close_timeout: float = 5.0
@@ -52,10 +51,9 @@ class HostedConnection(EdgeTransport, Protocol):
 
 
 class ConnectionHost(Protocol):
-    """Who owns connections: the listener."""
+    """Who owns connections: their listener."""
 
-    context: ssl.SSLContext
-    limits: WebSocketLimits
+    limits: ConnectionLimits
 
     def requested(self, connection: "HostedConnection", request: LinkRequest) -> None:
         """A peer asks for a link. Answered by `start` and `accept`, or by `refuse`, now or later."""

@@ -22,7 +22,7 @@ from services.connector.close_codes import (
     LinkFault,
     close_code,
 )
-from services.connector.frames import FrameError, encode_frame, parse_frame
+from services.connector.frames import FrameError
 from services.connector.link import Accepted, Link, LinkLimits, Pause
 from services.connector.metrics import ConnectorMetrics
 from services.connector.outgoing import OutgoingBatches
@@ -173,8 +173,9 @@ class EdgeLink:
             span.set_status(Status(StatusCode.ERROR, "the link moved before the bytes were written"))
             span.end()
         self.stream, self.candidate = stream, None
+        parse = self.transport.codec.parse
         for number, frame in enumerate(frames, 1):
-            stream.outgoing.upstream(self.number, epoch, number, parse_frame(frame), len(frame))
+            stream.outgoing.upstream(self.number, epoch, number, parse(frame), len(frame))
         if stream.congested:
             self._wait_for_room(state, stream)
         self._apply_reading(state)
@@ -186,7 +187,7 @@ class EdgeLink:
         if state is None:
             return
         try:
-            parsed = parse_frame(frame)
+            parsed = self.transport.codec.parse(frame)
         except FrameError as error:
             self._refuse_frame(error.fault.value, FRAME_FAULT_CODES[error.fault], error.detail)
             return
@@ -249,7 +250,7 @@ class EdgeLink:
             )
             traceparent = traceparent_of(span)
         try:
-            data = encode_frame(message, traceparent)
+            data = self.transport.codec.encode(message, traceparent)
         except FrameError as error:
             # The edge would drop its link over it. An empty frame keeps its place in the numbering.
             metrics.dropped.labels("downstream", error.fault.value).inc()

@@ -174,7 +174,7 @@ class Links:
     def _admit(self, link: EdgeLink, epoch: int) -> None:
         link.opened_at_ms = self._clock.wall_ms()
         metrics = self._tools.metrics
-        metrics.links_opened.inc()
+        metrics.links_opened.labels(link.transport.kind).inc()
         metrics.links.inc()
         self._end_connect_span(link, epoch)
         _log.info(
@@ -222,7 +222,7 @@ class Links:
             return
         metrics = self._tools.metrics
         metrics.links.dec()
-        metrics.links_closed.labels(name).inc()
+        metrics.links_closed.labels(link.transport.kind, name).inc()
         if is_sampled(link.traceparent):
             self._tools.tracing.record(
                 "disconnect",

@@ -1,34 +1,22 @@
-"""Accepts TCP connections of edges and owns every one of them until it is gone."""
+"""Accepts TCP connections of edges."""
 
 import asyncio
 import socket
 import ssl
-from typing import Protocol
 
-from services.connector.admission import HttpRefusal
-from services.connector.connections import HostedConnection, Phase, WebSocketLimits
+from services.connector.connection_owner import ConnectionOwner, Gate
+from services.connector.connections import ConnectionLimits
 from services.connector.metrics import ConnectorMetrics
-from services.connector.transport import LinkRequest
 from services.connector.websocket import EdgeConnection
 from services.runtime.errors import StartupError
-from services.runtime.logs import get_log
 from services.runtime.settings import split_address
 
-_log = get_log("connector.listener")
 _BACKLOG = 4096
 # One link's share of the operating system's send buffer; Linux doubles it for its own bookkeeping.
 _SEND_BUFFER_BYTES = 64 * 1024
 
 
-class Gate(Protocol):
-    """Who decides about requests for links."""
-
-    def requested(self, connection: HostedConnection, request: LinkRequest) -> None:
-        """Answered by `connection.start` and `accept`, or `refuse`, now or later."""
-        ...
-
-
-class EdgeListener:
+class EdgeListener(ConnectionOwner):
     """At most `openings_most` connections are between TCP and an answered upgrade; the others wait
     in the operating system's backlog."""
 
@@ -36,22 +24,13 @@ class EdgeListener:
         self,
         listen: str,
         context: ssl.SSLContext,
-        limits: WebSocketLimits,
+        limits: ConnectionLimits,
         openings_most: int,
         gate: Gate,
         metrics: ConnectorMetrics,
     ) -> None:
+        super().__init__("websocket", limits, openings_most, gate, metrics)
         self.context = context
-        self.limits = limits
-        self._gate = gate
-        self._metrics = metrics
-        self._openings_most = openings_most
-        self._connections: set[HostedConnection] = set()
-        self._opening: set[HostedConnection] = set()
-        self._room = asyncio.Event()
-        self._room.set()
-        self._none_left = asyncio.Event()
-        self._none_left.set()
         self._socket = self._bind(listen)
 
     @staticmethod
@@ -77,24 +56,14 @@ class EdgeListener:
         port: int = self._socket.getsockname()[1]
         return port
 
-    @property
-    def connections(self) -> int:
-        """How many TCP connections there are, refused and closing ones included."""
-        return len(self._connections)
-
-    @property
-    def openings(self) -> int:
-        """Of these, how many wait for the answer to their upgrade."""
-        return len(self._opening)
-
     async def run(self) -> None:
         """Accepts until cancelled; then the listening socket is closed."""
         loop = asyncio.get_running_loop()
         try:
             while True:
-                if not self._room.is_set():
+                if not self.room.is_set():
                     self._metrics.accept_waits.inc()
-                    await self._room.wait()
+                    await self.room.wait()
                 try:
                     accepted, _ = await loop.sock_accept(self._socket)
                 except OSError as error:
@@ -110,10 +79,7 @@ class EdgeListener:
         connection = EdgeConnection(self, loop)
         try:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._connections.add(connection)
-            self._opening.add(connection)
-            self._none_left.clear()
-            self._count()
+            self.adopt(connection)
             await loop.connect_accepted_socket(lambda: connection, accepted)
         except OSError as error:
             accepted.close()
@@ -123,53 +89,5 @@ class EdgeListener:
     async def close(self) -> None:
         """Accepts nothing more, cuts what is left and returns when nothing is."""
         self._socket.close()
-        for connection in tuple(self._connections):
-            connection.abort()
-        await self._none_left.wait()
-
-    async def wait_closed(self) -> None:
-        """Returns when no connection is left."""
-        await self._none_left.wait()
-
-    def _count(self) -> None:
-        self._metrics.connections.set(len(self._connections))
-        self._metrics.openings.set(len(self._opening))
-        if len(self._opening) < self._openings_most:
-            self._room.set()
-        else:
-            self._room.clear()
-
-    # What connections tell: websocket.ConnectionHost.
-
-    def requested(self, connection: HostedConnection, request: LinkRequest) -> None:
-        self._gate.requested(connection, request)
-
-    def opened(self, connection: HostedConnection) -> None:
-        self._opening.discard(connection)
-        self._count()
-
-    def handshake_failed(self, connection: HostedConnection, reason: str, detail: str) -> None:
-        self._metrics.handshake_failures.labels(reason).inc()
-        _log.info(
-            "handshake.failed",
-            peer=connection.peer_address,
-            reason=reason,
-            detail=detail,
-            phase="tls" if connection.phase is Phase.HANDSHAKE else "request",
-        )
-
-    def refused(self, connection: HostedConnection, refusal: HttpRefusal) -> None:
-        self._metrics.refusals.labels(str(refusal.status), refusal.reason).inc()
-        _log.info(
-            "link.refused",
-            peer=connection.peer_address,
-            status=refusal.status,
-            reason=refusal.reason,
-            detail=refusal.text,
-        )
-
-    def gone(self, connection: HostedConnection) -> None:
-        self._connections.discard(connection)
-        if not self._connections:
-            self._none_left.set()
-        self.opened(connection)
+        self.abort_all()
+        await self.wait_closed()

@@ -14,20 +14,28 @@ class ConnectorMetrics:
 
         self.links = Gauge("cloudhub_connector_links", "Admitted links", registry=registry)
         self.openings = Gauge(
-            "cloudhub_connector_openings", "Connections whose upgrade is not answered yet", registry=registry
+            "cloudhub_connector_openings",
+            "Connections whose request is not answered yet",
+            ["transport"],
+            registry=registry,
         )
         self.connections = Gauge(
-            "cloudhub_connector_connections", "TCP connections of edges", registry=registry
+            "cloudhub_connector_connections", "Connections of edges", ["transport"], registry=registry
         )
         self.dispatchers = Gauge(
             "cloudhub_connector_dispatchers_attached", "Dispatchers with a live stream", registry=registry
         )
         self.handshake_failures = counter(
-            "handshake_failures_total", "TLS handshakes that failed, certificate faults included", "reason"
+            "handshake_failures_total",
+            "TLS handshakes that failed, certificate faults included",
+            "transport",
+            "reason",
         )
-        self.refusals = counter("refusals_total", "Upgrade requests refused", "status", "reason")
-        self.links_opened = counter("links_opened_total", "Links admitted")
-        self.links_closed = counter("links_closed_total", "Links ended", "reason")
+        self.refusals = counter(
+            "refusals_total", "Requests for a link refused", "transport", "status", "reason"
+        )
+        self.links_opened = counter("links_opened_total", "Links admitted", "transport")
+        self.links_closed = counter("links_closed_total", "Links ended", "transport", "reason")
         self.frames_received = counter("frames_received_total", "Frames read and handed to a dispatcher")
         self.bytes_received = counter("frame_bytes_received_total", "Bytes of those frames")
         self.frames_refused = counter("frames_refused_total", "Frames that closed their link", "reason")

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 
 from cloudhub.v1 import link_pb2
-from services.connector.frames import ParsedFrame
+from services.connector.codec import ReadFrame
 
 MOST_ELEMENTS = 512
 MOST_BYTES = 4 * 1024 * 1024
@@ -54,7 +54,7 @@ class OutgoingBatches:
         report.acknowledged_through = acknowledged_through
         report.direct_through = direct_through
 
-    def upstream(self, link: int, epoch: int, number: int, frame: ParsedFrame, size: int) -> None:
+    def upstream(self, link: int, epoch: int, number: int, frame: ReadFrame, size: int) -> None:
         """A frame of an edge."""
         entry = self._room(size + _ELEMENT_BYTES).upstream.add(
             link=link, epoch=epoch, number=number, size_bytes=size

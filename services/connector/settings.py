@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
-from services.connector.connections import WebSocketLimits
+from services.connector.connections import ConnectionLimits
 from services.connector.discovery import Entry
 from services.connector.link import LinkLimits
 from services.runtime.settings import Address, ServiceSettings, split_address
@@ -87,8 +87,8 @@ class ConnectorSettings(ServiceSettings):
             self.frames_burst,
         )
 
-    def websocket_limits(self) -> WebSocketLimits:
+    def connection_limits(self) -> ConnectionLimits:
         """The bounds of one connection."""
-        return WebSocketLimits(
+        return ConnectionLimits(
             self.frame_most_bytes, self.opening_seconds, self.close_seconds, min(2.0, self.close_seconds)
         )

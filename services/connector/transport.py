@@ -1,4 +1,4 @@
-"""What a link needs of the thing that carries its frames; WebSocket is one, QUIC can be another."""
+"""What a link needs of the thing that carries its frames: WebSocket or QUIC."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,14 +6,15 @@ from typing import Protocol
 
 from cloudhub.v1 import link_pb2
 from services.connector.admission import CertificateNames, HttpRefusal
+from services.connector.codec import FrameCodec
 
 
 @dataclass(frozen=True, slots=True)
 class LinkRequest:
-    """A peer with a verified certificate asks for a link."""
+    """A peer with a verified certificate asks for a link. `path` is None over transports without one."""
 
     certificate: CertificateNames
-    path: str
+    path: str | None
     headers: tuple[tuple[str, str], ...]
 
 
@@ -35,6 +36,11 @@ class EdgeTransport(Protocol):
         ...
 
     @property
+    def codec(self) -> FrameCodec:
+        """How its frames are read and written."""
+        ...
+
+    @property
     def peer_address(self) -> str:
         """HOST:PORT of the peer, for people."""
         ...
@@ -49,7 +55,7 @@ class EdgeTransport(Protocol):
         ...
 
     def refuse(self, refusal: HttpRefusal) -> None:
-        """Answers the request with a refusal and closes."""
+        """Answers the request with a refusal and closes; the status is HTTP's over every transport."""
         ...
 
     def send(self, frames: Sequence[bytes]) -> bool:
@@ -61,7 +67,7 @@ class EdgeTransport(Protocol):
         ...
 
     def hold_input(self, held: bool) -> None:
-        """Stops or resumes handing over frames; the socket is not read meanwhile."""
+        """Stops or resumes handing over frames; what the peer can send meanwhile is bounded."""
         ...
 
     def idle_seconds(self, now: float) -> float:
@@ -73,7 +79,7 @@ class LinkHandler(Protocol):
     """What a transport tells the link. None of these may raise."""
 
     def frame_received(self, frame: bytes) -> None:
-        """A whole text frame."""
+        """A whole frame that holds a message."""
         ...
 
     def binary_received(self) -> None:

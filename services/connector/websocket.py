@@ -6,10 +6,11 @@ between them and the TCP transport and says what happened to a `LinkHandler`.
 
 import asyncio
 import logging
+import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import cast
+from typing import Protocol, cast
 
 from websockets.exceptions import PayloadTooBig
 from websockets.frames import Frame, Opcode
@@ -20,6 +21,7 @@ from websockets.server import ServerProtocol
 from cloudhub.v1 import link_pb2
 from services.connector.admission import HttpRefusal
 from services.connector.close_codes import LinkFault
+from services.connector.codec import JSON_FRAMES
 from services.connector.connections import ConnectionHost, Phase
 from services.connector.tls import TlsChannel, TlsFault
 from services.connector.transport import LinkHandler, LinkRequest, TransportEnd
@@ -34,6 +36,12 @@ _REQUEST_END = b"\r\n\r\n"
 # The library logs every connection; the hub has lines of its own.
 _quiet = logging.getLogger("services.connector.websocket.library")
 _quiet.setLevel(logging.CRITICAL)
+
+
+class WebSocketHost(ConnectionHost, Protocol):
+    """Who owns WebSocket connections."""
+
+    context: ssl.SSLContext
 
 
 class EdgeConnection(asyncio.Protocol):
@@ -62,8 +70,9 @@ class EdgeConnection(asyncio.Protocol):
     )
 
     kind = "websocket"
+    codec = JSON_FRAMES
 
-    def __init__(self, host: ConnectionHost, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, host: WebSocketHost, loop: asyncio.AbstractEventLoop) -> None:
         self._host = host
         self._loop = loop
         self._tls = TlsChannel(host.context)

@@ -108,8 +108,13 @@ def peers(authority: TestAuthority, app: ConnectorApp) -> EdgePeers:
 
 
 def metric(app: ConnectorApp, name: str, **labels: str) -> float:
-    """The value of a metric, 0 if it was never touched."""
-    return app.metrics.registry.get_sample_value(f"cloudhub_connector_{name}", labels) or 0.0
+    """The sum of a metric's samples with these labels, whatever others they have; 0 if there are none."""
+    return sum(
+        sample.value
+        for family in app.metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == f"cloudhub_connector_{name}" and labels.items() <= sample.labels.items()
+    )
 
 
 def fixture_path(name: str) -> Path:

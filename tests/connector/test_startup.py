@@ -81,7 +81,7 @@ def test_the_settings_reach_the_limits() -> None:
         dispatchers="a:1, [::1]:2", frame_most_bytes=2048, frames_per_second=5, close_seconds=1
     )
     assert settings.dispatcher_entries() == [Entry("a", 1), Entry("::1", 2)]
-    assert settings.websocket_limits().frame_most_bytes == 2048
+    assert settings.connection_limits().frame_most_bytes == 2048
     assert settings.link_limits().frames_per_second == 5
 
 
