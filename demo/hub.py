@@ -114,6 +114,11 @@ class Hub:
         """What edges dial: any of them will do."""
         return ",".join(f"wss://{self.host}:{ports.edges}" for ports in self.ports)
 
+    @property
+    def quic_server(self) -> str:
+        """The same over QUIC."""
+        return ",".join(f"quic://{self.host}:{ports.edges_quic}" for ports in self.ports)
+
 
 def _joined(instances: Sequence[Instance]) -> str:
     return ",".join(instance.address for instance in instances)
@@ -146,6 +151,7 @@ def make_hub(
             arguments += ["--grpc-listen" if service == "connector" else "--listen", address]
             if service == "connector":
                 arguments += ["--listen", f"{host}:{replica.edges}"]
+                arguments += ["--quic-listen", f"{host}:{replica.edges_quic}"]
             made.append(Instance(name, address, arguments, data / "logs" / f"{name}.log"))
         return made
 

@@ -19,6 +19,7 @@ class HubPorts:
     dispatcher: int = 50051
     connector: int = 50053
     edges: int = 10000
+    edges_quic: int = 10001
     sessions_metrics: int = 9465
     dispatcher_metrics: int = 9464
     connector_metrics: int = 9466
@@ -29,9 +30,10 @@ class HubPorts:
         return HubPorts(**{name: getattr(self, name) + _STEP * number for name in names})
 
 
-def _bound(port: int) -> socket.socket | None:
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _bound(port: int, kind: socket.SocketKind) -> socket.socket | None:
+    listener = socket.socket(type=kind)
+    if kind is socket.SOCK_STREAM:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
     except OSError:
@@ -40,9 +42,9 @@ def _bound(port: int) -> socket.socket | None:
     return listener
 
 
-def _bound_anywhere() -> socket.socket:
+def _bound_anywhere(kind: socket.SocketKind) -> socket.socket:
     for _ in range(1000):
-        listener = _bound(random.randrange(_LOWEST, _HIGHEST))
+        listener = _bound(random.randrange(_LOWEST, _HIGHEST), kind)
         if listener is not None:
             return listener
     raise OSError(f"no free port on {HOST} from {_LOWEST} to {_HIGHEST}")
@@ -57,9 +59,10 @@ def choose_ports(replicas: int = 1, wanted: HubPorts | None = None) -> tuple[Hub
             preferred = wanted.of_replica(number) if wanted else None
             chosen: dict[str, int] = {}
             for name in HubPorts.__dataclass_fields__:
-                listener = _bound(getattr(preferred, name)) if preferred else None
+                kind = socket.SOCK_DGRAM if name.endswith("quic") else socket.SOCK_STREAM
+                listener = _bound(getattr(preferred, name), kind) if preferred else None
                 # Held until all are chosen, so that none is chosen twice.
-                held.append(listener or _bound_anywhere())
+                held.append(listener or _bound_anywhere(kind))
                 chosen[name] = held[-1].getsockname()[1]
             found.append(HubPorts(**chosen))
         return tuple(found)

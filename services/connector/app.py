@@ -14,9 +14,12 @@ from services.connector.incoming import IncomingBatches
 from services.connector.links import Links
 from services.connector.listener import EdgeListener
 from services.connector.metrics import ConnectorMetrics
+from services.connector.quic.listener import QuicListener
+from services.connector.quic.peer_certificate import trusted_authorities
+from services.connector.quic.setup import reset_tokens, server_configuration
 from services.connector.resources import ConnectorHoldings
 from services.connector.servicer import ConnectorAdminServicer
-from services.connector.settings import ConnectorSettings
+from services.connector.settings import QUIC_OFF, ConnectorSettings
 from services.connector.tls import server_context
 from services.connector.transfers import Transfers
 from services.runtime.advertising import advertised_address
@@ -69,8 +72,10 @@ class ConnectorApp:
             self.links,
             self.metrics,
         )
+        self.quic = self._quic_listener(settings)
         self._rpc = RpcServer(settings.grpc_listen, [_SERVICE])
-        holdings = ConnectorHoldings(self.listener, self.links, self._transfers, self.dispatchers)
+        self._listeners = [self.listener, *([self.quic] if self.quic else ())]
+        holdings = ConnectorHoldings(self._listeners, self.links, self._transfers, self.dispatchers)
         connector_pb2_grpc.add_ConnectorAdminServicer_to_server(
             ConnectorAdminServicer(self.links, loop.time, self.drain, holdings), self._rpc.grpc_server
         )
@@ -83,9 +88,34 @@ class ConnectorApp:
         return self.listener.port
 
     @property
+    def quic_port(self) -> int:
+        """The UDP port of QUIC links; 0 if there are none."""
+        return self.quic.port if self.quic else 0
+
+    @property
     def grpc_port(self) -> int:
         """The port of the gRPC server."""
         return self._rpc.port
+
+    def _quic_listener(self, settings: ConnectorSettings) -> QuicListener | None:
+        if settings.quic_listen == QUIC_OFF:
+            return None
+        return QuicListener(
+            settings.quic_listen,
+            server_configuration(
+                settings.certificate,
+                settings.private_key,
+                idle_timeout=settings.quic_idle_seconds,
+                window_bytes=settings.quic_window_bytes,
+            ),
+            trusted_authorities(settings.client_ca),
+            reset_tokens(settings.private_key),
+            settings.connection_limits(),
+            settings.openings_most,
+            (settings.frames_per_second, settings.frames_burst),
+            self.links,
+            self.metrics,
+        )
 
     # dispatcher_stream.StreamUser.
 
@@ -125,6 +155,8 @@ class ConnectorApp:
         """Serves; the loops belong to `group`."""
         await self._rpc.start()
         self._hello.address = self._settings.advertise or advertised_address(self._rpc.address)
+        if self.quic:
+            await self.quic.start()
         self._accepting = group.create_task(self.listener.run(), name="accept")
         self._loops = (
             group.create_task(self._keep_health(), name="health"),
@@ -132,7 +164,7 @@ class ConnectorApp:
             group.create_task(self._transfers.run(), name="transfers"),
             self._accepting,
         )
-        _log.info("started", edges=self.edge_port, grpc=self.grpc_port)
+        _log.info("started", edges=self.edge_port, quic=self.quic_port, grpc=self.grpc_port)
 
     async def stop(self) -> None:
         """Not serving, nothing accepted, links drained, streams ended, connections closed, gRPC stopped."""
@@ -149,14 +181,17 @@ class ConnectorApp:
         """Gives edges `seconds` for their part of the close, then cuts what is left."""
         try:
             async with asyncio.timeout(seconds):
-                await self.listener.wait_closed()
+                for listener in self._listeners:
+                    await listener.wait_closed()
         except TimeoutError:
             pass
-        await self.listener.close()
+        for listener in self._listeners:
+            await listener.close()
 
     async def abandon(self) -> None:
         """After a fault: nothing stays open, nobody is waited for."""
-        await self.listener.close()
+        for listener in self._listeners:
+            await listener.close()
         await self._rpc.stop(0)
 
     async def _keep_health(self) -> None:

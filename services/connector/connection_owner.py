@@ -64,6 +64,10 @@ class ConnectionOwner:
         self._none_left.clear()
         self._count()
 
+    async def close(self) -> None:
+        """Accepts nothing more, cuts what is left and returns when nothing is."""
+        raise NotImplementedError
+
     def abort_all(self) -> None:
         """Cuts every connection that is left."""
         for connection in tuple(self._connections):

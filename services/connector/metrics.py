@@ -53,6 +53,11 @@ class ConnectorMetrics:
             "accept_waits_total", "Times no connection was accepted until an opening had ended"
         )
         self.accept_errors = counter("accept_errors_total", "Failures to accept a connection", "reason")
+        self.quic_retries = counter("quic_retries_total", "QUIC peers asked to prove their address")
+        self.quic_resets = counter(
+            "quic_resets_total", "Packets of unknown QUIC connections answered by a reset"
+        )
+        self.quic_dropped = counter("quic_dropped_total", "Datagrams that no QUIC connection got", "reason")
         self.batch_elements = Histogram(
             "cloudhub_connector_batch_elements",
             "Elements per batch to a dispatcher",

@@ -1,9 +1,11 @@
 """What a connector holds."""
 
+from collections.abc import Sequence
+
 from cloudhub.v1.resources_pb2 import ConnectorResources
+from services.connector.connection_owner import ConnectionOwner
 from services.connector.dispatchers import Dispatchers
 from services.connector.links import Links
-from services.connector.listener import EdgeListener
 from services.connector.transfers import Transfers
 from services.runtime.resources import process_resources
 
@@ -12,9 +14,13 @@ class ConnectorHoldings:
     """Counts what the parts of a connector keep."""
 
     def __init__(
-        self, listener: EdgeListener, links: Links, transfers: Transfers, dispatchers: Dispatchers
+        self,
+        listeners: Sequence[ConnectionOwner],
+        links: Links,
+        transfers: Transfers,
+        dispatchers: Dispatchers,
     ) -> None:
-        self._listener = listener
+        self._listeners = tuple(listeners)
         self._links = links
         self._transfers = transfers
         self._dispatchers = dispatchers
@@ -24,8 +30,8 @@ class ConnectorHoldings:
         admitted, streams = self._links.admitted(), self._dispatchers.streams
         held = ConnectorResources(
             process=process_resources(collect_garbage=collect_garbage),
-            connections=self._listener.connections,
-            openings=self._listener.openings,
+            connections=sum(listener.connections for listener in self._listeners),
+            openings=sum(listener.openings for listener in self._listeners),
             announced_links=len(self._links) - len(admitted),
             links=len(admitted),
             links_without_dispatcher=sum(link.stream is None for link in admitted),

@@ -9,7 +9,9 @@ from pydantic_settings import SettingsConfigDict
 from services.connector.connections import ConnectionLimits
 from services.connector.discovery import Entry
 from services.connector.link import LinkLimits
-from services.runtime.settings import Address, ServiceSettings, split_address
+from services.runtime.settings import Address, ServiceSettings, check_address, split_address
+
+QUIC_OFF = "off"
 
 
 def _check_addresses(value: str) -> str:
@@ -24,12 +26,31 @@ def _check_addresses(value: str) -> str:
     return value
 
 
+def _check_quic_listen(value: str) -> str:
+    return value if value == QUIC_OFF else check_address(value)
+
+
 class ConnectorSettings(ServiceSettings):
-    """Carries the links of edge nodes: WebSocket over mutual TLS towards edges, gRPC towards dispatchers."""
+    """Carries links of edge nodes: WebSocket or QUIC with mutual TLS towards edges, gRPC to dispatchers."""
 
     model_config = SettingsConfigDict(env_prefix="CLOUDHUB_CONNECTOR_")
 
     listen: Address = Field("0.0.0.0:10000", description="HOST:PORT for WebSocket links of edges")
+    quic_listen: Annotated[str, AfterValidator(_check_quic_listen)] = Field(
+        "0.0.0.0:10001", description="HOST:PORT (UDP) for QUIC links of edges; off: there are none"
+    )
+    quic_idle_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=600,
+        description="silence that ends a QUIC connection; more than the keepalive interval of sessions",
+    )
+    quic_window_bytes: int = Field(
+        256 * 1024,
+        ge=16 * 1024,
+        le=16 * 1024 * 1024,
+        description="bytes an edge may send over QUIC ahead of what was read; a larger frame comes in whole",
+    )
     grpc_listen: Address = Field("0.0.0.0:50053", description="HOST:PORT of the gRPC server (admin, health)")
     dispatchers: Annotated[str, AfterValidator(_check_addresses)] = Field(
         "127.0.0.1:50051",

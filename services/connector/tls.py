@@ -17,7 +17,7 @@ from services.runtime.errors import StartupError
 
 _RECORD_BYTES = 16384
 # X509_V_ERR_* of OpenSSL.
-_VERIFY_REASONS = {
+VERIFY_REASONS = {
     9: "certificate_not_yet_valid",
     10: "certificate_expired",
     18: "certificate_untrusted",
@@ -60,7 +60,7 @@ class TlsFault(Exception):
 
 def _fault(error: ssl.SSLError) -> TlsFault:
     if isinstance(error, ssl.SSLCertVerificationError):
-        reason = _VERIFY_REASONS.get(error.verify_code, "certificate_invalid")
+        reason = VERIFY_REASONS.get(error.verify_code, "certificate_invalid")
         return TlsFault(reason, error.verify_message)
     name = error.reason or "unknown"
     reason = _TLS_REASONS.get(name, "peer_alert" if "ALERT" in name else "tls_protocol")

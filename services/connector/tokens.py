@@ -20,6 +20,13 @@ class TokenBucket:
         self._tokens -= 1.0
         return self._tokens >= 1.0
 
+    def take_if_any(self, now: float) -> bool:
+        """Takes one token if there is one; False, and none taken, if there is not."""
+        if self.take(now):
+            return True
+        self._tokens += 1.0
+        return False
+
     def refill_seconds(self, tokens: float) -> float:
         """How long from the last `take` until that many tokens (at most the burst) are there."""
         return max(0.0, (min(tokens, self._burst) - self._tokens) / self._rate)

@@ -15,18 +15,19 @@ _MOST_NUMBER = 10**15
 _ADDRESS = re.compile(r"^(?P<host>\[[0-9a-fA-F:.]+\]|[^\[\]:\s]+):(?P<port>\d{1,5})$")
 
 
-def _check_address(value: str) -> str:
+def check_address(value: str) -> str:
+    """`HOST:PORT` as it came. Raises ValueError."""
     match = _ADDRESS.match(value)
     if not match or int(match["port"]) > 65535:
         raise ValueError("should be HOST:PORT with a port from 0 to 65535, for example 127.0.0.1:50051")
     return value
 
 
-Address = Annotated[str, AfterValidator(_check_address)]
+Address = Annotated[str, AfterValidator(check_address)]
 
 
 def _check_replicas(value: str) -> str:
-    addresses = [_check_address(part.strip()) for part in value.split(",")]
+    addresses = [check_address(part.strip()) for part in value.split(",")]
     if len(addresses) > 1:
         try:
             versions = {ipaddress.ip_address(split_address(address)[0]).version for address in addresses}

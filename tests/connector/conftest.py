@@ -44,6 +44,7 @@ def make_settings(authority: TestAuthority, server_certificate: Issued) -> MakeS
     def make(dispatchers: str, **changes: Any) -> ConnectorSettings:
         values: dict[str, Any] = {
             "listen": "127.0.0.1:0",
+            "quic_listen": "127.0.0.1:0",
             "grpc_listen": "127.0.0.1:0",
             "metrics_listen": "127.0.0.1:0",
             "dispatchers": dispatchers,

@@ -106,6 +106,7 @@ def test_the_process_ends_by_itself_when_it_is_told(
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "services.connector", "--listen=127.0.0.1:0"),
+            "--quic-listen=127.0.0.1:0",
             *("--grpc-listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0", "--log-format=json"),
             f"--certificate={server_certificate.certificate}",
             f"--private-key={server_certificate.key}",

@@ -139,7 +139,7 @@ def allowed(overlay: str, direction: str, service: str) -> set[int]:
 def test_the_network_is_closed_but_for_what_is_used(service: str) -> None:
     assert "default-deny" in of_kind("embedded", "NetworkPolicy")
     monitored = {9464}
-    inward = {"sessions": {50052}, "dispatcher": {50051}, "connector": {10000}}[service]
+    inward = {"sessions": {50052}, "dispatcher": {50051}, "connector": {10000, 10001}}[service]
     assert allowed("embedded", "ingress", service) == inward
     assert allowed("observed", "ingress", service) == inward | monitored
     assert inward | monitored <= default_ports(service)

@@ -87,9 +87,9 @@ def test_ports_are_those_that_the_service_listens_on(service: str) -> None:
     ]
     assert {ports[port["targetPort"]] for port in told} == set(ports.values())
     assert [port for port in told if port["port"] != ports[port["targetPort"]]] == []
-    stage = re.search(rf"^FROM run AS {service}\nEXPOSE ([\d ]+)\n", dockerfile(), re.MULTILINE)
+    stage = re.search(rf"^FROM run AS {service}\nEXPOSE ([\w/ ]+)\n", dockerfile(), re.MULTILINE)
     assert stage
-    assert {int(port) for port in stage[1].split()} == set(ports.values())
+    assert {int(port.removesuffix("/udp")) for port in stage[1].split()} == set(ports.values())
 
 
 def dockerfile() -> str:

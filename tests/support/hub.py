@@ -387,6 +387,7 @@ class RunningHub:
             "connector",
             name,
             listen=self._listens.get(f"edges of {name}", f"{HOST}:0"),
+            quic_listen=f"{HOST}:0",
             grpc_listen=self._listens.get(name, f"{HOST}:0"),
             dispatchers=",".join(self.address(part.name) for part in self.dispatchers),
             certificate=server.certificate,

@@ -90,6 +90,7 @@ class HubProcesses:
                 *("--database", f"sqlite:///{folder / 'sessions.db'}"),
             ],
             "connector": [
+                *("--quic-listen", f"{HOST}:0"),
                 *("--listen", f"{HOST}:{self.edge_port}", "--grpc-listen", self.address("connector")),
                 *("--dispatchers", ",".join(self.address(name) for name in ("dispatcher", *more))),
                 *("--certificate", str(server.certificate), "--private-key", str(server.key)),

@@ -132,6 +132,7 @@ class Replicas:
             values = self._settings(
                 f"connector-{number}",
                 listen=f"{HOST}:0",
+                quic_listen=f"{HOST}:0",
                 grpc_listen=f"{HOST}:0",
                 dispatchers=f"{HOST}:{self._ports[dispatcher]}",
                 certificate=self._server.certificate,

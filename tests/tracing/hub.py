@@ -61,6 +61,7 @@ class HubProcesses:
                 *("--database", f"sqlite:///{folder / 'dispatcher.db'}"),
             ],
             "connector": [
+                *("--quic-listen", f"{HOST}:0"),
                 *("--listen", f"{HOST}:{self.edge_port}", "--grpc-listen", addresses["connector"]),
                 *("--dispatchers", addresses["dispatcher"]),
                 *("--certificate", str(server.certificate), "--private-key", str(server.key)),

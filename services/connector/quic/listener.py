@@ -1,0 +1,267 @@
+"""Receives the datagrams of edges on one UDP socket and gives each to its connection.
+
+A peer's address is proved by a retry before anything is kept of it (RFC 9000, 8.1.2): whoever forges an
+address makes the hub send a packet smaller than its own there, and no more.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from typing import cast
+
+from aioquic._buffer import Buffer
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
+from aioquic.quic.packet import (
+    QuicHeader,
+    QuicPacketType,
+    encode_quic_retry,
+    encode_quic_version_negotiation,
+    pull_quic_header,
+)
+from aioquic.quic.retry import QuicRetryTokenHandler
+from OpenSSL import crypto
+
+from services.connector.connection_owner import ConnectionOwner, Gate
+from services.connector.connections import ConnectionLimits
+from services.connector.metrics import ConnectorMetrics
+from services.connector.quic.connection import CONNECTION_ID_BYTES, HubConnection, ResetTokens
+from services.connector.quic.transport import Address, QuicEdgeConnection
+from services.connector.tokens import TokenBucket
+from services.runtime.errors import StartupError
+from services.runtime.logs import get_log
+from services.runtime.settings import split_address
+
+# The library logs every connection; the hub has lines of its own.
+logging.getLogger("quic").setLevel(logging.CRITICAL)
+_log = get_log("connector.quic")
+
+# All edges share one socket: what comes while the loop is busy waits here, or is lost.
+_RECEIVE_BUFFER_BYTES = 8 * 1024 * 1024
+_SEND_BUFFER_BYTES = 4 * 1024 * 1024
+# Answers to packets of unknown connections: enough after a restart, too few to be of use to others.
+_RESETS_PER_SECOND = 1000.0
+_LONG_HEADER = 0x80
+
+
+class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
+    """Implements `transport.QuicHost`. What connections have to send goes out once per turn of the loop."""
+
+    def __init__(
+        self,
+        listen: str,
+        configuration: QuicConfiguration,
+        authorities: crypto.X509Store,
+        tokens: ResetTokens,
+        limits: ConnectionLimits,
+        openings_most: int,
+        packet_rate: tuple[float, float],
+        gate: Gate,
+        metrics: ConnectorMetrics,
+    ) -> None:
+        super().__init__("quic", limits, openings_most, gate, metrics)
+        # New connections take these; they may be replaced while the listener runs.
+        self.configuration = configuration
+        self.authorities = authorities
+        self.window_bytes = configuration.max_stream_data
+        self._tokens = tokens
+        # Datagrams per second and at once of one connection.
+        self._packet_rate = packet_rate
+        self._loop = asyncio.get_running_loop()
+        self._retry = QuicRetryTokenHandler()
+        self._resets = TokenBucket(_RESETS_PER_SECOND, _RESETS_PER_SECOND, self._loop.time())
+        self._by_id: dict[bytes, QuicEdgeConnection] = {}
+        self._touched: dict[QuicEdgeConnection, None] = {}
+        self._flush_due = False
+        self._full = False
+        self._udp: asyncio.DatagramTransport | None = None
+        self._socket = self._bind(listen)
+
+    @staticmethod
+    def _bind(listen: str) -> socket.socket:
+        host, port = split_address(listen)
+        bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            bound.setblocking(False)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+            bound.bind((host, port))
+        except OSError as error:
+            bound.close()
+            raise StartupError(
+                f"cannot listen on {listen} (UDP) for edges: {error.strerror or error}"
+            ) from error
+        return bound
+
+    @property
+    def port(self) -> int:
+        """The port in use (of interest when 0 was asked for)."""
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    @property
+    def connection_ids(self) -> int:
+        """How many ids lead to a connection."""
+        return len(self._by_id)
+
+    async def start(self) -> None:
+        """Receives from here on, until `close`."""
+        granted = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        if granted < _RECEIVE_BUFFER_BYTES:
+            # Linux counts its bookkeeping too and grants at most net.core.rmem_max.
+            _log.info("receive_buffer.small", bytes=granted, wanted=_RECEIVE_BUFFER_BYTES)
+        await self._loop.create_datagram_endpoint(lambda: self, sock=self._socket)
+
+    async def close(self) -> None:
+        """Cuts what is left and receives nothing more."""
+        self.abort_all()
+        if self._udp is not None:
+            self._udp.close()
+        else:
+            self._socket.close()
+        await self.wait_closed()
+
+    # What the event loop says.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no subclasses of asyncio's.
+        self._udp = cast("asyncio.DatagramTransport", transport)
+
+    def datagram_received(self, data: bytes, addr: Address) -> None:
+        if len(data) <= CONNECTION_ID_BYTES:
+            return
+        if data[0] & _LONG_HEADER:
+            self._long_header(data, addr)
+            return
+        connection_id = data[1 : 1 + CONNECTION_ID_BYTES]
+        connection = self._by_id.get(connection_id)
+        if connection is not None:
+            connection.receive(data, addr, self._loop.time())
+        else:
+            self._reset(connection_id, len(data), addr)
+
+    def error_received(self, exc: Exception) -> None:
+        self._metrics.quic_dropped.labels("send_error").inc()
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self._flush_soon()
+
+    # Datagrams of no known connection.
+
+    def _long_header(self, data: bytes, address: Address) -> None:
+        try:
+            header = pull_quic_header(Buffer(data=data), host_cid_length=CONNECTION_ID_BYTES)
+        except ValueError:
+            self._metrics.quic_dropped.labels("malformed").inc()
+            return
+        connection = self._by_id.get(header.destination_cid)
+        if connection is not None:
+            connection.receive(data, address, self._loop.time())
+            return
+        if len(data) < SMALLEST_MAX_DATAGRAM_SIZE or header.packet_type is QuicPacketType.VERSION_NEGOTIATION:
+            self._metrics.quic_dropped.labels("unknown_connection").inc()
+            return
+        if header.version is None or header.version not in self.configuration.supported_versions:
+            self.send(
+                encode_quic_version_negotiation(
+                    source_cid=header.destination_cid,
+                    destination_cid=header.source_cid,
+                    supported_versions=self.configuration.supported_versions,
+                ),
+                address,
+            )
+        elif header.packet_type is not QuicPacketType.INITIAL:
+            self._metrics.quic_dropped.labels("unknown_connection").inc()
+        elif not header.token:
+            self._ask_to_retry(header, header.version, address)
+        else:
+            self._connect(header, data, address)
+
+    def _ask_to_retry(self, header: QuicHeader, version: int, address: Address) -> None:
+        source_id = os.urandom(CONNECTION_ID_BYTES)
+        token = self._retry.create_token(
+            address=address,
+            original_destination_connection_id=header.destination_cid,
+            retry_source_connection_id=source_id,
+            now=self._loop.time(),
+        )
+        self.send(
+            encode_quic_retry(
+                version=version,
+                source_cid=source_id,
+                destination_cid=header.source_cid,
+                original_destination_cid=header.destination_cid,
+                retry_token=token,
+            ),
+            address,
+        )
+        self._metrics.quic_retries.inc()
+
+    def _connect(self, header: QuicHeader, data: bytes, address: Address) -> None:
+        now = self._loop.time()
+        try:
+            original_id = self._retry.validate_token(
+                address=address, destination_cid=header.destination_cid, token=header.token, now=now
+            )
+        except ValueError:
+            # An answer would go to an address that proved nothing.
+            self._metrics.quic_dropped.labels("token_invalid").inc()
+            return
+        if not self.room.is_set():
+            # As a connection in a full backlog: the peer sends again.
+            self._metrics.accept_waits.inc()
+            return
+        quic = HubConnection(
+            self.configuration,
+            self._tokens,
+            original_connection_id=original_id,
+            retry_connection_id=header.destination_cid,
+        )
+        connection = QuicEdgeConnection(self, quic, self._loop, TokenBucket(*self._packet_rate, now))
+        connection.own(header.destination_cid)
+        connection.own(quic.host_cid)
+        self.adopt(connection)
+        connection.receive(data, address, now)
+
+    def _reset(self, connection_id: bytes, packet_bytes: int, address: Address) -> None:
+        datagram = self._tokens.reset(connection_id, packet_bytes)
+        if datagram is None or not self._resets.take_if_any(self._loop.time()):
+            self._metrics.quic_dropped.labels("unknown_connection").inc()
+            return
+        self._metrics.quic_resets.inc()
+        self.send(datagram, address)
+
+    # What connections say: transport.QuicHost.
+
+    def send(self, datagram: bytes, address: Address) -> None:
+        if self._udp is not None and not self._udp.is_closing():
+            self._udp.sendto(datagram, address)
+
+    def dropped(self) -> None:
+        self._metrics.quic_dropped.labels("rate").inc()
+
+    def touched(self, connection: QuicEdgeConnection) -> None:
+        self._touched[connection] = None
+        self._flush_soon()
+
+    def identified(self, connection_id: bytes, connection: QuicEdgeConnection) -> None:
+        self._by_id[connection_id] = connection
+
+    def retired(self, connection_id: bytes) -> None:
+        self._by_id.pop(connection_id, None)
+
+    def _flush_soon(self) -> None:
+        if not self._flush_due and not self._full and self._touched:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        touched, self._touched = self._touched, {}
+        now = self._loop.time()
+        for connection in touched:
+            connection.flush(now)

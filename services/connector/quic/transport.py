@@ -1,0 +1,577 @@
+"""A link over QUIC: implements `transport.EdgeTransport` on one connection, without a task.
+
+The control stream carries the request and its answer, one one-way stream of each side the messages. What the
+listener is told of here is sent in batches: a connection that has something to send is `touched`.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from aioquic.quic import events
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType
+from aioquic.tls import AlertDescription
+from OpenSSL import crypto
+
+from cloudhub.v1 import link_pb2
+from services.connector.admission import CertificateNames, HttpRefusal
+from services.connector.close_codes import LinkFault
+from services.connector.codec import PROTOBUF_FRAMES
+from services.connector.connections import ConnectionHost, Phase
+from services.connector.quic.connection import (
+    CONTROL_STREAM,
+    DOWNSTREAM,
+    MOST_HANDSHAKE_BYTES,
+    UPSTREAM,
+    HubConnection,
+)
+from services.connector.quic.framing import (
+    MESSAGE_PREFIX,
+    FrameReader,
+    FramingError,
+    FramingFault,
+    frame_header,
+)
+from services.connector.quic.peer_certificate import ALERTS, check_certificates
+from services.connector.quic.request import RequestFault, answer_ack, answer_nack, read_request
+from services.connector.tls import TlsFault
+from services.connector.tokens import TokenBucket
+from services.connector.transport import LinkHandler, LinkRequest, TransportEnd
+
+# What a peer may say before it is answered.
+_REQUEST_MOST_BYTES = 16 * 1024
+# uvloop's clock ticks in milliseconds: a timer fires up to one early.
+_TIMER_SECONDS = 0.001
+# As in a WebSocket close frame; it has to fit into one datagram.
+_CLOSE_MOST_BYTES = 123
+_Reason = link_pb2.CloseReason
+Address = tuple[Any, ...]
+
+
+class QuicHost(ConnectionHost, Protocol):
+    """Who owns QUIC connections: the listener."""
+
+    authorities: crypto.X509Store
+    window_bytes: int
+
+    def send(self, datagram: bytes, address: Address) -> None:
+        """Sends a datagram."""
+        ...
+
+    def dropped(self) -> None:
+        """A datagram was over the connection's rate."""
+        ...
+
+    def touched(self, connection: "QuicEdgeConnection") -> None:
+        """The connection may have something to send: `flush` is called soon."""
+        ...
+
+    def identified(self, connection_id: bytes, connection: "QuicEdgeConnection") -> None:
+        """Datagrams with that id are the connection's."""
+        ...
+
+    def retired(self, connection_id: bytes) -> None:
+        """The id is used no more."""
+        ...
+
+
+class QuicEdgeConnection:
+    """One connection; `receive`, `flush` and its timer are called by the listener and the loop."""
+
+    __slots__ = (
+        "_blocked",
+        "_close_datagram",
+        "_control",
+        "_decided",
+        "_goodbye",
+        "_handler",
+        "_held",
+        "_host",
+        "_ids",
+        "_input_over",
+        "_let_in",
+        "_loop",
+        "_names",
+        "_packets",
+        "_quic",
+        "_quic_timer",
+        "_quic_timer_at",
+        "_reader",
+        "_reading",
+        "_resumed_at",
+        "_timer",
+        "_unanswered",
+        "_written",
+        "phase",
+    )
+
+    kind = "quic"
+    codec = PROTOBUF_FRAMES
+
+    def __init__(
+        self, host: QuicHost, quic: HubConnection, loop: asyncio.AbstractEventLoop, packets: TokenBucket
+    ) -> None:
+        self._host = host
+        self._quic = quic
+        self._loop = loop
+        self._packets = packets
+        self._handler: LinkHandler | None = None
+        self._names = CertificateNames()
+        self._control: FrameReader | None = FrameReader(_REQUEST_MOST_BYTES)
+        self._reader: FrameReader | None = FrameReader(host.limits.frame_most_bytes, MESSAGE_PREFIX)
+        self._decided = ""
+        self._let_in = host.window_bytes
+        self._written = 0
+        self._blocked = False
+        self._held = False
+        self._reading = False
+        self._input_over = False
+        self._resumed_at = loop.time()
+        # The code and text to close with once the peer has what was sent before, and on which stream that is.
+        self._goodbye: tuple[int, str, int] | None = None
+        self._close_datagram: tuple[bytes, Address] | None = None
+        self._unanswered = 0
+        self._ids: set[bytes] = set()
+        self._quic_timer: asyncio.TimerHandle | None = None
+        self._quic_timer_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self.phase = Phase.HANDSHAKE
+        self._set_timer(host.limits.opening_timeout, self._opening_timed_out)
+
+    # What the listener says.
+
+    def receive(self, datagram: bytes, address: Address, now: float) -> None:
+        """A datagram with one of the connection's ids. Over the rate of a link it is dropped, as by a network
+        that is full."""
+        if self.phase is Phase.GONE:
+            return
+        if self._close_datagram is not None:
+            self._repeat_close()
+            return
+        if not self._packets.take_if_any(now):
+            self._host.dropped()
+            return
+        self._quic.receive_datagram(datagram, address, now)
+        if self._quic.handshake_bytes > MOST_HANDSHAKE_BYTES:
+            self._tls_failed(
+                "certificate_too_large",
+                f"over {MOST_HANDSHAKE_BYTES} bytes",
+                AlertDescription.bad_certificate,
+            )
+        self._handle_events()
+        self._host.touched(self)
+
+    def flush(self, now: float) -> None:
+        """Sends what waits as far as it may be sent now."""
+        if self.phase is Phase.GONE:
+            return
+        self._transmit(now)
+        while (
+            self._blocked
+            and self.phase is Phase.OPEN
+            and self._quic.sent_through(DOWNSTREAM) >= self._written
+        ):
+            self._blocked = False
+            if self._handler:
+                self._handler.drained()
+        self._say_goodbye_if_heard()
+
+    def own(self, connection_id: bytes) -> None:
+        """Datagrams with this id are the connection's."""
+        self._ids.add(connection_id)
+        self._host.identified(connection_id, self)
+
+    # What the link asks for: transport.EdgeTransport.
+
+    @property
+    def peer_address(self) -> str:
+        """HOST:PORT of the peer where it is now, for people."""
+        address = self._quic.get_peer_address()
+        if not address:
+            return ""
+        host, port = address[0], address[1]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def blocked(self) -> bool:
+        return self._blocked
+
+    def start(self, handler: LinkHandler) -> None:
+        """The link that is told from here on; before `accept`, only its end."""
+        self._handler = handler
+
+    def accept(self) -> None:
+        if self.phase is not Phase.DECIDING:
+            return
+        self.phase = Phase.OPEN
+        self._cancel_timer()
+        self._quic.send_stream_data(CONTROL_STREAM, _framed(answer_ack(self._decided)))
+        self._write(MESSAGE_PREFIX)
+        self._host.opened(self)
+        self._host.touched(self)
+        # Not from within the caller's decision: what came already follows after `accept` returned.
+        self._loop.call_soon(self._read_on)
+
+    def refuse(self, refusal: HttpRefusal) -> None:
+        if self.phase is not Phase.DECIDING:
+            return
+        self._handler = None
+        self._host.refused(self, refusal)
+        self._answer_nack(refusal.status, refusal.text, refusal.retry_after_seconds)
+
+    def send(self, frames: Sequence[bytes]) -> bool:
+        if self.phase is not Phase.OPEN:
+            return False
+        parts: list[bytes] = []
+        for frame in frames:
+            parts.append(frame_header(len(frame)))
+            parts.append(frame)
+        self._write(b"".join(parts))
+        self._transmit(self._loop.time())
+        self._blocked = self._quic.sent_through(DOWNSTREAM) < self._written
+        return not self._blocked
+
+    def close(self, code: int, text: str) -> None:
+        self._handler = None
+        if self.phase is Phase.DECIDING:
+            self.abort()
+        if self.phase is not Phase.OPEN:
+            return
+        self._end_politely(code, text, DOWNSTREAM, self._host.limits.close_timeout)
+
+    def hold_input(self, held: bool) -> None:
+        if held == self._held:
+            return
+        self._held = held
+        if not held:
+            # Silence cannot be told from input that was not looked at: the clock starts anew.
+            self._resumed_at = self._loop.time()
+            self._loop.call_soon(self._read_on)
+
+    def idle_seconds(self, now: float) -> float:
+        if self._held or (self._reader is not None and self._reader.waiting_bytes):
+            return 0.0
+        return max(0.0, now - max(self._quic.last_input_at or 0.0, self._resumed_at))
+
+    def abort(self) -> None:
+        """Cuts the connection with no more than one datagram that says so."""
+        if self.phase is Phase.GONE:
+            return
+        self._close_now(QuicErrorCode.NO_ERROR, "", QuicFrameType.PADDING)
+        self._gone("the connection was cut")
+
+    # Input.
+
+    def _handle_events(self) -> None:
+        quic = self._quic
+        while (event := quic.next_event()) is not None:
+            if isinstance(event, events.StreamDataReceived):
+                self._data_received(event)
+            elif isinstance(event, events.HandshakeCompleted):
+                self._handshake_completed()
+            elif isinstance(event, events.ConnectionIdIssued):
+                self.own(event.connection_id)
+            elif isinstance(event, events.ConnectionIdRetired):
+                self._ids.discard(event.connection_id)
+                self._host.retired(event.connection_id)
+            elif isinstance(event, events.StreamReset | events.StopSendingReceived):
+                self._stream_given_up(event.stream_id)
+            elif isinstance(event, events.ConnectionTerminated):
+                self._connection_over(event)
+                self._gone("")
+                return
+        if quic.end is not None:
+            self._connection_over(quic.end)
+
+    def _data_received(self, event: events.StreamDataReceived) -> None:
+        if self.phase in (Phase.CLOSING, Phase.FINISHED, Phase.GONE):
+            return
+        if event.stream_id == CONTROL_STREAM:
+            if self.phase is Phase.REQUEST:
+                assert self._control is not None
+                self._control.receive(event.data)
+                self._look_for_request()
+        elif event.stream_id == UPSTREAM and self._reader is not None:
+            self._reader.receive(event.data)
+            self._input_over = event.end_stream
+            self._read_on()
+
+    def _look_for_request(self) -> None:
+        reader = self._control
+        assert reader is not None
+        try:
+            payload = reader.next_payload()
+            if payload is None:
+                return
+            request = read_request(payload)
+        except FramingError as error:
+            if error.fault is FramingFault.TOO_BIG:
+                self._request_failed("request_too_large", 431, f"over {_REQUEST_MOST_BYTES} bytes")
+            else:
+                self._request_failed("bad_request", 400, str(error))
+            return
+        except RequestFault as error:
+            self._request_failed("bad_request", 400, str(error))
+            return
+        self._control = None
+        self.phase = Phase.DECIDING
+        self._cancel_timer()
+        self._decided = request.message_id
+        self._host.requested(self, LinkRequest(self._names, None, request.headers))
+
+    def _request_failed(self, reason: str, status: int, text: str) -> None:
+        self._host.handshake_failed(self, reason, text)
+        self._answer_nack(status, text, 0.0)
+
+    def _read_on(self) -> None:
+        """Hands over messages as far as they may be looked at now."""
+        reader = self._reader
+        if self._reading or reader is None:
+            return
+        self._reading = True
+        try:
+            while self.phase is Phase.OPEN and not self._held:
+                payload = reader.next_payload()
+                if payload is None:
+                    break
+                if self._handler:
+                    self._handler.frame_received(payload)
+        except FramingError as error:
+            fault = LinkFault.TOO_BIG if error.fault is FramingFault.TOO_BIG else LinkFault.QUIC
+            self._breach(fault, str(error))
+        finally:
+            self._reading = False
+        if self.phase is not Phase.OPEN or self._held:
+            return
+        if self._input_over:
+            self._upstream_ended(reader)
+        else:
+            self._let_more_in(reader)
+
+    def _let_more_in(self, reader: FrameReader) -> None:
+        """Flow control: a window past what was read, or the whole of a frame that is larger."""
+        window, read = self._host.window_bytes, reader.consumed_bytes
+        through = read + max(window, reader.needed_bytes)
+        if through - self._let_in >= window // 2 or read + reader.needed_bytes > self._let_in:
+            self._let_in = through
+            self._quic.let_in(UPSTREAM, through)
+            self._host.touched(self)
+
+    def _upstream_ended(self, reader: FrameReader) -> None:
+        try:
+            reader.ended()
+        except FramingError as error:
+            self._breach(LinkFault.QUIC, str(error))
+            return
+        self._end(TransportEnd(_Reason.CLOSE_REASON_EDGE_CLOSED, "the edge ended its stream"))
+        self._end_politely(1000, "closed by the edge", DOWNSTREAM, self._host.limits.linger_timeout)
+
+    def _stream_given_up(self, stream_id: int) -> None:
+        if self.phase is Phase.OPEN and stream_id != CONTROL_STREAM:
+            self._breach(LinkFault.QUIC, f"stream {stream_id} was given up")
+
+    def _breach(self, fault: LinkFault, detail: str) -> None:
+        """The peer broke the rules of framing: the link is over, and the peer is told."""
+        code = 1009 if fault is LinkFault.TOO_BIG else 1002
+        self._end(TransportEnd(_Reason.CLOSE_REASON_PROTOCOL_ERROR, detail, fault.value))
+        self._end_politely(code, detail, DOWNSTREAM, self._host.limits.linger_timeout)
+
+    # The handshake.
+
+    def _handshake_completed(self) -> None:
+        if self.phase is not Phase.HANDSHAKE:
+            return
+        try:
+            self._names = check_certificates(self._quic.certificates(), self._host.authorities)
+        except TlsFault as fault:
+            alert = ALERTS.get(fault.reason, AlertDescription.bad_certificate)
+            self._tls_failed(fault.reason, fault.detail, alert)
+            return
+        self._quic.release_handshake()
+        self.phase = Phase.REQUEST
+
+    def _tls_failed(self, reason: str, detail: str, alert: AlertDescription) -> None:
+        if self.phase in (Phase.FINISHED, Phase.GONE):
+            return
+        if self.phase is Phase.HANDSHAKE:
+            self._host.handshake_failed(self, reason, detail)
+        self._close_now(QuicErrorCode.CRYPTO_ERROR + alert, detail, QuicFrameType.CRYPTO)
+
+    def _opening_timed_out(self) -> None:
+        self._timer = None
+        self._host.handshake_failed(
+            self,
+            "handshake_timeout" if self.phase is Phase.HANDSHAKE else "request_timeout",
+            f"not finished within {self._host.limits.opening_timeout:g} s",
+        )
+        self.phase = Phase.FINISHED
+        self.abort()
+
+    # Output.
+
+    def _write(self, data: bytes) -> None:
+        self._quic.send_stream_data(DOWNSTREAM, data)
+        self._written += len(data)
+
+    def _answer_nack(self, status: int, text: str, retry_after_seconds: float) -> None:
+        self._quic.send_stream_data(CONTROL_STREAM, _framed(answer_nack(status, text, retry_after_seconds)))
+        self._end_politely(status, text, CONTROL_STREAM, self._host.limits.linger_timeout)
+
+    def _transmit(self, now: float) -> None:
+        closing = self._quic.end is not None
+        for datagram, address in self._quic.datagrams_to_send(now):
+            self._host.send(datagram, address)
+            if closing:
+                self._close_datagram = (datagram, address)
+        self._handle_events_of_sending()
+        self._arm(now)
+
+    def _handle_events_of_sending(self) -> None:
+        # Ids are given out in packets; nothing else happens by sending.
+        while (event := self._quic.next_event()) is not None:
+            if isinstance(event, events.ConnectionIdIssued):
+                self.own(event.connection_id)
+
+    def _arm(self, now: float) -> None:
+        """One timer; it may fire too early, and then looks again, which is cheaper than to move it."""
+        at = self._quic.get_timer()
+        timer = self._quic_timer
+        if at is None:
+            if timer:
+                timer.cancel()
+                self._quic_timer = None
+        elif timer is None or self._quic_timer_at > at:
+            if timer:
+                timer.cancel()
+            self._quic_timer_at = at
+            self._quic_timer = self._loop.call_at(max(at, now), self._quic_timer_fired)
+
+    def _quic_timer_fired(self) -> None:
+        self._quic_timer = None
+        now = self._loop.time()
+        due = self._quic.get_timer()
+        if due is not None and due > now:
+            if due > now + _TIMER_SECONDS:
+                self._arm(now)
+                return
+            now = due
+        self._quic.handle_timer(now)
+        self._handle_events()
+        self.flush(now)
+
+    # Ends.
+
+    def _end_politely(self, code: int, text: str, stream_id: int, seconds: float) -> None:
+        """Closes when the peer has what was sent before, or at the latest after so long."""
+        if self.phase is Phase.GONE or self._goodbye is not None:
+            return
+        opening = self.phase in (Phase.REQUEST, Phase.DECIDING)
+        self.phase = Phase.CLOSING
+        self._drop_input()
+        self._goodbye = (code, text, stream_id)
+        self._set_timer(seconds, self._say_goodbye)
+        self._host.touched(self)
+        if opening:
+            self._host.opened(self)
+
+    def _say_goodbye_if_heard(self) -> None:
+        if self._goodbye is None or self.phase is not Phase.CLOSING:
+            return
+        stream_id = self._goodbye[2]
+        sent = self._quic.written_through(stream_id)
+        if self._quic.acknowledged_through(stream_id) >= sent:
+            self._say_goodbye()
+
+    def _say_goodbye(self) -> None:
+        assert self._goodbye is not None
+        code, text, _ = self._goodbye
+        self._close_now(code, text.encode()[:_CLOSE_MOST_BYTES].decode(errors="ignore"), None)
+
+    def _close_now(self, code: int, text: str, frame_type: int | None) -> None:
+        self._cancel_timer()
+        opening = self.phase in (Phase.HANDSHAKE, Phase.REQUEST, Phase.DECIDING)
+        if self.phase is not Phase.GONE:
+            self.phase = Phase.FINISHED
+        self._drop_input()
+        self._quic.close(int(code), frame_type, text)
+        self._transmit(self._loop.time())
+        if opening:
+            self._host.opened(self)
+
+    def _repeat_close(self) -> None:
+        """The peer goes on: the datagram that said the end is lost, or on its way. Not for every packet."""
+        self._unanswered += 1
+        if self._unanswered & (self._unanswered - 1) == 0 and self._close_datagram is not None:
+            self._host.send(*self._close_datagram)
+
+    def _connection_over(self, event: events.ConnectionTerminated) -> None:
+        """The connection is closed by the peer, by its breach of QUIC, or by silence."""
+        if self.phase in (Phase.FINISHED, Phase.GONE):
+            return
+        text = event.reason_phrase[:200]
+        by_peer, code = self._quic.closed_by_peer, event.error_code
+        if self.phase in (Phase.HANDSHAKE, Phase.REQUEST):
+            reason = "peer_closed" if by_peer else "quic_protocol"
+            if by_peer and code >= QuicErrorCode.CRYPTO_ERROR:
+                reason = "peer_alert"
+            elif not by_peer and code >= QuicErrorCode.CRYPTO_ERROR:
+                reason = "tls_protocol"
+            self._host.handshake_failed(self, reason, text or f"code {code:#x}")
+        if by_peer and event.frame_type is None:
+            end = TransportEnd(_Reason.CLOSE_REASON_EDGE_CLOSED, f"{code} {text}".strip())
+        elif by_peer:
+            end = TransportEnd(
+                _Reason.CLOSE_REASON_TRANSPORT_ERROR, f"the peer closed: {code:#x} {text}".strip()
+            )
+        elif text == "Idle timeout":
+            end = TransportEnd(_Reason.CLOSE_REASON_TRANSPORT_ERROR, "nothing came within the idle timeout")
+        else:
+            end = TransportEnd(
+                _Reason.CLOSE_REASON_PROTOCOL_ERROR, f"QUIC: {code:#x} {text}".strip(), LinkFault.QUIC.value
+            )
+        self._end(end)
+        opening = self.phase in (Phase.HANDSHAKE, Phase.REQUEST, Phase.DECIDING)
+        self.phase = Phase.FINISHED
+        self._cancel_timer()
+        self._drop_input()
+        self._host.touched(self)
+        if opening:
+            self._host.opened(self)
+
+    def _end(self, end: TransportEnd) -> None:
+        """Tells the link, once, that the connection is over."""
+        handler, self._handler = self._handler, None
+        if handler:
+            handler.ended(end)
+
+    def _gone(self, detail: str) -> None:
+        if self.phase is Phase.GONE:
+            return
+        self._end(TransportEnd(_Reason.CLOSE_REASON_TRANSPORT_ERROR, detail))
+        self.phase = Phase.GONE
+        self._cancel_timer()
+        if self._quic_timer:
+            self._quic_timer.cancel()
+            self._quic_timer = None
+        for connection_id in self._ids:
+            self._host.retired(connection_id)
+        self._ids.clear()
+        self._drop_input()
+        self._host.gone(self)
+
+    def _drop_input(self) -> None:
+        self._held = False
+        self._control = self._reader = None
+
+    def _set_timer(self, seconds: float, call: Callable[[], None]) -> None:
+        self._cancel_timer()
+        self._timer = self._loop.call_later(seconds, call)
+
+    def _cancel_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _framed(payload: bytes) -> bytes:
+    return frame_header(len(payload)) + payload
