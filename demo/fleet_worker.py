@@ -20,7 +20,7 @@ import typer
 import uvloop
 
 from demo.latency import Latencies
-from edge.__main__ import LogFormat, Sync, configure_logs, prepare_process
+from edge.__main__ import LinkTransport, LogFormat, Sync, configure_logs, prepare_process
 from edge.agent import EdgeFleet
 from edge.node import OutboxFull
 from edge.settings import EdgeSettings, SettingsFault
@@ -189,6 +189,8 @@ def run(
     database: Annotated[Path, typer.Option()],
     nodes: Annotated[int, typer.Option(min=1)],
     first: Annotated[int, typer.Option(min=1)] = 1,
+    transport: Annotated[LinkTransport, typer.Option()] = LinkTransport.WEBSOCKET,
+    quic_server: Annotated[str, typer.Option()] = "",
     sync: Annotated[Sync, typer.Option()] = Sync.FULL,
     history: Annotated[bool, typer.Option()] = True,
     keepalive: Annotated[float, typer.Option()] = 15.0,
@@ -208,6 +210,8 @@ def run(
         ca=certificates / "ca.crt",
         database=database,
         certificates=certificates,
+        transport=transport.value,
+        quic_server=quic_server,
         sync=sync.value,
         history=history,
         keepalive_seconds=keepalive,

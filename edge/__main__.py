@@ -31,6 +31,14 @@ class Sync(StrEnum):
     NORMAL = "normal"
 
 
+class LinkTransport(StrEnum):
+    """What carries the links."""
+
+    WEBSOCKET = "websocket"
+    QUIC = "quic"
+    AUTO = "auto"
+
+
 class LogFormat(StrEnum):
     """How log lines look."""
 
@@ -126,6 +134,13 @@ def run(
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="certificate of a single node")] = None,
     key: Annotated[Path | None, typer.Option(help="its key")] = None,
+    transport: Annotated[
+        LinkTransport, typer.Option(help="auto: QUIC, and WebSocket where UDP is blocked")
+    ] = LinkTransport.WEBSOCKET,
+    quic_server: Annotated[
+        str,
+        typer.Option(help="quic://HOST:PORT; several with commas; none: the hosts of --server, port 10001"),
+    ] = "",
     project: Annotated[str, typer.Option(help="project id")] = DEFAULT_PROJECT,
     sync: Annotated[
         Sync, typer.Option(help="with normal a power cut may take what was acknowledged")
@@ -161,6 +176,8 @@ def run(
         certificate=certificate,
         key=key,
         project_id=project,
+        transport=transport.value,
+        quic_server=quic_server,
         sync=sync.value,
         history=history,
         keepalive_seconds=keepalive,

@@ -7,12 +7,12 @@ from types import TracebackType
 
 import structlog
 
-from edge.link import Link
 from edge.node import Counters, EdgeAgent, MessageIds
 from edge.protocol import acknowledgement, is_sampled
 from edge.settings import EdgeSettings
 from edge.store import Batch, Change, EdgeStore, StoreFault
 from edge.tracing import EdgeTracing
+from edge.transport import EdgeLink
 from edge.writer import Commits, Writer
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
@@ -156,7 +156,7 @@ class EdgeFleet:
         self._store_failing = False
         now_ms = time.time_ns() // 1_000_000
         next_id = self._ids.next
-        answers: dict[Link, list[bytes]] = {}
+        answers: dict[EdgeLink, list[bytes]] = {}
         for change in batch.changes:
             node_id, message, _, at_ms, link = change
             self.agents[node_id].stored(change, durable=True)

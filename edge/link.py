@@ -7,7 +7,7 @@ Many frames leave in one write, and nothing is scheduled per message.
 import asyncio
 import ssl
 from collections.abc import Iterable, Mapping
-from typing import Protocol, cast
+from typing import cast
 
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidHandshake, InvalidStatus
@@ -17,6 +17,7 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from edge.reconnect import LinkEnd, retry_after
+from edge.transport import Receiver
 
 # The hub's limit is 1 MiB; an edge accepts more, so that a raised limit does not lock it out.
 MOST_FRAME_BYTES = 16 * 1024 * 1024
@@ -24,18 +25,8 @@ MOST_FRAME_BYTES = 16 * 1024 * 1024
 _CLOSE_SECONDS = 5.0
 
 
-class Receiver(Protocol):
-    """Whom a link tells what happens to it."""
-
-    def link_opened(self, link: "Link") -> None:
-        """The hub has admitted the link; frames may be sent."""
-
-    def frame_received(self, link: "Link", frame: bytes) -> None:
-        """One whole text message came in."""
-
-
 class Link(asyncio.Protocol):
-    """A link from its dial to its end. `ended` is set exactly once."""
+    """A link from its dial to its end: implements `transport.EdgeLink`."""
 
     def __init__(self, url: str, headers: Mapping[str, str], receiver: Receiver) -> None:
         self._loop = asyncio.get_running_loop()

@@ -8,6 +8,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 import structlog
@@ -16,10 +17,12 @@ from edge import protocol
 from edge.link import Link
 from edge.outbox import Upload, UploadWindow
 from edge.protocol import Header, Kind, MalformedFrame, Message, Route
+from edge.quic_link import QuicLink
 from edge.reconnect import LinkEnd, Reconnect
 from edge.servers import Servers
 from edge.settings import EdgeSettings
 from edge.store import Change, StoreFault
+from edge.transport import EdgeLink, TransportChoice
 from edge.writer import Writer
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
@@ -93,10 +96,13 @@ class EdgeAgent:
         self._settings = settings
         self._context: ssl.SSLContext = settings.tls(node_id)
         self._servers = Servers(settings.servers)
+        self._quic_servers = Servers(settings.quic_servers)
+        self._transports = TransportChoice(settings.transport)
         self._writer = writer
         self._ids = ids
         self._on_link = on_link
-        self._link: Link | None = None
+        self._link: EdgeLink | None = None
+        self._dialled: Literal["websocket", "quic"] = "websocket"
         self._opened = False
         self._unstored = 0
         self._keepalive_at = 0.0
@@ -131,11 +137,15 @@ class EdgeAgent:
         settings = self._settings
         reconnect = Reconnect(settings.first_delay_seconds, settings.most_delay_seconds)
         told = LinkEnd("")
+        loop = asyncio.get_running_loop()
         while not self._stop.is_set():
             await self._unblocked.wait()
             end = await self._one_link(dials)
             if end.cause == "stopped":
                 break
+            if self._transports.ended(self._dialled, end, loop.time()):
+                log.info("quic.blocked", node=self.node_id, detail=end.detail)
+                continue
             delay = reconnect.delay(end, random.random())
             if (end.cause, end.detail, end.code) != (told.cause, told.detail, told.code) or end.open_seconds:
                 log.info(
@@ -155,15 +165,23 @@ class EdgeAgent:
                 pass
 
     async def _one_link(self, dials: asyncio.Semaphore) -> LinkEnd:
-        url = self._settings.url(self._servers.next(random.random()), self.node_id)
-        link = Link(url, self._settings.headers(self.node_id), self)
+        settings, headers = self._settings, self._settings.headers(self.node_id)
+        self._dialled = self._transports.next(asyncio.get_running_loop().time())
+        link: Link | QuicLink
+        if self._dialled == "quic":
+            link = QuicLink(settings.quic_address(self._quic_servers.next(random.random())), headers, self)
+        else:
+            link = Link(settings.url(self._servers.next(random.random()), self.node_id), headers, self)
         self._link = link
         self._unstored = 0
         try:
             async with dials:
                 if self._stop.is_set():
                     return LinkEnd("stopped")
-                await link.dial(self._context, self._settings.open_seconds)
+                if isinstance(link, QuicLink):
+                    await link.dial(settings.quic_tls(self.node_id), settings.quic_open_seconds)
+                else:
+                    await link.dial(self._context, settings.open_seconds)
             return await link.ended
         finally:
             link.abort(LinkEnd("stopped"))
@@ -228,7 +246,7 @@ class EdgeAgent:
 
     # What the link tells
 
-    def link_opened(self, link: Link) -> None:
+    def link_opened(self, link: EdgeLink) -> None:
         """Speaks first: a keepalive at once, then what waited for a link."""
         now = asyncio.get_running_loop().time()
         self._opened = True
@@ -241,7 +259,7 @@ class EdgeAgent:
         log.info("link.opened", node=self.node_id, links=self.counters.links_opened)
         self._on_link(self, True)
 
-    def frame_received(self, link: Link, frame: bytes) -> None:
+    def frame_received(self, link: EdgeLink, frame: bytes) -> None:
         """Decides on a message; what must be durable first goes to the writer."""
         try:
             message = protocol.decode(frame)

@@ -29,6 +29,8 @@ class LinkEnd:
     retry_after_seconds: float = 0.0
     open_seconds: float = 0.0
     """How long the link was open; 0 if it never was."""
+    answered: bool = False
+    """Whether anything of the hub's came, where a dial failed."""
 
 
 class Reconnect:

@@ -4,8 +4,19 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
+
+from aioquic.quic.configuration import QuicConfiguration
+
+from edge.transport import Transport
 
 DEFAULT_PROJECT = "e632aba927ea4ac2b575ec1603d56f10"
+
+
+_QUIC_PORT = 10001
+_PROTOCOL = "cloudhub-edge/1"
+# With `auto`: enough for a handshake over a bad network, short enough to be no outage where UDP is blocked.
+_QUIC_TRY_SECONDS = 6.0
 
 
 class SettingsFault(Exception):
@@ -21,6 +32,9 @@ class EdgeSettings:
     ca: Path
     """The certificate of the CA that signed the hub's."""
     database: Path
+    transport: Transport = "websocket"
+    quic_server: str = ""
+    """`quic://HOST:PORT`, as `server`; empty: the same hosts, port 10001."""
     certificates: Path | None = None
     """Folder with `nodes/<id>.crt` and `nodes/<id>.key` (the layout of `edge.certificates`)."""
     certificate: Path | None = None
@@ -49,6 +63,10 @@ class EdgeSettings:
         for server in self.servers:
             if not server.startswith("wss://") or server.count("/") != 2:
                 raise SettingsFault(f"server {server!r}: should be wss://HOST:PORT")
+        for server in self.quic_servers:
+            _, _, port = server.rpartition(":")
+            if not server.startswith("quic://") or server.count("/") != 2 or not port.isdecimal():
+                raise SettingsFault(f"quic-server {server!r}: should be quic://HOST:PORT")
         if (self.certificates is None) == (self.certificate is None):
             raise SettingsFault("certificates: give either a folder of them or one certificate and its key")
         if self.certificate is not None and self.key is None:
@@ -62,6 +80,47 @@ class EdgeSettings:
         """The addresses of the hub, in the order given."""
         return [server.strip() for server in self.server.split(",")]
 
+    @property
+    def quic_servers(self) -> list[str]:
+        """The same over QUIC."""
+        if self.quic_server:
+            return [server.strip() for server in self.quic_server.split(",")]
+        hosts = [urlsplit(server).netloc for server in self.servers]
+        bare = [host if host.endswith("]") else host.rpartition(":")[0] or host for host in hosts]
+        return list(dict.fromkeys(f"quic://{host}:{_QUIC_PORT}" for host in bare))
+
+    @property
+    def quic_open_seconds(self) -> float:
+        """As `open_seconds`; shorter where WebSocket is dialled after it."""
+        return min(_QUIC_TRY_SECONDS, self.open_seconds) if self.transport == "auto" else self.open_seconds
+
+    def quic_address(self, server: str) -> tuple[str, int]:
+        """Host and port of one of the servers."""
+        host, _, port = server.removeprefix("quic://").rpartition(":")
+        return host.strip("[]"), int(port)
+
+    def quic_tls(self, node_id: str) -> QuicConfiguration:
+        """How a link of a node is set up: trusts only the hub's CA and shows the node's certificate.
+
+        Raises SettingsFault.
+        """
+        certificate, key = self._certificate(node_id)
+        configuration = QuicConfiguration(
+            alpn_protocols=[_PROTOCOL],
+            cafile=str(self.ca),
+            # The agent's own clock of silence is the authority.
+            idle_timeout=self.silence_seconds + self.keepalive_seconds,
+        )
+        try:
+            configuration.load_cert_chain(certificate, key)
+        except (ValueError, TypeError, OSError) as error:
+            raise SettingsFault(f"{certificate} or {key} cannot be used: {error}") from error
+        return configuration
+
+    def _certificate(self, node_id: str) -> tuple[Path, Path]:
+        certificate = self.certificate or Path(self.certificates or "") / "nodes" / f"{node_id}.crt"
+        return certificate, self.key or certificate.with_name(f"{node_id}.key")
+
     def url(self, server: str, node_id: str) -> str:
         """Where a node dials (docs/protocol.md), at one of the servers."""
         return f"{server}/{self.project_id}/{node_id}/events"
@@ -72,8 +131,7 @@ class EdgeSettings:
 
     def tls(self, node_id: str) -> ssl.SSLContext:
         """A context that trusts only the hub's CA and shows the node's certificate. Raises SettingsFault."""
-        certificate = self.certificate or Path(self.certificates or "") / "nodes" / f"{node_id}.crt"
-        key = self.key or certificate.with_name(f"{node_id}.key")
+        certificate, key = self._certificate(node_id)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         for path in (self.ca, certificate, key):

@@ -58,7 +58,7 @@ def test_further_flags_go_to_all_instances_of_their_service() -> None:
 def test_no_port_is_chosen_twice() -> None:
     chosen = choose_ports(3)
     ports = [getattr(one, name) for one in chosen for name in HubPorts.__dataclass_fields__]
-    assert len(set(ports)) == len(ports) == 21
+    assert len(set(ports)) == len(ports) == 24
 
 
 def test_the_table_lists_every_process() -> None:

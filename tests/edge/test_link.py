@@ -14,6 +14,7 @@ from edge.certificates import create_node_certificates
 from edge.link import Link
 from edge.reconnect import LinkEnd
 from edge.settings import EdgeSettings
+from edge.transport import EdgeLink
 from tests.edge.conftest import MakeSettings
 from tests.support.cloud_side import CloudSide, eventually
 
@@ -25,10 +26,10 @@ class Collector:
         self.frames: list[bytes] = []
         self.opened = 0
 
-    def link_opened(self, link: Link) -> None:
+    def link_opened(self, link: EdgeLink) -> None:
         self.opened += 1
 
-    def frame_received(self, link: Link, frame: bytes) -> None:
+    def frame_received(self, link: EdgeLink, frame: bytes) -> None:
         self.frames.append(frame)
 
 

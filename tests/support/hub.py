@@ -428,6 +428,9 @@ class RunningHub:
             self._authority.issue(f"system:node:{node_id}", file=f"nodes/{node_id}")
         values: dict[str, Any] = {
             "server": ",".join(f"wss://localhost:{self._edge_port(part.name)}" for part in self.connectors),
+            "quic_server": ",".join(
+                f"quic://localhost:{part.app.quic_port}" for part in self.connectors if part.runs
+            ),
             "ca": self._authority.certificate,
             "certificates": certificates,
             "database": self.folder / "edges.db",
@@ -530,14 +533,20 @@ class RunningHub:
         return next(part for part in self.dispatchers if part.runs and node_id in part.app.delivery.sessions)
 
     def metric(self, service: str, name: str, **labels: str) -> float:
-        """The value of a metric of a service, of all its replicas that run; 0 if it was never touched."""
+        """The sum of a metric's samples with these labels, of all replicas of a service that run; 0 if there
+        are none."""
         registries: dict[str, list[CollectorRegistry]] = {
             "sessions": [part.app.metrics.registry for part in self.registries if part.runs],
             "dispatcher": [part.app.registry for part in self.dispatchers if part.runs],
             "connector": [part.app.metrics.registry for part in self.connectors if part.runs],
         }
-        values = (one.get_sample_value(f"cloudhub_{service}_{name}", labels) for one in registries[service])
-        return sum(value or 0.0 for value in values)
+        return sum(
+            sample.value
+            for registry in registries[service]
+            for family in registry.collect()
+            for sample in family.samples
+            if sample.name == f"cloudhub_{service}_{name}" and labels.items() <= sample.labels.items()
+        )
 
     @contextmanager
     def locked_database(self, service: str) -> Iterator[None]:
