@@ -24,7 +24,8 @@ test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal --cov --cov-report=term
 
 # Network namespaces: needs root, and Debian's iproute2 and iptables. Logs stay in .run/e2e. Scenarios measure:
-# those that fail beside others are played once more, one at a time, and that is what counts.
+# those that fail beside others are played once more, one at a time, and that is what counts. TRANSPORT=quic plays
+# them over QUIC.
 e2e: $(READY)
 	@mkdir -p .run
 	$(BIN)/python -m pytest -m weak_network --numprocesses 6 --dist worksteal -rs --basetemp .run/e2e \

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -37,6 +38,8 @@ from tests.lab.namespaces import Namespace
 from tests.lab.network import Lab, Site, launch_in
 from tests.lab.table import Row
 
+TRANSPORT = os.environ.get("TRANSPORT") or "websocket"
+"""Of all sites for which a scenario names none: `make e2e TRANSPORT=quic`."""
 OTHERS = "others"
 """The site whose network is left alone: its nodes must notice nothing."""
 EDGE_FLAGS = ("--sync", "normal", "--report-every", "0.2", "--upload-every", "2", "--status-every", "5")
@@ -70,6 +73,7 @@ class Scenario:
         publishers: int,
         pause_seconds: float,
         edge_flags: Sequence[str],
+        transports: Mapping[str, str],
         observe_seconds: float,
         limit_total: int,
         edge_clock: SteppedClock | None,
@@ -86,6 +90,7 @@ class Scenario:
         """For the last column of the table."""
         self._pause_seconds = pause_seconds
         self._misbehaving = misbehaving
+        self._transports = transports
         self._fleets: dict[str, FleetProcess] = {}
         first = 1
         for name, nodes in edges.items():
@@ -97,6 +102,7 @@ class Scenario:
                 nodes,
                 hub.server,
                 *(*EDGE_FLAGS, *edge_flags),
+                *("--transport", transports.get(name, TRANSPORT), "--quic-server", hub.quic_server),
                 launch=_launcher(site, lambda _: "demo.fleet_worker", edge_clock),
             )
             first += nodes
@@ -123,6 +129,8 @@ class Scenario:
         """Of the observer, the subscribers and the publishers; a test's own tasks end before it does."""
         self.links_opened: dict[str, int] = {}
         """By site, when all is over."""
+        self.p99_ms: dict[str, float | None] = {}
+        """From publish to acknowledgement, by site, when all is over."""
         self._latencies: dict[str, Latencies] = {}
         self._watching: list[asyncio.Task[None]] = []
         self._publishing: list[asyncio.Task[None]] = []
@@ -294,6 +302,7 @@ class Scenario:
 
     def judged(self, verdict: Verdict) -> Row:
         """Takes down what was measured."""
+        self.p99_ms = {name: one.quantiles_ms((0.99,))[0] for name, one in self._latencies.items()}
         weak = Latencies()
         for name, latencies in self._latencies.items():
             if name != OTHERS or len(self._latencies) == 1:
@@ -304,15 +313,27 @@ class Scenario:
             one.recovered_at - one.at for one in self.history.faults if one.recovered_at is not None
         ]
         self._row = Row(
-            *(self.title, len(self.node_ids), verdict.accepted, verdict.acknowledged),
+            *(
+                self.title if TRANSPORT == "websocket" else f"{self.title} ({TRANSPORT})",
+                len(self.node_ids),
+                verdict.accepted,
+                verdict.acknowledged,
+            ),
             *(len(verdict.lost), len(verdict.stale_overwrites)),
             self._repeated,
             *(p50, p99, most),
             others_p99_ms=others.quantiles_ms((0.99,))[0] if others else None,
             recovery_seconds=max(recoveries, default=None),
-            note=self.note,
+            note=self.note or self._compared(),
         )
         return self._row
+
+    def _compared(self) -> str:
+        """What sites measured that differ by their transport alone."""
+        if not self._transports:
+            return ""
+        told = (f"{transport} {self.p99_ms[site]:.0f} ms" for site, transport in self._transports.items())
+        return f"p99 {', '.join(told)}"
 
 
 def _uid(resource: str) -> str:
@@ -359,6 +380,7 @@ async def running_scenario(
     pause_seconds: float = 0.2,
     hub_flags: Mapping[str, Sequence[str]] | None = None,
     edge_flags: Sequence[str] = (),
+    transports: Mapping[str, str] | None = None,
     observe_seconds: float = 0.3,
     limit_total: int = 0,
     hub_clock: SteppedClock | None = None,
@@ -392,6 +414,7 @@ async def running_scenario(
             publishers=publishers,
             pause_seconds=pause_seconds,
             edge_flags=edge_flags,
+            transports=transports or {},
             observe_seconds=observe_seconds,
             limit_total=limit_total,
             edge_clock=edge_clock,
