@@ -4,6 +4,7 @@ from typing import Any
 
 from fuzz.frames import frame_texts, frames_checked, recorded_frames
 from fuzz.links import conversations, conversations_checked
+from fuzz.quic import recorded_streams, streams, streams_checked
 from fuzz.requests import calls
 from fuzz.rpc import requests_checked, requests_checked_on_postgresql
 from fuzz.service_settings import files, files_checked, starts, starts_checked
@@ -11,6 +12,7 @@ from fuzz.target import Target
 
 _ALL: tuple[Target[Any], ...] = (
     Target("frames", "the codec of edge frames", frame_texts(), frames_checked, True, recorded_frames),
+    Target("quic", "streams of a QUIC link", streams(), streams_checked, True, recorded_streams),
     Target("settings", "flags and environment of every service", starts(), starts_checked, True),
     Target("files", "certificate, key and CA of a connector", files(), files_checked),
     Target("links", "requests and frames at a running connector", conversations(), conversations_checked),

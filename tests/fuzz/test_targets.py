@@ -7,6 +7,7 @@ from fuzz.targets import TARGETS
 # What a run of the tests can afford.
 EXAMPLES = {
     "frames": 300,
+    "quic": 200,
     "settings": 60,
     "files": 60,
     "links": 60,

@@ -164,6 +164,13 @@ class HubConnection(QuicConnection):
         """Whether it was the peer who closed it."""
         return self._state is QuicConnectionState.DRAINING
 
+    def can_send(self, stream_id: int) -> bool:
+        """False once the peer wants to hear no more on that stream of its own."""
+        stream = self._streams.get(stream_id)
+        return (
+            stream is not None and stream.sender._reset_error_code is None and not stream.sender.is_finished
+        )
+
     def sent_through(self, stream_id: int) -> int:
         """The offset up to which a stream's bytes were put into datagrams, and are not to be again."""
         stream = self._streams.get(stream_id)

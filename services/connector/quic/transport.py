@@ -203,6 +203,9 @@ class QuicEdgeConnection:
     def accept(self) -> None:
         if self.phase is not Phase.DECIDING:
             return
+        if not self._quic.can_send(CONTROL_STREAM):
+            self.abort()
+            return
         self.phase = Phase.OPEN
         self._cancel_timer()
         self._quic.send_stream_data(CONTROL_STREAM, _framed(answer_ack(self._decided)))
@@ -414,6 +417,9 @@ class QuicEdgeConnection:
         self._written += len(data)
 
     def _answer_nack(self, status: int, text: str, retry_after_seconds: float) -> None:
+        if not self._quic.can_send(CONTROL_STREAM):
+            self.abort()
+            return
         self._quic.send_stream_data(CONTROL_STREAM, _framed(answer_nack(status, text, retry_after_seconds)))
         self._end_politely(status, text, CONTROL_STREAM, self._host.limits.linger_timeout)
 

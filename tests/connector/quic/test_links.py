@@ -16,7 +16,7 @@ from tests.connector.conftest import StartApp, metric, poll
 from tests.support.certs import TestAuthority
 from tests.support.edge_peer import PROJECT
 from tests.support.link_dispatcher import LinkDispatcher
-from tests.support.quic_peer import UP, QuicPeer, QuicPeers, framed, keepalive
+from tests.support.quic_peer import CONTROL, UP, QuicPeer, QuicPeers, framed, keepalive, request
 
 _Reason = link_pb2.CloseReason
 
@@ -323,6 +323,21 @@ async def test_what_is_no_request_is_answered_and_closed(
         assert (await _close_of(peer))[0] == status
     reason = "request_too_large" if status == 431 else "bad_request"
     assert metric(app, "handshake_failures_total", transport="quic", reason=reason) == 1
+
+
+@pytest.mark.parametrize("node_id", ["edge-1", "edge-2"], ids=["admitted", "refused"])
+async def test_a_peer_that_wants_no_answer_gets_none(
+    app: ConnectorApp, quic_peers: QuicPeers, node_id: str
+) -> None:
+    """Invariant 10: it asks, and in the same datagram gives the stream up."""
+    assert app.quic
+    async with quic_peers.connection(quic_peers.issued("edge-1")) as peer:
+        await asyncio.wait_for(peer.handshaken, 10)
+        peer.quic.send_stream_data(CONTROL, framed(request(node_id)))
+        peer.quic.stop_stream(CONTROL, 1)
+        peer.transmit()
+        await poll(lambda: peer.ended)
+    assert (len(app.links), app.quic.connections) == (0, 0)
 
 
 async def test_a_peer_that_says_nothing_is_closed(start_app: StartApp, authority: TestAuthority) -> None:
