@@ -26,7 +26,8 @@ from services.connector.connection_owner import ConnectionOwner, Gate
 from services.connector.connections import ConnectionLimits
 from services.connector.metrics import ConnectorMetrics
 from services.connector.quic.connection import CONNECTION_ID_BYTES, HubConnection, ResetTokens
-from services.connector.quic.transport import Address, QuicEdgeConnection
+from services.connector.quic.host import Address
+from services.connector.quic.transport import QuicEdgeConnection
 from services.connector.tokens import TokenBucket
 from services.runtime.errors import StartupError
 from services.runtime.logs import get_log

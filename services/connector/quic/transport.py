@@ -6,18 +6,16 @@ listener is told of here is sent in batches: a connection that has something to 
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
 
 from aioquic.quic import events
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from aioquic.tls import AlertDescription
-from OpenSSL import crypto
 
 from cloudhub.v1 import link_pb2
 from services.connector.admission import CertificateNames, HttpRefusal
 from services.connector.close_codes import LinkFault
 from services.connector.codec import PROTOBUF_FRAMES
-from services.connector.connections import ConnectionHost, Phase
+from services.connector.connections import Phase
 from services.connector.quic.connection import (
     CONTROL_STREAM,
     DOWNSTREAM,
@@ -25,6 +23,7 @@ from services.connector.quic.connection import (
     UPSTREAM,
     HubConnection,
 )
+from services.connector.quic.ends import opening_failure, transport_end
 from services.connector.quic.framing import (
     MESSAGE_PREFIX,
     FrameReader,
@@ -32,6 +31,8 @@ from services.connector.quic.framing import (
     FramingFault,
     frame_header,
 )
+from services.connector.quic.host import Address, QuicHost
+from services.connector.quic.inbound_messages import InboundMessages
 from services.connector.quic.peer_certificate import ALERTS, check_certificates
 from services.connector.quic.request import RequestFault, answer_ack, answer_nack, read_request
 from services.connector.tls import TlsFault
@@ -45,34 +46,6 @@ _TIMER_SECONDS = 0.001
 # As in a WebSocket close frame; it has to fit into one datagram.
 _CLOSE_MOST_BYTES = 123
 _Reason = link_pb2.CloseReason
-Address = tuple[Any, ...]
-
-
-class QuicHost(ConnectionHost, Protocol):
-    """Who owns QUIC connections: the listener."""
-
-    authorities: crypto.X509Store
-    window_bytes: int
-
-    def send(self, datagram: bytes, address: Address) -> None:
-        """Sends a datagram."""
-        ...
-
-    def dropped(self) -> None:
-        """A datagram was over the connection's rate."""
-        ...
-
-    def touched(self, connection: "QuicEdgeConnection") -> None:
-        """The connection may have something to send: `flush` is called soon."""
-        ...
-
-    def identified(self, connection_id: bytes, connection: "QuicEdgeConnection") -> None:
-        """Datagrams with that id are the connection's."""
-        ...
-
-    def retired(self, connection_id: bytes) -> None:
-        """The id is used no more."""
-        ...
 
 
 class QuicEdgeConnection:
@@ -88,15 +61,13 @@ class QuicEdgeConnection:
         "_held",
         "_host",
         "_ids",
-        "_input_over",
-        "_let_in",
+        "_inbound",
         "_loop",
         "_names",
         "_packets",
         "_quic",
         "_quic_timer",
         "_quic_timer_at",
-        "_reader",
         "_reading",
         "_resumed_at",
         "_timer",
@@ -118,14 +89,14 @@ class QuicEdgeConnection:
         self._handler: LinkHandler | None = None
         self._names = CertificateNames()
         self._control: FrameReader | None = FrameReader(_REQUEST_MOST_BYTES)
-        self._reader: FrameReader | None = FrameReader(host.limits.frame_most_bytes, MESSAGE_PREFIX)
+        self._inbound: InboundMessages | None = InboundMessages(
+            host.limits.frame_most_bytes, host.window_bytes
+        )
         self._decided = ""
-        self._let_in = host.window_bytes
         self._written = 0
         self._blocked = False
         self._held = False
         self._reading = False
-        self._input_over = False
         self._resumed_at = loop.time()
         # The code and text to close with once the peer has what was sent before, and on which stream that is.
         self._goodbye: tuple[int, str, int] | None = None
@@ -252,7 +223,7 @@ class QuicEdgeConnection:
             self._loop.call_soon(self._read_on)
 
     def idle_seconds(self, now: float) -> float:
-        if self._held or (self._reader is not None and self._reader.waiting_bytes):
+        if self._held or (self._inbound is not None and self._inbound.waiting):
             return 0.0
         return max(0.0, now - max(self._quic.last_input_at or 0.0, self._resumed_at))
 
@@ -294,9 +265,8 @@ class QuicEdgeConnection:
                 assert self._control is not None
                 self._control.receive(event.data)
                 self._look_for_request()
-        elif event.stream_id == UPSTREAM and self._reader is not None:
-            self._reader.receive(event.data)
-            self._input_over = event.end_stream
+        elif event.stream_id == UPSTREAM and self._inbound is not None:
+            self._inbound.receive(event.data, ended=event.end_stream)
             self._read_on()
 
     def _look_for_request(self) -> None:
@@ -328,14 +298,15 @@ class QuicEdgeConnection:
 
     def _read_on(self) -> None:
         """Hands over messages as far as they may be looked at now."""
-        reader = self._reader
-        if self._reading or reader is None:
+        inbound = self._inbound
+        if self._reading or inbound is None:
             return
         self._reading = True
         try:
             while self.phase is Phase.OPEN and not self._held:
-                payload = reader.next_payload()
+                payload = inbound.next_message()
                 if payload is None:
+                    self._all_taken(inbound)
                     break
                 if self._handler:
                     self._handler.frame_received(payload)
@@ -344,30 +315,16 @@ class QuicEdgeConnection:
             self._breach(fault, str(error))
         finally:
             self._reading = False
-        if self.phase is not Phase.OPEN or self._held:
-            return
-        if self._input_over:
-            self._upstream_ended(reader)
-        else:
-            self._let_more_in(reader)
 
-    def _let_more_in(self, reader: FrameReader) -> None:
-        """Flow control: a window past what was read, or the whole of a frame that is larger."""
-        window, read = self._host.window_bytes, reader.consumed_bytes
-        through = read + max(window, reader.needed_bytes)
-        if through - self._let_in >= window // 2 or read + reader.needed_bytes > self._let_in:
-            self._let_in = through
+    def _all_taken(self, inbound: InboundMessages) -> None:
+        if inbound.over():
+            self._end(TransportEnd(_Reason.CLOSE_REASON_EDGE_CLOSED, "the edge ended its stream"))
+            self._end_politely(1000, "closed by the edge", DOWNSTREAM, self._host.limits.linger_timeout)
+            return
+        through = inbound.let_in()
+        if through is not None:
             self._quic.let_in(UPSTREAM, through)
             self._host.touched(self)
-
-    def _upstream_ended(self, reader: FrameReader) -> None:
-        try:
-            reader.ended()
-        except FramingError as error:
-            self._breach(LinkFault.QUIC, str(error))
-            return
-        self._end(TransportEnd(_Reason.CLOSE_REASON_EDGE_CLOSED, "the edge ended its stream"))
-        self._end_politely(1000, "closed by the edge", DOWNSTREAM, self._host.limits.linger_timeout)
 
     def _stream_given_up(self, stream_id: int) -> None:
         if self.phase is Phase.OPEN and stream_id != CONTROL_STREAM:
@@ -514,28 +471,10 @@ class QuicEdgeConnection:
         """The connection is closed by the peer, by its breach of QUIC, or by silence."""
         if self.phase in (Phase.FINISHED, Phase.GONE):
             return
-        text = event.reason_phrase[:200]
-        by_peer, code = self._quic.closed_by_peer, event.error_code
+        by_peer = self._quic.closed_by_peer
         if self.phase in (Phase.HANDSHAKE, Phase.REQUEST):
-            reason = "peer_closed" if by_peer else "quic_protocol"
-            if by_peer and code >= QuicErrorCode.CRYPTO_ERROR:
-                reason = "peer_alert"
-            elif not by_peer and code >= QuicErrorCode.CRYPTO_ERROR:
-                reason = "tls_protocol"
-            self._host.handshake_failed(self, reason, text or f"code {code:#x}")
-        if by_peer and event.frame_type is None:
-            end = TransportEnd(_Reason.CLOSE_REASON_EDGE_CLOSED, f"{code} {text}".strip())
-        elif by_peer:
-            end = TransportEnd(
-                _Reason.CLOSE_REASON_TRANSPORT_ERROR, f"the peer closed: {code:#x} {text}".strip()
-            )
-        elif text == "Idle timeout":
-            end = TransportEnd(_Reason.CLOSE_REASON_TRANSPORT_ERROR, "nothing came within the idle timeout")
-        else:
-            end = TransportEnd(
-                _Reason.CLOSE_REASON_PROTOCOL_ERROR, f"QUIC: {code:#x} {text}".strip(), LinkFault.QUIC.value
-            )
-        self._end(end)
+            self._host.handshake_failed(self, *opening_failure(event, by_peer=by_peer))
+        self._end(transport_end(event, by_peer=by_peer))
         opening = self.phase in (Phase.HANDSHAKE, Phase.REQUEST, Phase.DECIDING)
         self.phase = Phase.FINISHED
         self._cancel_timer()
@@ -567,7 +506,7 @@ class QuicEdgeConnection:
 
     def _drop_input(self) -> None:
         self._held = False
-        self._control = self._reader = None
+        self._control = self._inbound = None
 
     def _set_timer(self, seconds: float, call: Callable[[], None]) -> None:
         self._cancel_timer()

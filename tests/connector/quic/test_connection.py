@@ -164,7 +164,8 @@ def test_silence_is_measured_by_what_is_authentic(pair: Pair) -> None:
 
 
 def test_who_closed_is_told(pair: Pair) -> None:
-    assert pair.hub.end is None
+    before = pair.hub.end
+    assert before is None
     pair.client.close(error_code=1001, reason_phrase="bye")
     pair.run(1)
     assert pair.hub.end
