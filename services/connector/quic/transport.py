@@ -107,7 +107,8 @@ class QuicEdgeConnection:
         self._quic_timer_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self.phase = Phase.HANDSHAKE
-        self._set_timer(host.limits.opening_timeout, self._opening_timed_out)
+        limit = host.limits.opening_timeout
+        self._set_timer(limit, lambda: self.out_of_time(limit))
 
     # What the listener says.
 
@@ -357,12 +358,13 @@ class QuicEdgeConnection:
             self._host.handshake_failed(self, reason, detail)
         self._close_now(QuicErrorCode.CRYPTO_ERROR + alert, detail, QuicFrameType.CRYPTO)
 
-    def _opening_timed_out(self) -> None:
-        self._timer = None
+    def out_of_time(self, seconds: float) -> None:
+        """Cuts an opening that is not finished within so long."""
+        self._cancel_timer()
         self._host.handshake_failed(
             self,
             "handshake_timeout" if self.phase is Phase.HANDSHAKE else "request_timeout",
-            f"not finished within {self._host.limits.opening_timeout:g} s",
+            f"not finished within {seconds:g} s",
         )
         self.phase = Phase.FINISHED
         self.abort()
