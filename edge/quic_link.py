@@ -133,12 +133,9 @@ class QuicLink(asyncio.DatagramProtocol):
                 self._flush()
                 await self._answered.wait()
         except TimeoutError:
-            self.abort(LinkEnd("failed", f"no answer within {open_seconds:g} s", answered=self._heard()))
+            self.abort(LinkEnd("failed", f"no answer within {open_seconds:g} s"))
         except OSError as error:
             self._finish(LinkEnd("failed", error.strerror or str(error) or type(error).__name__))
-
-    def _heard(self) -> bool:
-        return self._quic is not None and self._quic.heard_at() > 0
 
     # What asyncio tells
 

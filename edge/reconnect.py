@@ -30,7 +30,7 @@ class LinkEnd:
     open_seconds: float = 0.0
     """How long the link was open; 0 if it never was."""
     answered: bool = False
-    """Whether anything of the hub's came, where a dial failed."""
+    """Whether the hub itself ended it: then another transport would fare no better."""
 
 
 class Reconnect:

@@ -71,7 +71,7 @@ class Receiver(Protocol):
 
 
 class TransportChoice:
-    """Of one node. With `auto` it is QUIC, until UDP seems to be blocked; then WebSocket for a while."""
+    """Of one node. With `auto` it is QUIC, until no answer comes in time; then WebSocket for a while."""
 
     def __init__(self, wanted: Transport) -> None:
         self._wanted = wanted
