@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from cloudhub.v1 import connector_pb2_grpc, link_pb2
+from services.connector.discovery import dial_address
 from services.connector.dispatchers import Dispatchers
 from services.connector.drain import drain_links
 from services.connector.edge_link import LinkStream, LinkTools
@@ -17,13 +18,15 @@ from services.connector.metrics import ConnectorMetrics
 from services.connector.resources import ConnectorHoldings
 from services.connector.servicer import ConnectorAdminServicer
 from services.connector.settings import ConnectorSettings
-from services.connector.tls import server_context
+from services.connector.tls import EdgeTls
 from services.connector.transfers import Transfers
 from services.runtime.advertising import advertised_address
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.logs import get_log
 from services.runtime.metrics import MetricsEndpoint
 from services.runtime.rpc import RpcServer
+from services.runtime.security import security_of
+from services.runtime.tls_files import TlsFiles
 from services.runtime.tracing import Tracing, configure_tracing
 
 _log = get_log("connector")
@@ -42,13 +45,16 @@ class ConnectorApp:
         self.tracing = tracing
         self._draining = False
         self._health_changed = asyncio.Event()
-        context = server_context(
-            settings.certificate, settings.private_key, settings.client_ca, clock.wall_ms()
-        )
+        self._security = security_of(settings, clock)
+        for entry in settings.dispatcher_entries():
+            self._security.check_address("the dispatcher's address", dial_address(entry.host, entry.port))
+        edge_tls = EdgeTls(TlsFiles(settings.certificate, settings.private_key, settings.client_ca), clock)
         self._hello = link_pb2.ConnectorHello(
             connector_id=uuid.uuid4().hex, name=settings.name or socket.gethostname()
         )
-        self.dispatchers = Dispatchers(settings.dispatcher_entries(), self._hello, self, self.metrics)
+        self.dispatchers = Dispatchers(
+            settings.dispatcher_entries(), self._hello, self, self.metrics, security=self._security
+        )
         tools = LinkTools(loop, settings.link_limits(), self.metrics, tracing)
         self.links = Links(
             self.dispatchers,
@@ -63,13 +69,16 @@ class ConnectorApp:
         self._incoming = IncomingBatches(self.links, self._transfers, self.metrics)
         self.listener = EdgeListener(
             settings.listen,
-            context,
+            edge_tls,
             settings.websocket_limits(),
             settings.openings_most,
             self.links,
             self.metrics,
         )
-        self._rpc = RpcServer(settings.grpc_listen, [_SERVICE])
+        self._edge_tls = edge_tls
+        self._rpc = RpcServer(
+            settings.grpc_listen, [_SERVICE], self._security, probes=settings.health_listen, clock=clock
+        )
         holdings = ConnectorHoldings(self.listener, self.links, self._transfers, self.dispatchers)
         connector_pb2_grpc.add_ConnectorAdminServicer_to_server(
             ConnectorAdminServicer(self.links, loop.time, self.drain, holdings), self._rpc.grpc_server
@@ -130,6 +139,8 @@ class ConnectorApp:
             group.create_task(self._keep_health(), name="health"),
             group.create_task(self.dispatchers.run(), name="dispatchers"),
             group.create_task(self._transfers.run(), name="transfers"),
+            group.create_task(self._security.run(), name="service certificates"),
+            group.create_task(self._edge_tls.run(), name="edge certificates"),
             self._accepting,
         )
         _log.info("started", edges=self.edge_port, grpc=self.grpc_port)

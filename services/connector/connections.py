@@ -54,8 +54,12 @@ class HostedConnection(EdgeTransport, Protocol):
 class ConnectionHost(Protocol):
     """Who owns connections: the listener."""
 
-    context: ssl.SSLContext
     limits: WebSocketLimits
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What a new connection shakes hands with."""
+        ...
 
     def requested(self, connection: "HostedConnection", request: LinkRequest) -> None:
         """A peer asks for a link. Answered by `start` and `accept`, or by `refuse`, now or later."""

@@ -8,6 +8,7 @@ from typing import Protocol
 from services.connector.admission import HttpRefusal
 from services.connector.connections import HostedConnection, Phase, WebSocketLimits
 from services.connector.metrics import ConnectorMetrics
+from services.connector.tls import EdgeTls
 from services.connector.transport import LinkRequest
 from services.connector.websocket import EdgeConnection
 from services.runtime.errors import StartupError
@@ -35,13 +36,13 @@ class EdgeListener:
     def __init__(
         self,
         listen: str,
-        context: ssl.SSLContext,
+        tls: EdgeTls,
         limits: WebSocketLimits,
         openings_most: int,
         gate: Gate,
         metrics: ConnectorMetrics,
     ) -> None:
-        self.context = context
+        self._tls = tls
         self.limits = limits
         self._gate = gate
         self._metrics = metrics
@@ -70,6 +71,11 @@ class EdgeListener:
             listening.close()
             raise StartupError(f"cannot listen on {listen} for edges: {error.strerror or error}") from error
         return listening
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What new connections shake hands with."""
+        return self._tls.context
 
     @property
     def port(self) -> int:

@@ -92,7 +92,7 @@ class HubProcesses:
 
     async def start(self, service: str) -> None:
         """Starts a service, for the first time or again; returns when it serves."""
-        flags = [*self._flags[service], "--name", f"{service}-1"]
+        flags = [*self._flags[service], "--name", f"{service}-1", "--grpc-insecure-loopback=true"]
         metrics = ["--metrics-listen", f"{HOST}:{self.metrics_ports[service]}"]
         await self._run(service, "-m", f"services.{service}", *flags, *metrics)
         await self.serving(service)

@@ -17,6 +17,7 @@ from services.dispatcher.upstream.relays import Relays
 from services.runtime.clock import Clock
 from services.runtime.errors import Unavailable
 from services.runtime.logs import get_log
+from services.runtime.security import PLAINTEXT_LOOPBACK, Security
 
 _log = get_log(__name__)
 
@@ -34,6 +35,7 @@ class Peers:
         metrics: PeerMetrics,
         clock: Clock,
         arrived: Callable[[], None] = lambda: None,
+        security: Security = PLAINTEXT_LOOPBACK,
     ) -> None:
         self.own = own
         self._arrivals = Arrivals(own.dispatcher_id, arrived, ARRIVAL_SECONDS)
@@ -42,6 +44,7 @@ class Peers:
         self.listed: frozenset[str] = frozenset()
         self.listed_at = -math.inf
         self._clock = clock
+        self._security = security
         self._relays = relays
         self._metrics = metrics
         self._peers: dict[str, Peer] = {}
@@ -93,7 +96,7 @@ class Peers:
     def _add(self, who: DispatcherPeer) -> None:
         if who.dispatcher_id != self.own.dispatcher_id and who.dispatcher_id not in self._peers:
             self._peers[who.dispatcher_id] = Peer(
-                who, self.own, self._relays, self._metrics, self.locations.forget
+                who, self.own, self._relays, self._metrics, self.locations.forget, self._security
             )
 
     async def run(self) -> None:
