@@ -57,8 +57,11 @@ class Security(Protocol):
 
 
 def is_loopback(address: str) -> bool:
-    """Whether HOST:PORT stays on this machine."""
-    host, _ = split_address(address)
+    """Whether HOST:PORT stays on this machine; text that is no address does not."""
+    try:
+        host, _ = split_address(address)
+    except ValueError:
+        return False
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -42,6 +42,11 @@ ADMIN: dict[str, Ask] = {
 }
 
 
+def stub_of(kind: Any, channel: Any) -> Any:
+    """The published types of stubs are those of blocking channels, or none."""
+    return kind(channel)
+
+
 async def asked(address: str, security: Any, ask: Ask) -> tuple[str, str, str]:
     """Status, ErrorInfo reason and text that a caller gets; OK if it is served."""
     async with open_channel(address, security) as channel:
@@ -56,7 +61,6 @@ def audited(logs: list[Any]) -> list[Any]:
     return [line for line in logs if line.get("logger") == AUDIT_LOG]
 
 
-HEALTH: Any = health_pb2_grpc.HealthStub  # its published types lack its methods
 Show = Callable[[TestAuthority, Path], Issued]
 # What TLS itself refuses, and what the refused one is told.
 NO_HANDSHAKE: dict[str, tuple[Show, str]] = {
@@ -162,34 +166,37 @@ async def test_who_is_no_operator_has_no_admin_call(
 
 
 EDGES_NOTHING: dict[str, tuple[str, Ask]] = {
-    "publish": ("dispatcher", lambda channel: DispatcherServiceStub(channel).Publish(request("edge-1"))),
+    "publish": (
+        "dispatcher",
+        lambda channel: stub_of(DispatcherServiceStub, channel).Publish(request("edge-1")),
+    ),
     "publish by stream": (
         "dispatcher",
-        lambda channel: DispatcherServiceStub(channel).PublishStream(aiter_none()).read(),
+        lambda channel: stub_of(DispatcherServiceStub, channel).PublishStream(aiter_none()).read(),
     ),
     "subscribe": (
         "dispatcher",
-        lambda channel: DispatcherServiceStub(channel).Subscribe(aiter_none()).read(),
+        lambda channel: stub_of(DispatcherServiceStub, channel).Subscribe(aiter_none()).read(),
     ),
-    "attach": ("dispatcher", lambda channel: LinkServiceStub(channel).Attach(aiter_none()).read()),
-    "relay": ("dispatcher", lambda channel: PeerServiceStub(channel).Relay(aiter_none()).read()),
+    "attach": ("dispatcher", lambda channel: stub_of(LinkServiceStub, channel).Attach(aiter_none()).read()),
+    "relay": ("dispatcher", lambda channel: stub_of(PeerServiceStub, channel).Relay(aiter_none()).read()),
     "directives": (
         "sessions",
         lambda channel: (
-            SessionsServiceStub(channel)
+            stub_of(SessionsServiceStub, channel)
             .WatchDirectives(sessions_pb2.WatchDirectivesRequest(dispatcher_id="x"))
             .read()
         ),
     ),
     "delete nodes": (
         "sessions",
-        lambda channel: SessionsServiceStub(channel).DeleteNodes(
+        lambda channel: stub_of(SessionsServiceStub, channel).DeleteNodes(
             sessions_pb2.DeleteNodesRequest(node_ids=["edge-2"])
         ),
     ),
     "health": (
         "connector",
-        lambda channel: HEALTH(channel).Check(health_pb2.HealthCheckRequest()),
+        lambda channel: stub_of(health_pb2_grpc.HealthStub, channel).Check(health_pb2.HealthCheckRequest()),
     ),
 }
 

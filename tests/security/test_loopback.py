@@ -26,8 +26,11 @@ def test_what_stays_on_this_machine(address: str) -> None:
     assert is_loopback(address)
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "hub.example:1", "localhost.x:1"])
+@pytest.mark.parametrize(
+    "address", ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "hub.example:1", "localhost.x:1", "x"]
+)
 async def test_what_does_not_is_neither_bound_nor_dialled(address: str) -> None:
+    """Nor is text that is no address, which a caller may say that another dispatcher has."""
     assert not is_loopback(address)
     with pytest.raises(StartupError, match=REFUSED):
         open_channel(address)
@@ -51,19 +54,23 @@ async def test_services_refuse_to_start_in_plaintext_towards_others(
         await SessionsApp(SessionsSettings(**LOCAL, database=f"sqlite:///{tmp_path}/s.db")).start()
     changes: dict[str, Any]
     for changes in ({"listen": "0.0.0.0:0"}, {"listen": "127.0.0.1:0", "sessions": "192.0.2.1:50052"}):
-        settings = DispatcherSettings(**LOCAL, database=f"sqlite:///{tmp_path}/d.db", **changes)
+        settings = DispatcherSettings.model_validate(
+            {**LOCAL, "database": f"sqlite:///{tmp_path}/d.db", **changes}
+        )
         with pytest.raises(StartupError, match=REFUSED):
             async with running_dispatcher(settings):
                 pass
     edges = authority.issue("localhost", None, file="server")
     for changes in ({}, {"grpc_listen": "127.0.0.1:0", "dispatchers": "hub.example:50051"}):
-        connector = ConnectorSettings(
-            **LOCAL,
-            listen="127.0.0.1:0",
-            certificate=edges.certificate,
-            private_key=edges.key,
-            client_ca=authority.certificate,
-            **changes,
+        connector = ConnectorSettings.model_validate(
+            {
+                **LOCAL,
+                "listen": "127.0.0.1:0",
+                "certificate": edges.certificate,
+                "private_key": edges.key,
+                "client_ca": authority.certificate,
+                **changes,
+            }
         )
         with pytest.raises((StartupError, ExceptionGroup)) as refused:
             async with running_connector(connector):
