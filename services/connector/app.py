@@ -77,8 +77,15 @@ class ConnectorApp:
         )
         self._edge_tls = edge_tls
         self._rpc = RpcServer(
-            settings.grpc_listen, [_SERVICE], self._security, probes=settings.health_listen, clock=clock
+            settings.grpc_listen,
+            [_SERVICE],
+            self._security,
+            probes=settings.health_listen,
+            clock=clock,
+            refused=self.metrics.grpc.refused,
         )
+        self.metrics.grpc.watch(self._security)
+        self.metrics.grpc.watch_expiry("edges", edge_tls.expires_at)
         holdings = ConnectorHoldings(self.listener, self.links, self._transfers, self.dispatchers)
         connector_pb2_grpc.add_ConnectorAdminServicer_to_server(
             ConnectorAdminServicer(self.links, loop.time, self.drain, holdings), self._rpc.grpc_server

@@ -4,6 +4,7 @@ The shell owns the plain TCP transport, so it knows exactly which bytes the oper
 a failed handshake is an exception with a reason instead of a log line of the event loop.
 """
 
+import datetime
 import ssl
 from typing import Any, cast
 
@@ -142,12 +143,13 @@ class TlsChannel:
         return CertificateNames(tuple(found["organizationName"]), tuple(found["commonName"]))
 
 
-def server_context(files: TlsFiles, now_ms: int) -> ssl.SSLContext:
-    """The context of edge links: TLS 1.2 or newer, client certificate required, no resumption.
+def server_context(files: TlsFiles, now_ms: int) -> tuple[ssl.SSLContext, datetime.datetime]:
+    """The context of edge links (TLS 1.2 or newer, client certificate required, no resumption), and when its
+    certificate expires.
 
     Raises StartupError with one sentence if a file is unreadable, expired or does not fit.
     """
-    read_material(files, now_ms)
+    not_after = read_material(files, now_ms).not_after
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
@@ -164,7 +166,7 @@ def server_context(files: TlsFiles, now_ms: int) -> ssl.SSLContext:
             f"cannot use the certificate {files.certificate} with its key and the CA {files.authority}: "
             f"{getattr(error, 'reason', None) or error.strerror}"
         ) from error
-    return context
+    return context, not_after
 
 
 class EdgeTls:
@@ -173,10 +175,15 @@ class EdgeTls:
 
     def __init__(self, files: TlsFiles, clock: Clock) -> None:
         self.context: ssl.SSLContext
+        self._not_after: datetime.datetime
         self._files = RenewedFiles("edge links", files.paths, lambda: self._load(files, clock))
 
     def _load(self, files: TlsFiles, clock: Clock) -> None:
-        self.context = server_context(files, clock.wall_ms())
+        self.context, self._not_after = server_context(files, clock.wall_ms())
+
+    def expires_at(self) -> float:
+        """When the certificate expires, in seconds since the epoch."""
+        return self._not_after.timestamp()
 
     def look(self) -> bool:
         """Loads files that are newer; whether there were any that can be used."""

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import grpc
+from prometheus_client import Counter
 
 from services.runtime.clock import Clock
 from services.runtime.errors import Forbidden, HubError, Unauthenticated
@@ -39,8 +40,9 @@ class Call:
 class Access:
     """Of one server. Without `authenticates` every caller may do everything; calls are audited as well."""
 
-    def __init__(self, clock: Clock, *, authenticates: bool) -> None:
+    def __init__(self, clock: Clock, refused: Counter | None = None, *, authenticates: bool) -> None:
         self._clock = clock
+        self._refused = refused
         self._authenticates = authenticates
 
     def admit(self, method: str, context: Context) -> Call | None:
@@ -53,6 +55,8 @@ class Access:
             except HubError as error:
                 call.address = unquote(context.peer())
                 self.ended(call, error.status.name, error.reason)
+                if self._refused is not None:
+                    self._refused.labels(error.reason).inc()
                 raise
         if not is_admin(method):
             return None

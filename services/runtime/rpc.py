@@ -12,6 +12,7 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
+from prometheus_client import Counter
 
 from services.runtime.access import Access
 from services.runtime.clock import Clock, SystemClock
@@ -70,7 +71,8 @@ class RpcServer:
 
     Register servicers on `grpc_server` first, then `start`. Health starts as NOT_SERVING, but for LIVE, which
     is SERVING until the server stops. With `probes` (HOST:PORT) a second server there answers health checks,
-    and nothing else, without TLS: probes of Kubernetes speak none.
+    and nothing else, without TLS: probes of Kubernetes speak none. `refused` counts
+    refused calls by their reason.
     """
 
     def __init__(
@@ -81,12 +83,13 @@ class RpcServer:
         *,
         probes: str | None = None,
         clock: Clock | None = None,
+        refused: Counter | None = None,
     ) -> None:
         self._listen = listen
         self._services = tuple(services)
         self._security = security
         self._health = health.aio.HealthServicer()
-        access = Access(clock or SystemClock(), authenticates=security.authenticates)
+        access = Access(clock or SystemClock(), refused, authenticates=security.authenticates)
         self.grpc_server = grpc.aio.server(
             interceptors=[CallInterceptor(access)], options=[*_OPTIONS, ("grpc.so_reuseport", 0)]
         )

@@ -7,6 +7,7 @@ A service gets its `Security` from its settings by `security_of`.
 """
 
 import ipaddress
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -29,6 +30,10 @@ class Security(Protocol):
     @property
     def authenticates(self) -> bool:
         """Whether callers show certificates, and are held to their roles."""
+        ...
+
+    def expires_at(self) -> float:
+        """When the certificate expires, in seconds since the epoch; infinite if there is none."""
         ...
 
     def check_address(self, what: str, address: str) -> None:
@@ -72,6 +77,10 @@ class PlaintextLoopback:
     """Nothing is proven and nothing encrypted, so nothing leaves this machine."""
 
     authenticates = False
+
+    def expires_at(self) -> float:
+        """See Security."""
+        return math.inf
 
     def check_address(self, what: str, address: str) -> None:
         """See Security."""
@@ -120,6 +129,10 @@ class MutualTls:
         self.generation += 1
         for renewed in tuple(self._followers):
             renewed()
+
+    def expires_at(self) -> float:
+        """See Security."""
+        return self._material.not_after.timestamp()
 
     def check_address(self, what: str, address: str) -> None:
         """See Security: any."""

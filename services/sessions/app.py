@@ -59,8 +59,14 @@ class SessionsApp:
         self.notices = Notices(self.metrics, settings.most_watchers, settings.watch_queue)
         self._security = security_of(settings, self._clock)
         self._server = RpcServer(
-            settings.listen, SERVICES, self._security, probes=settings.health_listen, clock=self._clock
+            settings.listen,
+            SERVICES,
+            self._security,
+            probes=settings.health_listen,
+            clock=self._clock,
+            refused=self.metrics.grpc.refused,
         )
+        self.metrics.grpc.watch(self._security)
         self.reaper: Reaper
         self.changes: FollowedChanges
 

@@ -47,6 +47,16 @@ def stub_of(kind: Any, channel: Any) -> Any:
     return kind(channel)
 
 
+def refusals(hub: RunningHub, server: str, reason: str) -> float:
+    """How many calls a server says that it refused for a reason."""
+    registry = {
+        "connector": lambda: hub.connector.app.metrics.registry,
+        "dispatcher": lambda: hub.dispatcher.app.registry,
+        "sessions": lambda: hub.sessions.app.metrics.registry,
+    }[server]()
+    return registry.get_sample_value(f"cloudhub_{server}_grpc_refused_total", {"reason": reason}) or 0.0
+
+
 async def asked(address: str, security: Any, ask: Ask) -> tuple[str, str, str]:
     """Status, ErrorInfo reason and text that a caller gets; OK if it is served."""
     async with open_channel(address, security) as channel:
@@ -157,6 +167,7 @@ async def test_who_is_no_operator_has_no_admin_call(
         with capture_logs() as logs:
             answer = await asked(hub.address(server), authority.security(issued), ADMIN[server])
         assert answer[:2] == ("PERMISSION_DENIED", reason), server
+        assert refusals(hub, server, reason) == 1
         (line,) = audited(logs)
         assert line["event"] == "call.refused"
         assert (line["status"], line["reason"]) == ("PERMISSION_DENIED", reason)

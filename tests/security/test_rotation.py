@@ -246,5 +246,10 @@ async def test_new_edge_links_take_newer_files_and_open_ones_stay(
             )
         after = (await shown(edges, node, authority, "localhost")).serial_number
         assert before != after == serial(server)
+        expires_at = x509.load_pem_x509_certificate(server.certificate.read_bytes()).not_valid_after_utc
+        shown_at = hub.connector.app.metrics.registry.get_sample_value(
+            "cloudhub_connector_certificate_expiry_timestamp_seconds", {"certificate": "edges"}
+        )
+        assert shown_at == expires_at.timestamp()
         await hub.cloud.Publish(request("edge-1", version=1))
         await edge.answer(await edge.next())
