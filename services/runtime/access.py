@@ -15,6 +15,7 @@ from services.runtime.logs import get_log
 from services.runtime.roles import ALLOWED, Role, allowed, identity_of, is_admin
 
 AUDIT_LOG = "cloudhub.audit"
+REFUSALS = ("CERTIFICATE_MISSING", "CERTIFICATE_EXPIRED", "CERTIFICATE_WITHOUT_ROLE", "ROLE_FORBIDDEN")
 _log = get_log(AUDIT_LOG)
 # Whatever the lowest level of other lines is.
 logging.getLogger(AUDIT_LOG).setLevel(logging.INFO)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from services.runtime.access import REFUSALS
 from services.runtime.security import Security
 
 
@@ -17,6 +18,9 @@ class GrpcMetrics:
             ["reason"],
             registry=registry,
         )
+        # From the start, so that the first one is a change.
+        for reason in REFUSALS:
+            self.refused.labels(reason)
         self._expiry = Gauge(
             f"cloudhub_{service}_certificate_expiry_timestamp_seconds",
             "When the certificate in use expires",

@@ -47,14 +47,14 @@ def stub_of(kind: Any, channel: Any) -> Any:
     return kind(channel)
 
 
-def refusals(hub: RunningHub, server: str, reason: str) -> float:
+def refusals(hub: RunningHub, server: str, reason: str) -> float | None:
     """How many calls a server says that it refused for a reason."""
     registry = {
         "connector": lambda: hub.connector.app.metrics.registry,
         "dispatcher": lambda: hub.dispatcher.app.registry,
         "sessions": lambda: hub.sessions.app.metrics.registry,
     }[server]()
-    return registry.get_sample_value(f"cloudhub_{server}_grpc_refused_total", {"reason": reason}) or 0.0
+    return registry.get_sample_value(f"cloudhub_{server}_grpc_refused_total", {"reason": reason})
 
 
 async def asked(address: str, security: Any, ask: Ask) -> tuple[str, str, str]:
@@ -164,6 +164,7 @@ async def test_who_is_no_operator_has_no_admin_call(
     make, reason = WRONG_ROLES[who]
     issued = make(authority)
     for server in SERVERS:
+        assert refusals(hub, server, reason) == 0, "a first one would be no change"
         with capture_logs() as logs:
             answer = await asked(hub.address(server), authority.security(issued), ADMIN[server])
         assert answer[:2] == ("PERMISSION_DENIED", reason), server

@@ -1,6 +1,7 @@
 """The three services and edge agents as real processes, each of which can be killed and started again."""
 
 import asyncio
+import datetime as dt
 import os
 import signal
 import socket
@@ -50,7 +51,8 @@ class HubProcesses:
         self.metrics_ports = dict(zip(SERVICES, ports[3:6], strict=True))
         self.edge_port = ports[6]
         self.peers = EdgePeers(self.authority, self.edge_port)
-        server = self.authority.issue("hub", None)
+        # Good for longer than the alert about certificates looks ahead.
+        server = self.authority.issue("hub", None, ends=dt.timedelta(days=30))
         addresses = {name: f"{HOST}:{port}" for name, port in self._grpc_ports.items()}
         self._flags: dict[str, list[str]] = {
             "sessions": [
