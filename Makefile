@@ -18,7 +18,7 @@ $(READY): requirements.lock pyproject.toml
 	touch $@
 
 run: $(READY)
-	@$(BIN)/python -m demo $(if $(REPLICAS),--replicas $(REPLICAS))
+	@$(BIN)/python -m demo $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(TLS),--tls)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal --cov --cov-report=term
@@ -76,11 +76,12 @@ protos: $(READY)
 	$(BIN)/python scripts/generate_protos.py
 
 bench: $(READY)
-	@$(BIN)/python -m bench $(if $(STORE),--store $(STORE)) $(if $(REPLICAS),--replicas $(REPLICAS))
+	@$(BIN)/python -m bench $(if $(STORE),--store $(STORE)) $(if $(REPLICAS),--replicas $(REPLICAS)) \
+		$(if $(TLS),--tls)
 
 chaos: $(READY)
 	@$(BIN)/python -m chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
-		$(if $(REPLICAS),--replicas $(REPLICAS))
+		$(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(TLS),--tls)
 
 # Atheris guides the pure targets by coverage where there is a wheel of it for this Python.
 fuzz: $(READY)

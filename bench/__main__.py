@@ -45,6 +45,7 @@ async def measure(settings: BenchSettings, console: Console) -> Results:
             "transport": "websocket, tls",
             "store": settings.engine.value,
             "replicas": settings.replicas,
+            "grpc": "mutual tls" if settings.tls else "plaintext",
             "profiled": int(settings.profile),
         },
     )
@@ -71,12 +72,14 @@ def run(
     profile: Annotated[bool, typer.Option(help="services under cProfile; keeps data/*/*.prof")] = False,
     store: Annotated[Engine, typer.Option(help="postgresql: on a server of its own")] = Engine.SQLITE,
     replicas: Annotated[int, typer.Option(min=1, max=9, help="of each service")] = 1,
+    tls: Annotated[bool, typer.Option(help="mutual TLS and roles for gRPC too")] = False,
 ) -> None:
     """Measures the hub on this machine: real processes, TLS, databases on the disk of `--out`."""
     if replicas > 1 and store is Engine.SQLITE:
         raise typer.BadParameter("several replicas need --store postgresql")
     settings = BenchSettings(
-        *(seconds, _nodes(nodes), frozenset(only or Part), out.absolute(), rate, profile, store, replicas)
+        *(seconds, _nodes(nodes), frozenset(only or Part), out.absolute(), rate, profile, store, replicas),
+        tls=tls,
     )
     # A thousand links need more descriptors than shells allow by default; children inherit the limit.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -19,7 +19,6 @@ from demo.fleet import Fleet, running_fleet
 from demo.hub import SERVICES, Hub, running_hub, service_arguments
 from demo.ports import HOST, choose_ports
 from edge.certificates import create_node_certificates, create_server_certificate
-from services.runtime.rpc import open_channel
 
 
 async def run_case(settings: BenchSettings, nodes: int, tell: Callable[[str], None]) -> Case:
@@ -36,7 +35,7 @@ async def run_case(settings: BenchSettings, nodes: int, tell: Callable[[str], No
     launch = _profiled(folder) if settings.profile else service_arguments
     async with (
         running_databases(settings.engine, folder) as databases,
-        running_hub(folder, certificates, ports, databases, launch=launch) as hub,
+        running_hub(folder, certificates, ports, databases, launch=launch, tls=settings.tls) as hub,
     ):
         case = Case(nodes)
         pids = {name: [instance.child.pid for instance in hub.of(name)] for name in SERVICES}
@@ -51,7 +50,7 @@ async def run_case(settings: BenchSettings, nodes: int, tell: Callable[[str], No
             ) as fleet,
             AsyncExitStack() as stack,
         ):
-            channels = [await stack.enter_async_context(open_channel(one.address)) for one in hub.dispatchers]
+            channels = [await stack.enter_async_context(one.open_channel()) for one in hub.dispatchers]
             processes = Processes({**pids, "edges": [fleet.child.pid], "publisher": [os.getpid()]})
             took = await fleet.connected(settings.connect_seconds)
             tell(f"{nodes} nodes connected in {took:.2f} s")

@@ -31,6 +31,8 @@ class BenchSettings:
     engine: Engine = Engine.SQLITE
     replicas: int = 1
     """Of each service."""
+    tls: bool = False
+    """Of gRPC; links of edges always have it."""
 
     warm_up_seconds: float = 2.0
     idle_seconds: float = 3.0

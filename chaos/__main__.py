@@ -51,13 +51,20 @@ def run(
     store: Annotated[
         Engine, typer.Option(help="sqlite: one replica, and its database is left alone")
     ] = _DEFAULT.engine,
+    tls: Annotated[bool, typer.Option(help="mutual TLS and roles for gRPC too")] = _DEFAULT.tls,
     out: Annotated[Path, typer.Option(help="folder for databases, logs and history")] = _DEFAULT.out,
 ) -> None:
     """Breaks a hub under load, fault after fault, and checks that every invariant held."""
     if replicas > 1 and store is Engine.SQLITE:
         raise typer.BadParameter("several replicas need --store postgresql")
     settings = ChaosSettings(
-        seconds=seconds, seed=seed, replicas=replicas, nodes=nodes, engine=store, out=out.absolute()
+        seconds=seconds,
+        seed=seed,
+        replicas=replicas,
+        nodes=nodes,
+        engine=store,
+        tls=tls,
+        out=out.absolute(),
     )
     console = Console() if sys.stdout.isatty() else Console(width=120, force_terminal=False)
     try:

@@ -18,7 +18,6 @@ from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub
 from cloudhub.v1.sessions_pb2 import GetLimitsRequest
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub
 from demo.hub import Hub, Instance
-from services.runtime.rpc import open_channel
 
 LOOK_SECONDS = 0.3
 ANSWER_SECONDS = 5.0
@@ -133,7 +132,7 @@ async def handed_on(confirmed: dict[str, list[int]], handed: dict[str, list[int]
 
 
 async def _asked(instance: Instance, question: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
-    async with open_channel(instance.address) as channel:
+    async with instance.open_channel() as channel:
         for _ in range(MOST_QUESTIONS - 1):
             try:
                 return await question(channel)

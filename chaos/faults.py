@@ -15,7 +15,6 @@ from chaos.standby import DatabasePair
 from chaos.wires import DispatcherWires
 from demo.hub import Hub, Instance
 from demo.processes import ProcessFault
-from services.runtime.rpc import open_channel
 
 MOST_STARTS = 5
 MOST_OVERTAKES = 3
@@ -144,7 +143,7 @@ class Faults:
 
     async def _sessions_at(self, dispatcher: Instance, fleet: FleetProcess) -> int:
         """How many nodes of a fleet have their session at a dispatcher, as the registry says."""
-        async with open_channel(self._hub.sessions[0].address) as channel:
+        async with self._hub.sessions[0].open_channel() as channel:
             try:
                 sessions = await live_sessions(channel)
             except grpc.aio.AioRpcError:

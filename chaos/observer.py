@@ -14,7 +14,6 @@ from cloudhub.v1.connector_pb2_grpc import ConnectorAdminStub
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub
 from demo.hub import Hub, Instance
-from services.runtime.rpc import open_channel
 
 EVERY_SECONDS = 0.3
 ANSWER_SECONDS = 1.0
@@ -63,7 +62,7 @@ class Observer:
                     group.create_task(self._follow(instance, look), name=f"look at {instance.name}")
 
     async def _follow(self, instance: Instance, look: Callable[[Instance, Any], Any]) -> None:
-        async with open_channel(instance.address) as channel:
+        async with instance.open_channel() as channel:
             while True:
                 try:
                     await look(instance, channel)

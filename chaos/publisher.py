@@ -17,6 +17,7 @@ from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceStub
 from cloudhub.v1.message_pb2 import Message
 from demo.manifests import Versions
 from services.runtime.rpc import open_channel
+from services.runtime.security import PLAINTEXT_LOOPBACK, Security
 
 ANSWER_SECONDS = 1.5
 ROUNDS_PER_STREAM = 15
@@ -66,9 +67,16 @@ class Publisher:
     """
 
     def __init__(
-        self, name: str, dispatchers: Sequence[str], node_ids: list[str], versions: Versions, clock: RunClock
+        self,
+        name: str,
+        dispatchers: Sequence[str],
+        node_ids: list[str],
+        versions: Versions,
+        clock: RunClock,
+        security: Security = PLAINTEXT_LOOPBACK,
     ) -> None:
         self._name = name
+        self._security = security
         self._dispatchers = dispatchers
         self._node_ids = node_ids
         self._versions = versions
@@ -95,7 +103,8 @@ class Publisher:
         waiting: list[_Open] = []
         async with AsyncExitStack() as stack:
             channels = [
-                await stack.enter_async_context(open_channel(address)) for address in self._dispatchers
+                await stack.enter_async_context(open_channel(address, self._security))
+                for address in self._dispatchers
             ]
             turn = self._chance.randrange(len(channels))
             try:

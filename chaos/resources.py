@@ -9,6 +9,7 @@ from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub
 from cloudhub.v1.resources_pb2 import GetResourcesRequest
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub
 from services.runtime.rpc import open_channel
+from services.runtime.security import PLAINTEXT_LOOPBACK, Security
 
 _ADMIN = {"connector": ConnectorAdminStub, "dispatcher": DispatcherAdminStub, "sessions": SessionsAdminStub}
 READ_SECONDS = 10.0
@@ -59,9 +60,11 @@ def resources_of(answer: Any) -> Resources:
     return Resources(counts, remembered, tasks, process.resident_bytes, process.memory_blocks)
 
 
-async def read_resources(service: str, address: str, *, collect_garbage: bool = True) -> Resources:
+async def read_resources(
+    service: str, address: str, security: Security = PLAINTEXT_LOOPBACK, *, collect_garbage: bool = True
+) -> Resources:
     """What the process of a service ("connector", "dispatcher" or "sessions") at HOST:PORT holds. Raises
     grpc.aio.AioRpcError if it does not answer."""
-    async with open_channel(address) as channel:
+    async with open_channel(address, security) as channel:
         request = GetResourcesRequest(collect_garbage=collect_garbage)
         return resources_of(await _ADMIN[service](channel).GetResources(request, timeout=READ_SECONDS))

@@ -78,7 +78,7 @@ class ChaosRun:
                     one.from_peers.address,
                 ]
             hub = await stack.enter_async_context(
-                running_hub(*(settings.data, certificates, ports, databases), flags=flags)
+                running_hub(*(settings.data, certificates, ports, databases), flags=flags, tls=settings.tls)
             )
             scene = self._scene(hub)
             faults = Faults(hub, scene.fleets, scene.publishers, wires, database)
@@ -117,7 +117,9 @@ class ChaosRun:
                 FleetProcess(data, "edges-2", half + 1, settings.nodes - half, hub.server, *own),
             ],
             [
-                Publisher(f"publisher-{number}", dispatchers, self.node_ids, versions, self._clock)
+                Publisher(
+                    f"publisher-{number}", dispatchers, self.node_ids, versions, self._clock, hub.security
+                )
                 for number in range(1, settings.publishers + 1)
             ],
             Observer(hub, self._clock),
@@ -132,7 +134,10 @@ class ChaosRun:
             watching = [background.create_task(scene.observer.run(), name="observer")]
             watching += [
                 background.create_task(
-                    Subscriber(f"subscriber-{number}", dispatchers, history.uploads_handed).run(),
+                    Subscriber(
+                        *(f"subscriber-{number}", dispatchers, history.uploads_handed),
+                        security=scene.hub.security,
+                    ).run(),
                     name=f"subscriber {number}",
                 )
                 for number in range(1, settings.subscribers + 1)

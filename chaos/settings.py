@@ -24,6 +24,8 @@ class ChaosSettings:
     publishers: int = 3
     subscribers: int = 2
     engine: Engine = Engine.POSTGRESQL
+    tls: bool = False
+    """Of gRPC; links of edges always have it."""
     out: Path = REPOSITORY / "chaos" / "out"
 
     lease_seconds: float = 3.0

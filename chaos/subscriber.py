@@ -12,6 +12,7 @@ from cloudhub.v1.dispatcher_pb2 import SubscribeRequest, SubscribeResponse, Subs
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceStub
 from demo.subscriber import MODULES
 from services.runtime.rpc import open_channel
+from services.runtime.security import PLAINTEXT_LOOPBACK, Security
 
 BREAKS = 0.01
 """Chance that a stream is dropped before what it brought is acknowledged."""
@@ -28,7 +29,9 @@ class Subscriber:
         dispatchers: Sequence[str],
         handed: dict[str, list[int]],
         lifecycle: list[tuple[str, str]] | None = None,
+        security: Security = PLAINTEXT_LOOPBACK,
     ) -> None:
+        self._security = security
         self._dispatchers = dispatchers
         self._handed = handed
         self._chance = random.Random(name)
@@ -38,7 +41,7 @@ class Subscriber:
     async def run(self) -> None:
         """Receives until cancelled, from one dispatcher after the other."""
         while True:
-            async with open_channel(self._chance.choice(self._dispatchers)) as channel:
+            async with open_channel(self._chance.choice(self._dispatchers), self._security) as channel:
                 stub: Any = DispatcherServiceStub(channel)
                 call = stub.Subscribe()
                 try:

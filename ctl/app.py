@@ -69,18 +69,14 @@ def access(
         str, typer.Option(envvar="CLOUDHUBCTL_CONNECTOR", help="HOST:PORT of a connector's gRPC server")
     ] = "127.0.0.1:50053",
     ca: Annotated[
-        Path | None, typer.Option(envvar="CLOUDHUBCTL_CA", help="CA of the services' certificates: use TLS")
+        Path | None,
+        typer.Option(envvar="CLOUDHUBCTL_CA", help="CA of the hub: use TLS, with --cert and --key"),
     ] = None,
     cert: Annotated[
-        Path | None, typer.Option(envvar="CLOUDHUBCTL_CERT", help="your certificate, for mutual TLS")
+        Path | None,
+        typer.Option(envvar="CLOUDHUBCTL_CERT", help="your certificate, an operator's or publisher's"),
     ] = None,
     key: Annotated[Path | None, typer.Option(envvar="CLOUDHUBCTL_KEY", help="its private key")] = None,
-    server_name: Annotated[
-        str,
-        typer.Option(
-            envvar="CLOUDHUBCTL_SERVER_NAME", help="name in the services' certificates, if not their address"
-        ),
-    ] = "",
     timeout: Annotated[
         float, typer.Option(envvar="CLOUDHUBCTL_TIMEOUT", min=0.1, help="seconds for one call")
     ] = 10.0,

@@ -43,6 +43,8 @@ _HINTS = {
     "`cloudhubctl inspect NODE` lists what is pending",
     "OTHER_EPOCH": "`cloudhubctl session NODE` shows the live one",
     "NO_SESSION": "`cloudhubctl session NODE` shows how its last one ended",
+    "ROLE_FORBIDDEN": "give a certificate of another role (docs/operations.md)",
+    "CERTIFICATE_WITHOUT_ROLE": "give a certificate of an operator or publisher (docs/operations.md)",
     "ROW_DAMAGED": "mend the row in the database, or delete the node and publish anew",
 }
 _CODES = {
@@ -52,18 +54,21 @@ _CODES = {
 }
 
 
-def fault_of(error: grpc.aio.AioRpcError, service: str, address: str, seconds: float) -> CtlFault:
-    """What a failed call of a service says to people; `seconds` is how long it was waited for."""
+def fault_of(
+    error: grpc.aio.AioRpcError, service: str, address: str, seconds: float, why: str = ""
+) -> CtlFault:
+    """What a failed call of a service says to people; `seconds` is how long it was waited for, `why` what is
+    known of a connection that failed."""
     where = f"{service} at {address}"
     name = f"--{service} or CLOUDHUBCTL_{service.upper()}"
     code, detail = error.code(), error.details() or error.code().name
     reason, _ = error_info(error)
     from_hub = reason != code.name
     if code is grpc.StatusCode.UNAVAILABLE and not from_hub:
-        cause = detail.rpartition(": ")[2]
+        cause = why or detail.rpartition(": ")[2]
         text = f"{where} cannot be reached ({cause}): start it, or name its address with {name}"
-        if "handshake" in detail.lower() or "socket closed" in detail.lower():
-            text += "; with TLS it wants --ca, --cert and --key, without it none of them"
+        if not why and "socket closed" in detail.lower():
+            text += "; perhaps it wants TLS: --ca, --cert and --key"
         return CtlFault(ExitCode.UNREACHABLE, text)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         text = (

@@ -15,6 +15,11 @@ from cloudhub.v1.connector_pb2_grpc import ConnectorAdminStub
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub, DispatcherServiceStub
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub
 from ctl.faults import CtlFault, ExitCode, fault_of
+from services.runtime.clock import SystemClock
+from services.runtime.errors import StartupError
+from services.runtime.rpc import open_channel
+from services.runtime.security import PLAINTEXT_LOOPBACK, MutualTls, Security
+from services.runtime.tls_files import TlsFiles
 
 if TYPE_CHECKING:
     from cloudhub.v1.connector_pb2_grpc import ConnectorAdminAsyncStub
@@ -23,7 +28,6 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 PAGE = 1000
-MOST_MESSAGE_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +39,9 @@ class Access:
     sessions: str
     connector: str
     ca: Path | None = None
-    """With it, TLS: the certificates that the services' are signed by."""
+    """With it, `cert` and `key`: TLS, as an operator or publisher (docs/operations.md)."""
     cert: Path | None = None
     key: Path | None = None
-    server_name: str = ""
-    """The name in the services' certificates, where it is not that of their address."""
     timeout_seconds: float = 10.0
     """Of one call."""
 
@@ -50,47 +52,55 @@ class Access:
                 host, _, port = address.rpartition(":")
                 if not host or not port.isdigit():
                     raise CtlFault(ExitCode.USAGE, f"--{service}: {address!r} should be HOST:PORT")
-        if (self.cert is None) != (self.key is None):
-            raise CtlFault(ExitCode.USAGE, "--cert and --key: a certificate and its key go together")
-        if self.cert is not None and self.ca is None:
+        if len({path is None for path in (self.ca, self.cert, self.key)}) > 1:
             raise CtlFault(
-                ExitCode.USAGE, "--ca: a certificate of one's own needs the CA of the services too"
+                ExitCode.USAGE,
+                "--ca, --cert and --key go together: TLS wants the hub's CA, your certificate and its key",
             )
 
 
-def _read(flag: str, path: Path | None) -> bytes | None:
-    if path is None:
-        return None
+def security_of(access: Access) -> Security:
+    """TLS if `access` names a CA, else plaintext, which stays on this machine. Raises CtlFault for files that
+    cannot be used."""
+    if access.ca is None or access.cert is None or access.key is None:
+        return PLAINTEXT_LOOPBACK
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CtlFault(ExitCode.USAGE, f"--{flag}: {path} cannot be read ({error.strerror})") from error
+        return MutualTls(TlsFiles(access.cert, access.key, access.ca), SystemClock())
+    except StartupError as error:
+        raise CtlFault(ExitCode.USAGE, str(error)) from error
 
 
-def open_channel(address: str, access: Access) -> grpc.aio.Channel:
-    """A channel to one service: TLS if `access` names a CA. Raises CtlFault for files that cannot be read."""
-    options: list[tuple[str, int | str]] = [
-        ("grpc.max_receive_message_length", MOST_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", MOST_MESSAGE_BYTES),
-    ]
-    if access.ca is None:
-        return grpc.aio.insecure_channel(address, options=options)
-    if access.server_name:
-        options.append(("grpc.ssl_target_name_override", access.server_name))
-    credentials = grpc.ssl_channel_credentials(
-        _read("ca", access.ca), _read("key", access.key), _read("cert", access.cert)
-    )
-    return grpc.aio.secure_channel(address, credentials, options=options)
+def dial(address: str, security: Security) -> grpc.aio.Channel:
+    """A channel to one service. Raises CtlFault for an address that needs TLS."""
+    try:
+        return open_channel(address, security)
+    except StartupError as error:
+        raise CtlFault(ExitCode.USAGE, f"{error} (--cert, --key and --ca)") from error
 
 
 class Service:
     """One process of a hub; its calls fail with CtlFault."""
 
-    def __init__(self, kind: str, address: str, channel: grpc.aio.Channel, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        kind: str,
+        address: str,
+        channel: grpc.aio.Channel,
+        timeout_seconds: float,
+        security: Security = PLAINTEXT_LOOPBACK,
+    ) -> None:
         self.kind = kind
         self.address = address
         self.channel = channel
         self._timeout = timeout_seconds
+        self._security = security
+
+    async def _fault(self, error: grpc.aio.AioRpcError) -> CtlFault:
+        why = ""
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            # gRPC does not say what a handshake failed for.
+            why = await self._security.explain(self.address)
+        return fault_of(error, self.kind, self.address, self._timeout, why)
 
     async def call(
         self,
@@ -103,7 +113,7 @@ class Service:
         try:
             return await method(request, timeout=self._timeout if limited else None)
         except grpc.aio.AioRpcError as error:
-            raise fault_of(error, self.kind, self.address, self._timeout) from error
+            raise await self._fault(error) from error
 
     async def stream(
         self, method: "grpc.aio.UnaryStreamMultiCallable[Any, Answer]", request: object
@@ -122,7 +132,7 @@ class Service:
             code = error.code()
             if code is grpc.StatusCode.CANCELLED or (code is grpc.StatusCode.UNAVAILABLE and answered):
                 raise lost from error
-            raise fault_of(error, self.kind, self.address, self._timeout) from error
+            raise await self._fault(error) from error
 
 
 class Dispatcher(Service):
@@ -201,6 +211,9 @@ class Connector(Service):
             request.page_token = page.next_page_token
 
 
+Kind = TypeVar("Kind", bound=Service)
+
+
 class Hub:
     """An async context: the services of a hub, each dialled when it is first called."""
 
@@ -209,13 +222,12 @@ class Hub:
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> "Hub":
-        access = self._access
+        self._security = security_of(self._access)
         self.dispatchers = [
-            Dispatcher("dispatcher", address, await self._channel(address), access.timeout_seconds)
-            for address in access.dispatcher.split(",")
+            await self._dialled(Dispatcher, "dispatcher", address)
+            for address in self._access.dispatcher.split(",")
         ]
-        address = access.sessions
-        self.sessions = Sessions("sessions", address, await self._channel(address), access.timeout_seconds)
+        self.sessions = await self._dialled(Sessions, "sessions", self._access.sessions)
         return self
 
     async def __aexit__(
@@ -223,8 +235,9 @@ class Hub:
     ) -> None:
         await self._open.aclose()
 
-    async def _channel(self, address: str) -> grpc.aio.Channel:
-        return await self._open.enter_async_context(open_channel(address, self._access))
+    async def _dialled(self, kind: type[Kind], name: str, address: str) -> Kind:
+        channel = await self._open.enter_async_context(dial(address, self._security))
+        return kind(name, address, channel, self._access.timeout_seconds, self._security)
 
     @property
     def dispatcher(self) -> Dispatcher:
@@ -260,4 +273,4 @@ class Hub:
             if len(chosen) > 1:
                 raise CtlFault(ExitCode.USAGE, f"{name} names {len(chosen)} connectors: give an instance id")
             address = chosen[0].address
-        return Connector("connector", address, await self._channel(address), self._access.timeout_seconds)
+        return await self._dialled(Connector, "connector", address)

@@ -102,13 +102,16 @@ def run(
             envvar="DEMO_REPLICAS", min=1, max=9, help="of each service; several on a PostgreSQL of their own"
         ),
     ] = _DEFAULT.replicas,
+    tls: Annotated[bool, typer.Option(envvar="DEMO_TLS", help="mutual TLS and roles for gRPC too")] = (
+        _DEFAULT.tls
+    ),
     manifests: Annotated[
         Path, typer.Option(envvar="DEMO_MANIFESTS", help="folder of what to publish")
     ] = _DEFAULT.manifests,
 ) -> None:
     """Runs the three services and a fleet of edge nodes on this machine, and shows messages go."""
     settings = DemoSettings(
-        *(seconds, nodes, update_every, cut_every, settle, data.absolute(), replicas, manifests)
+        *(seconds, nodes, update_every, cut_every, settle, data.absolute(), replicas, tls, manifests)
     )
     # Without a terminal lines are long and are left so.
     console = Console() if sys.stdout.isatty() else Console(width=200, force_terminal=False)

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import grpc
 from rich.console import Console
@@ -14,7 +15,7 @@ from demo.databases import Engine, running_databases
 from demo.display import Display, Figures
 from demo.exclusive import exclusive
 from demo.fleet import Fleet, running_fleet
-from demo.hub import Hub, running_hub
+from demo.hub import PROGRAM, Hub, running_hub
 from demo.latency import RecentLatencies
 from demo.ledger import Ledger
 from demo.manifests import Manifest, load_manifests
@@ -26,7 +27,6 @@ from demo.settings import DemoSettings
 from demo.subscriber import Subscriber
 from demo.workload import Workload
 from edge.certificates import create_node_certificates, create_server_certificate
-from services.runtime.rpc import open_channel
 
 CONNECT_SECONDS = 60.0
 REFRESH_SECONDS = 0.5
@@ -68,7 +68,7 @@ class Demo:
                 self._tell_taken(HubPorts().of_replica(number), replica)
             async with (
                 running_databases(settings.engine, settings.data) as databases,
-                running_hub(settings.data, settings.certificates, ports, databases) as hub,
+                running_hub(settings.data, settings.certificates, ports, databases, tls=settings.tls) as hub,
                 running_fleet(
                     *(settings.nodes, hub.server, settings.certificates, settings.edges_database),
                     settings.data / "logs" / "edges.log",
@@ -77,9 +77,9 @@ class Demo:
                 AsyncExitStack() as channels,
             ):
                 dispatchers = [
-                    await channels.enter_async_context(open_channel(one.address)) for one in hub.dispatchers
+                    await channels.enter_async_context(one.open_channel()) for one in hub.dispatchers
                 ]
-                sessions = await channels.enter_async_context(open_channel(hub.sessions[0].address))
+                sessions = await channels.enter_async_context(hub.sessions[0].open_channel())
                 operator = Operator(dispatchers, sessions)
                 try:
                     async with _watched(hub, fleet):
@@ -103,7 +103,7 @@ class Demo:
         settings, loop = self._settings, asyncio.get_running_loop()
         took = await fleet.connected(CONNECT_SECONDS)
         self._say(f"{settings.nodes} edge nodes connected in {took:.2f} s over {hub.server}")
-        self._say("try:", *_commands(hub, manifests[0]))
+        self._say("try:", *_commands(hub, settings.certificates, manifests[0]))
         known = (await operator.figures()).last_seq > 0
         figures = Figures(nodes=settings.nodes)
         self.running = True
@@ -234,7 +234,7 @@ async def _death_within(children: Sequence[Child], seconds: float) -> ProcessFau
     return next((death for task in done if (death := _death_among(task.exception() or OSError()))), None)
 
 
-def _commands(hub: Hub, manifest: Manifest) -> list[str]:
+def _commands(hub: Hub, certificates: Path, manifest: Manifest) -> list[str]:
     """Commands that work while the demo runs."""
     about = json.dumps({"node_id": "edge-1", "object_key": manifest.uid})
     message = {"source": "edgecontroller", "group": "resource", "operation": "update"}
@@ -243,7 +243,11 @@ def _commands(hub: Hub, manifest: Manifest) -> list[str]:
         "node_ids": ["edge-1", "edge-2"],
         "content_json": '{"data": {"hello": "edge"}}',
     }
-    grpcurl, dispatcher = "  grpcurl -plaintext", f"{hub.dispatchers[0].address} cloudhub.v1"
+    how = "-plaintext"
+    if hub.security.authenticates:
+        own = certificates / "programs" / PROGRAM
+        how = f"-cacert {certificates / 'ca.crt'} -cert {own}.crt -key {own}.key"
+    grpcurl, dispatcher = f"  grpcurl {how}", f"{hub.dispatchers[0].address} cloudhub.v1"
     return [
         f"{grpcurl} -d '{json.dumps(publish)}' {dispatcher}.DispatcherService/Publish",
         f"{grpcurl} -d '{about}' {dispatcher}.DispatcherAdmin/ExplainDelivery",

@@ -13,16 +13,46 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from demo.databases import Databases, sqlite_databases
 from demo.ports import HOST, HubPorts
 from demo.processes import Child, Launch
+from edge.certificates import create_program_certificate, create_service_certificate
+from services.runtime.clock import SystemClock
 from services.runtime.rpc import open_channel
+from services.runtime.security import PLAINTEXT_LOOPBACK, MutualTls, Security, is_loopback
+from services.runtime.tls_files import TlsFiles
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 15.0
 SERVICES = ("sessions", "dispatcher", "connector")
 
 
-async def _serving(address: str) -> None:
+PROGRAM = "demo"
+"""Whose certificate the programs of this folder show to a hub with TLS."""
+
+
+def hub_security(certificates: Path, *, tls: bool) -> Security:
+    """What programs on this machine open channels to the hub with: a publisher's and operator's certificate,
+    made if it is not there, or plaintext. Raises CertificateFault."""
+    if not tls:
+        return PLAINTEXT_LOOPBACK
+    own = create_program_certificate(certificates, PROGRAM, ["publisher", "operator"])
+    files = TlsFiles(own.certificate_path, own.key_path, certificates / "ca.crt")
+    return MutualTls(files, SystemClock())
+
+
+def _grpc_flags(certificates: Path, *, tls: bool) -> list[str]:
+    """How a service protects its gRPC."""
+    if not tls:
+        return ["--grpc-insecure-loopback=true"]
+    own = create_service_certificate(certificates)
+    return [
+        *("--grpc-certificate", str(own.certificate_path)),
+        *("--grpc-private-key", str(own.key_path)),
+        *("--grpc-ca", str(certificates / "ca.crt")),
+    ]
+
+
+async def _serving(address: str, security: Security) -> None:
     """Returns when the server's health says SERVING."""
-    async with open_channel(address) as channel:
+    async with open_channel(address, security) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its published types lack Watch
         while True:
             try:
@@ -42,13 +72,21 @@ def service_arguments(name: str) -> list[str]:
 class Instance:
     """One process of a service; ended, it may be started again under its name, on its ports."""
 
-    def __init__(self, name: str, address: str, arguments: Sequence[str], log_path: Path) -> None:
+    def __init__(
+        self, name: str, address: str, arguments: Sequence[str], log_path: Path, security: Security
+    ) -> None:
         self.name = name
         self.address = address
         """HOST:PORT of its gRPC server."""
         self.arguments = list(arguments)
+        self.security = security
+        """What channels to it are opened with."""
         self._log_path = log_path
         self._child: Child | None = None
+
+    def open_channel(self) -> grpc.aio.Channel:
+        """A channel to its gRPC server, as publisher and operator."""
+        return open_channel(self.address, self.security)
 
     @property
     def child(self) -> Child:
@@ -68,7 +106,7 @@ class Instance:
 
     async def serving(self) -> None:
         """Returns when it serves. Raises ProcessFault if it ends before, or in time does not."""
-        ready = asyncio.create_task(_serving(self.address), name=f"{self.name} ready")
+        ready = asyncio.create_task(_serving(self.address, self.security), name=f"{self.name} ready")
         await self.child.within(READY_SECONDS, ready, "serving")
 
     async def stop(self) -> bool:
@@ -87,6 +125,8 @@ class Hub:
     connectors: tuple[Instance, ...]
     host: str = HOST
     """The address that all of them listen on."""
+    security: Security = PLAINTEXT_LOOPBACK
+    """What channels to them are opened with."""
 
     @property
     def instances(self) -> tuple[Instance, ...]:
@@ -133,9 +173,13 @@ def make_hub(
     flags: Mapping[str, Sequence[str]] | None = None,
     launch: Launch = service_arguments,
     host: str = HOST,
+    tls: bool = False,
 ) -> Hub:
     """A hub of which nothing is started yet. Logs go to `data/logs`; `flags` are further ones, by service or
-    by the name of an instance."""
+    by the name of an instance. With `tls`, and on another address than loopback, gRPC needs certificates."""
+    tls = tls or not is_loopback(f"{host}:0")
+    security = hub_security(certificates, tls=tls)
+    grpc_flags = _grpc_flags(certificates, tls=tls)
 
     def instances(
         service: str, number_of: Callable[[HubPorts], tuple[int, int]], *own: str
@@ -144,7 +188,7 @@ def make_hub(
         for number, replica in enumerate(ports, 1):
             grpc_port, metrics_port = number_of(replica)
             name, address = f"{service}-{number}", f"{host}:{grpc_port}"
-            arguments = [*launch(name), *own]
+            arguments = [*launch(name), *own, *grpc_flags]
             for whose in (service, name):
                 arguments += (flags or {}).get(whose, ())
             arguments += ["--name", name, "--metrics-listen", f"{host}:{metrics_port}"]
@@ -152,7 +196,7 @@ def make_hub(
             if service == "connector":
                 arguments += ["--listen", f"{host}:{replica.edges}"]
                 arguments += ["--quic-listen", f"{host}:{replica.edges_quic}"]
-            made.append(Instance(name, address, arguments, data / "logs" / f"{name}.log"))
+            made.append(Instance(name, address, arguments, data / "logs" / f"{name}.log", security))
         return made
 
     sessions = instances(
@@ -173,7 +217,7 @@ def make_hub(
         *("--private-key", str(certificates / "server.key")),
         *("--client-ca", str(certificates / "ca.crt")),
     )
-    return Hub(ports, tuple(sessions), tuple(dispatchers), tuple(connectors), host)
+    return Hub(ports, tuple(sessions), tuple(dispatchers), tuple(connectors), host, security)
 
 
 @asynccontextmanager
@@ -186,13 +230,14 @@ async def running_hub(
     flags: Mapping[str, Sequence[str]] | None = None,
     launch: Launch = service_arguments,
     host: str = HOST,
+    tls: bool = False,
 ) -> AsyncIterator[Hub]:
     """Sessions, dispatchers and connectors, each service up before the next; stopped in reverse order.
 
     Without `databases` they are SQLite files in `data`. Raises ProcessFault if one does not come up.
     """
     databases = databases or sqlite_databases(data)
-    hub = make_hub(data, certificates, ports, databases, flags=flags, launch=launch, host=host)
+    hub = make_hub(data, certificates, ports, databases, flags=flags, launch=launch, host=host, tls=tls)
     try:
         for service in SERVICES:
             async with asyncio.TaskGroup() as group:

@@ -23,6 +23,8 @@ class DemoSettings:
     data: Path = REPOSITORY / ".run"
     replicas: int = 1
     """Of each service; several need PostgreSQL, which the demo starts itself."""
+    tls: bool = False
+    """Of gRPC; links of edges always have it."""
     manifests: Path = REPOSITORY / "examples" / "manifests"
 
     @property

@@ -1,8 +1,9 @@
-"""Certificates of one hub for trials and small sites: a CA, the server's, one per edge node.
+"""Certificates of one hub for trials and small sites: a CA, and what it signs.
 
-Layout of the folder: `ca.crt`, `ca.key`, `server.crt`, `server.key`, `nodes/<id>.crt`,
-`nodes/<id>.key`. A file that exists is never written again: if it is still good it is kept, if
-not `CertificateFault` says why and what to do. Run as `python -m edge.certificates`.
+Layout of the folder: `ca`, `server` (edge links), `service` (gRPC of the services), `nodes/<id>` and
+`programs/<name>` (who calls by gRPC), each as `.crt` and `.key`. A file that exists is never written
+again: if it is still good it is kept, if not `CertificateFault` says why and what to do. Run as
+`python -m edge.certificates`.
 """
 
 import datetime
@@ -22,6 +23,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+# What the hub's services call each other by, and the organisations that carry roles (docs/operations.md).
+SERVICE_NAME = "service.cloudhub.internal"
+ROLES = {
+    "service": "cloudhub:service",
+    "publisher": "cloudhub:publisher",
+    "operator": "cloudhub:operator",
+}
 ALWAYS_SERVED = ("localhost", "127.0.0.1", "::1")
 AUTHORITY_DAYS = 3650
 LEAF_DAYS = 825
@@ -66,17 +74,33 @@ def create_authority(folder: Path) -> KeyPair:
 
 def create_server_certificate(folder: Path, names: Iterable[str] = ()) -> KeyPair:
     """The server's certificate for localhost and `names` (host names or IP addresses)."""
-    authority = create_authority(folder)
-    wanted = list(dict.fromkeys((*ALWAYS_SERVED, *names)))
-    pair = _pair(
+    return _served(
         folder / "server",
+        create_authority(folder),
+        _name("cloudhub", "cloudhub server"),
+        (*ALWAYS_SERVED, *names),
+        (ExtendedKeyUsageOID.SERVER_AUTH,),
+    )
+
+
+def _served(
+    stem: Path,
+    authority: KeyPair,
+    subject: x509.Name,
+    names: Iterable[str],
+    usages: Sequence[x509.ObjectIdentifier],
+) -> KeyPair:
+    """A certificate for whoever dials one of `names`."""
+    wanted = list(dict.fromkeys(names))
+    pair = _pair(
+        stem,
         issuer=authority,
-        subject=_name("cloudhub", "cloudhub server"),
+        subject=subject,
         days=LEAF_DAYS,
         extensions=[
             (x509.BasicConstraints(ca=False, path_length=None), True),
             (_key_usage(), True),
-            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
+            (x509.ExtendedKeyUsage(usages), False),
             (x509.SubjectAlternativeName([_general_name(name) for name in wanted]), False),
         ],
     )
@@ -87,6 +111,45 @@ def create_server_certificate(folder: Path, names: Iterable[str] = ()) -> KeyPai
             "move it and its key away to have a new one made"
         )
     return pair
+
+
+def create_service_certificate(folder: Path, names: Iterable[str] = ()) -> KeyPair:
+    """What the hub's services show to each other and to gRPC clients: organisation `cloudhub:service`, named
+    SERVICE_NAME, localhost and `names`."""
+    return _served(
+        folder / "service",
+        create_authority(folder),
+        _name(ROLES["service"], "cloudhub service"),
+        (SERVICE_NAME, *ALWAYS_SERVED, *names),
+        (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH),
+    )
+
+
+def create_program_certificate(folder: Path, name: str, roles: Sequence[str]) -> KeyPair:
+    """The certificate of a gRPC client. `roles` are of ROLES; each is an organisation of its subject."""
+    if not _NODE_ID.fullmatch(name):
+        raise CertificateFault(
+            f"program name {name!r}: should be 1 to 52 letters, digits, '.', '-' or '_', "
+            "with a letter or digit first and last"
+        )
+    for role in roles:
+        if role not in ROLES:
+            raise CertificateFault(f"role {role!r}: should be one of {', '.join(ROLES)}")
+    if not roles:
+        raise CertificateFault(f"program {name}: give at least one role of {', '.join(ROLES)}")
+    authority = create_authority(folder)
+    (folder / "programs").mkdir(exist_ok=True)
+    return _pair(
+        folder / "programs" / name,
+        issuer=authority,
+        subject=_name([ROLES[role] for role in dict.fromkeys(roles)], name),
+        days=LEAF_DAYS,
+        extensions=[
+            (x509.BasicConstraints(ca=False, path_length=None), True),
+            (_key_usage(), True),
+            (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), False),
+        ],
+    )
 
 
 def create_node_certificates(folder: Path, node_ids: Sequence[str]) -> list[KeyPair]:
@@ -118,10 +181,12 @@ def create_node_certificates(folder: Path, node_ids: Sequence[str]) -> list[KeyP
     ]
 
 
-def _name(organization: str, common_name: str) -> x509.Name:
+def _name(organizations: str | Sequence[str], common_name: str) -> x509.Name:
+    if isinstance(organizations, str):
+        organizations = [organizations]
     return x509.Name(
         [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization),
+            *(x509.NameAttribute(NameOID.ORGANIZATION_NAME, one) for one in organizations),
             x509.NameAttribute(NameOID.COMMON_NAME, common_name),
         ]
     )
@@ -256,7 +321,8 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
 
 
 cli = typer.Typer(
-    help="Certificates of one hub: a CA, the server's, one per edge node.", no_args_is_help=True
+    help="Certificates of one hub: a CA, the server's, the services', one per edge node and program.",
+    no_args_is_help=True,
 )
 
 
@@ -273,8 +339,25 @@ def init(
         list[str] | None, typer.Option(help="host name or IP address of the hub; repeat for several")
     ] = None,
 ) -> None:
-    """Makes the CA and the server's certificate."""
-    _tell([create_authority(folder), create_server_certificate(folder, server_name or ())])
+    """Makes the CA, the certificate of edge links and that of the services."""
+    names = server_name or ()
+    _tell(
+        [
+            create_authority(folder),
+            create_server_certificate(folder, names),
+            create_service_certificate(folder, names),
+        ]
+    )
+
+
+@cli.command()
+def program(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    role: Annotated[list[str], typer.Option(help="publisher, operator or service; repeat for several")],
+) -> None:
+    """Makes the certificate of a program, or of a person, that calls the hub by gRPC."""
+    _tell([create_program_certificate(folder, name, role)])
 
 
 @cli.command()

@@ -9,7 +9,7 @@ from grpc_status import rpc_status
 
 from cloudhub.v1 import dispatcher_pb2
 from fuzz.requests import Call
-from services.runtime.rpc import ERROR_DOMAIN
+from services.runtime.interceptor import ERROR_DOMAIN
 
 # The caller's fault, named by the field.
 _FIELD = grpc.StatusCode.INVALID_ARGUMENT

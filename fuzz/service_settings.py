@@ -24,6 +24,7 @@ from services.runtime.errors import StartupError
 from services.runtime.settings import ServiceSettings, load_settings
 from services.runtime.store_postgresql import check_url
 from services.runtime.store_sqlite import sqlite_path
+from services.runtime.tls_files import TlsFiles
 from services.sessions.settings import SessionsSettings
 from tests.support.certs import TestAuthority
 
@@ -170,7 +171,7 @@ def files_checked() -> Iterator[Check[Files]]:
             private_key.write_bytes(content.private_key)
             client_ca.write_bytes(content.client_ca)
             try:
-                server_context(certificate, private_key, client_ca, now_ms)
+                server_context(TlsFiles(certificate, private_key, client_ca), now_ms)
             except StartupError as error:
                 assert folder in str(error), f"{error} names no file"
 

@@ -94,7 +94,7 @@ class SoakRun:
 
     def _publisher(self, hub: Hub, name: str) -> Publisher:
         addresses = [one.address for one in hub.dispatchers]
-        return Publisher(name, addresses, self.node_ids, self._versions, self._clock)
+        return Publisher(name, addresses, self.node_ids, self._versions, self._clock, hub.security)
 
     async def _work(self, scene: Scene) -> None:
         settings, addresses = self._settings, [one.address for one in scene.hub.dispatchers]
@@ -103,7 +103,10 @@ class SoakRun:
             watching = [
                 background.create_task(scene.observer.run(), name="observer"),
                 background.create_task(
-                    Subscriber("subscriber", addresses, self.history.uploads_handed).run(), name="subscriber"
+                    Subscriber(
+                        *("subscriber", addresses, self.history.uploads_handed), security=scene.hub.security
+                    ).run(),
+                    name="subscriber",
                 ),
             ]
             for fleet in scene.fleets:

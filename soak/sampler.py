@@ -64,7 +64,9 @@ async def _asked(instance: Instance) -> ProcessSample | None:
     """None: it did not answer, for example because it is being restarted."""
     pid = instance.child.pid
     try:
-        held = await read_resources(instance.name.rpartition("-")[0], instance.address, collect_garbage=False)
+        held = await read_resources(
+            *(instance.name.rpartition("-")[0], instance.address, instance.security), collect_garbage=False
+        )
     except grpc.aio.AioRpcError:
         return None
     return ProcessSample(

@@ -6,7 +6,10 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from aioquic.quic.configuration import QuicConfiguration
+
 from cloudhub.v1 import connector_pb2_grpc, link_pb2
+from services.connector.discovery import dial_address
 from services.connector.dispatchers import Dispatchers
 from services.connector.drain import drain_links
 from services.connector.edge_link import LinkStream, LinkTools
@@ -20,13 +23,15 @@ from services.connector.quic.setup import reset_tokens, server_configuration
 from services.connector.resources import ConnectorHoldings
 from services.connector.servicer import ConnectorAdminServicer
 from services.connector.settings import QUIC_OFF, ConnectorSettings
-from services.connector.tls import server_context
+from services.connector.tls import EdgeTls
 from services.connector.transfers import Transfers
 from services.runtime.advertising import advertised_address
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.logs import get_log
 from services.runtime.metrics import MetricsEndpoint
 from services.runtime.rpc import RpcServer
+from services.runtime.security import security_of
+from services.runtime.tls_files import TlsFiles
 from services.runtime.tracing import Tracing, configure_tracing
 
 _log = get_log("connector")
@@ -45,13 +50,16 @@ class ConnectorApp:
         self.tracing = tracing
         self._draining = False
         self._health_changed = asyncio.Event()
-        context = server_context(
-            settings.certificate, settings.private_key, settings.client_ca, clock.wall_ms()
-        )
+        self._security = security_of(settings, clock)
+        for entry in settings.dispatcher_entries():
+            self._security.check_address("the dispatcher's address", dial_address(entry.host, entry.port))
+        edge_tls = EdgeTls(TlsFiles(settings.certificate, settings.private_key, settings.client_ca), clock)
         self._hello = link_pb2.ConnectorHello(
             connector_id=uuid.uuid4().hex, name=settings.name or socket.gethostname()
         )
-        self.dispatchers = Dispatchers(settings.dispatcher_entries(), self._hello, self, self.metrics)
+        self.dispatchers = Dispatchers(
+            settings.dispatcher_entries(), self._hello, self, self.metrics, security=self._security
+        )
         tools = LinkTools(loop, settings.link_limits(), self.metrics, tracing)
         self.links = Links(
             self.dispatchers,
@@ -66,14 +74,25 @@ class ConnectorApp:
         self._incoming = IncomingBatches(self.links, self._transfers, self.metrics)
         self.listener = EdgeListener(
             settings.listen,
-            context,
+            edge_tls,
             settings.connection_limits(),
             settings.openings_most,
             self.links,
             self.metrics,
         )
         self.quic = self._quic_listener(settings)
-        self._rpc = RpcServer(settings.grpc_listen, [_SERVICE])
+        self._edge_tls = edge_tls
+        self._edge_tls.on_load = self._renew_quic
+        self._rpc = RpcServer(
+            settings.grpc_listen,
+            [_SERVICE],
+            self._security,
+            probes=settings.health_listen,
+            clock=clock,
+            refused=self.metrics.grpc.refused,
+        )
+        self.metrics.grpc.watch(self._security)
+        self.metrics.grpc.watch_expiry("edges", edge_tls.expires_at)
         self._listeners = [self.listener, *([self.quic] if self.quic else ())]
         holdings = ConnectorHoldings(self._listeners, self.links, self._transfers, self.dispatchers)
         connector_pb2_grpc.add_ConnectorAdminServicer_to_server(
@@ -102,12 +121,7 @@ class ConnectorApp:
             return None
         return QuicListener(
             settings.quic_listen,
-            server_configuration(
-                settings.certificate,
-                settings.private_key,
-                idle_timeout=settings.quic_idle_seconds,
-                window_bytes=settings.quic_window_bytes,
-            ),
+            self._quic_configuration(),
             trusted_authorities(settings.client_ca),
             reset_tokens(settings.private_key),
             settings.connection_limits(),
@@ -116,6 +130,22 @@ class ConnectorApp:
             self.links,
             self.metrics,
         )
+
+    def _quic_configuration(self) -> QuicConfiguration:
+        settings = self._settings
+        return server_configuration(
+            settings.certificate,
+            settings.private_key,
+            idle_timeout=settings.quic_idle_seconds,
+            window_bytes=settings.quic_window_bytes,
+        )
+
+    def _renew_quic(self) -> None:
+        """New QUIC connections take the files as they are now. Raises StartupError, then nothing changes."""
+        if self.quic:
+            configuration = self._quic_configuration()
+            self.quic.authorities = trusted_authorities(self._settings.client_ca)
+            self.quic.configuration = configuration
 
     # dispatcher_stream.StreamUser.
 
@@ -162,6 +192,8 @@ class ConnectorApp:
             group.create_task(self._keep_health(), name="health"),
             group.create_task(self.dispatchers.run(), name="dispatchers"),
             group.create_task(self._transfers.run(), name="transfers"),
+            group.create_task(self._security.run(), name="service certificates"),
+            group.create_task(self._edge_tls.run(), name="edge certificates"),
             self._accepting,
         )
         _log.info("started", edges=self.edge_port, quic=self.quic_port, grpc=self.grpc_port)

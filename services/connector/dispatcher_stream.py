@@ -12,6 +12,7 @@ from services.connector.outgoing import OutgoingBatches
 from services.runtime.backoff import Backoff
 from services.runtime.logs import get_log
 from services.runtime.rpc import error_reason, open_channel
+from services.runtime.security import PLAINTEXT_LOOPBACK, Security
 
 _log = get_log("connector.dispatcher")
 _HELLO_TIMEOUT = 10.0
@@ -58,6 +59,7 @@ class DispatcherStream:
         user: StreamUser,
         metrics: ConnectorMetrics,
         backoff: Backoff = _BACKOFF,
+        security: Security = PLAINTEXT_LOOPBACK,
     ) -> None:
         self.address = address
         self.dispatcher_id = ""
@@ -72,6 +74,7 @@ class DispatcherStream:
         self._user = user
         self._metrics = metrics
         self._backoff = backoff
+        self._security = security
         self._waiting: set[EdgeLink] = set()
         self._last_heard_at = 0.0
         self._finishing = False
@@ -96,7 +99,7 @@ class DispatcherStream:
     async def run(self) -> None:
         """Attaches until `finish`, cancellation, or the loss of a stream that was retired."""
         attempt = 0
-        async with open_channel(self.address) as channel:
+        async with open_channel(self.address, self._security) as channel:
             stub: link_pb2_grpc.LinkServiceAsyncStub = link_pb2_grpc.LinkServiceStub(channel)  # type: ignore[assignment,unused-ignore]
             while not (self._finishing or self._retired):
                 self.outgoing = OutgoingBatches(self._work.set)
@@ -105,7 +108,7 @@ class DispatcherStream:
                     await self._attach(call)
                 except StreamLost as lost:
                     attempt = 1 if self.attached else attempt + 1
-                    self._lost(lost, attempt)
+                    await self._lost(lost, attempt)
                 finally:
                     call.cancel()
                     self._detached()
@@ -210,13 +213,14 @@ class DispatcherStream:
                 raise StreamLost("silent", f"nothing came for {lease:g} s")
             self.outgoing.heartbeat()
 
-    def _lost(self, lost: StreamLost, attempt: int) -> None:
+    async def _lost(self, lost: StreamLost, attempt: int) -> None:
         if self._finishing:
             return
         self._metrics.streams_lost.labels(lost.reason).inc()
         # The first failure is news; the backoff's repetitions are in the metric.
         if attempt == 1:
-            _log.warning("dispatcher.lost", address=self.address, reason=lost.reason, detail=lost.detail)
+            detail = await self._security.explain(self.address) or lost.detail
+            _log.warning("dispatcher.lost", address=self.address, reason=lost.reason, detail=detail)
 
     def _detached(self) -> None:
         self._waiting.clear()

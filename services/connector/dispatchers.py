@@ -10,6 +10,7 @@ from services.connector.dispatcher_stream import DispatcherStream, StreamUser
 from services.connector.metrics import ConnectorMetrics
 from services.connector.rendezvous import best_dispatcher
 from services.runtime.logs import get_log
+from services.runtime.security import PLAINTEXT_LOOPBACK, Security
 
 _log = get_log("connector.dispatchers")
 _RESOLVE_SECONDS = 3.0
@@ -40,11 +41,13 @@ class Dispatchers:
         metrics: ConnectorMetrics,
         resolve: Resolve = resolve_host,
         resolve_seconds: float = _RESOLVE_SECONDS,
+        security: Security = PLAINTEXT_LOOPBACK,
     ) -> None:
         self._hello = hello
         self._user = user
         self._metrics = metrics
         self._resolve = resolve
+        self._security = security
         self._resolve_seconds = resolve_seconds
         self._fixed = frozenset(dial_address(one.host, one.port) for one in entries if one.is_address)
         self._named: dict[Entry, frozenset[str]] = {
@@ -116,7 +119,9 @@ class Dispatchers:
 
     def _follow(self, group: asyncio.TaskGroup, found: frozenset[str]) -> None:
         for address in sorted(found - self._streams.keys()):
-            stream = DispatcherStream(address, self._hello, self._user, self._metrics)
+            stream = DispatcherStream(
+                address, self._hello, self._user, self._metrics, security=self._security
+            )
             self._streams[address] = stream
             group.create_task(self._keep(stream), name=f"stream {address}")
         gone = retired(self._streams, found)

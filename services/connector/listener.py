@@ -7,6 +7,7 @@ import ssl
 from services.connector.connection_owner import ConnectionOwner, Gate
 from services.connector.connections import ConnectionLimits
 from services.connector.metrics import ConnectorMetrics
+from services.connector.tls import EdgeTls
 from services.connector.websocket import EdgeConnection
 from services.runtime.errors import StartupError
 from services.runtime.settings import split_address
@@ -23,14 +24,14 @@ class EdgeListener(ConnectionOwner):
     def __init__(
         self,
         listen: str,
-        context: ssl.SSLContext,
+        tls: EdgeTls,
         limits: ConnectionLimits,
         openings_most: int,
         gate: Gate,
         metrics: ConnectorMetrics,
     ) -> None:
         super().__init__("websocket", limits, openings_most, gate, metrics)
-        self.context = context
+        self._tls = tls
         self._socket = self._bind(listen)
 
     @staticmethod
@@ -49,6 +50,11 @@ class EdgeListener(ConnectionOwner):
             listening.close()
             raise StartupError(f"cannot listen on {listen} for edges: {error.strerror or error}") from error
         return listening
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What new connections shake hands with."""
+        return self._tls.context
 
     @property
     def port(self) -> int:

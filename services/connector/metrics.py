@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from services.runtime.grpc_metrics import GrpcMetrics
+
 
 class ConnectorMetrics:
     """Everything one connector counts, in a registry of its own."""
@@ -12,6 +14,7 @@ class ConnectorMetrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"cloudhub_connector_{name}", text, labels, registry=registry)
 
+        self.grpc = GrpcMetrics("connector", registry)
         self.links = Gauge("cloudhub_connector_links", "Admitted links", registry=registry)
         self.openings = Gauge(
             "cloudhub_connector_openings",

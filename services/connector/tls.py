@@ -4,16 +4,15 @@ The shell owns the plain TCP transport, so it knows exactly which bytes the oper
 a failed handshake is an exception with a reason instead of a log line of the event loop.
 """
 
+import datetime
 import ssl
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, cast
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
 from services.connector.admission import CertificateNames
+from services.runtime.clock import Clock
 from services.runtime.errors import StartupError
+from services.runtime.tls_files import RenewedFiles, TlsFiles, read_material
 
 _RECORD_BYTES = 16384
 # X509_V_ERR_* of OpenSSL.
@@ -145,41 +144,13 @@ class TlsChannel:
         return CertificateNames(tuple(found["organizationName"]), tuple(found["commonName"]))
 
 
-def _read_certificate(path: Path, what: str) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except OSError as error:
-        raise StartupError(f"cannot read the {what} {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise StartupError(f"the {what} {path} is not a certificate in PEM form") from error
-
-
-def server_context(certificate: Path, private_key: Path, client_ca: Path, now_ms: int) -> ssl.SSLContext:
-    """The context of all edge links: TLS 1.2 or newer, client certificate required, no resumption.
+def server_context(files: TlsFiles, now_ms: int) -> tuple[ssl.SSLContext, datetime.datetime]:
+    """The context of edge links (TLS 1.2 or newer, client certificate required, no resumption), and when its
+    certificate expires.
 
     Raises StartupError with one sentence if a file is unreadable, expired or does not fit.
     """
-    own = _read_certificate(certificate, "server certificate")
-    authority = _read_certificate(client_ca, "client CA certificate")
-    for found, path in ((own, certificate), (authority, client_ca)):
-        if found.not_valid_after_utc.timestamp() * 1000 <= now_ms:
-            raise StartupError(f"the certificate {path} expired on {found.not_valid_after_utc:%Y-%m-%d}")
-        if found.not_valid_before_utc.timestamp() * 1000 > now_ms:
-            raise StartupError(
-                f"the certificate {path} is not valid before {found.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
-            )
-    try:
-        key = load_pem_private_key(private_key.read_bytes(), None)
-    except OSError as error:
-        raise StartupError(f"cannot read the private key {private_key}: {error.strerror}") from error
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise StartupError(f"the private key {private_key} is not an unencrypted key in PEM form") from error
-    try:
-        fits = key.public_key() == own.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise StartupError(f"the server certificate {certificate} has a key of no known kind") from error
-    if not fits:
-        raise StartupError(f"the private key {private_key} does not belong to the certificate {certificate}")
+    not_after = read_material(files, now_ms).not_after
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
@@ -189,10 +160,40 @@ def server_context(certificate: Path, private_key: Path, client_ca: Path, now_ms
     context.num_tickets = 0
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     try:
-        context.load_cert_chain(certificate, private_key)
-        context.load_verify_locations(client_ca)
-    except ssl.SSLError as error:
+        context.load_cert_chain(files.certificate, files.private_key)
+        context.load_verify_locations(files.authority)
+    except (ssl.SSLError, OSError) as error:
         raise StartupError(
-            f"cannot use the certificate {certificate} with its key and the CA {client_ca}: {error.reason}"
+            f"cannot use the certificate {files.certificate} with its key and the CA {files.authority}: "
+            f"{getattr(error, 'reason', None) or error.strerror}"
         ) from error
-    return context
+    return context, not_after
+
+
+class EdgeTls:
+    """The present context of new edge links; `run` loads certificate, key and CA anew when they change. Links
+    that are open keep theirs. Raises StartupError if the files cannot be used."""
+
+    def __init__(self, files: TlsFiles, clock: Clock) -> None:
+        self.context: ssl.SSLContext
+        # What else uses these files takes them now, or raises StartupError: then all keep what they have.
+        self.on_load: Callable[[], None] = lambda: None
+        self._not_after: datetime.datetime
+        self._files = RenewedFiles("edge links", files.paths, lambda: self._load(files, clock))
+
+    def _load(self, files: TlsFiles, clock: Clock) -> None:
+        loaded = server_context(files, clock.wall_ms())
+        self.on_load()
+        self.context, self._not_after = loaded
+
+    def expires_at(self) -> float:
+        """When the certificate expires, in seconds since the epoch."""
+        return self._not_after.timestamp()
+
+    def look(self) -> bool:
+        """Loads files that are newer; whether there were any that can be used."""
+        return self._files.look()
+
+    async def run(self) -> None:
+        """Looks for newer files until cancelled."""
+        await self._files.run()

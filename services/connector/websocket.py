@@ -41,7 +41,10 @@ _quiet.setLevel(logging.CRITICAL)
 class WebSocketHost(ConnectionHost, Protocol):
     """Who owns WebSocket connections."""
 
-    context: ssl.SSLContext
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What a new connection shakes hands with."""
+        ...
 
 
 class EdgeConnection(asyncio.Protocol):

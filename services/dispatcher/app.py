@@ -61,6 +61,7 @@ from services.runtime.logs import configure_logs, get_log
 from services.runtime.metrics import MetricsEndpoint
 from services.runtime.names import instance_id
 from services.runtime.rpc import RpcServer, open_replicas_channel
+from services.runtime.security import security_of
 from services.runtime.store import open_store
 from services.runtime.tracing import Tracing, configure_tracing
 
@@ -160,6 +161,7 @@ async def running_app(
     name = settings.name or socket.gethostname()
     cluster_ca = _cluster_ca(settings)
     clock, registry = SystemClock(), CollectorRegistry()
+    security = security_of(settings, clock)
     own_tracing = tracing is None
     tracing = tracing or configure_tracing("dispatcher", name)
     metrics = DispatcherMetrics(registry)
@@ -169,7 +171,7 @@ async def running_app(
         outbox = SqlOutbox(store, _quotas(settings))
         await outbox.open()
         dispatcher_id = instance_id(name, new_id())
-        channel = open_replicas_channel(settings.sessions, SESSIONS_SERVICE)
+        channel = open_replicas_channel(settings.sessions, SESSIONS_SERVICE, security)
         sessions = SessionsClient(channel, dispatcher_id, settings.sessions_seconds)
         acknowledger = _EventAcknowledger(sessions)
         delivery = Delivery(outbox, _policy_settings(settings), clock, metrics, tracing)
@@ -209,7 +211,7 @@ async def running_app(
         )
         peer_metrics = PeerMetrics(registry)
         own = DispatcherPeer(dispatcher_id=dispatcher_id, name=name)
-        peers = Peers(own, upstream.relays, peer_metrics, clock, upstream.all_arrived)
+        peers = Peers(own, upstream.relays, peer_metrics, clock, upstream.all_arrived, security)
         handover = Handover(peers, sessions, clock, peer_metrics)
         delivery.elsewhere = handover.changed
         limits = PublishLimits(settings.content_most_bytes, settings.answer_seconds)
@@ -228,7 +230,14 @@ async def running_app(
             delivery, sessions, ends, stranded, openings, clock, metrics, settings.lease_seconds
         )
 
-        server = RpcServer(settings.listen, [DISPATCHER_SERVICE, ADMIN_SERVICE, LINK_SERVICE, PEER_SERVICE])
+        server = RpcServer(
+            settings.listen,
+            [DISPATCHER_SERVICE, ADMIN_SERVICE, LINK_SERVICE, PEER_SERVICE],
+            security,
+            probes=settings.health_listen,
+            refused=metrics.grpc.refused,
+        )
+        metrics.grpc.watch(security)
         add_DispatcherServiceServicer_to_server(
             DispatcherServicer(publishing, UpstreamServicer(upstream)), server.grpc_server
         )
@@ -279,6 +288,7 @@ async def running_app(
                     )
                 ]
                 background.append(group.create_task(housekeeping.run(), name="Housekeeping"))
+                background.append(group.create_task(security.run(), name="certificates"))
                 if is_shared:
                     inheritance = Inheritance(upstream.uploads, peers, clock, settings.lease_seconds)
                     background.append(group.create_task(inheritance.run(), name="Inheritance"))

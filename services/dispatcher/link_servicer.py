@@ -31,9 +31,9 @@ from services.dispatcher.upstream.routing import (
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.clock import Clock
 from services.runtime.errors import InvalidRequest
+from services.runtime.interceptor import next_request
 from services.runtime.logs import get_log
 from services.runtime.names import check_instance_id, check_label
-from services.runtime.rpc import next_request
 
 _log = get_log(__name__)
 

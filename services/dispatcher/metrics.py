@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from services.runtime.grpc_metrics import GrpcMetrics
+
 _COMMIT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _DELIVERY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600, 86400)
 _SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -14,6 +16,7 @@ class DispatcherMetrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"cloudhub_dispatcher_{name}", text, labels, registry=registry)
 
+        self.grpc = GrpcMetrics("dispatcher", registry)
         self.published = counter("published", "Outcomes of publishes, one per node.", "outcome", "reason")
         self.sent = counter(
             "sent",

@@ -12,7 +12,7 @@ from services.dispatcher.node_deletion import node_to_delete
 from services.dispatcher.publishing import Publishing
 from services.dispatcher.upstream.subscriptions import UpstreamServicer
 from services.runtime.errors import InvalidRequest
-from services.runtime.rpc import next_request
+from services.runtime.interceptor import next_request
 from services.runtime.tracing import span_context
 
 MOST_NODES_PER_REQUEST = 10_000

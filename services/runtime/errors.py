@@ -4,6 +4,8 @@
     ├── InvalidRequest       the caller's request is wrong; names the field
     ├── NotFound             the named thing does not exist
     ├── Refused              a rule forbids it now (limit, state)
+    ├── Unauthenticated      the caller's certificate proves nothing (any more)
+    ├── Forbidden            the caller's role may not do this
     └── Unavailable          a dependency does not answer; safe to repeat
         └── StoreUnavailable the database does not answer
             ├── StoreRefused   it has something against a value; other rows can be written
@@ -58,6 +60,18 @@ class Refused(HubError):
     """The request is well formed but may not be carried out now."""
 
     status = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class Unauthenticated(HubError):
+    """The caller's certificate does not say who calls, or no longer."""
+
+    status = grpc.StatusCode.UNAUTHENTICATED
+
+
+class Forbidden(HubError):
+    """The caller is known and may not do this."""
+
+    status = grpc.StatusCode.PERMISSION_DENIED
 
 
 class Unavailable(HubError):

@@ -1,31 +1,33 @@
-"""gRPC servers and channels: error mapping, health, reflection, channelz, limits."""
+"""gRPC servers and channels: security, health, reflection, channelz, limits."""
 
 import asyncio
-import inspect
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import grpc
-from google.protobuf import any_pb2
-from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
+from prometheus_client import Counter
 
-from services.runtime.errors import HubError, InvalidRequest, StartupError
+from services.runtime.access import Access
+from services.runtime.clock import Clock, SystemClock
+from services.runtime.errors import StartupError
+from services.runtime.interceptor import CallInterceptor
+from services.runtime.renewed_channel import RenewedChannel
+from services.runtime.security import PLAINTEXT_LOOPBACK, SERVICE_NAME, Security
 from services.runtime.settings import split_address
 
-Request = TypeVar("Request")
-
-ERROR_DOMAIN = "cloudhub.dev"
 # A batch of the link stream holds many frames of up to 1 MiB; senders keep batches below a quarter of this.
 MOST_MESSAGE_BYTES = 32 * 1024 * 1024
 # The name whose health says that the process works, whatever it waits for: what a supervisor restarts it by.
 LIVE = "live"
+_MOST_PROBES = 64
+_MOST_PROBE_BYTES = 4096
 
 _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MOST_MESSAGE_BYTES),
@@ -36,18 +38,6 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 ]
-
-
-def status_of(error: HubError) -> grpc.Status:
-    """The gRPC status of an error, with google.rpc.ErrorInfo."""
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)
-    packed = any_pb2.Any()
-    packed.Pack(info)
-    code: int = error.status.value[0]
-    status: grpc.Status = rpc_status.to_status(
-        status_pb2.Status(code=code, message=error.detail, details=[packed])
-    )
-    return status
 
 
 def error_reason(error: grpc.aio.AioRpcError) -> str:
@@ -65,142 +55,52 @@ def error_info(error: grpc.aio.AioRpcError) -> tuple[str, dict[str, str]]:
     return str(error.code().name), {}
 
 
-class _Malformed:
-    """Stands for a request whose bytes are no message of its type. gRPC itself would answer UNKNOWN."""
+class _Probes(health_pb2_grpc.HealthServicer):  # type: ignore[misc,unused-ignore]
+    """Check alone: a Watch lasts as long as its caller likes, and whoever reaches the port may call."""
 
-    __slots__ = ("detail",)
+    def __init__(self, health_servicer: health.aio.HealthServicer) -> None:
+        self._health = health_servicer
 
-    def __init__(self, detail: str) -> None:
-        self.detail = detail
-
-
-def _tolerant(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    def deserialize(data: bytes) -> Any:
-        try:
-            return read(data)
-        except DecodeError as error:
-            return _Malformed(str(error))
-
-    return deserialize
-
-
-def _well_formed(request: Any) -> Any:
-    if isinstance(request, _Malformed):
-        raise InvalidRequest("request", request.detail, reason="REQUEST_MALFORMED")
-    return request
-
-
-async def _well_formed_each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _well_formed(request)
-
-
-def _hub_error_of(group: BaseExceptionGroup[BaseException]) -> HubError | None:
-    """The first error of a servicer's TaskGroup if they are all for the caller; else None."""
-    errors, others = group.split(HubError)
-    if errors is None or others is not None:
-        return None
-    first: BaseException = errors
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return cast("HubError", first)
-
-
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
-    """Turns a HubError that a servicer raises, alone or out of a TaskGroup, into its status; and so bytes
-    that are no request."""
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        if handler.response_streaming:
-            return self._streaming(handler)
-        return self._unary(handler)
-
-    @staticmethod
-    def _checked(handler: Any, requests: Any) -> Any:
-        """What the servicer gets: the request, or each one as it is read."""
-        return _well_formed_each(requests) if handler.request_streaming else _well_formed(requests)
-
-    def _unary(self, handler: Any) -> Any:
-        inner = handler.stream_unary or handler.unary_unary
-
-        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            try:
-                return await inner(self._checked(handler, request), context)
-            except HubError as error:
-                await context.abort_with_status(status_of(error))
-            except BaseExceptionGroup as group:
-                await self._abort(group, context)
-
-        make = (
-            grpc.stream_unary_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_unary_rpc_method_handler
-        )
-        return make(call, _tolerant(handler.request_deserializer), handler.response_serializer)
-
-    @staticmethod
-    async def _abort(
-        group: BaseExceptionGroup[BaseException], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
-        error = _hub_error_of(group)
-        if error is None:
-            raise group
-        await context.abort_with_status(status_of(error))
-
-    def _streaming(self, handler: Any) -> Any:
-        inner = handler.stream_stream or handler.unary_stream
-
-        async def call_writer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            try:
-                await inner(self._checked(handler, request), context)
-            except HubError as error:
-                await context.abort_with_status(status_of(error))
-            except BaseExceptionGroup as group:
-                await self._abort(group, context)
-
-        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            try:
-                async for response in inner(self._checked(handler, request), context):
-                    yield response
-            except HubError as error:
-                await context.abort_with_status(status_of(error))
-            except BaseExceptionGroup as group:
-                await self._abort(group, context)
-
-        make = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_stream_rpc_method_handler
-        )
-        chosen = call if inspect.isasyncgenfunction(inner) else call_writer
-        return make(chosen, _tolerant(handler.request_deserializer), handler.response_serializer)
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:
+        """See health.proto of gRPC."""
+        return await self._health.Check(request, context)
 
 
 class RpcServer:
     """A gRPC server with health, reflection and channelz beside the services registered on it.
 
     Register servicers on `grpc_server` first, then `start`. Health starts as NOT_SERVING, but for LIVE, which
-    is SERVING until the server stops.
+    is SERVING until the server stops. With `probes` (HOST:PORT) a second server there answers health checks,
+    and nothing else, without TLS: probes of Kubernetes speak none. `refused` counts
+    refused calls by their reason.
     """
 
-    def __init__(self, listen: str, services: Sequence[str]) -> None:
+    def __init__(
+        self,
+        listen: str,
+        services: Sequence[str],
+        security: Security = PLAINTEXT_LOOPBACK,
+        *,
+        probes: str | None = None,
+        clock: Clock | None = None,
+        refused: Counter | None = None,
+    ) -> None:
         self._listen = listen
         self._services = tuple(services)
+        self._security = security
         self._health = health.aio.HealthServicer()
+        access = Access(clock or SystemClock(), refused, authenticates=security.authenticates)
         self.grpc_server = grpc.aio.server(
-            interceptors=[ErrorInterceptor()], options=[*_OPTIONS, ("grpc.so_reuseport", 0)]
+            interceptors=[CallInterceptor(access)], options=[*_OPTIONS, ("grpc.so_reuseport", 0)]
         )
         self.port = 0
+        self._probes = probes
+        self._probe_server: grpc.aio.Server | None = None
+        self.probe_port = 0
 
     async def start(self) -> None:
         """Binds and serves; StartupError if the address cannot be had."""
+        self._security.check_address("the gRPC server's address", self._listen)
         server = self.grpc_server
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         channelz.add_channelz_servicer(server)
@@ -211,19 +111,41 @@ class RpcServer:
             reflection.SERVICE_NAME,
         )
         reflection.enable_server_reflection(names, server)
-        await self._check_listen()
+        await self._check_listen(self._listen)
+        credentials = self._security.server_credentials()
         try:
-            self.port = server.add_insecure_port(self._listen)
+            self.port = (
+                server.add_insecure_port(self._listen)
+                if credentials is None
+                else server.add_secure_port(self._listen, credentials)
+            )
         except RuntimeError as error:
             raise StartupError(f"cannot listen on {self._listen}: {error}") from error
         await self.set_serving(False)
         await self.set_serving(True, LIVE)
         await server.start()
+        if self._probes is not None:
+            await self._start_probes(self._probes)
 
-    async def _check_listen(self) -> None:
+    async def _start_probes(self, listen: str) -> None:
+        await self._check_listen(listen)
+        server = grpc.aio.server(
+            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MOST_PROBE_BYTES)],
+            maximum_concurrent_rpcs=_MOST_PROBES,
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(_Probes(self._health), server)
+        try:
+            self.probe_port = server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise StartupError(f"cannot listen on {listen} for health checks: {error}") from error
+        await server.start()
+        self._probe_server = server
+
+    @staticmethod
+    async def _check_listen(listen: str) -> None:
         """Raises StartupError if the address cannot be had: gRPC's core would write lines of its own about
         it and not say why."""
-        host, port = split_address(self._listen)
+        host, port = split_address(listen)
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -232,7 +154,7 @@ class RpcServer:
                     trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     trial.bind(address)
         except OSError as error:
-            raise StartupError(f"cannot listen on {self._listen}: {error.strerror or error}") from error
+            raise StartupError(f"cannot listen on {listen}: {error.strerror or error}") from error
 
     @property
     def address(self) -> str:
@@ -252,13 +174,9 @@ class RpcServer:
         """Health to NOT_SERVING, no new calls, running ones get the grace."""
         await self._health.enter_graceful_shutdown()
         await self.grpc_server.stop(grace_seconds)
-
-
-async def next_request(context: grpc.aio.ServicerContext[Request, Any]) -> Request | None:
-    """The next request of a streaming call; None when the caller has no more. Raises InvalidRequest for bytes
-    that are none."""
-    request: object = await context.read()
-    return None if request is grpc.aio.EOF else cast("Request", _well_formed(request))
+        if self._probe_server is not None:
+            # Last, so that until then the probes hear NOT_SERVING.
+            await self._probe_server.stop(0)
 
 
 _CHANNEL_OPTIONS = [
@@ -269,17 +187,35 @@ _CHANNEL_OPTIONS = [
 ]
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel to another service of the hub; it reconnects by itself, quickly."""
-    return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+def open_channel(address: str, security: Security = PLAINTEXT_LOOPBACK) -> grpc.aio.Channel:
+    """A channel to a service of the hub; it reconnects by itself, quickly. Raises StartupError for an address
+    that `security` does not allow."""
+    security.check_address("the address to dial,", address)
+    return _channel(address, security, _CHANNEL_OPTIONS)
 
 
-def open_replicas_channel(replicas: str, service: str) -> grpc.aio.Channel:
+def _channel(target: str, security: Security, options: Sequence[tuple[str, int | str]]) -> grpc.aio.Channel:
+    def make() -> grpc.aio.Channel:
+        credentials = security.channel_credentials()
+        if credentials is None:
+            return grpc.aio.insecure_channel(target, options=options)
+        # The address that is dialled is in no certificate: pods come and go, and tunnels end on loopback.
+        named = [*options, ("grpc.default_authority", SERVICE_NAME)]
+        return grpc.aio.secure_channel(target, credentials, options=named)
+
+    return RenewedChannel(target, make, security.follow) if security.authenticates else make()
+
+
+def open_replicas_channel(
+    replicas: str, service: str, security: Security = PLAINTEXT_LOOPBACK
+) -> grpc.aio.Channel:
     """A channel to all replicas of another service (`Replicas` of the settings), which take turns.
 
     A call of the gRPC service named that a replica cannot take (UNAVAILABLE) goes to another one, up to three
     in all: its calls must bear being made twice. A replica that is silent costs those calls their deadline.
     """
+    for address in replicas.split(","):
+        security.check_address("the address to dial,", address)
     target = replicas
     if "," in replicas:
         target = ("ipv6:" if replicas.startswith("[") else "ipv4:") + replicas
@@ -304,4 +240,4 @@ def open_replicas_channel(replicas: str, service: str) -> grpc.aio.Channel:
         # A name is looked up anew when a replica is lost, and no more often than this.
         ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     ]
-    return grpc.aio.insecure_channel(target, options=options)
+    return _channel(target, security, options)

@@ -3,6 +3,7 @@
 import ipaddress
 import re
 import sys
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator
@@ -76,6 +77,25 @@ class ServiceSettings(BaseSettings):
         None,
         description="HOST:PORT under which its gRPC server is announced to operators and other services; "
         "none: the address it listens on, with an address of this machine if that is every address",
+    )
+    grpc_certificate: Path = Field(
+        Path("certs/service.crt"),
+        description="certificate that this service shows in gRPC, called and calling (PEM, with its chain)",
+    )
+    grpc_private_key: Path = Field(
+        Path("certs/service.key"), description="the private key of that certificate (PEM)"
+    )
+    grpc_ca: Path = Field(
+        Path("certs/ca.crt"), description="CA of all certificates that gRPC callers and services show (PEM)"
+    )
+    grpc_insecure_loopback: bool = Field(
+        False,
+        description="true: gRPC without TLS and without roles; refused unless all its addresses are loopback",
+    )
+    health_listen: Address | None = Field(
+        None,
+        description="HOST:PORT of a second gRPC server that answers health checks only, without TLS, for "
+        "probes that have no certificate; none: health is asked of the gRPC server",
     )
     metrics_listen: Address = Field("0.0.0.0:9464", description="HOST:PORT of the Prometheus endpoint")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level logged")

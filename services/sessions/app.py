@@ -12,6 +12,7 @@ from services.runtime.ids import new_id
 from services.runtime.logs import get_log
 from services.runtime.metrics import MetricsEndpoint
 from services.runtime.rpc import RpcServer
+from services.runtime.security import security_of
 from services.runtime.store import Store, open_store
 from services.runtime.tracing import Tracing, configure_tracing
 from services.sessions import schema
@@ -56,7 +57,16 @@ class SessionsApp:
         self._endpoint: MetricsEndpoint | None = None
         self.metrics = Metrics()
         self.notices = Notices(self.metrics, settings.most_watchers, settings.watch_queue)
-        self._server = RpcServer(settings.listen, SERVICES)
+        self._security = security_of(settings, self._clock)
+        self._server = RpcServer(
+            settings.listen,
+            SERVICES,
+            self._security,
+            probes=settings.health_listen,
+            clock=self._clock,
+            refused=self.metrics.grpc.refused,
+        )
+        self.metrics.grpc.watch(self._security)
         self.reaper: Reaper
         self.changes: FollowedChanges
 
@@ -124,6 +134,7 @@ class SessionsApp:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.reaper.run(), name="sessions-reaper")
             tasks.create_task(self.changes.run(), name="sessions-changes")
+            tasks.create_task(self._security.run(), name="sessions-certificates")
 
     async def stop(self) -> None:
         """In this order: not serving, streams ended, gRPC stopped, telemetry flushed, this replica taken off

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from services.runtime.grpc_metrics import GrpcMetrics
 from services.sessions.lifecycle import LIVE, Session, State
 from services.sessions.limits import Scope
 from services.sessions.records import OpenResult, TransferResult, Trimmed, Usage
@@ -21,6 +22,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         made = self.registry
+        self.grpc = GrpcMetrics("sessions", made)
         self._opens = Counter(
             "cloudhub_sessions_opens",
             "Sessions asked for: opened, or refused by which limit",

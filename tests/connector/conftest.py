@@ -47,6 +47,7 @@ def make_settings(authority: TestAuthority, server_certificate: Issued) -> MakeS
             "quic_listen": "127.0.0.1:0",
             "grpc_listen": "127.0.0.1:0",
             "metrics_listen": "127.0.0.1:0",
+            "grpc_insecure_loopback": True,
             "dispatchers": dispatchers,
             "certificate": server_certificate.certificate,
             "private_key": server_certificate.key,

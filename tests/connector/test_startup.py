@@ -15,6 +15,7 @@ from services.connector.settings import ConnectorSettings
 from services.connector.tls import server_context
 from services.runtime.errors import StartupError
 from services.runtime.settings import load_settings
+from services.runtime.tls_files import TlsFiles
 from services.runtime.tracing import Tracing
 from tests.connector.conftest import MakeSettings
 from tests.support.certs import Issued, TestAuthority
@@ -24,8 +25,8 @@ _HOUR = dt.timedelta(hours=1)
 
 
 def test_a_missing_certificate_is_told(authority: TestAuthority, tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match=r"cannot read the server certificate .*No such file"):
-        server_context(tmp_path / "no.crt", tmp_path / "no.key", authority.certificate, _NOW)
+    with pytest.raises(StartupError, match=r"cannot read the certificate .*No such file"):
+        server_context(TlsFiles(tmp_path / "no.crt", tmp_path / "no.key", authority.certificate), _NOW)
 
 
 def test_files_that_are_not_pem_are_told(
@@ -35,28 +36,28 @@ def test_files_that_are_not_pem_are_told(
     junk.write_text("junk")
     good = server_certificate
     with pytest.raises(StartupError, match="is not a certificate in PEM form"):
-        server_context(junk, good.key, authority.certificate, _NOW)
-    with pytest.raises(StartupError, match=r"client CA certificate .* is not a certificate"):
-        server_context(good.certificate, good.key, junk, _NOW)
+        server_context(TlsFiles(junk, good.key, authority.certificate), _NOW)
+    with pytest.raises(StartupError, match=r"the CA certificate .* is not a certificate"):
+        server_context(TlsFiles(good.certificate, good.key, junk), _NOW)
     with pytest.raises(StartupError, match="is not an unencrypted key in PEM form"):
-        server_context(good.certificate, junk, authority.certificate, _NOW)
+        server_context(TlsFiles(good.certificate, junk, authority.certificate), _NOW)
     with pytest.raises(StartupError, match="cannot read the private key"):
-        server_context(good.certificate, tmp_path / "no.key", authority.certificate, _NOW)
+        server_context(TlsFiles(good.certificate, tmp_path / "no.key", authority.certificate), _NOW)
 
 
 def test_an_expired_or_early_certificate_is_told(authority: TestAuthority, tmp_path: Path) -> None:
     old = authority.issue("old", None, starts=-2 * _HOUR, ends=-_HOUR)
     with pytest.raises(StartupError, match=r"old\.crt expired on"):
-        server_context(old.certificate, old.key, authority.certificate, _NOW)
+        server_context(TlsFiles(old.certificate, old.key, authority.certificate), _NOW)
     new = authority.issue("new", None, starts=_HOUR, ends=2 * _HOUR)
     with pytest.raises(StartupError, match=r"new\.crt is not valid before"):
-        server_context(new.certificate, new.key, authority.certificate, _NOW)
+        server_context(TlsFiles(new.certificate, new.key, authority.certificate), _NOW)
 
 
 def test_a_key_of_another_certificate_is_told(authority: TestAuthority, server_certificate: Issued) -> None:
     other = authority.issue("other", None)
     with pytest.raises(StartupError, match="does not belong to the certificate"):
-        server_context(server_certificate.certificate, other.key, authority.certificate, _NOW)
+        server_context(TlsFiles(server_certificate.certificate, other.key, authority.certificate), _NOW)
 
 
 async def test_a_taken_port_is_told(make_settings: MakeSettings) -> None:
@@ -87,7 +88,13 @@ def test_the_settings_reach_the_limits() -> None:
 
 def test_the_process_says_one_sentence_when_it_cannot_start(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "services.connector", f"--certificate={tmp_path}/no.crt"],
+        [
+            sys.executable,
+            "-m",
+            "services.connector",
+            "--grpc-insecure-loopback=true",
+            f"--certificate={tmp_path}/no.crt",
+        ],
         capture_output=True,
         text=True,
         timeout=30,
@@ -96,7 +103,7 @@ def test_the_process_says_one_sentence_when_it_cannot_start(tmp_path: Path) -> N
     assert ended.returncode == 1
     lines = [line for line in ended.stderr.splitlines() if line]
     assert len(lines) == 1
-    assert lines[0].startswith("cloudhub-connector: cannot read the server certificate")
+    assert lines[0].startswith("cloudhub-connector: cannot read the certificate")
 
 
 def test_the_process_ends_by_itself_when_it_is_told(
@@ -108,6 +115,7 @@ def test_the_process_ends_by_itself_when_it_is_told(
             *(sys.executable, "-m", "services.connector", "--listen=127.0.0.1:0"),
             "--quic-listen=127.0.0.1:0",
             *("--grpc-listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0", "--log-format=json"),
+            "--grpc-insecure-loopback=true",
             f"--certificate={server_certificate.certificate}",
             f"--private-key={server_certificate.key}",
             f"--client-ca={authority.certificate}",
@@ -139,7 +147,7 @@ def test_a_certificate_whose_key_is_of_no_known_kind_is_told(
     odd = tmp_path / "odd.crt"
     odd.write_text(ssl.DER_cert_to_PEM_cert(der.replace(elliptic, bytes.fromhex("06072a8648ce3d0209"))))
     with pytest.raises(StartupError, match=r"odd\.crt has a key of no known kind"):
-        server_context(odd, server_certificate.key, authority.certificate, _NOW)
+        server_context(TlsFiles(odd, server_certificate.key, authority.certificate), _NOW)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import pytest_asyncio
 
-from tests.support.certs import TestAuthority
 from tests.support.processes import HOST, ROOT, HubProcesses, clean_environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
@@ -350,29 +348,3 @@ async def test_work_on_many_nodes_shows_a_bar_at_a_terminal(program: Program) ->
     assert b"published" in shown
     assert b"2/2" in shown
     assert out == b"1 object to 2 nodes: 2 accepted\n"
-
-
-async def test_tls_shows_the_callers_certificate(program: Program, tmp_path: Path) -> None:
-    authority = TestAuthority(tmp_path / "certificates")
-    service, caller = authority.issue("service", None), authority.issue("operator", None)
-    server = grpc.aio.server()
-    pairs = [(service.key.read_bytes(), service.certificate.read_bytes())]
-    credentials = grpc.ssl_server_credentials(
-        pairs, authority.certificate.read_bytes(), require_client_auth=True
-    )
-    port = server.add_secure_port(f"{HOST}:0", credentials)
-    await server.start()
-    flags = ("--sessions", f"localhost:{port}", "--ca", str(authority.certificate))
-    try:
-        shown = await program.run(
-            *flags, "--cert", str(caller.certificate), "--key", str(caller.key), "instances"
-        )
-        refused = await program.run(*flags, "--timeout", "3", "instances")
-        plain = await program.run("--sessions", f"localhost:{port}", "--timeout", "3", "instances")
-    finally:
-        await server.stop(None)
-
-    # The server has no services: an answer of it proves the handshake.
-    assert (shown.code, "is no sessions of a hub" in shown.err) == (2, True)
-    assert (refused.code, plain.code) == (3, 3)
-    assert "--cert and --key" in plain.err

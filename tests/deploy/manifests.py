@@ -62,7 +62,8 @@ def variables(container: Manifest) -> dict[str, str | None]:
 def default_ports(service: str) -> set[int]:
     """Where a service listens when it is not told."""
     fields = SERVICES[service].model_fields
-    return {split_address(fields[name].default)[1] for name in fields if name.endswith("listen")}
+    listens = [fields[name].default for name in fields if name.endswith("listen")]
+    return {split_address(address)[1] for address in listens if address is not None}
 
 
 def settings_of(service: str, given: dict[str, str | None]) -> ServiceSettings:

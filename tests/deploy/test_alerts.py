@@ -30,6 +30,8 @@ HEALTHY = {
     f"cloudhub_dispatcher_peers_known{{{POD}}}": "2x60",
     f"cloudhub_dispatcher_peers_attached{{{POD}}}": "2x60",
     f"cloudhub_sessions_store_available{{{POD}}}": "1x60",
+    f"cloudhub_sessions_certificate_expiry_timestamp_seconds{{{POD}, certificate='grpc'}}": "700000x60",
+    f"cloudhub_dispatcher_grpc_refused_total{{{POD}, reason='ROLE_FORBIDDEN'}}": "1x60",
     f"cloudhub_sessions_opens_total{{{POD}, outcome='opened'}}": "0+9x60",
 }
 
@@ -81,6 +83,14 @@ FAULTS = {
     "CloudHubCertificatesRefused": Fault(
         {f"cloudhub_connector_handshake_failures_total{{{POD}, reason='certificate_expired'}}": "0+1x60"},
         _with(reason="certificate_expired"),
+    ),
+    "CloudHubCertificateExpires": Fault(
+        {f"cloudhub_sessions_certificate_expiry_timestamp_seconds{{{POD}, certificate='grpc'}}": "600000x60"},
+        _with(pod="a", certificate="grpc"),
+    ),
+    "CloudHubCallersRefused": Fault(
+        {f"cloudhub_dispatcher_grpc_refused_total{{{POD}, reason='ROLE_FORBIDDEN'}}": "0+1x60"},
+        _with(reason="ROLE_FORBIDDEN"),
     ),
     "CloudHubUpstreamDropped": Fault(
         {f"cloudhub_dispatcher_upstream_dropped_total{{{POD}, reason='module_full'}}": "0+1x60"},

@@ -13,6 +13,7 @@ from edge.__main__ import run as run_edge
 from scripts.document_settings import SERVICES
 from services.connector.settings import ConnectorSettings
 from services.runtime.rpc import LIVE
+from services.runtime.settings import split_address
 from tests.deploy import manifests
 from tests.deploy.manifests import base, containers, pod_of, settings_of, variables
 from tests.metrics.declared import declared_metrics
@@ -75,9 +76,12 @@ def test_ports_are_those_that_the_service_listens_on(service: str) -> None:
     pod = pod_of(base("Deployment", f"cloudhub-{service}"))
     (container,) = pod["containers"]
     ports = {one["name"]: one["containerPort"] for one in container["ports"]}
-    assert set(ports.values()) == manifests.default_ports(service)
+    # Of its own for the kubelet, which has no certificate: in no Service and in no image.
+    health = ports.pop("health")
+    assert split_address(settings_of(service, variables(container)).health_listen or "")[1] == health
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        assert container[probe]["grpc"]["port"] == ports["grpc"]
+        assert container[probe]["grpc"]["port"] == health
+    assert set(ports.values()) == manifests.default_ports(service)
     told = [
         port
         for path, one in manifests.sources()
@@ -90,6 +94,28 @@ def test_ports_are_those_that_the_service_listens_on(service: str) -> None:
     stage = re.search(rf"^FROM run AS {service}\nEXPOSE ([\w/ ]+)\n", dockerfile(), re.MULTILINE)
     assert stage
     assert {int(port.removesuffix("/udp")) for port in stage[1].split()} == set(ports.values())
+
+
+@services
+def test_grpc_has_certificates_of_a_secret_and_no_pod_goes_without(service: str) -> None:
+    """In place, so that a renewed secret reaches the running process: a subPath would stay as it was."""
+    pod = pod_of(base("Deployment", f"cloudhub-{service}"))
+    (container,) = pod["containers"]
+    (mount,) = (one for one in container["volumeMounts"] if one["name"] == "service")
+    (volume,) = (one for one in pod["volumes"] if one["name"] == "service")
+    assert "subPath" not in mount
+    assert "items" not in volume["secret"]
+    settings = settings_of(service, variables(container))
+    assert not settings.grpc_insecure_loopback
+    for path, key in (
+        (settings.grpc_certificate, "tls.crt"),
+        (settings.grpc_private_key, "tls.key"),
+        (settings.grpc_ca, "ca.crt"),
+    ):
+        assert str(path) == f"{mount['mountPath']}/{key}"
+    environment = COMPOSE[service]["environment"]
+    assert f"CLOUDHUB_{service.upper()}_GRPC_CERTIFICATE" in environment
+    assert "certificates:/certs:ro" in COMPOSE[service]["volumes"]
 
 
 def dockerfile() -> str:

@@ -7,12 +7,15 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from demo.hub import running_hub
+from demo.ports import choose_ports
+from edge.certificates import create_program_certificate, create_server_certificate
 from tests.docs.cookbook import Command, commands_of, same, varying_of
 from tests.docs.test_documents import DOCUMENTS, ROOT
 from tests.support.processes import HubProcesses, clean_environment
@@ -22,7 +25,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.cookbook]
 
 COOKBOOK = ROOT / "docs" / "operations.md"
 SHOWING = [document for document in DOCUMENTS if commands_of(document.read_text())]
-PORTS = {"127.0.0.1:50051": "dispatcher", "127.0.0.1:50052": "sessions", "127.0.0.1:50053": "connector"}
+PORTS = {50051: "dispatcher", 50052: "sessions", 50053: "connector"}
+# Commands for a hub with TLS, at the address and with the certificates of the documents.
+TLS = "hub.example.com"
 # Messages that nobody acknowledges are parked within a second.
 FLAGS = {"dispatcher": ["--ack-seconds", "0.2", "--ack-most-seconds", "0.3", "--most-attempts", "3"]}
 # Commands that change nothing are asked again until what they show has come about.
@@ -35,17 +40,22 @@ ANSWER_SECONDS = 20.0
 documents = pytest.mark.parametrize("document", SHOWING, ids=lambda path: str(path.relative_to(ROOT)))
 
 
-class Terminal:
-    """Runs commands as somebody would who sits at the hub; only its ports are mapped."""
+def programs() -> str:
+    """PATH with what documents run."""
+    grpcurl = program("grpcurl", "grpcurl").parent
+    return os.pathsep.join((str(Path(sys.executable).parent), str(grpcurl), os.environ["PATH"]))
 
-    def __init__(self, hub: HubProcesses, path: str) -> None:
-        self._addresses = {shown: hub.address(service) for shown, service in PORTS.items()}
+
+class Terminal:
+    """Runs commands as somebody would who sits at the hub; only its addresses are mapped."""
+
+    def __init__(self, addresses: Mapping[str, str], path: str, folder: Path = ROOT) -> None:
+        self._addresses = {f"127.0.0.1:{port}": addresses[service] for port, service in PORTS.items()}
+        self._tls = {f"hub.example.com:{port}": addresses[service] for port, service in PORTS.items()}
+        self._folder = folder
         self._environment = {
             **clean_environment(),
-            **{
-                f"CLOUDHUBCTL_{service.upper()}": address
-                for service, address in ((PORTS[shown], real) for shown, real in self._addresses.items())
-            },
+            **{f"CLOUDHUBCTL_{service.upper()}": address for service, address in addresses.items()},
             "PATH": path,
             "COLUMNS": "110",
         }
@@ -54,9 +64,13 @@ class Terminal:
         """A command in a process group of its own, its input open, stderr where stdout goes."""
         for shown, real in self._addresses.items():
             text = text.replace(shown, real)
+        for shown, real in self._tls.items():
+            # As through a tunnel: the certificate does not name this address.
+            tunnel = "-authority service.cloudhub.internal " if text.startswith("grpcurl") else ""
+            text = text.replace(shown, tunnel + real)
         return await asyncio.create_subprocess_exec(
             *("bash", "-o", "pipefail", "-c", text),
-            cwd=ROOT,
+            cwd=self._folder,
             env=self._environment,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -149,11 +163,9 @@ async def connected(terminal: Terminal, node_id: str) -> None:
 @asynccontextmanager
 async def described_hub(folder: Path) -> AsyncIterator[Terminal]:
     """One of each service and the nodes edge-1 and edge-2, which upload now and then."""
-    path = os.pathsep.join(
-        (str(Path(sys.executable).parent), str(program("grpcurl", "grpcurl").parent), os.environ["PATH"])
-    )
+    path = programs()
     async with HubProcesses(folder, FLAGS) as hub:
-        terminal = Terminal(hub, path)
+        terminal = Terminal({service: hub.address(service) for service in PORTS.values()}, path)
         for node_id in ("edge-1", "edge-2"):
             # An edge whose node was deleted comes back after its longest delay.
             flags = ("--database", str(folder / f"{node_id}.db"), "--most-delay", "60", "--upload-every", "1")
@@ -167,5 +179,20 @@ async def test_every_command_answers_what_is_shown(document: Path, tmp_path: Pat
     varying = varying_of(COOKBOOK.read_text())
     async with described_hub(tmp_path) as terminal:
         for command in commands_of(document.read_text()):
+            if TLS in command.text:
+                continue
             run = check_interrupted if command.interrupted else check
             await run(terminal, document, command, varying)
+
+
+async def test_every_command_for_a_hub_with_tls_is_answered(tmp_path: Path) -> None:
+    certificates = tmp_path / "certs"
+    create_server_certificate(certificates)
+    create_program_certificate(certificates, "ann", ["operator"])
+    found = [(page, one) for page in SHOWING for one in commands_of(page.read_text()) if TLS in one.text]
+    assert found
+    async with running_hub(tmp_path / "data", certificates, choose_ports(), tls=True) as hub:
+        addresses = {service: hub.of(service)[0].address for service in PORTS.values()}
+        terminal = Terminal(addresses, programs(), tmp_path)
+        for document, command in found:
+            await check(terminal, document, command, ())

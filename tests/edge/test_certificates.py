@@ -18,7 +18,9 @@ from edge.certificates import (
     CertificateFault,
     create_authority,
     create_node_certificates,
+    create_program_certificate,
     create_server_certificate,
+    create_service_certificate,
 )
 
 
@@ -82,6 +84,46 @@ def test_the_server_certificate_names_loopback_and_what_was_asked(tmp_path: Path
     assert names.get_values_for_type(x509.DNSName) == ["localhost", "hub.example"]
     addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
     assert addresses == ["127.0.0.1", "::1", "192.0.2.7"]
+
+
+def test_the_certificate_of_the_services_is_for_both_sides_and_names_them(tmp_path: Path) -> None:
+    made = create_service_certificate(tmp_path, ["hub.example"]).certificate
+    assert made.subject.rfc4514_string() == "CN=cloudhub service,O=cloudhub:service"
+    usage = made.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert set(usage) == {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
+    names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert {"service.cloudhub.internal", "localhost", "hub.example"} <= set(
+        names.get_values_for_type(x509.DNSName)
+    )
+
+
+def test_the_certificate_of_a_program_carries_its_roles(tmp_path: Path) -> None:
+    made = create_program_certificate(tmp_path, "ann", ["operator", "publisher", "operator"])
+    assert made.certificate_path == tmp_path / "programs" / "ann.crt"
+    subject = made.certificate.subject
+    assert [one.value for one in subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)] == [
+        "cloudhub:operator",
+        "cloudhub:publisher",
+    ]
+    assert [one.value for one in subject.get_attributes_for_oid(NameOID.COMMON_NAME)] == ["ann"]
+    usage = made.certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+
+
+@pytest.mark.parametrize(
+    ("name", "roles", "words"),
+    [
+        ("ann", ["root"], "role 'root': should be one of service, publisher, operator"),
+        ("ann", [], "give at least one role"),
+        ("../ann", ["operator"], "program name '../ann'"),
+    ],
+)
+def test_a_program_that_cannot_be_certified_is_told(
+    tmp_path: Path, name: str, roles: list[str], words: str
+) -> None:
+    with pytest.raises(CertificateFault, match=words):
+        create_program_certificate(tmp_path, name, roles)
+    assert not (tmp_path / "programs").exists()
 
 
 def test_every_node_has_a_key_of_its_own(tmp_path: Path) -> None:
@@ -285,7 +327,7 @@ def test_the_command_says_what_it_made_and_what_it_kept(
     assert run(monkeypatch, "node", str(tmp_path), "edge-1", "--count", "2", "--prefix", "n") == 0
     assert run(monkeypatch, "node", str(tmp_path), "edge-1") == 0
     lines = [line.split(" (")[0] for line in capsys.readouterr().out.splitlines()]
-    names = ["ca", "server", "nodes/edge-1", "nodes/n1", "nodes/n2"]
+    names = ["ca", "server", "service", "nodes/edge-1", "nodes/n1", "nodes/n2"]
     assert lines == [*(f"made {tmp_path}/{name}.crt" for name in names), f"kept {tmp_path}/nodes/edge-1.crt"]
 
 

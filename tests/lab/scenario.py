@@ -32,7 +32,6 @@ from demo.manifests import Versions
 from demo.ports import HubPorts
 from demo.processes import Launch
 from edge.certificates import create_node_certificates, create_server_certificate
-from services.runtime.rpc import open_channel
 from tests.lab.clocks import SteppedClock
 from tests.lab.namespaces import Namespace
 from tests.lab.network import Lab, Site, launch_in
@@ -112,14 +111,22 @@ class Scenario:
         published_to = [*self.node_ids, *misbehaving]
         self._lifecycle: list[tuple[str, str]] = []
         self._subscribers = [
-            Subscriber(f"subscriber-{number}", dispatchers, self.history.uploads_handed, self._lifecycle)
+            Subscriber(
+                f"subscriber-{number}",
+                dispatchers,
+                self.history.uploads_handed,
+                self._lifecycle,
+                hub.security,
+            )
             for number in (1, 2)
         ]
         self.scene = Scene(
             hub,
             list(self._fleets.values()),
             [
-                Publisher(f"publisher-{number}", dispatchers, published_to, versions, self.clock)
+                Publisher(
+                    f"publisher-{number}", dispatchers, published_to, versions, self.clock, hub.security
+                )
                 for number in range(1, publishers + 1)
             ],
             Observer(hub, self.clock, observe_seconds),
@@ -184,7 +191,7 @@ class Scenario:
 
     async def publish(self, node_id: str, resources: Sequence[str]) -> None:
         """A new object at each of these resource paths, for one node, as fast as it is taken."""
-        async with open_channel(self.hub.dispatchers[0].address) as channel:
+        async with self.hub.dispatchers[0].open_channel() as channel:
             call = DispatcherServiceStub(channel).PublishStream()
             for first in range(0, len(resources), OBJECTS_AT_ONCE):
                 some = resources[first : first + OBJECTS_AT_ONCE]
@@ -214,7 +221,7 @@ class Scenario:
 
     async def pending(self) -> int:
         """Messages that the hub waits for."""
-        async with open_channel(self.hub.dispatchers[0].address) as channel:
+        async with self.hub.dispatchers[0].open_channel() as channel:
             return sum(node.pending for node in await outbox_nodes(channel))
 
     async def load_for(self, seconds: float) -> None:
@@ -231,7 +238,8 @@ class Scenario:
 
     async def _resources(self) -> dict[str, Resources]:
         return {
-            service: await read_resources(service, self.hub.of(service)[0].address) for service in SERVICES
+            service: await read_resources(service, self.hub.of(service)[0].address, self.hub.security)
+            for service in SERVICES
         }
 
     async def _nothing_left_over(self) -> list[str]:

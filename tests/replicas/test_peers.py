@@ -5,12 +5,14 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from cloudhub.v1 import peer_pb2
 from cloudhub.v1.peer_pb2_grpc import PeerServiceStub
 from cloudhub.v1.sessions_pb2 import DispatcherPeer
 from services.runtime.rpc import open_channel
 from tests.support.certs import TestAuthority
+from tests.support.hub import request
 from tests.support.postgres import Databases
 from tests.support.processes import HOST, eventually
 from tests.support.replicas import running_replicas
@@ -63,6 +65,22 @@ async def test_a_peer_that_cannot_be_reached_harms_nothing(
         await edge.send("query", "default/secret/s", source="metamanager", sync=True)
         assert (await edge.next())["route"]["operation"] == "error"
         assert hub[0].metric("peers_attached") == 0
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1:50051", "junk"])
+async def test_a_peer_elsewhere_is_not_called_without_tls(
+    tmp_path: Path, databases: Databases, authority: TestAuthority, address: str
+) -> None:
+    """Told once, although the list comes again and again."""
+    elsewhere = DispatcherPeer(dispatcher_id="elsewhere", address=address)
+    async with running_replicas(tmp_path, databases, authority, 1) as hub, hub[0].edge() as edge:
+        with capture_logs() as logs:
+            for _ in range(3):
+                hub[0].app.peers.seen([hub[0].app.peers.own, elsewhere])
+        (line,) = (one for one in logs if one["event"] == "peer.refused")
+        assert f"{address} is not a loopback address" in line["error"]
+        await hub[0].accept(request())
+        await edge.answer(await edge.next())
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,15 @@ async def run_process(*flags: str, stop: bool = False) -> tuple[int, str]:
 
 
 async def test_the_process_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    free = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--log-format", "json")
+    free = (
+        "--listen",
+        "127.0.0.1:0",
+        "--metrics-listen",
+        "127.0.0.1:0",
+        "--log-format",
+        "json",
+        "--grpc-insecure-loopback=true",
+    )
     status, text = await run_process(*free, "--database", f"sqlite:///{tmp_path}/s.db", stop=True)
     assert status == 0, text
     assert "service.stopped" in text
@@ -179,7 +187,9 @@ async def test_a_wrong_database_is_one_sentence(tmp_path: Path) -> None:
     ):
         with pytest.raises(StartupError, match=said):
             await SessionsApp(settings(tmp_path, database=url)).start()
-    status, text = await run_process("--database", f"sqlite:///{foreign}")
+    status, text = await run_process(
+        "--grpc-insecure-loopback=true", "--listen=127.0.0.1:0", "--database", f"sqlite:///{foreign}"
+    )
     assert status == 1
     assert text.startswith("cloudhub-sessions: cannot use the database")
     assert text.count("\n") == 1

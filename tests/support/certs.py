@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -12,15 +13,22 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from services.runtime.clock import Clock, SystemClock
+from services.runtime.roles import Role
+from services.runtime.security import SERVICE_NAME, MutualTls
+from services.runtime.tls_files import TlsFiles
+
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 _HOUR = dt.timedelta(hours=1)
 
 
-def _name(common_name: str, organization: str | None) -> x509.Name:
-    parts = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
-    if organization is not None:
-        parts.insert(0, x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization))
-    return x509.Name(parts)
+def _name(common_name: str, *organizations: str | None) -> x509.Name:
+    return x509.Name(
+        [
+            *(x509.NameAttribute(NameOID.ORGANIZATION_NAME, one) for one in organizations if one is not None),
+            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -83,11 +91,11 @@ class TestAuthority:
         starts: dt.timedelta = -_HOUR,
         ends: dt.timedelta = _HOUR,
         file: str = "",
+        names: Sequence[str] = ("localhost",),
     ) -> Issued:
         """A certificate valid from now + `starts` to now + `ends`; its file holds the `chain` behind it."""
         key = key or ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
-        names: list[x509.GeneralName] = [x509.DNSName("localhost")]
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject or _name(common_name, organization))
@@ -96,7 +104,7 @@ class TestAuthority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now + starts)
             .not_valid_after(now + ends)
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.SubjectAlternativeName(list(map(x509.DNSName, names))), critical=False)
         )
         for extension in extensions:
             builder = builder.add_extension(extension, critical=False)
@@ -120,6 +128,21 @@ class TestAuthority:
     def node(self, node_id: str) -> Issued:
         """The certificate of an edge node."""
         return self.issue(f"system:node:{node_id}")
+
+    def service(self, file: str = "service", **options: Any) -> Issued:
+        """What services show to each other and to gRPC clients."""
+        return self.issue(
+            "service", Role.SERVICE.value, file=file, names=("localhost", SERVICE_NAME), **options
+        )
+
+    def program(self, name: str, *roles: Role, **options: Any) -> Issued:
+        """What a gRPC client with these roles shows."""
+        return self.issue(name, subject=_name(name, *(role.value for role in roles)), **options)
+
+    def security(self, issued: Issued, clock: Clock | None = None) -> MutualTls:
+        """Opens channels, or serves, with a certificate of this CA or of another."""
+        files = TlsFiles(issued.certificate, issued.key, self.certificate)
+        return MutualTls(files, clock or SystemClock())
 
     def client_context(self, issued: Issued | None) -> ssl.SSLContext:
         """The TLS settings of an edge that trusts this CA; without a certificate if None."""

@@ -32,7 +32,9 @@ from services.dispatcher.app import RunningApp as DispatcherApp
 from services.dispatcher.app import running_app as running_dispatcher
 from services.dispatcher.settings import DispatcherSettings
 from services.runtime.migrations import Schema
+from services.runtime.roles import Role
 from services.runtime.rpc import open_channel
+from services.runtime.security import PLAINTEXT_LOOPBACK, Security
 from services.runtime.store import Store, open_store
 from services.runtime.tracing import Tracing
 from services.sessions.app import SessionsApp
@@ -262,8 +264,20 @@ class RunningHub:
         shared_outbox: bool = False,
         registries: int = 1,
         databases: Mapping[str, str] | None = None,
+        tls: bool = False,
     ) -> None:
         self.folder = folder
+        self.security: Security = PLAINTEXT_LOOPBACK
+        self._grpc: dict[str, Any] = {"grpc_insecure_loopback": True}
+        if tls:
+            both = authority.program("tests", Role.PUBLISHER, Role.OPERATOR)
+            self.security = authority.security(both)
+            own = authority.service()
+            self._grpc = {
+                "grpc_certificate": own.certificate,
+                "grpc_private_key": own.key,
+                "grpc_ca": authority.certificate,
+            }
         self.databases = databases or {}
         self._shared = SharedStores() if shared_outbox else None
         self._authority = authority
@@ -352,7 +366,7 @@ class RunningHub:
     async def channel(self, service: str) -> grpc.aio.Channel:
         """The channel to a service; closed with the hub."""
         if service not in self._opened:
-            channel = open_channel(self.address(service))
+            channel = open_channel(self.address(service), self.security)
             self._opened[service] = await self._channels.enter_async_context(channel)
         return self._opened[service]
 
@@ -362,6 +376,7 @@ class RunningHub:
             "metrics_listen": f"{HOST}:0",
             "name": f"{service}-1" if name in ("", service) else name,
             "shutdown_seconds": 4.0,
+            **self._grpc,
         } | values
         return values | dict(self._changes.get(service, {}))
 
@@ -572,16 +587,18 @@ def running_hub(
     shared_outbox: bool = False,
     registries: int = 1,
     databases: Mapping[str, str] | None = None,
+    tls: bool = False,
 ) -> RunningHub:
     """A hub to be entered, with so many replicas of each service; mappings change a service's settings.
 
     Dispatchers have an outbox each, or with `shared_outbox` one together. `databases` are the URLs that
-    sessions and dispatchers use instead, all replicas of a service the same one.
+    sessions and dispatchers use instead, all replicas of a service the same one. With `tls` gRPC needs
+    certificates, and `hub.security` is that of a publisher and operator.
     """
     changes = {"sessions": sessions or {}, "dispatcher": dispatcher or {}, "connector": connector or {}}
     authority = authority or TestAuthority(folder / "certificates")
     return RunningHub(
-        folder, authority, changes, dispatchers, connectors, shared_outbox, registries, databases
+        folder, authority, changes, dispatchers, connectors, shared_outbox, registries, databases, tls
     )
 
 

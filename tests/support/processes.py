@@ -132,6 +132,7 @@ class HubProcesses:
         """Starts a service and returns at once."""
         name = f"{service}-1" if service in SERVICES else service
         flags = [*self._flags[service], "--name", name, "--metrics-listen", f"{HOST}:0"]
+        flags += ["--grpc-insecure-loopback=true"]
         await self._run(service, f"services.{service.partition('-')[0]}", *flags)
 
     async def start(self, service: str, health: str = "") -> None:

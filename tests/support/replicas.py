@@ -111,6 +111,7 @@ class Replicas:
             "metrics_listen": f"{HOST}:0",
             "name": name,
             "shutdown_seconds": 4.0,
+            "grpc_insecure_loopback": True,
         } | values
 
     def _make_sessions(self) -> AbstractAsyncContextManager[SessionsApp]:

@@ -412,6 +412,7 @@ def settings(folder: Path, **changes: object) -> SessionsSettings:
         "metrics_listen": "127.0.0.1:0",
         "database": f"sqlite:///{folder}/sessions.db",
         "shutdown_seconds": 2.0,
+        "grpc_insecure_loopback": True,
         **changes,
     }
     return SessionsSettings.model_validate(values)

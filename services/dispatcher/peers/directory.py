@@ -15,8 +15,9 @@ from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.peers.peer import Peer
 from services.dispatcher.upstream.relays import Relays
 from services.runtime.clock import Clock
-from services.runtime.errors import Unavailable
+from services.runtime.errors import StartupError, Unavailable
 from services.runtime.logs import get_log
+from services.runtime.security import PLAINTEXT_LOOPBACK, Security
 
 _log = get_log(__name__)
 
@@ -34,6 +35,7 @@ class Peers:
         metrics: PeerMetrics,
         clock: Clock,
         arrived: Callable[[], None] = lambda: None,
+        security: Security = PLAINTEXT_LOOPBACK,
     ) -> None:
         self.own = own
         self._arrivals = Arrivals(own.dispatcher_id, arrived, ARRIVAL_SECONDS)
@@ -42,10 +44,12 @@ class Peers:
         self.listed: frozenset[str] = frozenset()
         self.listed_at = -math.inf
         self._clock = clock
+        self._security = security
         self._relays = relays
         self._metrics = metrics
         self._peers: dict[str, Peer] = {}
         self._gone: list[Peer] = []
+        self._refused: set[str] = set()
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -77,6 +81,7 @@ class Peers:
         self._arrivals.listed(self.listed)
         for dispatcher_id in self._peers.keys() - listed.keys():
             self._gone.append(self._peers.pop(dispatcher_id))
+        self._refused &= listed.keys()
         for one in listed.values():
             self._add(one)
         self._metrics.known.set(len(self._peers))
@@ -91,10 +96,22 @@ class Peers:
             self._changed.set()
 
     def _add(self, who: DispatcherPeer) -> None:
-        if who.dispatcher_id != self.own.dispatcher_id and who.dispatcher_id not in self._peers:
+        known = who.dispatcher_id == self.own.dispatcher_id or who.dispatcher_id in self._peers
+        if not known and self._may_dial(who):
             self._peers[who.dispatcher_id] = Peer(
-                who, self.own, self._relays, self._metrics, self.locations.forget
+                who, self.own, self._relays, self._metrics, self.locations.forget, self._security
             )
+
+    def _may_dial(self, who: DispatcherPeer) -> bool:
+        """Told once: the list comes again and again."""
+        try:
+            self._security.check_address("the address of another dispatcher,", who.address)
+        except StartupError as error:
+            if who.dispatcher_id not in self._refused:
+                self._refused.add(who.dispatcher_id)
+                _log.error("peer.refused", peer=who.dispatcher_id, address=who.address, error=str(error))
+            return False
+        return True
 
     async def run(self) -> None:
         """Keeps a running task per peer until cancelled."""

@@ -27,6 +27,7 @@ from services.runtime.batching import Batcher
 from services.runtime.errors import Unavailable
 from services.runtime.logs import get_log
 from services.runtime.rpc import open_channel
+from services.runtime.security import PLAINTEXT_LOOPBACK, Security
 
 _log = get_log(__name__)
 
@@ -69,6 +70,7 @@ class Peer:
         relays: Relays,
         metrics: PeerMetrics,
         not_here: Callable[[Sequence[str]], None],
+        security: Security = PLAINTEXT_LOOPBACK,
     ) -> None:
         self.who = who
         self.is_attached = False
@@ -76,6 +78,7 @@ class Peer:
         self._relays = relays
         self._metrics = metrics
         self._not_here = not_here
+        self._security = security
         # The stub's published type is that of a blocking channel.
         self._stub: Any = None
         self._hints = HintQueue(MOST_HINTS_WAITING)
@@ -86,7 +89,7 @@ class Peer:
 
     async def run(self) -> None:
         """Talks to it until cancelled."""
-        async with open_channel(self.who.address) as channel:
+        async with open_channel(self.who.address, self._security) as channel:
             self._stub = PeerServiceStub(channel)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._tell_hints(), name="peer-hints")

@@ -1,0 +1,58 @@
+"""The command line at a hub with TLS: certificates, roles, and what it says when they do not fit."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from services.runtime.roles import Role
+from tests.support.certs import Issued, TestAuthority
+from tests.support.hub import RunningHub
+from tests.support.processes import ROOT, clean_environment
+
+
+async def run(hub: RunningHub, shown: Issued | None, ca: Path, *command: str) -> tuple[int, str]:
+    """Exit code, and all that was written."""
+    tls = (*("--ca", str(ca), "--cert", str(shown.certificate)), "--key", str(shown.key)) if shown else ()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "ctl", "--timeout", "5", *tls),
+        *("--dispatcher", hub.address("dispatcher"), "--sessions", hub.address("sessions")),
+        *command,
+        cwd=ROOT,
+        env=clean_environment(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode is not None
+    return process.returncode, out.decode()
+
+
+async def test_a_certificate_of_the_role_is_served_and_another_is_told(
+    hub: RunningHub, authority: TestAuthority
+) -> None:
+    operator = authority.program("ann", Role.OPERATOR)
+    publisher = authority.program("shop", Role.PUBLISHER)
+    publish = ("publish", "-f", "examples/manifests/store-prices.yaml", "--node", "edge-1")
+
+    assert (await run(hub, operator, authority.certificate, "instances"))[0] == 0
+    assert (await run(hub, publisher, authority.certificate, *publish))[0] == 0
+    forbidden, told = await run(hub, operator, authority.certificate, *publish)
+    assert forbidden == 1
+    assert "give a certificate of another role" in told
+
+
+async def test_a_connection_that_tls_refuses_says_why(
+    hub: RunningHub, authority: TestAuthority, tmp_path: Path
+) -> None:
+    other = TestAuthority(tmp_path / "other", "other")
+
+    stranger, told = await run(hub, other.program("ann", Role.OPERATOR), authority.certificate, "instances")
+    distrusted, distrust = await run(
+        hub, authority.program("ann", Role.OPERATOR), other.certificate, "instances"
+    )
+    plain, hint = await run(hub, None, authority.certificate, "instances")
+
+    assert (stranger, distrusted, plain) == (3, 3, 3)
+    assert "was not issued by the CA" in told
+    assert "its certificate is not taken here" in distrust
+    assert "perhaps it wants TLS: --ca, --cert and --key" in hint
