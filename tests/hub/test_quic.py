@@ -10,6 +10,7 @@ from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1 import sessions_pb2
 from cloudhub.v1.link_pb2 import CLOSE_REASON_EDGE_CLOSED, CLOSE_REASON_KEEPALIVE_TIMEOUT
 from edge.quic_link import QuicLink
+from services.runtime import tls_files
 from tests.support.certs import TestAuthority
 from tests.support.hub import RunningHub, request, running_hub
 from tests.support.processes import eventually
@@ -135,3 +136,19 @@ async def test_the_node_limit_is_one_over_both_transports(tmp_path: Path, author
             await hub.accept(request("edge-2", name="cm", version=1))
             await second.next()
         assert hub.metric("connector", "links_closed_total", transport="quic", reason="superseded") == 1
+
+
+async def test_new_quic_links_take_newer_certificates_and_open_ones_stay(
+    tmp_path: Path, authority: TestAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_files, "LOOK_SECONDS", 0.05)
+    async with running_hub(tmp_path, authority) as hub, hub.fleet("edge-1", transport="quic") as fleet:
+        quic = hub.connector.app.quic
+        assert quic is not None
+        former = quic.configuration.certificate
+        authority.issue("localhost", None, file="server")
+        await eventually(lambda: quic.configuration.certificate != former)
+        async with hub.fleet("edge-2", transport="quic"):
+            await _delivers(hub, "edge-2", 1)
+            await _delivers(hub, "edge-1", 1)
+        assert fleet["edge-1"].counters.links_opened == 1

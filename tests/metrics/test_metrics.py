@@ -29,10 +29,12 @@ def parse(text: str) -> dict[str, Metric]:
 
 
 def value(families: Samples, name: str, **labels: str) -> float:
-    """A sample's value; 0 for labels that have not been used."""
+    """The sum over labels that are not named; 0 for labels that have not been used."""
     family = families[name.removesuffix("_total")]
     return sum(
-        sample.value for sample in family.samples if sample.name == name and sample.labels == dict(labels)
+        sample.value
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
     )
 
 
