@@ -1,12 +1,14 @@
 """Accepts TCP connections of edges and owns every one of them until it is gone."""
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from typing import Protocol
 
 from services.connector.admission import HttpRefusal
 from services.connector.connections import HostedConnection, Phase, WebSocketLimits
+from services.connector.failure_log import FailureLog
 from services.connector.metrics import ConnectorMetrics
 from services.connector.tls import EdgeTls
 from services.connector.transport import LinkRequest
@@ -19,6 +21,7 @@ _log = get_log("connector.listener")
 _BACKLOG = 4096
 # One link's share of the operating system's send buffer; Linux doubles it for its own bookkeeping.
 _SEND_BUFFER_BYTES = 64 * 1024
+HURRIED = 1 / 3
 
 
 class Gate(Protocol):
@@ -31,7 +34,8 @@ class Gate(Protocol):
 
 class EdgeListener:
     """At most `openings_most` connections are between TCP and an answered upgrade; the others wait
-    in the operating system's backlog."""
+    in the operating system's backlog, and while they do an opening has only `HURRIED` of its time: a narrow
+    wire needs all of it, and whoever lets connections stand must not keep others out for as long."""
 
     def __init__(
         self,
@@ -48,7 +52,8 @@ class EdgeListener:
         self._metrics = metrics
         self._openings_most = openings_most
         self._connections: set[HostedConnection] = set()
-        self._opening: set[HostedConnection] = set()
+        self._opening: dict[HostedConnection, float] = {}  # since when, the oldest first
+        self._failures = FailureLog(_log, "handshake.failed")
         self._room = asyncio.Event()
         self._room.set()
         self._none_left = asyncio.Event()
@@ -100,7 +105,7 @@ class EdgeListener:
             while True:
                 if not self._room.is_set():
                     self._metrics.accept_waits.inc()
-                    await self._room.wait()
+                    await self._make_room(loop)
                 try:
                     accepted, _ = await loop.sock_accept(self._socket)
                 except OSError as error:
@@ -112,12 +117,29 @@ class EdgeListener:
         finally:
             self._socket.close()
 
+    async def _make_room(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Returns when an opening has ended."""
+        limit = HURRIED * self.limits.opening_timeout
+        while not self._room.is_set():
+            # Those whose request is whole wait for a verdict, which has a time of its own.
+            oldest = next(
+                (one for one in self._opening if one.phase in (Phase.HANDSHAKE, Phase.REQUEST)), None
+            )
+            if oldest is None:
+                await self._room.wait()
+            elif (left := self._opening[oldest] + limit - loop.time()) <= 0:
+                oldest.out_of_time(limit)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await self._room.wait()
+
     async def _adopt(self, loop: asyncio.AbstractEventLoop, accepted: socket.socket) -> None:
         connection = EdgeConnection(self, loop)
         try:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._connections.add(connection)
-            self._opening.add(connection)
+            self._opening[connection] = loop.time()
             self._none_left.clear()
             self._count()
             await loop.connect_accepted_socket(lambda: connection, accepted)
@@ -132,6 +154,7 @@ class EdgeListener:
         for connection in tuple(self._connections):
             connection.abort()
         await self._none_left.wait()
+        self._failures.close()
 
     async def wait_closed(self) -> None:
         """Returns when no connection is left."""
@@ -151,15 +174,14 @@ class EdgeListener:
         self._gate.requested(connection, request)
 
     def opened(self, connection: HostedConnection) -> None:
-        self._opening.discard(connection)
+        self._opening.pop(connection, None)
         self._count()
 
     def handshake_failed(self, connection: HostedConnection, reason: str, detail: str) -> None:
         self._metrics.handshake_failures.labels(reason).inc()
-        _log.info(
-            "handshake.failed",
+        self._failures.add(
+            reason,
             peer=connection.peer_address,
-            reason=reason,
             detail=detail,
             phase="tls" if connection.phase is Phase.HANDSHAKE else "request",
         )
