@@ -2,9 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+
+import msgspec
 
 from chaos.checker import Verdict, judge
 from chaos.clock import RunClock
@@ -22,6 +24,7 @@ from cloudhub.v1.dispatcher_pb2 import (
     PublishRequest,
     PublishStreamRequest,
     PublishStreamResponse,
+    UpstreamDelivery,
 )
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceStub
 from cloudhub.v1.message_pb2 import Message
@@ -31,7 +34,10 @@ from demo.manifests import Versions
 from demo.ports import HubPorts
 from demo.processes import Launch
 from edge.certificates import create_node_certificates, create_server_certificate
+from tests.lab.bad_input import RUDE
+from tests.lab.checks import Checks
 from tests.lab.clocks import SteppedClock
+from tests.lab.direct import DirectPublisher
 from tests.lab.namespaces import Namespace
 from tests.lab.network import Lab, Site, launch_in
 from tests.lab.table import Row
@@ -83,6 +89,8 @@ class Scenario:
         """Of everybody, as edge.certificates lays them out."""
         self.note = ""
         """For the last column of the table."""
+        self.acts: list[Row] = []
+        """Parts of it that have rows of their own."""
         self._pause_seconds = pause_seconds
         self._misbehaving = misbehaving
         self._fleets: dict[str, FleetProcess] = {}
@@ -102,8 +110,10 @@ class Scenario:
         self._versions = versions = Versions()
         dispatchers = [one.address for one in hub.dispatchers]
         self.node_ids = [node_id for fleet in self._fleets.values() for node_id in fleet.node_ids]
-        published_to = [*self.node_ids, *misbehaving]
+        self._published_to = list(self.node_ids)
         self._lifecycle: list[tuple[str, str]] = []
+        self.taps: list[Callable[[UpstreamDelivery], None]] = []
+        """Called with whatever a subscriber gets."""
         self._subscribers = [
             Subscriber(
                 f"subscriber-{number}",
@@ -111,6 +121,7 @@ class Scenario:
                 self.history.uploads_handed,
                 self._lifecycle,
                 hub.security,
+                self.taps,
             )
             for number in (1, 2)
         ]
@@ -119,13 +130,15 @@ class Scenario:
             list(self._fleets.values()),
             [
                 Publisher(
-                    f"publisher-{number}", dispatchers, published_to, versions, self.clock, hub.security
+                    f"publisher-{number}", dispatchers, self._published_to, versions, self.clock, hub.security
                 )
                 for number in range(1, publishers + 1)
             ],
             Observer(hub, self.clock, observe_seconds),
             self.clock,
         )
+        self.direct = DirectPublisher(dispatchers[0], self.node_ids, versions, self.clock)
+        self.checks = Checks(hub, lab.cloud_address, data, self.direct)
         self.background = asyncio.TaskGroup()
         """Of the observer, the subscribers and the publishers; a test's own tasks end before it does."""
         self.links_opened: dict[str, int] = {}
@@ -133,6 +146,7 @@ class Scenario:
         self._latencies: dict[str, Latencies] = {}
         self._watching: list[asyncio.Task[None]] = []
         self._publishing: list[asyncio.Task[None]] = []
+        self._directing: asyncio.Task[None] | None = None
         self._repeated = 0
         self._before: list[dict[str, Resources]] = []
         self._row: Row | None = None
@@ -144,6 +158,16 @@ class Scenario:
     def fleet(self, name: str) -> FleetProcess:
         """The edges at a site."""
         return self._fleets[name]
+
+    @contextmanager
+    def publishing_to(self, misbehaving: Sequence[str]) -> Iterator[None]:
+        """Meanwhile what all nodes get is published to these as well."""
+        self._published_to += misbehaving
+        try:
+            yield
+        finally:
+            for node_id in misbehaving:
+                self._published_to.remove(node_id)
 
     def lifecycle(self, node_id: str) -> list[str]:
         """`connected` and `disconnected`, as subscribers were told of a node."""
@@ -179,6 +203,7 @@ class Scenario:
             self.background.create_task(publisher.run(self._pause_seconds), name="publisher")
             for publisher in self.scene.publishers
         ]
+        self._directing = self.background.create_task(self.direct.run(), name="NO-ACK publisher")
         await asyncio.sleep(WARM_UP_SECONDS)
 
     async def publish(self, node_id: str, resources: Sequence[str]) -> None:
@@ -263,8 +288,11 @@ class Scenario:
     async def finish(self) -> None:
         """Ends the load, waits until all is quiet and takes down what there is; ends with the fleets
         stopped."""
+        await self.checks.under_load(self.node_ids[0])
         for publisher in self.scene.publishers:
             publisher.stop()
+        if self._directing:
+            await _ended(self._directing)
         if self._publishing:
             _, unanswered = await asyncio.wait(self._publishing, timeout=ANSWERS_SECONDS)
             await _ended(*unanswered)
@@ -284,13 +312,15 @@ class Scenario:
         self.links_opened = {name: fleet.links_opened for name, fleet in self._fleets.items()}
         self._latencies = {name: fleet.latencies for name, fleet in self._fleets.items()}
         await ending.take_down(history, self.scene.fleets, guests=0)
+        whole = [fleet for fleet in self.scene.fleets if fleet.links_opened == len(fleet.node_ids)]
+        await self.checks.when_quiet(history, {node_id for fleet in whole for node_id in fleet.node_ids})
         await self.close()
         observer = self.scene.observer
         history.registry, history.changes, history.links = observer.registry, observer.changes, observer.links
 
     async def close(self) -> None:
         """Ends all tasks and fleets."""
-        await _ended(*self._watching, *self._publishing)
+        await _ended(*self._watching, *self._publishing, *([self._directing] if self._directing else []))
         for fleet in self._fleets.values():
             await fleet.stop()
 
@@ -300,8 +330,8 @@ class Scenario:
         assert self._row is not None, "the scenario is not over"
         return self._row
 
-    def judged(self, verdict: Verdict) -> Row:
-        """Takes down what was measured."""
+    def judged(self, verdict: Verdict) -> list[Row]:
+        """Takes down what was measured: a row for all of it, or for each of its acts."""
         weak = Latencies()
         for name, latencies in self._latencies.items():
             if name != OTHERS or len(self._latencies) == 1:
@@ -320,7 +350,8 @@ class Scenario:
             recovery_seconds=max(recoveries, default=None),
             note=self.note,
         )
-        return self._row
+        found = {"lost": len(verdict.lost), "stale": len(verdict.stale_overwrites)}
+        return [msgspec.structs.replace(act, **found) for act in self.acts] or [self._row]
 
 
 def _uid(resource: str) -> str:
@@ -381,6 +412,7 @@ async def running_scenario(
     """
     certificates = data / "certificates"
     await asyncio.to_thread(create_server_certificate, certificates, [lab.cloud_address])
+    misbehaving = [*misbehaving, RUDE]
     names = [f"edge-{number}" for number in range(1, sum(edges.values()) + 1)]
     await asyncio.to_thread(create_node_certificates, certificates, [*names, *misbehaving])
     for name in edges:
@@ -419,7 +451,10 @@ async def running_scenario(
                 scenario.history.unclean.append(f"{instance.name} did not end by itself at the end")
     scenario.history.unclean += tracebacks(data / "logs")
     verdict = judge(scenario.history, scenario.node_ids)
-    record(scenario.judged(verdict))
-    breaches = {name: found for name, found in verdict.breaches().items() if found}
+    for row in scenario.judged(verdict):
+        record(row)
+    breaches = {
+        name: found for name, found in (verdict.breaches() | scenario.checks.breaches).items() if found
+    }
     assert breaches == {}, f"{title}: {breaches}\nlogs: {data / 'logs'}"
     assert verdict.accepted > 0, f"{title}: nothing was put to the test"
