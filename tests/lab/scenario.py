@@ -15,7 +15,6 @@ from chaos.fleets import FleetProcess
 from chaos.history import FaultDone, History, Outcome, Publish
 from chaos.observer import Observer, outbox_nodes
 from chaos.publisher import Publisher
-from chaos.resources import Resources, read_resources
 from chaos.scene import Scene
 from chaos.subscriber import Subscriber
 from cloudhub.v1.dispatcher_pb2 import (
@@ -38,6 +37,7 @@ from tests.lab.bad_input import RUDE
 from tests.lab.checks import Checks
 from tests.lab.clocks import SteppedClock
 from tests.lab.direct import DirectPublisher
+from tests.lab.left_over import LeftOver
 from tests.lab.namespaces import Namespace
 from tests.lab.network import Lab, Site, launch_in
 from tests.lab.table import Row
@@ -50,15 +50,8 @@ CONNECT_SECONDS = 60.0
 ANSWERS_SECONDS = 15.0
 SETTLE_SECONDS = 60.0
 WARM_UP_SECONDS = 2.0
-BASELINE_LOOKS = 4
-LET_GO_SECONDS = 15.0
-LOOK_SECONDS = 0.5
 TOLD_SECONDS = 0.1
 OBJECTS_AT_ONCE = 500
-_POOLED = {"threads": 8, "file_descriptors": 16}
-"""Of these a process may have so many more than before: gRPC keeps some, up to a bound."""
-_CACHED = frozenset({"deadlines", "locations"})
-"""These fall later, or are bounded caches (docs/operations.md)."""
 
 
 class Scenario:
@@ -148,7 +141,7 @@ class Scenario:
         self._publishing: list[asyncio.Task[None]] = []
         self._directing: asyncio.Task[None] | None = None
         self._repeated = 0
-        self._before: list[dict[str, Resources]] = []
+        self._left_over = LeftOver(hub)
         self._row: Row | None = None
 
     def site(self, name: str) -> Site:
@@ -192,10 +185,7 @@ class Scenario:
             await fleet.start()
             fleet.hush()
         await self.scene.connected(CONNECT_SECONDS)
-        self._before = [await self._resources()]
-        for _ in range(BASELINE_LOOKS - 1):
-            await asyncio.sleep(LOOK_SECONDS)
-            self._before.append(await self._resources())
+        await self._left_over.look_before()
         for fleet in self._fleets.values():
             fleet.talk()
         self._watching.append(self.background.create_task(self.scene.observer.run(), name="observer"))
@@ -253,38 +243,6 @@ class Scenario:
         at = await self.scene.recovered(began, usual_pending, within)
         self.history.faults.append(FaultDone(kind, self.title, began, at))
 
-    async def _resources(self) -> dict[str, Resources]:
-        return {
-            service: await read_resources(service, self.hub.of(service)[0].address, self.hub.security)
-            for service in SERVICES
-        }
-
-    async def _nothing_left_over(self) -> list[str]:
-        """What stays more than before, however long one looks; a request at work is no such thing."""
-        try:
-            async with asyncio.timeout(LET_GO_SECONDS):
-                while left_over := await self._left_over():  # noqa: ASYNC110 - told by nobody
-                    await asyncio.sleep(LOOK_SECONDS)
-        except TimeoutError:
-            return left_over
-        return []
-
-    async def _left_over(self) -> list[str]:
-        """What there is more of than at any of the looks before."""
-        found = await self._resources()
-        grown: set[str] | None = None
-        for before in self._before:
-            more = {
-                f"{service}: {name} {now}, {then} before"
-                for service, resources in found.items()
-                for name, (then, now) in resources.left_over(before[service]).items()
-                if name not in _CACHED and now > then + _POOLED.get(name, 0)
-            }
-            if not more:
-                return []
-            grown = grown or more
-        return sorted(grown or ())
-
     async def finish(self) -> None:
         """Ends the load, waits until all is quiet and takes down what there is; ends with the fleets
         stopped."""
@@ -303,7 +261,7 @@ class Scenario:
             history.publishes += [one for one in publisher.history if one.node_id not in self._misbehaving]
         await ending.settled(self.scene.fleets, SETTLE_SECONDS)
         await _ended(self._watching.pop())  # the observer, whose questions are tasks of the hub
-        history.unclean += await self._nothing_left_over()
+        history.unclean += await self._left_over.breaches()
         others = self._fleets.get(OTHERS)
         if others and others.links_opened > len(others.node_ids):
             more = others.links_opened - len(others.node_ids)
