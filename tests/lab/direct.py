@@ -16,7 +16,9 @@ from cloudhub.v1.message_pb2 import Message
 from demo.manifests import Versions
 from services.runtime.rpc import open_channel
 
-INTERVAL_SECONDS = 1.0
+LEAST_SECONDS = 1.0
+PER_PUBLISH = 2.5
+"""They pass stored messages, so on a narrow wire there must be fewer of them."""
 ANSWER_SECONDS = 10.0
 MOST_NODES = 50
 _PREFIX = "default/direct/"
@@ -43,9 +45,18 @@ def is_direct(resource: str) -> bool:
 
 
 class DirectPublisher:
-    """One message a second, for at most 50 of the nodes. `run` must be awaited by the owner."""
+    """One message a second, or in 2.5 pauses of a publisher, for at most 50 of the nodes. `run` must be
+    awaited by the owner."""
 
-    def __init__(self, dispatcher: str, node_ids: Sequence[str], versions: Versions, clock: RunClock) -> None:
+    def __init__(
+        self,
+        dispatcher: str,
+        node_ids: Sequence[str],
+        versions: Versions,
+        clock: RunClock,
+        pause_seconds: float,
+    ) -> None:
+        self._interval_seconds = max(LEAST_SECONDS, PER_PUBLISH * pause_seconds)
         self._dispatcher = dispatcher
         self._node_ids = list(node_ids[:: -(-len(node_ids) // MOST_NODES)])
         self._versions = versions
@@ -80,7 +91,7 @@ class DirectPublisher:
                 finally:
                     at = self._clock.now()
                     self.history += [Direct(node_id, uid, name, at) for node_id, name in outcomes.items()]
-                await asyncio.sleep(INTERVAL_SECONDS)
+                await asyncio.sleep(self._interval_seconds)
 
 
 def direct_breaches(
