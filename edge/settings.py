@@ -33,7 +33,7 @@ class EdgeSettings:
     keepalive_seconds: float = 15.0
     silence_seconds: float = 45.0
     """A link over which nothing came for so long, pongs included, is dead."""
-    open_seconds: float = 30.0
+    open_seconds: float = 15.0
     """For connecting, TLS and the hub's verdict together."""
     first_delay_seconds: float = 0.5
     most_delay_seconds: float = 30.0

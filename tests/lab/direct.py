@@ -17,7 +17,7 @@ from demo.manifests import Versions
 from services.runtime.rpc import open_channel
 
 LEAST_SECONDS = 1.0
-PER_PUBLISH = 2.5
+PER_PUBLISH = 5.0
 """They pass stored messages, so on a narrow wire there must be fewer of them."""
 ANSWER_SECONDS = 10.0
 MOST_NODES = 50
@@ -45,7 +45,7 @@ def is_direct(resource: str) -> bool:
 
 
 class DirectPublisher:
-    """One message a second, or in 2.5 pauses of a publisher, for at most 50 of the nodes. `run` must be
+    """One message a second, or in five pauses of a publisher, for at most 50 of the nodes. `run` must be
     awaited by the owner."""
 
     def __init__(
