@@ -12,7 +12,6 @@ import grpc
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub, DispatcherServiceStub
 from demo.hub import Hub
-from services.runtime.rpc import open_channel
 from tests.support.edge_peer import frame_bytes, request_bytes
 from tests.support.hub import request
 
@@ -63,7 +62,7 @@ class BadInput:
 
     async def _publishes(self) -> list[str]:
         found: list[str] = []
-        async with open_channel(self._hub.dispatchers[0].address) as channel:
+        async with self._hub.dispatchers[0].open_channel() as channel:
             cloud: Any = DispatcherServiceStub(channel)
             for field, bad in _PUBLISHES:
                 (outcome,) = (await cloud.Publish(bad, timeout=_ANSWER_SECONDS)).outcomes

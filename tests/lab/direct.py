@@ -13,8 +13,8 @@ from chaos.history import Publish, Step
 from cloudhub.v1.dispatcher_pb2 import ACK_MODE_NO_ACK, Outcome, PublishRequest
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceStub
 from cloudhub.v1.message_pb2 import Message
+from demo.hub import Instance
 from demo.manifests import Versions
-from services.runtime.rpc import open_channel
 
 LEAST_SECONDS = 1.0
 PER_PUBLISH = 5.0
@@ -50,7 +50,7 @@ class DirectPublisher:
 
     def __init__(
         self,
-        dispatcher: str,
+        dispatcher: Instance,
         node_ids: Sequence[str],
         versions: Versions,
         clock: RunClock,
@@ -66,7 +66,7 @@ class DirectPublisher:
     async def run(self) -> None:
         """Publishes until cancelled; what is open then is taken down as unanswered."""
         number = 0
-        async with open_channel(self._dispatcher) as channel:
+        async with self._dispatcher.open_channel() as channel:
             stub: Any = DispatcherServiceStub(channel)
             while True:
                 number += 1

@@ -130,7 +130,7 @@ class Scenario:
             Observer(hub, self.clock, observe_seconds),
             self.clock,
         )
-        self.direct = DirectPublisher(dispatchers[0], self.node_ids, versions, self.clock, pause_seconds)
+        self.direct = DirectPublisher(hub.dispatchers[0], self.node_ids, versions, self.clock, pause_seconds)
         self.checks = Checks(hub, lab.cloud_address, data, self.direct)
         self.background = asyncio.TaskGroup()
         """Of the observer, the subscribers and the publishers; a test's own tasks end before it does."""

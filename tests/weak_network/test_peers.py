@@ -16,7 +16,6 @@ import pytest
 from cloudhub.v1 import connector_pb2, dispatcher_pb2
 from cloudhub.v1.connector_pb2_grpc import ConnectorAdminStub
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub, DispatcherServiceStub
-from services.runtime.rpc import open_channel
 from tests.lab.acts import Act, measured
 from tests.lab.peers import (
     Peer,
@@ -221,8 +220,8 @@ async def reading_nothing(cast: Cast) -> None:
     tasks: list[asyncio.Task[None]] = []
     try:
         async with AsyncExitStack() as stack:
-            dispatcher = await stack.enter_async_context(open_channel(scenario.hub.dispatchers[0].address))
-            connector = await stack.enter_async_context(open_channel(scenario.hub.connectors[0].address))
+            dispatcher = await stack.enter_async_context(scenario.hub.dispatchers[0].open_channel())
+            connector = await stack.enter_async_context(scenario.hub.connectors[0].open_channel())
             cloud: Any = DispatcherServiceStub(dispatcher)
             async with cast.beside("reads nothing", peers, NOISE_MS) as act:
                 tasks += [asyncio.create_task(reads_nothing(peer, reads, over)) for peer in peers]
@@ -304,7 +303,7 @@ async def a_backlog(cast: Cast) -> None:
 
 async def publish_backlog(scenario: Scenario, node_id: str) -> None:
     """Objects enough for hours."""
-    async with open_channel(scenario.hub.dispatchers[0].address) as channel:
+    async with scenario.hub.dispatchers[0].open_channel() as channel:
         stream: Any = DispatcherServiceStub(channel).PublishStream()
         for first in range(0, BACKLOG, 500):
             requests = [
