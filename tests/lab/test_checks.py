@@ -82,7 +82,7 @@ def test_all_that_is_counted_is_in_the_history() -> None:
         ("dropped_total", "", "lane_full"): 4,
         ("ended_total", "", "expired"): 3,
         ("published_total", "accepted", ""): 9,
-        ("published_total", "stale", "BELOW_FLOOR"): 5,
+        ("published_total", "stale", "below_floor"): 5,
     }
     events = {
         (EventKind.PARKED, "refused by the edge: no"): 1,

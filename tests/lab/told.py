@@ -93,7 +93,11 @@ def untold(
         for reason in sorted(dropped)
     ]
     pairs += [
-        (f"refused, {reason}", counted("published_total", reason), written(EventKind.REJECTED, reason))
+        (
+            f"refused, {reason}",
+            counted("published_total", reason.lower()),
+            written(EventKind.REJECTED, reason),
+        )
         for reason in (*_RULES, *_QUOTAS)
     ]
     found = [
