@@ -3,12 +3,17 @@
 import asyncio
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
 
-from cloudhub.v1.dispatcher_pb2 import SubscribeRequest, SubscribeResponse, Subscription
+from cloudhub.v1.dispatcher_pb2 import (
+    SubscribeRequest,
+    SubscribeResponse,
+    Subscription,
+    UpstreamDelivery,
+)
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceStub
 from demo.subscriber import MODULES
 from services.runtime.rpc import open_channel
@@ -21,7 +26,8 @@ SILENCE_SECONDS = 5.0
 
 class Subscriber:
     """`run` must be awaited by the owner. What it was handed is shared by all subscribers, in the order in
-    which they got it: the numbers of uploads by node, and (node id, `connected` or `disconnected`)."""
+    which they got it: the numbers of uploads by node, and (node id, `connected` or `disconnected`). `taps`
+    are called with each delivery."""
 
     def __init__(
         self,
@@ -30,11 +36,13 @@ class Subscriber:
         handed: dict[str, list[int]],
         lifecycle: list[tuple[str, str]] | None = None,
         security: Security = PLAINTEXT_LOOPBACK,
+        taps: Sequence[Callable[[UpstreamDelivery], None]] = (),
     ) -> None:
         self._security = security
         self._dispatchers = dispatchers
         self._handed = handed
         self._chance = random.Random(name)
+        self._taps = taps
         self.received = 0
         self._lifecycle = [] if lifecycle is None else lifecycle
 
@@ -61,6 +69,8 @@ class Subscriber:
                 return
             for delivery in answer.deliveries:
                 self.received += 1
+                for tap in self._taps:
+                    tap(delivery)
                 message = delivery.message
                 if message.group == "user" and message.operation == "upload":
                     self._handed.setdefault(delivery.node_id, []).append(

@@ -55,19 +55,26 @@ def _memory(name: str, life: Sequence[tuple[float, ProcessSample]]) -> list[str]
 
 
 def _nights(samples: Sequence[Sample]) -> list[str]:
-    """Tasks and descriptors when all is quiet, night for night."""
-    nights: dict[int, dict[str, list[ProcessSample]]] = defaultdict(lambda: defaultdict(list))
+    """Tasks and descriptors when all is quiet, night for night; of all replicas of a service together, since
+    links are with another one each night."""
+    nights: dict[int, list[dict[str, list[ProcessSample]]]] = defaultdict(list)
     for sample in samples:
         if NIGHT_ENDS - _NIGHT_HOURS <= sample.hour <= NIGHT_ENDS:
+            services: dict[str, list[ProcessSample]] = defaultdict(list)
             for process in sample.processes:
-                nights[sample.day][process.process].append(process)
+                services[process.process.rpartition("-")[0]].append(process)
+            nights[sample.day].append(services)
     if not nights:
         return []
     first, last = nights[min(nights)], nights[max(nights)]
-    return [
-        f"{name} held {now:.0f} {what} in the last night, {then:.0f} in the first"
-        for name in first.keys() & last.keys()
-        for what in ("tasks", "file_descriptors")
-        if (now := median(getattr(one, what) for one in last[name]))
-        > (then := median(getattr(one, what) for one in first[name])) + SPARE_TASKS
-    ]
+    found = []
+    for service in sorted(first[0].keys() & last[0].keys()):
+        replicas = len(first[0][service])
+        for what in ("tasks", "file_descriptors"):
+            then, now = (
+                median(sum(getattr(one, what) for one in look[service]) for look in night if service in look)
+                for night in (first, last)
+            )
+            if now > then + SPARE_TASKS * replicas:
+                found.append(f"{service} held {now:.0f} {what} in the last night, {then:.0f} in the first")
+    return found

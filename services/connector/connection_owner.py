@@ -5,11 +5,13 @@ from typing import Protocol
 
 from services.connector.admission import HttpRefusal
 from services.connector.connections import ConnectionLimits, HostedConnection, Phase
+from services.connector.failure_log import FailureLog
 from services.connector.metrics import ConnectorMetrics
 from services.connector.transport import LinkRequest
 from services.runtime.logs import get_log
 
 _log = get_log("connector.listener")
+HURRIED = 1 / 3
 
 
 class Gate(Protocol):
@@ -24,7 +26,8 @@ class ConnectionOwner:
     """Implements `connections.ConnectionHost`, but for what one transport alone needs.
 
     At most `openings_most` connections have an answer to their request before them; `room` is set while
-    there may be one more.
+    there may be one more. While others wait for room an opening has only `HURRIED` of its time: a narrow wire
+    needs all of it, and whoever lets connections stand must not keep others out for as long.
     """
 
     def __init__(
@@ -43,7 +46,8 @@ class ConnectionOwner:
         self._metrics = metrics
         self._openings_most = openings_most
         self._connections: set[HostedConnection] = set()
-        self._opening: set[HostedConnection] = set()
+        self._opening: dict[HostedConnection, float] = {}  # since when, the oldest first
+        self._failures = FailureLog(_log, "handshake.failed")
         self._none_left = asyncio.Event()
         self._none_left.set()
 
@@ -60,7 +64,7 @@ class ConnectionOwner:
     def adopt(self, connection: HostedConnection) -> None:
         """A new connection, whose opening begins."""
         self._connections.add(connection)
-        self._opening.add(connection)
+        self._opening[connection] = asyncio.get_running_loop().time()
         self._none_left.clear()
         self._count()
 
@@ -72,6 +76,24 @@ class ConnectionOwner:
         """Cuts every connection that is left."""
         for connection in tuple(self._connections):
             connection.abort()
+
+    async def finish(self) -> None:
+        """Returns when no connection is left and all that failed is told."""
+        await self.wait_closed()
+        self._failures.close()
+
+    def hurry(self, now: float) -> float | None:
+        """Somebody waits for room: cuts the opening that has had its share of time, or says in how many
+        seconds one will have; None if there is none to cut (those whose request is whole wait for a verdict,
+        which has a time of its own)."""
+        limit = HURRIED * self.limits.opening_timeout
+        oldest = next((one for one in self._opening if one.phase in (Phase.HANDSHAKE, Phase.REQUEST)), None)
+        if oldest is None:
+            return None
+        left = self._opening[oldest] + limit - now
+        if left <= 0:
+            oldest.out_of_time(limit)
+        return max(left, 0.0)
 
     async def wait_closed(self) -> None:
         """Returns when no connection is left."""
@@ -91,16 +113,15 @@ class ConnectionOwner:
         self._gate.requested(connection, request)
 
     def opened(self, connection: HostedConnection) -> None:
-        self._opening.discard(connection)
+        self._opening.pop(connection, None)
         self._count()
 
     def handshake_failed(self, connection: HostedConnection, reason: str, detail: str) -> None:
         self._metrics.handshake_failures.labels(self._transport, reason).inc()
-        _log.info(
-            "handshake.failed",
+        self._failures.add(
+            reason,
             peer=connection.peer_address,
             transport=self._transport,
-            reason=reason,
             detail=detail,
             phase="tls" if connection.phase is Phase.HANDSHAKE else "request",
         )

@@ -14,7 +14,7 @@ class ConnectionLimits:
 
     frame_most_bytes: int = 1024 * 1024
     # From the first byte to a whole request: TLS handshake and request together.
-    opening_timeout: float = 10.0
+    opening_timeout: float = 30.0
     # For the peer's part of the closing handshake.
     close_timeout: float = 5.0
     # For the peer to read a refusal before the connection is cut.
@@ -40,6 +40,10 @@ class HostedConnection(EdgeTransport, Protocol):
     """One connection as its owner sees it."""
 
     phase: Phase
+
+    def out_of_time(self, seconds: float) -> None:
+        """Cuts an opening that is not finished within so long."""
+        ...
 
     def start(self, handler: LinkHandler) -> None:
         """The link that is told from here on; before `accept`, only its end."""

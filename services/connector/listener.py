@@ -1,6 +1,7 @@
 """Accepts TCP connections of edges."""
 
 import asyncio
+import contextlib
 import socket
 import ssl
 
@@ -69,7 +70,7 @@ class EdgeListener(ConnectionOwner):
             while True:
                 if not self.room.is_set():
                     self._metrics.accept_waits.inc()
-                    await self.room.wait()
+                    await self._make_room(loop)
                 try:
                     accepted, _ = await loop.sock_accept(self._socket)
                 except OSError as error:
@@ -80,6 +81,14 @@ class EdgeListener(ConnectionOwner):
                 await self._adopt(loop, accepted)
         finally:
             self._socket.close()
+
+    async def _make_room(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Returns when an opening has ended."""
+        while not self.room.is_set():
+            left = self.hurry(loop.time())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self.room.wait()
 
     async def _adopt(self, loop: asyncio.AbstractEventLoop, accepted: socket.socket) -> None:
         connection = EdgeConnection(self, loop)
@@ -96,4 +105,4 @@ class EdgeListener(ConnectionOwner):
         """Accepts nothing more, cuts what is left and returns when nothing is."""
         self._socket.close()
         self.abort_all()
-        await self.wait_closed()
+        await self.finish()

@@ -81,7 +81,10 @@ class ConnectorSettings(ServiceSettings):
         1024, ge=1, description="connections between TCP and an answered upgrade; further ones wait"
     )
     opening_seconds: float = Field(
-        10.0, gt=0, le=120, description="time for TLS handshake and request together"
+        30.0,
+        gt=0,
+        le=120,
+        description="time for TLS handshake and request together; a third of it while others wait for room",
     )
     verdict_seconds: float = Field(10.0, gt=0, le=120, description="time for a dispatcher's verdict")
     close_seconds: float = Field(5.0, gt=0, le=120, description="time for the edge's part of a close")

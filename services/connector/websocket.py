@@ -106,7 +106,8 @@ class EdgeConnection(asyncio.Protocol):
         peer = tcp.get_extra_info("peername")
         if peer:
             self.peer_address = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
-        self._set_timer(self._host.limits.opening_timeout, self._opening_timed_out)
+        limit = self._host.limits.opening_timeout
+        self._set_timer(limit, lambda: self.out_of_time(limit))
 
     def data_received(self, data: bytes) -> None:
         if self.phase is Phase.GONE or self.phase is Phase.FINISHED:
@@ -479,12 +480,12 @@ class EdgeConnection(asyncio.Protocol):
         self._end(TransportEnd(link_pb2.CLOSE_REASON_TRANSPORT_ERROR, f"TLS: {fault.detail}"))
         self._abort()
 
-    def _opening_timed_out(self) -> None:
-        self._timer = None
+    def out_of_time(self, seconds: float) -> None:
+        self._cancel_timer()
         self._host.handshake_failed(
             self,
             "handshake_timeout" if self.phase is Phase.HANDSHAKE else "request_timeout",
-            f"not finished within {self._host.limits.opening_timeout:g} s",
+            f"not finished within {seconds:g} s",
         )
         self.phase = Phase.FINISHED
         self._host.opened(self)

@@ -50,8 +50,19 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadOn:
+    """Claim the next portion, of what was pending at `last_seq`, and call `loaded` again."""
+
+    after_seq: int
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reread:
-    """The outbox has something this node does not know: reload it and call `reloaded`."""
+    """The outbox has something this node does not know: reload a portion above `after_seq` and call
+    `reloaded`."""
+
+    after_seq: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,4 +72,4 @@ class Ignore:
     reason: str
 
 
-Action = Send | SendDirect | Record | Fetch | Reread | Ignore
+Action = Send | SendDirect | Record | Fetch | LoadOn | Reread | Ignore

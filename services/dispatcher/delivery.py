@@ -9,7 +9,7 @@ from opentelemetry.trace import SpanKind
 
 from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.resources_pb2 import DispatcherResources
-from services.dispatcher.actions import Action, Fetch, Ignore, Record, Reread, Send, SendDirect
+from services.dispatcher.actions import Action, Fetch, Ignore, LoadOn, Record, Reread, Send, SendDirect
 from services.dispatcher.deadlines import Deadlines
 from services.dispatcher.entry import Cause, Entry
 from services.dispatcher.metrics import DispatcherMetrics
@@ -18,6 +18,7 @@ from services.dispatcher.outbox.contract import Outbox
 from services.dispatcher.outbox.records import (
     Accepted,
     Attempt,
+    Claim,
     Duplicate,
     End,
     Event,
@@ -33,8 +34,11 @@ from services.dispatcher.outbox.records import (
 from services.dispatcher.outbox.writer import GroupResults, OutboxWriter
 from services.dispatcher.policy import NodeDelivery, PolicySettings
 from services.runtime.clock import Clock
-from services.runtime.errors import HubError, StoreUnavailable
+from services.runtime.errors import HubError, RowDamaged, StoreUnavailable
+from services.runtime.logs import get_log
 from services.runtime.tracing import Tracing, is_sampled, trace_id_of
+
+_log = get_log(__name__)
 
 MESSAGING = {"messaging.system": "cloudhub"}
 STORE_RETRY_SECONDS = 1.0
@@ -95,14 +99,42 @@ class Delivery:
         self.sessions[session.node_id] = session
         self._metrics.sessions.set(len(self.sessions))
 
+    async def claim(self, sessions: Iterable[tuple[NodeSession, bool]]) -> list[Loaded | HubError]:
+        """Takes their nodes' rows over; True for a session that only changed its dispatcher. What was loaded
+        of each, at first, or why it was not."""
+        at_ms = self._clock.wall_ms()
+        claims: list[Claim] = []
+        for session, same_session in sessions:
+            session.claim = Claim(session.node_id, session.epoch, at_ms, same_session)
+            claims.append(session.claim)
+        return await self.writer.load(claims)
+
     def start(self, session: NodeSession, loaded: Loaded, cause: str = Cause.SESSION_OPENED) -> None:
-        """Sending starts: what was pending, in order. `cause` is what their traces give as the reason."""
+        """Sending starts with what was pending, in order, as soon as all of it is loaded; `loaded` is what
+        `claim` came to. `cause` is what their traces give as the reason."""
+        session.cause = cause
         session.active = True
+        self._loaded(session, loaded)
+
+    def _loaded(self, session: NodeSession, loaded: Loaded) -> None:
+        if loaded.fenced:
+            return  # somebody else has the node, and nothing may be sent here
         now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
         entries = [self.entry(row, now, wall_ms) for row in loaded.rows]
         for entry in entries:
-            entry.cause = cause
-        self.perform(session, session.policy.loaded(entries, loaded.last_seq, now, wall_ms))
+            entry.cause = session.cause
+        self.perform(
+            session,
+            session.policy.loaded(entries, loaded.last_seq, now, wall_ms, through_seq=loaded.through_seq),
+        )
+
+    def _reloaded(self, session: NodeSession, loaded: Loaded) -> None:
+        now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
+        entries = [self.entry(row, now, wall_ms) for row in loaded.rows]
+        self.perform(
+            session,
+            session.policy.reloaded(entries, loaded.last_seq, now, wall_ms, through_seq=loaded.through_seq),
+        )
 
     def remove(self, session: NodeSession) -> None:
         """The session is over; its messages stay in the outbox, its answers end with it."""
@@ -229,9 +261,8 @@ class Delivery:
         now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
         for row in rows:
             self.perform(session, session.policy.accepted(self.entry(row, now, wall_ms), now, wall_ms))
-        known = session.policy.last_seq
-        if not last_seq or known is None or known < last_seq:
-            self.perform(session, session.policy.reread())
+        policy = session.policy
+        self.perform(session, policy.changed_through(last_seq) if last_seq else policy.reread())
         return True
 
     def last_seqs(self, node_ids: Sequence[str]) -> dict[str, int | None]:
@@ -270,8 +301,14 @@ class Delivery:
             elif isinstance(action, Fetch):
                 self._wanted.append(_Wanted(session, action.wanted))
                 self._fetch.set()
+            elif isinstance(action, LoadOn):
+                assert session.claim is not None, "it was claimed before it was loaded"
+                further = session.claim._replace(after_seq=action.after_seq, last_seq=action.last_seq)
+                self._read(session, further, self._loaded)
             elif isinstance(action, Reread):
-                self._reread(session)
+                if not action.after_seq:
+                    self._metrics.rereads.inc()
+                self._read(session, Reload(session.node_id, action.after_seq), self._reloaded)
             elif isinstance(action, Ignore):
                 self._metrics.ignored.labels(action.reason).inc()
         self._arm(session)
@@ -437,26 +474,27 @@ class Delivery:
         session.timer_at = None
         self.perform(session, session.policy.deadline(now, self._clock.wall_ms()))
 
-    def _reread(self, session: NodeSession) -> None:
+    def _read(
+        self, session: NodeSession, op: Claim | Reload, then: Callable[[NodeSession, Loaded], None]
+    ) -> None:
         """Behind everything submitted so far, so that what was settled before is not loaded again."""
-        self._metrics.rereads.inc()
 
         def done(results: GroupResults) -> None:
             result = results[0]
             if not session.active:
                 return
             if isinstance(result, Loaded):
-                now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
-                entries = [self.entry(row, now, wall_ms) for row in result.rows]
-                self.perform(session, session.policy.reloaded(entries, result.last_seq, now, wall_ms))
+                then(session, result)
             else:
-                session.policy.reread_failed()
+                if isinstance(result, RowDamaged):
+                    _log.error("outbox.row_damaged", node=session.node_id, error=str(result))
+                session.policy.read_failed()
                 self._try_again(session)
 
         try:
-            self.writer.submit([Reload(session.node_id)], done)
+            self.writer.submit([op], done)
         except HubError:
-            session.policy.reread_failed()
+            session.policy.read_failed()
             self._try_again(session)
 
     def _try_again(self, session: NodeSession) -> None:

@@ -1,6 +1,8 @@
 """What the dispatcher holds of one live session."""
 
 from services.dispatcher.connectors import ConnectorStream
+from services.dispatcher.entry import Cause
+from services.dispatcher.outbox.records import Claim
 from services.dispatcher.policy import NodeDelivery
 
 
@@ -10,6 +12,8 @@ class NodeSession:
     __slots__ = (
         "__weakref__",  # deadlines do not keep it
         "active",
+        "cause",
+        "claim",
         "epoch",
         "last_input_at",
         "link",
@@ -43,6 +47,8 @@ class NodeSession:
         self.link = link
         self.policy = policy
         self.traceparent = traceparent
+        self.claim: Claim | None = None  # what it took the node's rows over with
+        self.cause: str = Cause.SESSION_OPENED  # why what was pending then is sent
         self.last_input_at = now
         self.active = False
         self.paused = False

@@ -14,7 +14,7 @@ from services.dispatcher.entry import Cause
 from services.dispatcher.keepalive import Keepalive
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.node_session import NodeSession
-from services.dispatcher.outbox.records import Claim, Loaded
+from services.dispatcher.outbox.records import Loaded
 from services.dispatcher.session_ends import SessionEnds, reason_name
 from services.dispatcher.sessions_client import SessionsClient
 from services.dispatcher.stranded import Stranded
@@ -250,10 +250,8 @@ class Openings:
         return session
 
     async def _take_over(self, opened: list[tuple[Opening, NodeSession]]) -> None:
-        at_ms = self._clock.wall_ms()
-        loaded = await self._delivery.writer.load(
-            Claim(session.node_id, session.epoch, at_ms, same_session=opening.former_epoch > 0)
-            for opening, session in opened
+        loaded = await self._delivery.claim(
+            (session, opening.former_epoch > 0) for opening, session in opened
         )
         fresh: list[tuple[Opening, NodeSession, Loaded]] = []
         for (opening, session), rows in zip(opened, loaded, strict=True):
@@ -303,7 +301,7 @@ class Openings:
             node=session.node_id,
             epoch=session.epoch,
             connector=stream.name,
-            pending=len(rows.rows),
+            pending=rows.pending,
             trace_id=trace_id_of(session.traceparent),
         )
         if opening.gone:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.ack_times import AckTimes
-from services.dispatcher.actions import Action, Fetch, Ignore, Record, Reread, Send, SendDirect
+from services.dispatcher.actions import Action, Fetch, Ignore, LoadOn, Record, Reread, Send, SendDirect
 from services.dispatcher.entry import Cause, Entry, EntryState
 from services.dispatcher.inflight import Window
 from services.dispatcher.node_queue import NodeQueue
 from services.dispatcher.outbox.records import Attempt, CountUnacknowledged, End, Park, Settle
+from services.dispatcher.reading import Reading
 
 READY, FETCHING, IN_FLIGHT = EntryState.READY, EntryState.FETCHING, EntryState.IN_FLIGHT
 PARKED, GONE = EntryState.PARKED, EntryState.GONE
@@ -51,11 +52,12 @@ class NodeDelivery:
         "_number",
         "_paused",
         "_queue",
+        "_reading",
         "_reread_again",
-        "_rereading",
         "_settings",
         "_spread",
         "_timers",
+        "_told_seq",
         "_unwritten",
         "epoch",
         "node_id",
@@ -77,24 +79,40 @@ class NodeDelivery:
         self._number = 0
         self._last_seq: int | None = None  # None until loaded
         self._early: list[Entry] = []  # accepted before loading or rereading ended
-        self._rereading: set[int] | None = None  # seqs that ended meanwhile
+        self._reading: Reading | None = None
         self._reread_again = False
+        self._told_seq = 0  # the node's order is known to have grown so far
         self._paused = False
         self._ack_times = AckTimes()
 
     # -- what the outbox holds ---------------------------------------------------------------------
 
-    def loaded(self, entries: Iterable[Entry], last_seq: int, now: float, wall_ms: int) -> list[Action]:
-        """Everything pending at the time the session took the node over. Must be called once, first
-        of all but `accepted`, `reread` and `direct`; sending starts here."""
-        self._last_seq = last_seq
+    def loaded(
+        self,
+        entries: Iterable[Entry],
+        last_seq: int,
+        now: float,
+        wall_ms: int,
+        *,
+        through_seq: int | None = None,
+    ) -> list[Action]:
+        """What was pending at the time the session took the node over: all of it, or a portion through a seq,
+        after which others follow. Sending starts with the last one."""
+        reading = self._reading
+        if reading is None:
+            reading = self._reading = Reading(last_seq)
         for entry in entries:
-            self._add(entry)
+            self._meet(entry)
+        if through_seq is not None:
+            reading.through_seq = through_seq
+            return [LoadOn(through_seq, reading.last_seq or 0)]
+        self._reading = None
+        self._last_seq = reading.last_seq
         return self._caught_up(now, wall_ms)
 
     def accepted(self, entry: Entry, now: float, wall_ms: int) -> list[Action]:
         """A hint: this was committed. If it is not the node's next seq, the outbox is read again."""
-        if self._last_seq is None or self._rereading is not None:
+        if self._last_seq is None or self._reading is not None:
             self._early.append(entry)
             return []
         if entry.seq <= self._last_seq:
@@ -107,32 +125,53 @@ class NodeDelivery:
 
     def reread(self) -> list[Action]:
         """The outbox was changed by somebody else (a sweep or an operator says so)."""
-        if self._last_seq is None or self._rereading is not None:
+        if self._last_seq is None or self._reading is not None:
             self._reread_again = True  # the answer on its way may be older than this change
             return []
-        self._rereading = set()
+        self._reading = Reading()
         return [Reread()]
 
-    def reloaded(self, entries: Iterable[Entry], last_seq: int, now: float, wall_ms: int) -> list[Action]:
-        """The answer to Reread: what is pending now. What is missing from it has ended."""
-        ended = self._rereading or set()
-        self._rereading = None
-        self._last_seq = max(self._last_seq or 0, last_seq)
-        present: dict[str, Entry] = {entry.key: entry for entry in entries if entry.seq not in ended}
-        for key in [key for key in self._queue.entries if key not in present]:
-            self._drop(self._queue.entries[key])
-        for entry in sorted(present.values(), key=lambda entry: entry.seq):
-            known = self._queue.entries.get(entry.key)
-            if known is None or known.seq < entry.seq:
-                self._replace(entry)
-            elif known.state == PARKED and entry.state == READY:
-                known.attempts, known.cause = 0, Cause.REDELIVERED
-                self._queue.unpark(known)
+    def changed_through(self, last_seq: int) -> list[Action]:
+        """Somebody says that the node's order has grown so far; read again unless hints tell how."""
+        self._told_seq = max(self._told_seq, last_seq)
+        if self._last_seq is None or self._reading is not None or last_seq <= self._last_seq:
+            return []
+        return self.reread()
+
+    def reloaded(
+        self,
+        entries: Iterable[Entry],
+        last_seq: int,
+        now: float,
+        wall_ms: int,
+        *,
+        through_seq: int | None = None,
+    ) -> list[Action]:
+        """The answer to Reread: what is pending now, or a portion of it through a seq. What is missing from
+        all of it has ended."""
+        reading = self._reading or Reading()
+        if reading.last_seq is None:
+            reading.last_seq = last_seq
+        for entry in entries:
+            reading.seen.add(entry.key)
+            if entry.seq not in reading.ended:
+                self._meet(entry)
+        if through_seq is not None:
+            reading.through_seq = through_seq
+            return [Reread(through_seq)]
+        self._reading = None
+        for entry in [entry for key, entry in self._queue.entries.items() if key not in reading.seen]:
+            self._drop(entry)
+        self._last_seq = max(self._last_seq or 0, reading.last_seq)
         return self._caught_up(now, wall_ms)
 
-    def reread_failed(self) -> None:
-        """The outbox did not answer; the next hint or deadline tries again."""
-        self._rereading = None
+    def read_failed(self) -> None:
+        """The outbox did not answer to LoadOn or Reread; the next deadline goes on, a hint begins anew."""
+        if self._last_seq is None:
+            assert self._reading is not None, "nothing is read before `loaded`"
+            self._reading.stalled = True
+        else:
+            self._reading = None
         self._reread_again = True
         self._early.clear()
 
@@ -298,7 +337,10 @@ class NodeDelivery:
                 actions += self._unacknowledged(entry, wall_ms)
         while self._timers and self._is_idle(self._timers[0]):
             heapq.heappop(self._timers)  # else every acknowledged message would wake us once more
-        if self._reread_again and self._rereading is None and self._last_seq is not None:
+        if self._last_seq is None and self._reading is not None and self._reading.stalled:
+            self._reading.stalled = False
+            actions.append(LoadOn(self._reading.through_seq, self._reading.last_seq or 0))
+        if self._reread_again and self._reading is None and self._last_seq is not None:
             self._reread_again = False
             actions += self.reread()
         actions += self._pump(now, wall_ms)
@@ -368,14 +410,25 @@ class NodeDelivery:
                 self._take(entry)
             elif entry.seq > (self._last_seq or 0):
                 self._early.append(entry)
-        again = self._reread_again or bool(self._early)
+        again = self._reread_again or bool(self._early) or self._told_seq > (self._last_seq or 0)
         self._reread_again = False
         actions = self._pump(now, wall_ms)
         return [*actions, *self.reread()] if again else actions
 
     def _take(self, entry: Entry) -> None:
         self._last_seq = entry.seq
-        self._replace(entry)
+        known = self._queue.entries.get(entry.key)
+        if known is None or known.seq < entry.seq:  # else a reading has met it, or what came after it
+            self._replace(entry)
+
+    def _meet(self, entry: Entry) -> None:
+        """A row that was read."""
+        known = self._queue.entries.get(entry.key)
+        if known is None or known.seq < entry.seq:
+            self._replace(entry)
+        elif known.seq == entry.seq and known.state == PARKED and entry.state == READY:
+            known.attempts, known.cause = 0, Cause.REDELIVERED
+            self._queue.unpark(known)
 
     def _replace(self, entry: Entry) -> None:
         known = self._queue.entries.get(entry.key)
@@ -393,8 +446,8 @@ class NodeDelivery:
 
     def _drop(self, entry: Entry, *, is_recorded: bool = True) -> None:
         self._queue.drop(entry, is_recorded=is_recorded)
-        if self._rereading is not None:
-            self._rereading.add(entry.seq)
+        if self._reading is not None:
+            self._reading.ended.add(entry.seq)
 
     def _pump(self, now: float, wall_ms: int) -> list[Action]:
         """Sends whatever may go: by priority, then in the node's order, as far as the window allows."""

@@ -58,19 +58,22 @@ class RowQuery:
         self._parameters: list[tuple[str, Any]] = []
         self._is_json = True
 
-    def execute(self, connection: Connection, rows: Collection[Sequence[str]]) -> Iterable[Any]:
-        """Runs it for these rows."""
+    def execute(
+        self, connection: Connection, rows: Collection[Sequence[str]], **values: Any
+    ) -> Iterable[Any]:
+        """Runs it for these rows; `values` are those of the query's other parameters."""
         if connection.dialect.name == "postgresql":
             if self._postgresql is None:
                 self._postgresql = self._build(given_columns("wanted", dict.fromkeys(self._columns, Text())))
             arrays = zip(*rows, strict=True) if rows else ((),) * len(self._columns)
             return connection.execute(
-                self._postgresql, dict(zip(self._columns, map(list, arrays), strict=True))
+                self._postgresql, dict(zip(self._columns, map(list, arrays), strict=True)) | values
             )
         if not self._sqlite:
             self._compile_sqlite(connection)
         given = msgspec.json.encode(list(rows)).decode()
-        parameters = tuple(given if name == "rows" else value for name, value in self._parameters)
+        values["rows"] = given
+        parameters = tuple(values.get(name, value) for name, value in self._parameters)
         found = connection.exec_driver_sql(self._sqlite, parameters)
         if not self._is_json:
             return found

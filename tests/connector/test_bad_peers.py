@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import ssl
+import time
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,24 @@ async def test_openings_are_bounded_and_the_rest_waits(start_app: StartApp, auth
         async with EdgePeers(authority, app.edge_port).link():
             assert metric(app, "handshake_failures_total", reason="handshake_timeout") == 1
         silent.close()
+
+
+async def test_a_slow_opening_has_its_time_while_there_is_room(
+    start_app: StartApp, authority: TestAuthority
+) -> None:
+    """On a narrow wire a TLS handshake takes long; only while others wait for its place it has a third."""
+    async with start_app(openings_most=2, opening_seconds=3.0) as app:
+        began = time.monotonic()
+        _, slow = await asyncio.open_connection("127.0.0.1", app.edge_port)
+        async with EdgePeers(authority, app.edge_port).link("quick"):
+            assert metric(app, "openings") == 1, "the slow one is still at it"
+        _, other = await asyncio.open_connection("127.0.0.1", app.edge_port)
+        await poll(lambda: metric(app, "openings") == 2)
+        async with EdgePeers(authority, app.edge_port).link("late"):
+            assert 0.9 < time.monotonic() - began < 2.5
+        assert metric(app, "handshake_failures_total", reason="handshake_timeout") >= 1
+        slow.close()
+        other.close()
 
 
 async def test_a_peer_that_leaves_during_the_handshake_is_counted(app: ConnectorApp) -> None:

@@ -7,6 +7,7 @@ and dies as a whole; records of a dead process are gone; records of a fenced ses
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cloudhub.v1.message_pb2 import Message
-from services.dispatcher.actions import Action, Fetch, Record, Reread, Send
+from services.dispatcher.actions import Action, Fetch, LoadOn, Record, Reread, Send
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.entry import Entry, EntryState
 from services.dispatcher.outbox.ledger import Ledger, Quotas, Totals
@@ -42,6 +43,7 @@ from services.dispatcher.publication import Publication
 
 NODE = "edge-1"
 PATHS = ("default/configmap/a", "default/configmap/b")
+PORTION_ROWS = 1
 SETTINGS = PolicySettings(window_messages=3, window_bytes=3000, most_attempts=3, held_bytes=1500)
 
 
@@ -66,6 +68,7 @@ class Session:
     """A policy, the link below it, and what it has asked of others."""
 
     policy: NodeDelivery
+    claim: Claim
     frames: deque[tuple[int, Message, int | None]] = field(default_factory=deque)
     acks: deque[tuple[str, bool]] = field(default_factory=deque)
     fetches: deque[tuple[tuple[str, int], ...]] = field(default_factory=deque)
@@ -114,8 +117,11 @@ class DeliveryMachine(RuleBasedStateMachine):
                 self.queue.append((action.op, session))
             elif isinstance(action, Fetch):
                 session.fetches.append(action.wanted)
+            elif isinstance(action, LoadOn):
+                further = session.claim._replace(after_seq=action.after_seq, last_seq=action.last_seq)
+                self.queue.append((further, session))
             elif isinstance(action, Reread):
-                self.queue.append((Reload(NODE), session))
+                self.queue.append((Reload(NODE, action.after_seq), session))
 
     def check_send(self, session: Session, entry: Entry) -> None:
         """Invariant 4: only the newest session sends. Invariant 2: never an older version after a newer."""
@@ -171,7 +177,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     def commit_one(self) -> None:
         op, session = self.queue.popleft()
-        ledger = Ledger(Quotas(), Totals(), {NODE: self.node}, {NODE: self.rows}, self.used_ids)
+        ledger = self.ledger()
         owner = self.node.owner_epoch
         result = ledger.apply(op)
         self.events += ledger.events
@@ -192,10 +198,12 @@ class DeliveryMachine(RuleBasedStateMachine):
                 else:
                     entry = Delivery.entry(result.row, self.now, self.wall_ms)
                     self.perform(live, live.policy.accepted(entry, self.now, self.wall_ms))
-        elif isinstance(op, Reload) and isinstance(result, Loaded):
+        elif isinstance(op, (Reload, Claim)) and isinstance(result, Loaded):
             if session is live and live is not None:
-                entries = [Delivery.entry(row, self.now, self.wall_ms) for row in result.rows]
-                self.perform(live, live.policy.reloaded(entries, result.last_seq, self.now, self.wall_ms))
+                assert not result.fenced
+                self.read(
+                    live, result, live.policy.reloaded if isinstance(op, Reload) else live.policy.loaded
+                )
         elif isinstance(op, OwnedOp):
             assert isinstance(result, Fenced) == (op.epoch != owner), "a fenced session changed the outbox"
             if (
@@ -205,6 +213,35 @@ class DeliveryMachine(RuleBasedStateMachine):
                 and live.policy.recorded(op.key, op.seq)
             ):
                 self.perform(live, live.policy.proceed(self.now, self.wall_ms))
+
+    def ledger(self) -> Ledger:
+        return Ledger(
+            Quotas(),
+            Totals(),
+            {NODE: self.node},
+            {NODE: self.rows},
+            self.used_ids,
+            portion_rows=PORTION_ROWS,
+        )
+
+    def read(self, session: Session, loaded: Loaded, into: Callable[..., list[Action]]) -> None:
+        entries = [Delivery.entry(row, self.now, self.wall_ms) for row in loaded.rows]
+        for entry in entries:
+            entry.body = None
+        actions = into(entries, loaded.last_seq, self.now, self.wall_ms, through_seq=loaded.through_seq)
+        self.perform(session, actions)
+
+    @precondition(lambda self: any(isinstance(op, (Reload, Claim)) for op, _ in self.queue))
+    @rule(chance=RARELY)
+    def store_is_away(self, chance: int) -> None:
+        """What is to be read is not; records are kept and written later."""
+        if chance:
+            return
+        reads = [item for item in self.queue if isinstance(item[0], (Reload, Claim))]
+        self.queue = deque(item for item in self.queue if not isinstance(item[0], (Reload, Claim)))
+        for _, session in reads:
+            if session is self.session and session is not None:
+                session.policy.read_failed()
 
     def commit_all(self) -> None:
         while self.queue:
@@ -254,7 +291,7 @@ class DeliveryMachine(RuleBasedStateMachine):
     def operator_redelivers_all_parked(self, chance: int) -> None:
         if chance:
             return
-        ledger = Ledger(Quotas(), Totals(), {NODE: self.node}, {NODE: self.rows}, self.used_ids)
+        ledger = self.ledger()
         for row in sorted(self.rows.values(), key=lambda row: row.seq):
             if row.state == RowState.PARKED:
                 ledger.unpark(self.node, row, self.wall_ms)
@@ -289,16 +326,13 @@ class DeliveryMachine(RuleBasedStateMachine):
             return
         self.epoch += 1
         policy = NodeDelivery(NODE, self.epoch, SETTINGS, lambda: 0.5)
-        self.session = Session(policy)
-        ledger = Ledger(Quotas(), Totals(), {NODE: self.node}, {NODE: self.rows}, self.used_ids)
-        loaded = ledger.apply(Claim(NODE, self.epoch, self.wall_ms))
+        self.session = Session(policy, Claim(NODE, self.epoch, self.wall_ms))
+        ledger = self.ledger()
+        loaded = ledger.apply(self.session.claim)
         assert isinstance(loaded, Loaded)
         assert not loaded.fenced
         self.events += ledger.events
-        entries = [Delivery.entry(row, self.now, self.wall_ms) for row in loaded.rows]
-        for entry in entries:
-            entry.body = None
-        self.perform(self.session, policy.loaded(entries, loaded.last_seq, self.now, self.wall_ms))
+        self.read(self.session, loaded, policy.loaded)
 
     @rule(chance=RARELY)
     def cut_link(self, chance: int) -> None:
@@ -414,7 +448,7 @@ class DeliveryMachine(RuleBasedStateMachine):
                 self.frame_reaches_edge("ack")
             elif session.acks:
                 self.ack_arrives(False)
-            else:
+            elif not self.queue:
                 break
         assert not [row for row in self.rows.values() if row.state != RowState.SETTLED], (
             "not all was delivered"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudhub.v1.message_pb2 import Message
-from services.dispatcher.actions import Action, Fetch, Ignore, Record, Reread, Send, SendDirect
+from services.dispatcher.actions import Action, Fetch, Ignore, LoadOn, Record, Reread, Send, SendDirect
 from services.dispatcher.entry import Entry, EntryState
 from services.dispatcher.inflight import Window
 from services.dispatcher.outbox.records import Attempt, CountUnacknowledged, End, OwnedOp, Park, Settle
@@ -94,16 +94,18 @@ class Node:
     def sent(self, actions: Iterable[Action]) -> list[str]:
         return [action.entry.message_id for action in self.do(actions) if isinstance(action, Send)]
 
-    def load(self, *entries: Entry, last_seq: int | None = None) -> list[str]:
+    def load(self, *entries: Entry, last_seq: int | None = None, through_seq: int | None = None) -> list[str]:
         highest = max((item.seq for item in entries), default=0)
         last = highest if last_seq is None else last_seq
-        return self.sent(self.policy.loaded(entries, last, self.now, self.wall_ms))
+        return self.sent(self.policy.loaded(entries, last, self.now, self.wall_ms, through_seq=through_seq))
 
     def accept(self, item: Entry) -> list[str]:
         return self.sent(self.policy.accepted(item, self.now, self.wall_ms))
 
-    def reload(self, *entries: Entry, last_seq: int) -> list[str]:
-        return self.sent(self.policy.reloaded(entries, last_seq, self.now, self.wall_ms))
+    def reload(self, *entries: Entry, last_seq: int, through_seq: int | None = None) -> list[str]:
+        return self.sent(
+            self.policy.reloaded(entries, last_seq, self.now, self.wall_ms, through_seq=through_seq)
+        )
 
     def write(self, through: int | None = None, direct: int = 0) -> None:
         """The connector reports bytes; by default of all that was sent."""
@@ -137,7 +139,10 @@ class Node:
         return [action.wanted for action in self.actions if isinstance(action, Fetch)]
 
     def rereads(self) -> int:
-        return sum(isinstance(action, Reread) for action in self.actions)
+        return sum(action == Reread() for action in self.actions)
+
+    def portions(self) -> list[LoadOn | Reread]:
+        return [action for action in self.actions if isinstance(action, LoadOn | Reread)]
 
     def ignored(self) -> list[str]:
         return [action.reason for action in self.actions if isinstance(action, Ignore)]
@@ -273,7 +278,7 @@ def test_a_reread_neither_doubles_nor_recalls_what_is_in_flight(node: Node) -> N
 def test_a_reread_that_failed_is_tried_at_the_next_deadline(node: Node) -> None:
     """C25: an absent store delays, it loses nothing."""
     node.accept(entry(2))
-    node.policy.reread_failed()
+    node.policy.read_failed()
     node.do(node.policy.deadline(node.now + 1, 0))
     assert node.rereads() == 2
     node.do(node.policy.deadline(node.now + 2, 0))
@@ -285,10 +290,104 @@ def test_a_reread_that_failed_is_tried_at_the_next_deadline(node: Node) -> None:
 
 def test_a_reread_that_failed_is_tried_at_the_next_gap(node: Node) -> None:
     node.accept(entry(2))
-    node.policy.reread_failed()
+    node.policy.read_failed()
     node.accept(entry(3))
     assert node.rereads() == 2
     assert node.reload(entry(1), entry(2), entry(3), last_seq=3) == ["m1", "m2", "m3"]
+
+
+# Reading in portions
+
+
+def test_sending_starts_when_all_portions_are_loaded() -> None:
+    """C28: so that order and priority hold over all of a backlog."""
+    node = Node()
+    assert node.load(entry(1), entry(2), last_seq=9, through_seq=2) == []
+    assert node.load(entry(5), entry(6, priority=1), last_seq=12, through_seq=6) == []
+    assert node.portions() == [LoadOn(2, 9), LoadOn(6, 9)]
+    assert node.policy.last_seq is None
+    assert node.load(entry(9), last_seq=14) == ["m6", "m1", "m2", "m5", "m9"]
+    assert node.policy.last_seq == 9, "what came after the first portion is not known to be complete"
+
+
+def test_hints_that_came_while_loading_follow_on_it() -> None:
+    """C38: a newer version takes the older one's place, and one that was loaded as well is not doubled."""
+    node = Node()
+    node.load(entry(1, "a", version=1), last_seq=2, through_seq=1)
+    node.accept(entry(3, "a", version=2))
+    node.accept(entry(4))
+    assert node.load(entry(2), entry(3, "a", version=2), last_seq=4) == ["m2", "m3", "m4"]
+    assert node.rereads() == 0
+    assert node.policy.last_seq == 4
+
+
+def test_a_hint_does_not_bring_back_what_a_newer_row_has_replaced() -> None:
+    """Invariant 2."""
+    node = Node()
+    node.load(entry(1), last_seq=1, through_seq=1)
+    node.accept(entry(2, "a", version=1))
+    assert node.load(entry(5, "a", version=3), last_seq=5) == ["m1", "m5"]
+
+
+def test_loading_goes_on_where_it_was_when_the_store_is_back() -> None:
+    """C25: what is missed meanwhile is read afterwards."""
+    node = Node()
+    node.load(entry(1), last_seq=3, through_seq=1)
+    node.accept(entry(4))
+    node.policy.read_failed()
+    assert node.sent(node.policy.deadline(node.now + 1, 0)) == []
+    assert node.portions() == [LoadOn(1, 3), LoadOn(1, 3)]
+    node.do(node.policy.deadline(node.now + 2, 0))
+    assert len(node.portions()) == 2, "one at a time"
+    assert node.load(entry(2), last_seq=4) == ["m1", "m2"]
+    assert node.rereads() == 1, "the hint was forgotten"
+
+
+def test_what_expires_while_a_backlog_is_loaded_ends() -> None:
+    """C19."""
+    node = Node()
+    node.load(entry(1, expires_at=node.now + 5), entry(2), last_seq=3, through_seq=2)
+    assert node.wait(6) == []
+    assert [end.reason for end in node.records(End)] == ["expired"]
+    assert node.load(entry(3), last_seq=3) == ["m2", "m3"]
+
+
+def test_a_reread_in_portions_forgets_what_none_of_them_shows(node: Node) -> None:
+    for seq in range(1, 5):
+        node.accept(entry(seq))
+    node.do(node.policy.reread())
+    node.ack("m4")
+    node.reload(entry(1), entry(2), last_seq=6, through_seq=2)
+    assert node.policy.state_of("k3") is not None
+    assert node.portions() == [Reread(), Reread(2)]
+    assert node.reload(entry(4), entry(6), last_seq=7) == ["m6"]
+    assert node.policy.state_of("k3") is None, "purged"
+    assert node.policy.state_of("k4") is None, "acknowledged while it was read"
+    assert node.policy.last_seq == 6
+
+
+def test_a_reread_in_portions_that_fails_begins_anew(node: Node) -> None:
+    node.accept(entry(2))
+    node.reload(entry(1), last_seq=2, through_seq=1)
+    node.policy.read_failed()
+    node.do(node.policy.deadline(node.now + 1, 0))
+    assert node.portions() == [Reread(), Reread(1), Reread()]
+
+
+def test_a_change_told_by_its_seq_is_read_again_unless_hints_tell_it(node: Node) -> None:
+    """While a large backlog is read, hints go on; they must not make it be read for ever."""
+    node.do(node.policy.reread())
+    node.accept(entry(2))
+    node.do(node.policy.changed_through(2))
+    assert node.reload(entry(1), last_seq=1) == ["m1", "m2"]
+    assert node.rereads() == 1
+    node.do(node.policy.changed_through(2))
+    assert node.rereads() == 1
+    node.do(node.policy.changed_through(3))
+    assert node.rereads() == 2
+    node.do(node.policy.changed_through(4))
+    node.reload(entry(1), entry(2), last_seq=3)
+    assert node.rereads() == 3, "the fourth is not known yet"
 
 
 # Acknowledgements

@@ -10,7 +10,9 @@ import itertools
 import json
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +24,7 @@ from websockets.frames import Frame, Opcode
 
 from demo.ports import HubPorts
 from tests.lab.network import Site
-from tests.support.edge_peer import PROJECT, keepalive, request_bytes
+from tests.support.edge_peer import PROJECT, frame_bytes, keepalive, request_bytes
 
 # So small that a peer that does not read has closed its window after a few messages.
 _RECEIVE_BUFFER_BYTES = 4096
@@ -41,6 +43,10 @@ class Peer:
     certificates: Path
     node_id: str
     counts: dict[str, int] = field(default_factory=dict)
+    got: list[str] = field(default_factory=list)
+    """Ids of messages, by those who take them down."""
+    seconds: list[float] = field(default_factory=list)
+    """How long what it does took, each time."""
     _context: ssl.SSLContext | None = None
 
     def count(self, what: str) -> None:
@@ -116,11 +122,76 @@ async def again_and_again(play: Callable[[], Awaitable[object]], pause_seconds: 
         await asyncio.sleep(pause_seconds)
 
 
-async def reads_nothing(peer: Peer) -> None:
-    """Its window stays closed; its keepalives go on."""
-    async with peer.link() as link:
+async def reads_nothing(peer: Peer, reads: threading.Event, over: threading.Event) -> None:
+    """Not a byte after the hub's answer to its upgrade, so that its kernel closes the window; its keepalives
+    go on. When it `reads` at last, it acknowledges all, until `over`."""
+    connection = await peer.tcp()
+    try:
+        connection.settimeout(_DIAL_SECONDS)
+        # asyncio's streams would read ahead, whether somebody wants the bytes or not.
+        await asyncio.to_thread(_read_nothing, peer, connection, reads, over)
+    finally:
+        connection.close()
+
+
+def _read_nothing(
+    peer: Peer, connection: socket.socket, reads: threading.Event, over: threading.Event
+) -> None:
+    with peer.context().wrap_socket(connection, server_hostname=peer.cloud_address) as tls:
+        tls.sendall(request_bytes(peer.node_id))
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            answer += tls.recv(1)
+        assert answer.startswith(b"HTTP/1.1 101 "), answer
         peer.count("links")
-        await link.wait_closed()
+        while not reads.wait(_KEEPALIVE_SECONDS):
+            tls.sendall(frame_bytes(keepalive()))
+        with tls.makefile("rb", 64 * 1024) as stream, contextlib.suppress(TimeoutError):
+            while not over.is_set():
+                message_id = json.loads(_text_of(stream))["header"]["msg_id"]
+                peer.got.append(message_id)
+                tls.sendall(frame_bytes(_answer(message_id, "response", "OK")))
+
+
+def _text_of(stream: Any) -> bytes:
+    """The next text frame, as the hub sends them: in one piece, not masked."""
+    _, size = stream.read(2)
+    if size == 126:
+        size = int.from_bytes(stream.read(2))
+    elif size == 127:
+        size = int.from_bytes(stream.read(8))
+    text: bytes = stream.read(size)
+    return text
+
+
+async def takes_slowly(peer: Peer) -> None:
+    """It acknowledges what it has whole; how fast that is, is its wire's affair."""
+    async with peer.link() as link:
+        async for text in link:
+            await link.send(_answer(json.loads(text)["header"]["msg_id"], "response", "OK"))
+            peer.count("taken")
+
+
+async def looks_in(peer: Peer) -> None:
+    """It dials, waits for its first message and is gone, without an acknowledgement."""
+    began = time.monotonic()
+    async with peer.link() as link:
+        await link.recv()
+        peer.seconds.append(time.monotonic() - began)
+        peer.count("returns")
+
+
+async def reports_at_once(peer: Peer, reports: Sequence[str], stay_seconds: float) -> None:
+    """It comes back and has all that to say, in one go; then it leaves."""
+    _, writer = await _requested(peer, peer.context(), request_bytes(peer.node_id))
+    try:
+        writer.write(b"".join(map(frame_bytes, reports)))
+        peer.count("storms")
+        await asyncio.sleep(stay_seconds)
+        writer.write(Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=True))
+        await writer.drain()
+    finally:
+        writer.close()
 
 
 async def acknowledges_nothing(peer: Peer) -> None:

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+
+import msgspec
 
 from chaos.checker import Verdict, judge
 from chaos.clock import RunClock
@@ -14,7 +16,6 @@ from chaos.fleets import FleetProcess
 from chaos.history import FaultDone, History, Outcome, Publish
 from chaos.observer import Observer, outbox_nodes
 from chaos.publisher import Publisher
-from chaos.resources import Resources, read_resources
 from chaos.scene import Scene
 from chaos.subscriber import Subscriber
 from cloudhub.v1.dispatcher_pb2 import (
@@ -23,6 +24,7 @@ from cloudhub.v1.dispatcher_pb2 import (
     PublishRequest,
     PublishStreamRequest,
     PublishStreamResponse,
+    UpstreamDelivery,
 )
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceStub
 from cloudhub.v1.message_pb2 import Message
@@ -32,7 +34,11 @@ from demo.manifests import Versions
 from demo.ports import HubPorts
 from demo.processes import Launch
 from edge.certificates import create_node_certificates, create_server_certificate
+from tests.lab.bad_input import RUDE
+from tests.lab.checks import Checks
 from tests.lab.clocks import SteppedClock
+from tests.lab.direct import DirectPublisher
+from tests.lab.left_over import LeftOver
 from tests.lab.namespaces import Namespace
 from tests.lab.network import Lab, Site, launch_in
 from tests.lab.table import Row
@@ -47,15 +53,8 @@ CONNECT_SECONDS = 60.0
 ANSWERS_SECONDS = 15.0
 SETTLE_SECONDS = 60.0
 WARM_UP_SECONDS = 2.0
-BASELINE_LOOKS = 4
-LET_GO_SECONDS = 15.0
-LOOK_SECONDS = 0.5
 TOLD_SECONDS = 0.1
 OBJECTS_AT_ONCE = 500
-_POOLED = {"threads": 8, "file_descriptors": 16}
-"""Of these a process may have so many more than before: gRPC keeps some, up to a bound."""
-_CACHED = frozenset({"deadlines", "locations"})
-"""These fall later, or are bounded caches (docs/operations.md)."""
 
 
 class Scenario:
@@ -87,6 +86,8 @@ class Scenario:
         """Of everybody, as edge.certificates lays them out."""
         self.note = ""
         """For the last column of the table."""
+        self.acts: list[Row] = []
+        """Parts of it that have rows of their own."""
         self._pause_seconds = pause_seconds
         self._misbehaving = misbehaving
         self._transports = transports
@@ -108,8 +109,10 @@ class Scenario:
         self._versions = versions = Versions()
         dispatchers = [one.address for one in hub.dispatchers]
         self.node_ids = [node_id for fleet in self._fleets.values() for node_id in fleet.node_ids]
-        published_to = [*self.node_ids, *misbehaving]
+        self._published_to = list(self.node_ids)
         self._lifecycle: list[tuple[str, str]] = []
+        self.taps: list[Callable[[UpstreamDelivery], None]] = []
+        """Called with whatever a subscriber gets."""
         self._subscribers = [
             Subscriber(
                 f"subscriber-{number}",
@@ -117,6 +120,7 @@ class Scenario:
                 self.history.uploads_handed,
                 self._lifecycle,
                 hub.security,
+                self.taps,
             )
             for number in (1, 2)
         ]
@@ -125,13 +129,15 @@ class Scenario:
             list(self._fleets.values()),
             [
                 Publisher(
-                    f"publisher-{number}", dispatchers, published_to, versions, self.clock, hub.security
+                    f"publisher-{number}", dispatchers, self._published_to, versions, self.clock, hub.security
                 )
                 for number in range(1, publishers + 1)
             ],
             Observer(hub, self.clock, observe_seconds),
             self.clock,
         )
+        self.direct = DirectPublisher(hub.dispatchers[0], self.node_ids, versions, self.clock, pause_seconds)
+        self.checks = Checks(hub, lab.cloud_address, data, self.direct)
         self.background = asyncio.TaskGroup()
         """Of the observer, the subscribers and the publishers; a test's own tasks end before it does."""
         self.links_opened: dict[str, int] = {}
@@ -141,8 +147,9 @@ class Scenario:
         self._latencies: dict[str, Latencies] = {}
         self._watching: list[asyncio.Task[None]] = []
         self._publishing: list[asyncio.Task[None]] = []
+        self._directing: asyncio.Task[None] | None = None
         self._repeated = 0
-        self._before: list[dict[str, Resources]] = []
+        self._left_over = LeftOver(hub)
         self._row: Row | None = None
 
     def site(self, name: str) -> Site:
@@ -152,6 +159,16 @@ class Scenario:
     def fleet(self, name: str) -> FleetProcess:
         """The edges at a site."""
         return self._fleets[name]
+
+    @contextmanager
+    def publishing_to(self, misbehaving: Sequence[str]) -> Iterator[None]:
+        """Meanwhile what all nodes get is published to these as well."""
+        self._published_to += misbehaving
+        try:
+            yield
+        finally:
+            for node_id in misbehaving:
+                self._published_to.remove(node_id)
 
     def lifecycle(self, node_id: str) -> list[str]:
         """`connected` and `disconnected`, as subscribers were told of a node."""
@@ -176,10 +193,7 @@ class Scenario:
             await fleet.start()
             fleet.hush()
         await self.scene.connected(CONNECT_SECONDS)
-        self._before = [await self._resources()]
-        for _ in range(BASELINE_LOOKS - 1):
-            await asyncio.sleep(LOOK_SECONDS)
-            self._before.append(await self._resources())
+        await self._left_over.look_before()
         for fleet in self._fleets.values():
             fleet.talk()
         self._watching.append(self.background.create_task(self.scene.observer.run(), name="observer"))
@@ -187,6 +201,7 @@ class Scenario:
             self.background.create_task(publisher.run(self._pause_seconds), name="publisher")
             for publisher in self.scene.publishers
         ]
+        self._directing = self.background.create_task(self.direct.run(), name="NO-ACK publisher")
         await asyncio.sleep(WARM_UP_SECONDS)
 
     async def publish(self, node_id: str, resources: Sequence[str]) -> None:
@@ -236,43 +251,14 @@ class Scenario:
         at = await self.scene.recovered(began, usual_pending, within)
         self.history.faults.append(FaultDone(kind, self.title, began, at))
 
-    async def _resources(self) -> dict[str, Resources]:
-        return {
-            service: await read_resources(service, self.hub.of(service)[0].address, self.hub.security)
-            for service in SERVICES
-        }
-
-    async def _nothing_left_over(self) -> list[str]:
-        """What stays more than before, however long one looks; a request at work is no such thing."""
-        try:
-            async with asyncio.timeout(LET_GO_SECONDS):
-                while left_over := await self._left_over():  # noqa: ASYNC110 - told by nobody
-                    await asyncio.sleep(LOOK_SECONDS)
-        except TimeoutError:
-            return left_over
-        return []
-
-    async def _left_over(self) -> list[str]:
-        """What there is more of than at any of the looks before."""
-        found = await self._resources()
-        grown: set[str] | None = None
-        for before in self._before:
-            more = {
-                f"{service}: {name} {now}, {then} before"
-                for service, resources in found.items()
-                for name, (then, now) in resources.left_over(before[service]).items()
-                if name not in _CACHED and now > then + _POOLED.get(name, 0)
-            }
-            if not more:
-                return []
-            grown = grown or more
-        return sorted(grown or ())
-
     async def finish(self) -> None:
         """Ends the load, waits until all is quiet and takes down what there is; ends with the fleets
         stopped."""
+        await self.checks.under_load(self.node_ids[0])
         for publisher in self.scene.publishers:
             publisher.stop()
+        if self._directing:
+            await _ended(self._directing)
         if self._publishing:
             _, unanswered = await asyncio.wait(self._publishing, timeout=ANSWERS_SECONDS)
             await _ended(*unanswered)
@@ -283,7 +269,7 @@ class Scenario:
             history.publishes += [one for one in publisher.history if one.node_id not in self._misbehaving]
         await ending.settled(self.scene.fleets, SETTLE_SECONDS)
         await _ended(self._watching.pop())  # the observer, whose questions are tasks of the hub
-        history.unclean += await self._nothing_left_over()
+        history.unclean += await self._left_over.breaches()
         others = self._fleets.get(OTHERS)
         if others and others.links_opened > len(others.node_ids):
             more = others.links_opened - len(others.node_ids)
@@ -292,13 +278,15 @@ class Scenario:
         self.links_opened = {name: fleet.links_opened for name, fleet in self._fleets.items()}
         self._latencies = {name: fleet.latencies for name, fleet in self._fleets.items()}
         await ending.take_down(history, self.scene.fleets, guests=0)
+        whole = [fleet for fleet in self.scene.fleets if fleet.links_opened == len(fleet.node_ids)]
+        await self.checks.when_quiet(history, {node_id for fleet in whole for node_id in fleet.node_ids})
         await self.close()
         observer = self.scene.observer
         history.registry, history.changes, history.links = observer.registry, observer.changes, observer.links
 
     async def close(self) -> None:
         """Ends all tasks and fleets."""
-        await _ended(*self._watching, *self._publishing)
+        await _ended(*self._watching, *self._publishing, *([self._directing] if self._directing else []))
         for fleet in self._fleets.values():
             await fleet.stop()
 
@@ -308,8 +296,8 @@ class Scenario:
         assert self._row is not None, "the scenario is not over"
         return self._row
 
-    def judged(self, verdict: Verdict) -> Row:
-        """Takes down what was measured."""
+    def judged(self, verdict: Verdict) -> list[Row]:
+        """Takes down what was measured: a row for all of it, or for each of its acts."""
         self.p99_ms = {name: one.quantiles_ms((0.99,))[0] for name, one in self._latencies.items()}
         weak = Latencies()
         for name, latencies in self._latencies.items():
@@ -334,7 +322,8 @@ class Scenario:
             recovery_seconds=max(recoveries, default=None),
             note=self.note or self._compared(),
         )
-        return self._row
+        found = {"lost": len(verdict.lost), "stale": len(verdict.stale_overwrites)}
+        return [msgspec.structs.replace(act, **found) for act in self.acts] or [self._row]
 
     def _compared(self) -> str:
         """What sites measured that differ by their transport alone."""
@@ -403,6 +392,7 @@ async def running_scenario(
     """
     certificates = data / "certificates"
     await asyncio.to_thread(create_server_certificate, certificates, [lab.cloud_address])
+    misbehaving = [*misbehaving, RUDE]
     names = [f"edge-{number}" for number in range(1, sum(edges.values()) + 1)]
     await asyncio.to_thread(create_node_certificates, certificates, [*names, *misbehaving])
     for name in edges:
@@ -442,7 +432,10 @@ async def running_scenario(
                 scenario.history.unclean.append(f"{instance.name} did not end by itself at the end")
     scenario.history.unclean += tracebacks(data / "logs")
     verdict = judge(scenario.history, scenario.node_ids)
-    record(scenario.judged(verdict))
-    breaches = {name: found for name, found in verdict.breaches().items() if found}
+    for row in scenario.judged(verdict):
+        record(row)
+    breaches = {
+        name: found for name, found in (verdict.breaches() | scenario.checks.breaches).items() if found
+    }
     assert breaches == {}, f"{title}: {breaches}\nlogs: {data / 'logs'}"
     assert verdict.accepted > 0, f"{title}: nothing was put to the test"

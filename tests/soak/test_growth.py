@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from msgspec import structs
+
 from soak.growth import growth
 from soak.samples import ProcessSample, Sample
 
@@ -72,9 +74,25 @@ def test_each_life_has_a_beginning_of_its_own() -> None:
 
 def test_more_tasks_in_the_last_night_than_in_the_first_are_growth() -> None:
     assert growth(run(lambda at: 100.0, lambda at: 30 + int(at // DAY_SECONDS) * 5)) == [
-        "dispatcher-1 held 40 tasks in the last night, 30 in the first"
+        "dispatcher held 40 tasks in the last night, 30 in the first"
     ]
     assert growth(run(lambda at: 100.0, lambda at: 30 + int(at // DAY_SECONDS))) == []
+
+
+def test_tasks_that_are_with_another_replica_each_night_are_no_growth() -> None:
+    """As are the descriptors of links."""
+
+    def other_half(at: float) -> int:
+        return 40 if at // DAY_SECONDS % 2 else 30
+
+    one = run(lambda at: 100.0, other_half)
+    two = run(lambda at: 100.0, lambda at: 70 - other_half(at), process="dispatcher-2")
+    both = [
+        structs.replace(first, processes=first.processes + second.processes)
+        for first, second in zip(one, two, strict=True)
+    ]
+    assert growth(both) == []
+    assert growth([sample for sample in one if sample.day < 2]) != [], "one replica alone has grown"
 
 
 def test_tasks_of_the_day_are_not_looked_at() -> None:

@@ -19,7 +19,7 @@ from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.node_deletion import NodeDeletion
 from services.dispatcher.node_session import NodeSession
 from services.dispatcher.outbox.ledger import Quotas
-from services.dispatcher.outbox.records import Claim, Loaded
+from services.dispatcher.outbox.records import Loaded
 from services.dispatcher.policy import PolicySettings
 from services.dispatcher.publication import PublishLimits
 from services.dispatcher.publishing import Publishing
@@ -195,7 +195,7 @@ class DeliveryHalf:
         policy = self.delivery.new_policy(node_id, epoch)
         session = NodeSession(node_id, "p1", epoch, self.stream, epoch, policy, "", self.clock.monotonic())
         self.delivery.register(session)
-        (loaded,) = await self.delivery.writer.load([Claim(node_id, epoch, self.clock.wall_ms())])
+        (loaded,) = await self.delivery.claim([(session, False)])
         assert isinstance(loaded, Loaded)
         self.delivery.start(session, loaded)
         self.sessions.connected.add(node_id)

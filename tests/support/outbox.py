@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, SweepPlace, Swept
 from services.dispatcher.outbox.event_ids import EventIds, first_id_of
-from services.dispatcher.outbox.ledger import Change, Ledger, Quotas, Totals
+from services.dispatcher.outbox.ledger import Change, Ledger, Quotas, Totals, needs_of
 from services.dispatcher.outbox.records import (
     Accept,
     Accepted,
@@ -125,6 +125,7 @@ class MemoryOutbox:
 
     def _commit(self, ops: Sequence[Op]) -> list[Result]:
         ledger = self._ledger()
+        ledger.portion_rows = needs_of(list(ops)).portion_rows
         results = [ledger.apply(op) for op in ops]
         self._write(ledger)
         return results

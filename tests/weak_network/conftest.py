@@ -19,6 +19,7 @@ from tests.lab.scenario import Scenario, running_scenario
 from tests.lab.table import Row, print_table
 
 _ROW = "weak network row"
+_CACHED_ROWS = "weak_networks/rows"
 _missing = cache(missing)
 
 
@@ -63,14 +64,23 @@ def stage(_turn: None, tmp_path: Path, record_property: Callable[[str, object], 
         yield Stage(lab, tmp_path, lambda row: record_property(_ROW, msgspec.json.encode(row).decode()))
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For runs that belong together: some scenarios side by side, then others alone, then some again."""
+    parser.addoption("--earlier-rows", action="store_true", help="show the last run's rows as well")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """The table, of all workers."""
-    rows = {
+    found = [
         value
         for reports in terminalreporter.stats.values()
         for report in reports
         for name, value in getattr(report, "user_properties", ())
         if name == _ROW
-    }
+    ]
+    assert config.cache is not None
+    earlier = config.cache.get(_CACHED_ROWS, []) if config.getoption("earlier_rows", default=False) else []
+    rows = {row.scenario: row for row in (msgspec.json.decode(one, type=Row) for one in (*earlier, *found))}
+    config.cache.set(_CACHED_ROWS, [msgspec.json.encode(row).decode() for row in rows.values()])
     if rows:
-        print_table(Console(width=160), [msgspec.json.decode(row, type=Row) for row in rows])
+        print_table(Console(width=160), rows.values())

@@ -26,7 +26,8 @@ async def test_a_frame_over_the_limit_takes_no_memory(stage: Stage) -> None:
         await scenario.start()
         connector = psutil.Process(scenario.hub.connectors[0].child.pid)
         before = connector.memory_info().rss
-        closes = await asyncio.gather(*(_announce(scenario, peer) for peer in PEERS))
+        with scenario.publishing_to(PEERS):
+            closes = await asyncio.gather(*(_announce(scenario, peer) for peer in PEERS))
         grown = connector.memory_info().rss - before
         scenario.note = f"the connector grew by {max(0, grown) / 1e6:.1f} MB"
         assert closes == [1009] * len(PEERS)

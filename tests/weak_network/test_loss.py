@@ -19,9 +19,11 @@ async def test_lost_packets_lose_no_message(stage: Stage, percent: int) -> None:
         scenario.site("lossy").lose(percent / 100)
         await scenario.start()
         await scenario.load_for(20)
+        lossy = scenario.fleet("lossy")
+        again = lossy.links_opened - len(lossy.node_ids)
+        scenario.note = f"{again} links opened anew" if again else ""
 
 
-@pytest.mark.alone
 async def test_lost_packets_cost_no_more_than_a_retry(stage: Stage) -> None:
     """Invariants 1 to 6: 5 % of the packets are lost each way on a link of 200 ms. TCP repairs it: no message
     takes longer than the retry interval and three round trips, half of them less than two round trips."""

@@ -14,6 +14,8 @@ pytestmark = [pytest.mark.weak_network, pytest.mark.timeout(600)]
 KEEPALIVE_SECONDS = 45.0
 """The default of the dispatcher's --keepalive-seconds."""
 EDGES = {"weak": 10, "others": 5}
+SELDOM_SECONDS = 0.5
+"""Between publishes of scenarios that last for a minute, beside others that measure."""
 
 
 async def test_a_short_black_hole_ends_no_session(stage: Stage) -> None:
@@ -38,7 +40,7 @@ async def test_a_half_open_link_is_closed_in_time(
 ) -> None:
     """C4, invariants 1 to 6: a link over which nothing comes is closed within 1.5 times the keepalive, which
     is told upstream, and the edge comes back by itself."""
-    async with stage.scenario(what, EDGES) as scenario:
+    async with stage.scenario(what, EDGES, pause_seconds=SELDOM_SECONDS) as scenario:
         await scenario.start()
         nodes = scenario.fleet("weak").node_ids
         began = scenario.clock.now()
@@ -73,7 +75,7 @@ async def test_a_pulled_cable(stage: Stage) -> None:
 async def test_edges_that_change_their_address(stage: Stage) -> None:
     """C4, invariants 1 to 6: what is sent to the old address is lost and nobody says so; the edges come back
     from the new one."""
-    async with stage.scenario("address change", EDGES) as scenario:
+    async with stage.scenario("address change", EDGES, pause_seconds=SELDOM_SECONDS) as scenario:
         await scenario.start()
         scenario.site("weak").change_address()
         await scenario.recovered("address change", within=1.5 * KEEPALIVE_SECONDS + 10)

@@ -28,7 +28,7 @@ async def test_a_narrow_wire_shared_by_many(stage: Stage) -> None:
         "64 kbit/s shared by 20", {"narrow": 20, "others": 5}, publishers=2, pause_seconds=4.0
     ) as scenario:
         await scenario.start()
-        await scenario.load_for(30)
+        await scenario.load_for(25)
 
 
 @pytest.mark.alone

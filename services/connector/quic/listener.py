@@ -120,7 +120,7 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
             self._udp.close()
         else:
             self._socket.close()
-        await self.wait_closed()
+        await self.finish()
 
     # What the event loop says.
 
@@ -212,6 +212,8 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
             # An answer would go to an address that proved nothing.
             self._metrics.quic_dropped.labels("token_invalid").inc()
             return
+        if not self.room.is_set():
+            self.hurry(now)
         if not self.room.is_set():
             # As a connection in a full backlog: the peer sends again.
             self._metrics.accept_waits.inc()

@@ -178,19 +178,24 @@ class End(NamedTuple):
 class Claim(NamedTuple):
     """A new owner: raise the node's owner epoch, end its old answers, load what is pending.
 
-    With `same_session` the session only changed its dispatcher, and its answers stay.
+    With `same_session` the session only changed its dispatcher, and its answers stay. What is too much for
+    a transaction is loaded in portions: the owner claims on, `after_seq` what it has, with the `last_seq` of
+    the first portion.
     """
 
     node_id: str
     epoch: int
     at_ms: int
     same_session: bool = False
+    after_seq: int = 0
+    last_seq: int = 0
 
 
 class Reload(NamedTuple):
-    """Load what is pending, behind every operation submitted before."""
+    """Load what is pending above `after_seq`, a portion of it, behind every operation submitted before."""
 
     node_id: str
+    after_seq: int = 0
 
 
 class DeleteNode(NamedTuple):
@@ -247,12 +252,17 @@ class Fenced:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What is pending for a node in the order of seq (without bodies), and its last seq."""
+    """What is pending for a node in the order of seq (without bodies), and its last seq.
+
+    With a `through_seq` that is all up to there, and there may be more. `pending` counts all.
+    """
 
     node_id: str
     last_seq: int
     rows: list[ObjectRow] = field(default_factory=list)
     fenced: bool = False
+    through_seq: int | None = None
+    pending: int = 0
 
 
 class Deleted(NamedTuple):

@@ -1,10 +1,23 @@
 """One group commit: load what the operations name, let the ledger change it, write it back."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, FromClause, Select, and_, false, literal, select
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    FromClause,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    cast,
+    false,
+    func,
+    literal,
+    select,
+)
 from sqlalchemy.dialects import postgresql
 
 from services.dispatcher.outbox.event_ids import EventIds
@@ -27,6 +40,7 @@ from services.runtime.statements import delete_rows, insert_rows, update_rows
 DELIVERY_COLUMNS = [column for column in delivery.c if column.name != "message"]
 _NAMES = [column.name for column in DELIVERY_COLUMNS]
 _KEYS = ("node_id", "object_key")
+_ENDLESS = 2**63 - 1
 _MUTABLE = [name for name in _NAMES if name not in (*_KEYS, "path", "uid")]
 _CLEARED = ["acknowledged", "deleted", "state", "attempts", "reason", "changed_at_ms", "expires_at_ms"]
 
@@ -56,6 +70,41 @@ def _deliveries(*columns: str, pending: bool = False) -> RowQuery:
 _deliveries_by_key = _deliveries("node_id", "object_key")
 _deliveries_by_path = _deliveries("node_id", "path")
 _deliveries_pending = _deliveries("node_id", pending=True)
+
+
+def _portion(wanted: FromClause) -> Select[Any]:
+    """The next pending rows of each node above a seq, as many as the parameter `skipped` and one more."""
+    after = cast(wanted.c.after_seq, BigInteger)
+    other = delivery.alias("other")
+    last = (
+        select(other.c.seq)
+        .where(other.c.node_id == wanted.c.node_id, other.c.state != 0, other.c.seq > after)
+        .order_by(other.c.seq)
+        .limit(1)
+        .offset(bindparam("skipped", type_=Integer))
+        .correlate(wanted)
+        .scalar_subquery()
+    )
+    bounds = select(
+        wanted.c.node_id,
+        after.label("after_seq"),
+        func.coalesce(last, literal(_ENDLESS, BigInteger)).label("through_seq"),
+    ).cte("bounds")
+    # Else the bound would be looked for anew for each row.
+    bounds = bounds.prefix_with("MATERIALIZED", dialect="postgresql")
+    return select(*DELIVERY_COLUMNS).join_from(
+        bounds,
+        delivery,
+        and_(
+            delivery.c.node_id == bounds.c.node_id,
+            delivery.c.state != 0,
+            delivery.c.seq > bounds.c.after_seq,
+            delivery.c.seq <= bounds.c.through_seq,
+        ),
+    )
+
+
+_deliveries_portion = RowQuery(["node_id", "after_seq"], _portion)
 
 _nodes_by_id = RowQuery(
     ["node_id"],
@@ -152,11 +201,27 @@ def load_ledger(
         if rows:
             for row in query.execute(connection, rows):
                 objects[row[0]].setdefault(row[1], object_row(row))
+    read_through = _load_portions(connection, needs, objects) if needs.portions else {}
     used_ids: dict[tuple[str, str], tuple[str, int | None]] = {}
     if needs.message_ids:
         for row in _accepted_by_id.execute(connection, sorted(needs.message_ids)):
             used_ids[row[0], row[1]] = (row[2], version_number(row[3]))
-    return Ledger(quotas, totals, nodes, objects, used_ids, fresh)
+    return Ledger(quotas, totals, nodes, objects, used_ids, fresh, needs.portion_rows, read_through)
+
+
+def _load_portions(
+    connection: Connection, needs: Needs, objects: defaultdict[str, dict[str, ObjectRow]]
+) -> dict[str, int]:
+    """Adds the next pending rows of nodes; says up to where, of those that may have more."""
+    wanted = [(node_id, str(after_seq)) for node_id, after_seq in sorted(needs.portions.items())]
+    counts: Counter[str] = Counter()
+    last: dict[str, int] = {}
+    for row in _deliveries_portion.execute(connection, wanted, skipped=needs.portion_rows - 1):
+        node_id, seq = row[0], row[8]
+        counts[node_id] += 1
+        last[node_id] = max(seq, last.get(node_id, 0))
+        objects[node_id].setdefault(row[1], object_row(row))
+    return {node_id: last[node_id] for node_id, count in counts.items() if count >= needs.portion_rows}
 
 
 def write_ledger(

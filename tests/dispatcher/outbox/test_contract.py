@@ -433,6 +433,59 @@ async def test_answers_stay_when_their_session_changes_its_dispatcher(outbox: Ou
     assert isinstance(late, Fenced)
 
 
+# Portions
+
+
+@pytest.mark.parametrize("others", [0, 3])
+async def test_a_large_backlog_comes_in_portions_that_miss_nothing(outbox: Outbox, others: int) -> None:
+    """C28, C38: each portion is a transaction of its own, with others' rows in it; between them a key that
+    was met gets newer versions."""
+    await claim(outbox, 4)
+    await accepted(outbox, *(accept(publication(1, uid=f"u{number:04}")) for number in range(1200)))
+    for other in range(others):
+        await accepted(outbox, accept(publication(1, uid="other"), f"other-{other}"))
+    taking = Claim(NODE, 5, NOW_MS)
+    met: dict[str, int] = {}
+    portions = 0
+    while True:
+        loaded, *rest = await commit(outbox, taking, *(Reload(f"other-{other}") for other in range(others)))
+        assert isinstance(loaded, Loaded)
+        assert all(isinstance(one, Loaded) and len(one.rows) == 1 for one in rest)
+        assert loaded.pending == 1200
+        seqs = [row.seq for row in loaded.rows]
+        assert seqs == sorted(set(seqs))
+        assert len(seqs) <= 512 // (1 + others)
+        assert all(seq > taking.after_seq for seq in seqs)
+        met |= {row.key: row.seq for row in loaded.rows}
+        if loaded.through_seq is None:
+            break
+        taking = taking._replace(after_seq=loaded.through_seq, last_seq=taking.last_seq or loaded.last_seq)
+        await accepted(outbox, accept(publication(2 + portions, uid="u0000")))
+        portions += 1
+    assert portions >= (2 if not others else 9)
+    assert met == {row.key: row.seq for row in await outbox.pending(NODE, 0, 2000)}
+
+
+async def test_a_portion_sees_what_the_same_batch_did(outbox: Outbox) -> None:
+    """Rows that leave the portion do not let it pass over those behind it."""
+    await claim(outbox, 5)
+    rows = await accepted(outbox, *(accept(publication(1, uid=f"u{number}")) for number in range(520)))
+    first = rows[0]
+    *_, loaded = await commit(
+        outbox,
+        Settle(NODE, 5, first.key, first.seq, 1, first.message_id, NOW_MS),
+        accept(publication(2, uid="u1")),
+        accept(publication(1, uid="new")),
+        Reload(NODE),
+    )
+    assert isinstance(loaded, Loaded)
+    assert loaded.through_seq is not None
+    (rest,) = await commit(outbox, Reload(NODE, loaded.through_seq))
+    assert isinstance(rest, Loaded)
+    assert rest.through_seq is None
+    assert [row.seq for row in (*loaded.rows, *rest.rows)] == [*range(3, 521), 521, 522]
+
+
 # Bodies
 
 
@@ -988,8 +1041,8 @@ at = st.integers(NOW_MS, NOW_MS + 60)
 operations: st.SearchStrategy[Op] = st.one_of(
     st.builds(accept, publications, node_ids, at),
     st.builds(accept, publications, node_ids, at),
-    st.builds(Claim, node_ids, small, at),
-    st.builds(Reload, node_ids),
+    st.builds(Claim, node_ids, small, at, st.booleans(), st.integers(0, 6), st.integers(0, 8)),
+    st.builds(Reload, node_ids, st.integers(0, 8)),
     st.builds(Settle, node_ids, small, keys, st.integers(1, 8), st.integers(0, 6), ids, at),
     st.builds(Attempt, node_ids, small, keys, ids, st.integers(0, 6), small, at),
     st.builds(CountUnacknowledged, node_ids, small, keys, st.integers(1, 8), ids, small, at),

@@ -625,7 +625,8 @@ def test_needs_name_every_row_that_an_operation_looks_at() -> None:
             Settle("n4", 1, "k4", 1, 1, "m", NOW_MS),
             Attempt("n5", 1, "k5", "m", 1, 1, NOW_MS),
             Claim("n6", 1, NOW_MS),
-            Reload("n7"),
+            Reload("n7", 40),
+            Claim("n7", 1, NOW_MS, after_seq=30),
             Event("n8", EventKind.REJECTED, NOW_MS, "m"),
         ]
     )
@@ -633,4 +634,70 @@ def test_needs_name_every_row_that_an_operation_looks_at() -> None:
     assert needs.objects == {(NODE, "a"), ("n2", "b"), ("n3", PATH), ("n4", "k4")}
     assert needs.paths == {("n3", PATH)}
     assert needs.message_ids == {(NODE, "m1")}
-    assert needs.pending_of == {"n6", "n7"}
+    assert needs.portions == {"n6": 0, "n7": 30}
+
+
+@pytest.mark.parametrize(("nodes", "rows"), [(0, 512), (1, 512), (4, 128), (500, 16)])
+def test_nodes_that_load_in_one_transaction_share_its_rows(nodes: int, rows: int) -> None:
+    """C28: however much waits, others' work is between."""
+    assert needs_of([Reload(f"n{number}") for number in range(nodes)]).portion_rows == rows
+
+
+# Portions
+
+
+def portioned(book: Book, rows: int, read_through: int | None = None) -> Ledger:
+    """The same rows in another transaction, which loads so many."""
+    ledger = Ledger(
+        Quotas(), Totals(), book.ledger.nodes, book.ledger.objects, book.ledger.used_ids, portion_rows=rows
+    )
+    if read_through is not None:
+        ledger.read_through[NODE] = read_through
+    return ledger
+
+
+def load(ledger: Ledger, op: Claim | Reload) -> tuple[list[int], int | None]:
+    loaded = ledger.apply(op)
+    assert isinstance(loaded, Loaded)
+    assert not loaded.fenced
+    return [row.seq for row in loaded.rows], loaded.through_seq
+
+
+def test_a_backlog_is_claimed_in_portions(book: Book) -> None:
+    for number in range(1, 6):
+        book.accepts(publication(1, uid=f"u{number}"))
+    claim = Claim(NODE, EPOCH + 1, NOW_MS)
+    ledger = portioned(book, 2)
+    assert load(ledger, claim) == ([1, 2], 2)
+    assert load(ledger, claim._replace(after_seq=2)) == ([3, 4], 4)
+    assert load(ledger, claim._replace(after_seq=4)) == ([5], None)
+
+
+def test_what_was_not_read_is_not_passed_over(book: Book) -> None:
+    """Of six rows the first three were read, and the last one for another reason. Whatever ends before the
+    load, what lies between comes with the next portion."""
+    rows = [book.accepts(publication(1, uid=f"u{number}")) for number in range(1, 7)]
+    for row in rows[3:5]:
+        del book.ledger.objects[NODE][row.key]
+    ledger = portioned(book, 3, read_through=3)
+    ledger.apply(Settle(NODE, EPOCH, "u2", 2, 1, rows[1].message_id, NOW_MS))
+    assert load(ledger, Reload(NODE)) == ([1, 3], 3)
+    assert load(ledger, Reload(NODE, 5)) == ([], 5), "read for another load: this one asks again"
+
+
+def test_a_claim_that_goes_on_is_fenced_by_a_newer_one(book: Book) -> None:
+    """Invariant 4."""
+    book.accepts(publication(1))
+    later = book.ledger.apply(Claim(NODE, EPOCH - 1, NOW_MS, after_seq=1))
+    assert isinstance(later, Loaded)
+    assert later.fenced
+
+
+def test_a_claim_that_goes_on_ends_answers_of_former_sessions_only(book: Book) -> None:
+    """C40."""
+    book.accepts(publication(1, uid="u1"))
+    book.accepts(publication(None, is_answer=True, message_id="old"))
+    claim = Claim(NODE, EPOCH + 1, NOW_MS)
+    assert load(portioned(book, 1), claim) == ([1], 1)
+    book.accepts(publication(None, is_answer=True, message_id="new"))
+    assert load(portioned(book, 9), claim._replace(after_seq=1, last_seq=2)) == ([3], None)
