@@ -148,7 +148,8 @@ async def test_new_quic_links_take_newer_certificates_and_open_ones_stay(
         former = quic.configuration.certificate
         authority.issue("localhost", None, file="server")
         await eventually(lambda: quic.configuration.certificate != former)
-        async with hub.fleet("edge-2", transport="quic"):
+        later = tmp_path / "later.db"
+        async with hub.fleet("edge-2", transport="quic", database=later):
             await _delivers(hub, "edge-2", 1)
             await _delivers(hub, "edge-1", 1)
         assert fleet["edge-1"].counters.links_opened == 1
