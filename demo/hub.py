@@ -200,7 +200,9 @@ def make_hub(
         return made
 
     sessions = instances(
-        "sessions", lambda one: (one.sessions, one.sessions_metrics), "--database", databases.sessions
+        "sessions",
+        lambda one: (one.sessions, one.sessions_metrics),
+        *("--database", databases.sessions, "--enrolment-ca", str(certificates / "ca.crt")),
     )
     dispatchers = instances(
         "dispatcher",

@@ -10,7 +10,7 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from cloudhub.v1 import connector_pb2, dispatcher_pb2, link_pb2, peer_pb2, sessions_pb2
+from cloudhub.v1 import connector_pb2, dispatcher_pb2, enrolment_pb2, link_pb2, peer_pb2, sessions_pb2
 from fuzz.mutations import ODD_TEXTS, mutated
 
 Values: TypeAlias = dict[str, Any]
@@ -18,6 +18,7 @@ Values: TypeAlias = dict[str, Any]
 _FILES: tuple[FileDescriptor, ...] = (
     connector_pb2.DESCRIPTOR,
     dispatcher_pb2.DESCRIPTOR,
+    enrolment_pb2.DESCRIPTOR,
     link_pb2.DESCRIPTOR,
     peer_pb2.DESCRIPTOR,
     sessions_pb2.DESCRIPTOR,
@@ -51,6 +52,12 @@ _PLAUSIBLE: Mapping[str, Sequence[str]] = {
     "message_id": ("m1", "m2"),
     "parent_id": ("m1",),
     "object_key": ("u1", "default/configmap/cm1"),
+    "serial": ("a1", "0a", "ffffffffffffffffffffffffffffffffffffffff"),
+    "former_serial": ("a1",),
+    "certificate_serial": ("a1", ""),
+    "token": ("a.b.c",),
+    "token_id": ("0b1c7f8e-8a53-4d1f-9a57-1f2e3d4c5b6a",),
+    "node_pattern": ("edge-*", "?"),
     "page_token": ("ZWRnZS0x", "MQ==", "edge-1/1"),
 }
 _CONTENTS = (b'{"metadata":{"uid":"u1"}}', b"null", b'"OK"', b"{}")

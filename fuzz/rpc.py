@@ -21,6 +21,8 @@ _SERVERS = {
     "ConnectorAdmin": "connector",
     "DispatcherAdmin": "dispatcher",
     "DispatcherService": "dispatcher",
+    "EnrolmentAdmin": "sessions",
+    "EnrolmentService": "sessions",
     "LinkService": "dispatcher",
     "PeerService": "dispatcher",
     "SessionsAdmin": "sessions",

@@ -19,6 +19,7 @@ from fuzz.target import Check
 from services.connector.settings import ConnectorSettings
 from services.connector.tls import server_context
 from services.dispatcher.settings import DispatcherSettings
+from services.enrolment.settings import EnrolmentSettings
 from services.runtime.clock import SystemClock
 from services.runtime.errors import StartupError
 from services.runtime.settings import ServiceSettings, load_settings
@@ -28,7 +29,12 @@ from services.runtime.tls_files import TlsFiles
 from services.sessions.settings import SessionsSettings
 from tests.support.certs import TestAuthority
 
-_KINDS: tuple[type[ServiceSettings], ...] = (ConnectorSettings, DispatcherSettings, SessionsSettings)
+_KINDS: tuple[type[ServiceSettings], ...] = (
+    ConnectorSettings,
+    DispatcherSettings,
+    EnrolmentSettings,
+    SessionsSettings,
+)
 _LARGEST = 2**63 - 1
 _PLAUSIBLE = ("127.0.0.1:1", "[::1]:1", "a:1,b:2", "1", "0", "5.5", "json", "true", "sqlite:///x.db")
 _ODD = (

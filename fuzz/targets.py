@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fuzz.enrolment import enrolment_checked, enrolment_requests
 from fuzz.frames import frame_texts, frames_checked, recorded_frames
 from fuzz.links import conversations, conversations_checked
 from fuzz.quic import recorded_streams, streams, streams_checked
@@ -15,6 +16,7 @@ _ALL: tuple[Target[Any], ...] = (
     Target("quic", "streams of a QUIC link", streams(), streams_checked, True, recorded_streams),
     Target("settings", "flags and environment of every service", starts(), starts_checked, True),
     Target("files", "certificate, key and CA of a connector", files(), files_checked),
+    Target("enrolment", "HTTP requests to enrolment", enrolment_requests(), enrolment_checked),
     Target("links", "requests and frames at a running connector", conversations(), conversations_checked),
     Target("requests", "every gRPC method of a running hub", calls(), requests_checked),
     Target(

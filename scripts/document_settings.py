@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from services.connector.settings import ConnectorSettings
 from services.dispatcher.settings import DispatcherSettings
+from services.enrolment.settings import EnrolmentSettings
 from services.runtime.settings import ServiceSettings
 from services.sessions.settings import SessionsSettings
 
@@ -23,6 +24,7 @@ SERVICES: dict[str, type[ServiceSettings]] = {
     "sessions": SessionsSettings,
     "dispatcher": DispatcherSettings,
     "connector": ConnectorSettings,
+    "enrolment": EnrolmentSettings,
 }
 _BOUNDS = {"ge": "≥ {}", "gt": "> {}", "le": "≤ {}", "lt": "< {}"}
 

@@ -189,6 +189,7 @@ class LinkAnnouncement(_message.Message):
     TRANSPORT_FIELD_NUMBER: _builtins.int
     PEER_ADDRESS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_SERIAL_FIELD_NUMBER: _builtins.int
     link: _builtins.int
     node_id: _builtins.str
     project_id: _builtins.str
@@ -197,6 +198,8 @@ class LinkAnnouncement(_message.Message):
     peer_address: _builtins.str
     traceparent: _builtins.str
     """Trace context of the link's `connect` span."""
+    certificate_serial: _builtins.str
+    """Of the certificate that the peer showed: lowercase hexadecimal without leading zeros."""
     def __init__(
         self,
         *,
@@ -206,10 +209,11 @@ class LinkAnnouncement(_message.Message):
         transport: _builtins.str = ...,
         peer_address: _builtins.str = ...,
         traceparent: _builtins.str = ...,
+        certificate_serial: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["link", b"link", "node_id", b"node_id", "peer_address", b"peer_address", "project_id", b"project_id", "traceparent", b"traceparent", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_serial", b"certificate_serial", "link", b"link", "node_id", b"node_id", "peer_address", b"peer_address", "project_id", b"project_id", "traceparent", b"traceparent", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

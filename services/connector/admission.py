@@ -19,6 +19,8 @@ class CertificateNames:
 
     organizations: tuple[str, ...] = ()
     common_names: tuple[str, ...] = ()
+    serial: str = ""
+    """The certificate's number: lowercase hexadecimal without leading zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Identity:
 
     node_id: str
     project_id: str
+    certificate_serial: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ def check_identity(
     refusal = _check_certificate(certificate, node_id, where) or _check_headers(
         found, node_id, project_id, where
     )
-    return refusal or Identity(node_id, project_id)
+    return refusal or Identity(node_id, project_id, certificate.serial)
 
 
 def _shown(values: Iterable[str]) -> str:

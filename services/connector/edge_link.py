@@ -143,6 +143,7 @@ class EdgeLink:
             transport=self.transport.kind,
             peer_address=self.transport.peer_address,
             traceparent=self.traceparent,
+            certificate_serial=self.identity.certificate_serial,
         )
 
     def tell_end(self, reason: link_pb2.CloseReason.ValueType, detail: str) -> None:

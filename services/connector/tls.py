@@ -141,7 +141,8 @@ class TlsChannel:
             for key, value in relative_name:
                 if key in found:
                     found[key].append(value)
-        return CertificateNames(tuple(found["organizationName"]), tuple(found["commonName"]))
+        serial = str(certificate.get("serialNumber", "")).lower().lstrip("0")
+        return CertificateNames(tuple(found["organizationName"]), tuple(found["commonName"]), serial)
 
 
 def server_context(files: TlsFiles, now_ms: int) -> tuple[ssl.SSLContext, datetime.datetime]:

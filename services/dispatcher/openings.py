@@ -22,7 +22,13 @@ from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError
 from services.runtime.logs import get_log
-from services.runtime.names import check_label, check_node_id, check_project_id, check_transport
+from services.runtime.names import (
+    check_certificate_serial,
+    check_label,
+    check_node_id,
+    check_project_id,
+    check_transport,
+)
 from services.runtime.tracing import trace_id_of
 
 _log = get_log(__name__)
@@ -62,6 +68,7 @@ def _fault_of(announcement: link_pb.LinkAnnouncement) -> str | None:
         or check_project_id(announcement.project_id)
         or check_transport(announcement.transport)
         or check_label(announcement.peer_address)
+        or check_certificate_serial(announcement.certificate_serial)
         or (None if announcement.link <= MOST_LINK else f"no link has the number {announcement.link}")
     )
 
@@ -203,6 +210,7 @@ class Openings:
             transport=announcement.transport,
             peer_address=announcement.peer_address,
             traceparent=announcement.traceparent,
+            certificate_serial=announcement.certificate_serial,
         )
 
     def _opened(self, opening: Opening, verdict: OpenVerdict) -> NodeSession:

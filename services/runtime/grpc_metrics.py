@@ -9,7 +9,7 @@ from services.runtime.security import Security
 
 
 class GrpcMetrics:
-    """One object per process; `service` is `sessions`, `dispatcher` or `connector`."""
+    """One object per process; `service` is `sessions`, `dispatcher`, `connector` or `enrolment`."""
 
     def __init__(self, service: str, registry: CollectorRegistry) -> None:
         self.refused = Counter(

@@ -9,6 +9,8 @@ _NODE_ID = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]
 _PROJECT_ID = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _INSTANCE_ID = re.compile(r"[!-~]{1,128}")
 _NOT_OF_INSTANCE_ID = re.compile(r"[^!-~]")
+# RFC 5280 allows 20 octets.
+_SERIAL = re.compile(r"(?:[1-9a-f][0-9a-f]{0,39})?")
 _MOST_NAME_IN_ID_CHARS = 80
 
 
@@ -54,6 +56,13 @@ def check_label(text: str) -> str | None:
 def check_transport(text: str) -> str | None:
     """What is wrong with the name of a transport, None if nothing."""
     return None if text in _TRANSPORTS else f"should be 'websocket' or 'quic'; got {text[:80]!r}"
+
+
+def check_certificate_serial(text: str) -> str | None:
+    """What is wrong with the serial number of a certificate, None if nothing; an unknown one is empty."""
+    if _SERIAL.fullmatch(text):
+        return None
+    return f"should be up to 40 lowercase hexadecimal digits without leading zeros; got {text[:80]!r}"
 
 
 def instance_id(name: str, unique: str) -> str:

@@ -19,7 +19,7 @@ class Role(Enum):
     """What a certificate is for; the value is the organisation that says so."""
 
     SERVICE = "cloudhub:service"
-    """Connectors, dispatchers and sessions, among themselves."""
+    """Connectors, dispatchers, sessions and enrolment, among themselves."""
     PUBLISHER = "cloudhub:publisher"
     """Programs that publish and subscribe."""
     OPERATOR = "cloudhub:operator"
@@ -50,6 +50,11 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
         *("ListSessions", "GetSession", "WatchSessions", "EvictSession"),
         *("GetLimits", "SetLimits", "ListInstances", "GetResources"),
     ),
+    **_methods(
+        *("cloudhub.v1.EnrolmentAdmin", _OPERATORS),
+        *("CreateToken", "ListTokens", "RevokeToken", "ListCertificates", "RevokeNode", "ReinstateNode"),
+    ),
+    **_methods("cloudhub.v1.EnrolmentService", _SERVICES, "IssueCertificate"),
     **_methods("cloudhub.v1.ConnectorAdmin", _OPERATORS, "ListLinks", "Drain", "GetResources"),
     **_methods("cloudhub.v1.LinkService", _SERVICES, "Attach"),
     **_methods("cloudhub.v1.PeerService", _SERVICES, "Hint", "SendDirect", "Relay"),

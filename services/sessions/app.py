@@ -5,7 +5,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from cloudhub.v1 import sessions_pb2_grpc
+from cloudhub.v1 import enrolment_pb2_grpc, sessions_pb2_grpc
 from services.runtime.advertising import advertised_address
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.ids import new_id
@@ -17,6 +17,9 @@ from services.runtime.store import Store, open_store
 from services.runtime.tracing import Tracing, configure_tracing
 from services.sessions import schema
 from services.sessions.admin import AdminServicer
+from services.sessions.enrolment.admin import EnrolmentAdminServicer
+from services.sessions.enrolment.record_sql import EnrolmentRecord
+from services.sessions.enrolment.servicer import EnrolmentServicer
 from services.sessions.followed_changes import FollowedChanges
 from services.sessions.limits import Limits
 from services.sessions.metrics import Metrics
@@ -28,7 +31,12 @@ from services.sessions.registry_sql import SqlRegistry
 from services.sessions.servicer import SessionsServicer
 from services.sessions.settings import SessionsSettings
 
-SERVICES = ("cloudhub.v1.SessionsService", "cloudhub.v1.SessionsAdmin")
+SERVICES = (
+    "cloudhub.v1.SessionsService",
+    "cloudhub.v1.SessionsAdmin",
+    "cloudhub.v1.EnrolmentService",
+    "cloudhub.v1.EnrolmentAdmin",
+)
 
 log = get_log(__name__)
 
@@ -122,6 +130,16 @@ class SessionsApp:
         )
         admin = AdminServicer(registry, self.notices, self.metrics, self._clock, self.reaper)
         sessions_pb2_grpc.add_SessionsAdminServicer_to_server(admin, grpc_server)
+        record = EnrolmentRecord(self._store)
+        enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(
+            EnrolmentServicer(record, self.metrics, self._clock), grpc_server
+        )
+        enrolment_pb2_grpc.add_EnrolmentAdminServicer_to_server(
+            EnrolmentAdminServicer(
+                record, registry, self.notices, self.metrics, self._clock, settings.enrolment_ca
+            ),
+            grpc_server,
+        )
         self.changes = FollowedChanges(registry, self.notices)
         await self._server.start()
         self._serves = True

@@ -25,7 +25,7 @@ class Metrics:
         self.grpc = GrpcMetrics("sessions", made)
         self._opens = Counter(
             "cloudhub_sessions_opens",
-            "Sessions asked for: opened, or refused by which limit",
+            "Sessions asked for: opened, or refused by which limit, or forbidden to the node",
             ["outcome"],
             registry=made,
         )
@@ -80,6 +80,12 @@ class Metrics:
         self._handed = Counter(
             "cloudhub_sessions_events_handed_over", "Lifecycle events handed by a renewal", registry=made
         )
+        self._issued = Counter(
+            "cloudhub_sessions_certificates",
+            "Certificates asked for by nodes: granted by token or renewal, or why not",
+            ["outcome"],
+            registry=made,
+        )
         self._watch_ends = Counter(
             "cloudhub_sessions_watch_ends", "Watch streams ended by the service", ["reason"], registry=made
         )
@@ -99,7 +105,8 @@ class Metrics:
 
     def opened(self, results: Iterable[OpenResult]) -> None:
         for result in results:
-            self._opens.labels(f"limit_{result.full[0].value}" if result.full else "opened").inc()
+            outcome = f"limit_{result.full[0].value}" if result.full else "opened"
+            self._opens.labels("forbidden" if result.forbidden else outcome).inc()
             if result.superseded:
                 self._superseded.inc()
 
@@ -133,6 +140,9 @@ class Metrics:
 
     def handed_over(self, count: int) -> None:
         self._handed.inc(count)
+
+    def issued(self, outcome: str) -> None:
+        self._issued.labels(outcome).inc()
 
     def watch_ended(self, reason: str) -> None:
         self._watch_ends.labels(reason).inc()

@@ -55,6 +55,7 @@ class Opening:
     transport: str
     peer_address: str
     traceparent: str = ""
+    certificate_serial: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,8 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class OpenResult:
-    """Opened under `epoch`; or NO_EPOCH, and `full` is the place without room and its limit."""
+    """Opened under `epoch`; or NO_EPOCH, and `full` is the place without room and its limit, or `forbidden`
+    says why the node may not connect."""
 
     epoch: Epoch
     full: Place | None = None
@@ -95,6 +97,7 @@ class OpenResult:
     superseded: Session | None = None
     superseded_event: Event | None = None
     earlier_events: tuple[Event, ...] = ()
+    forbidden: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,15 @@
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, true, tuple_, update
 
 from services.sessions.book import Book
 from services.sessions.book_sql import LockedBook, lock_counts, lock_sessions, read_limits
 from services.sessions.changes_sql import changes_after, last_change
+from services.sessions.enrolment.record_sql import forbidden_nodes
+from services.sessions.fencing import NO_EPOCH
 from services.sessions.lease_sql import drop_events, hand_over, mark_lost, note_alive, renew, trim
 from services.sessions.leases import Observation
 from services.sessions.lifecycle import LIVE, Session, State
@@ -47,17 +49,10 @@ from services.sessions.schema import (
     node_session,
     slot_count,
 )
+from services.sessions.store_use import Transactions
 from services.sessions.upsert import upsert
 
 T = TypeVar("T")
-
-
-class Transactions(Protocol):
-    """What the registry needs of a store."""
-
-    async def write(self, work: Callable[[Connection], T]) -> T: ...
-
-    async def read(self, work: Callable[[Connection], T]) -> T: ...
 
 
 def _committed(locked: LockedBook, results: list[T]) -> Committed[T]:
@@ -90,7 +85,13 @@ class SqlRegistry:
                 initial=self._initial,
                 caller=dispatcher_id,
             )
-            results = [locked.book.open(dispatcher_id, entry, now_ms) for entry in entries]
+            forbidden = forbidden_nodes(connection, entries)
+            results = [
+                OpenResult(NO_EPOCH, forbidden=forbidden[entry.node_id])
+                if entry.node_id in forbidden
+                else locked.book.open(dispatcher_id, entry, now_ms)
+                for entry in entries
+            ]
             locked.write(dispatcher_id)
             return _committed(locked, results)
 

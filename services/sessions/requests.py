@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sized
 from cloudhub.v1 import sessions_pb2
 from services.runtime.errors import InvalidRequest
 from services.runtime.names import (
+    check_certificate_serial,
     check_instance_id,
     check_label,
     check_node_id,
@@ -67,6 +68,9 @@ def openings(request: sessions_pb2.OpenSessionsRequest) -> list[Opening]:
                 transport=_check(at + "transport", entry.transport, check_transport),
                 peer_address=_check(at + "peer_address", entry.peer_address, check_label),
                 traceparent=entry.traceparent,
+                certificate_serial=_check(
+                    at + "certificate_serial", entry.certificate_serial, check_certificate_serial
+                ),
             )
         )
     return found

@@ -130,3 +130,52 @@ limit_change = Table(
     Column("place", exact_text(128), primary_key=True),
     Column("nodes", BigInteger, nullable=False),
 )
+
+# What join tokens are signed with: one row, made by whoever needs it first.
+enrolment_key = Table(
+    "enrolment_key",
+    metadata,
+    Column("purpose", exact_text(16), primary_key=True),
+    Column("secret", String(64), nullable=False),
+)
+
+# Join tokens without their secret: `digest` is SHA-256 of the whole JWT.
+join_token = Table(
+    "join_token",
+    metadata,
+    Column("token_id", exact_text(36), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("node_pattern", String(253), nullable=False),
+    Column("project_id", String(63), nullable=False),
+    Column("uses", Integer, nullable=False),
+    Column("uses_left", Integer, CheckConstraint("uses_left >= 0"), nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("expires_at_ms", BigInteger, nullable=False),
+    Column("revoked", Boolean, nullable=False),
+)
+
+# Nodes that have enrolled or were revoked. It outlives a node's deletion: its certificates do too.
+enrolled_node = Table(
+    "enrolled_node",
+    metadata,
+    Column("node_id", exact_text(MOST_NODE_ID_CHARS), primary_key=True),
+    # The only project that it may connect in; empty: any.
+    Column("project_id", String(63), nullable=False),
+    # Certificates issued up to then are refused.
+    Column("revoked_at_ms", BigInteger),
+)
+
+node_certificate = Table(
+    "node_certificate",
+    metadata,
+    Column("node_id", exact_text(MOST_NODE_ID_CHARS), primary_key=True),
+    Column("serial", exact_text(40), primary_key=True),
+    Column("not_before_ms", BigInteger, nullable=False),
+    Column("not_after_ms", BigInteger, nullable=False),
+    # In the order of the transactions, also with clocks that differ: never up to a revocation before it.
+    Column("issued_at_ms", BigInteger, nullable=False),
+    # Empty: by the certificate before it.
+    Column("token_id", String(36), nullable=False),
+    Column("key_sha256", String(64), nullable=False),
+    Column("peer_address", String(256), nullable=False),
+)

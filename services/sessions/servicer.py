@@ -207,7 +207,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         for entry, result in zip(entries, results, strict=True):
             if not is_sampled(entry.traceparent):
                 continue
-            refused = wire.refusal_detail(result) if result.full else ""
+            refused = result.forbidden or (wire.refusal_detail(result) if result.full else "")
             self._tracing.record(
                 "admit",
                 entry.traceparent,
@@ -216,7 +216,9 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
                 attributes={
                     "cloudhub.node.id": entry.node_id,
                     "cloudhub.session.epoch": result.epoch,
-                    "cloudhub.outcome": "node_limit" if result.full else "opened",
+                    "cloudhub.outcome": (
+                        "forbidden" if result.forbidden else "node_limit" if result.full else "opened"
+                    ),
                     "cloudhub.session.superseded": result.superseded is not None,
                 },
             )

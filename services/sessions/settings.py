@@ -1,5 +1,7 @@
 """Settings of the sessions service."""
 
+from pathlib import Path
+
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
@@ -36,6 +38,10 @@ class SessionsSettings(ServiceSettings):
     most_watchers: int = Field(64, ge=1, le=10_000, description="WatchSessions streams at a time")
     watch_queue: int = Field(
         10_000, ge=1, description="changes a WatchSessions stream may lag behind before it is ended"
+    )
+    enrolment_ca: Path = Field(
+        Path("certs/ca.crt"),
+        description="CA of the edges' certificates (PEM; of several the first): join tokens carry its hash",
     )
 
 

@@ -87,7 +87,11 @@ def refusal_detail(result: OpenResult) -> str:
 
 
 def open_message(result: OpenResult, retry_seconds: float) -> sessions_pb2.OpenVerdict:
-    """A verdict; a refusal advises when to try again."""
+    """A verdict; a refusal by a limit advises when to try again."""
+    if result.forbidden:
+        return sessions_pb2.OpenVerdict(
+            refusal=link_pb2.Refusal(reason=link_pb2.REFUSAL_REASON_FORBIDDEN, detail=result.forbidden)
+        )
     if result.full:
         return sessions_pb2.OpenVerdict(
             refusal=link_pb2.Refusal(

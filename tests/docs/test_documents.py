@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import json_format, symbol_database
 from prometheus_client import CollectorRegistry
 
-from cloudhub.v1 import connector_pb2, dispatcher_pb2, sessions_pb2
+from cloudhub.v1 import connector_pb2, dispatcher_pb2, enrolment_pb2, sessions_pb2
 from scripts.document_settings import rendered
 from services.connector.close_codes import BINARY_FRAME, CLOSE_CODES, FRAME_FAULT_CODES
 from services.connector.metrics import ConnectorMetrics
@@ -20,6 +20,7 @@ from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.publication import Publication, PublishLimits, check_request
 from services.dispatcher.upstream.metrics import UpstreamMetrics
+from services.enrolment.metrics import EnrolmentMetrics
 from services.sessions.metrics import Metrics as SessionsMetrics
 from tests.docs.cookbook import commands_of, overlooked
 
@@ -37,9 +38,10 @@ CASES = {*range(1, 41)}
 
 _SERVICES = {
     service.full_name: service
-    for module in (connector_pb2, dispatcher_pb2, sessions_pb2)
+    for module in (connector_pb2, dispatcher_pb2, enrolment_pb2, sessions_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 }
+_ENROLMENT = "cloudhub.v1.EnrolmentAdmin"
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _FOLDERS = "services|edge|ctl|tests|protos|examples|scripts|docs|deploy|bench|chaos|demo|fuzz|soak"
 _PATH = re.compile(rf"`((?:{_FOLDERS})/[\w./-]*)`")
@@ -169,6 +171,8 @@ def test_every_call_for_operators_and_programs_is_shown() -> None:
         if service.name in wanted
         for method in service.methods
     ]
+    calls += [("EnrolmentAdmin", method.name) for method in _SERVICES[_ENROLMENT].methods]
+    text += (ROOT / "docs" / "enrolment.md").read_text()
     assert calls
     assert [call for call in calls if f"cloudhub.v1.{call[0]}/{call[1]}" not in text] == []
 
@@ -190,7 +194,12 @@ def test_metrics_tables_name_every_metric_with_its_type() -> None:
     PeerMetrics(dispatcher)
     there = {
         (family.name + ("_total" if family.type == "counter" else ""), family.type)
-        for registry in (SessionsMetrics().registry, dispatcher, ConnectorMetrics().registry)
+        for registry in (
+            SessionsMetrics().registry,
+            dispatcher,
+            ConnectorMetrics().registry,
+            EnrolmentMetrics().registry,
+        )
         for family in registry.collect()
         if family.name.startswith("cloudhub_")
     }

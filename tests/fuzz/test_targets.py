@@ -10,6 +10,7 @@ EXAMPLES = {
     "quic": 200,
     "settings": 60,
     "files": 60,
+    "enrolment": 200,
     "links": 60,
     "requests": 400,
     "requests-postgresql": 200,

@@ -10,6 +10,7 @@ from services.connector.metrics import ConnectorMetrics
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.upstream.metrics import UpstreamMetrics
+from services.enrolment.metrics import EnrolmentMetrics
 from services.sessions.metrics import Metrics as SessionsMetrics
 
 
@@ -31,11 +32,13 @@ def _found(registry: CollectorRegistry) -> Iterator[DeclaredMetric]:
 
 
 def declared_metrics(service: str) -> dict[str, DeclaredMetric]:
-    """The hub's own metrics of "sessions", "dispatcher" or "connector", by name."""
+    """The hub's own metrics of "sessions", "dispatcher", "connector" or "enrolment", by name."""
     if service == "sessions":
         registry = SessionsMetrics().registry
     elif service == "connector":
         registry = ConnectorMetrics().registry
+    elif service == "enrolment":
+        registry = EnrolmentMetrics().registry
     else:
         registry = CollectorRegistry()
         DispatcherMetrics(registry)

@@ -8,7 +8,7 @@ import pytest
 from tests.metrics.declared import DeclaredMetric, declared_metrics
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "operations.md"
-SERVICES = ("sessions", "dispatcher", "connector")
+SERVICES = ("sessions", "dispatcher", "connector", "enrolment")
 
 # | `name` | type | `label`, `label` | meaning |
 ROW = re.compile(r"^\| `(cloudhub_\w+)` \| (\w+) \| ([^|]*)\|([^|]*.*)\|$", re.MULTILINE)

@@ -5,14 +5,14 @@ from grpc_channelz.v1 import channelz_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from cloudhub.v1 import connector_pb2, dispatcher_pb2, link_pb2, peer_pb2, sessions_pb2
+from cloudhub.v1 import connector_pb2, dispatcher_pb2, enrolment_pb2, link_pb2, peer_pb2, sessions_pb2
 from edge import certificates
 from services.runtime.roles import ALLOWED, PROGRAMS, Role, allowed, identity_of, is_admin
 from services.runtime.security import SERVICE_NAME
 from tests.support.certs import TestAuthority
 
 _FILES = (
-    *(connector_pb2, dispatcher_pb2, link_pb2, peer_pb2, sessions_pb2),
+    *(connector_pb2, dispatcher_pb2, enrolment_pb2, link_pb2, peer_pb2, sessions_pb2),
     *(channelz_pb2, health_pb2, reflection_pb2),
 )
 METHODS = sorted(

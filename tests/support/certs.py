@@ -74,6 +74,8 @@ class TestAuthority:
         )
         self.certificate = directory / "ca.crt"
         self.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
+        self.key_file = directory / "ca.key"
+        self.key_file.write_bytes(self.private_key())
 
     def chain(self) -> bytes:
         """What a node of this CA shows besides its own certificate, if this CA is not the hub's."""

@@ -100,4 +100,6 @@ def _names(certificate: x509.Certificate) -> CertificateNames:
     def values(of: x509.ObjectIdentifier) -> tuple[str, ...]:
         return tuple(str(entry.value) for entry in certificate.subject.get_attributes_for_oid(of))
 
-    return CertificateNames(values(NameOID.ORGANIZATION_NAME), values(NameOID.COMMON_NAME))
+    return CertificateNames(
+        values(NameOID.ORGANIZATION_NAME), values(NameOID.COMMON_NAME), f"{certificate.serial_number:x}"
+    )

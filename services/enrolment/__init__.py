@@ -1,0 +1,1 @@
+"""Enrolment of edge nodes over HTTPS: signs their certificates, and keeps nothing."""

@@ -1,0 +1,1 @@
+"""Who may enrol, and which certificates nodes have: join tokens, certificates, revocations."""

@@ -1,0 +1,51 @@
+"""EnrolmentService: whether a certificate may be signed. Requests in, one transaction, the verdict out."""
+
+from typing import Any
+
+import grpc
+
+from cloudhub.v1 import enrolment_pb2, enrolment_pb2_grpc
+from services.runtime.clock import Clock
+from services.runtime.logs import get_log
+from services.sessions.enrolment import requests
+from services.sessions.enrolment.record_sql import EnrolmentRecord
+from services.sessions.metrics import Metrics
+
+Context = grpc.aio.ServicerContext[Any, Any]
+log = get_log(__name__)
+
+
+class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServiceServicer):
+    """For the enrolment service. Whatever is granted is on disk."""
+
+    def __init__(self, record: EnrolmentRecord, metrics: Metrics, clock: Clock) -> None:
+        self._record = record
+        self._metrics = metrics
+        self._clock = clock
+
+    async def IssueCertificate(
+        self, request: enrolment_pb2.IssueCertificateRequest, context: Context
+    ) -> enrolment_pb2.IssueCertificateResponse:
+        wanted, now_ms = requests.wanted(request), self._clock.wall_ms()
+        by_token = request.WhichOneof("right") == "token"
+        with self._metrics.transaction("issue"):
+            refusal = (
+                await self._record.issue_by_token(request.token, wanted, now_ms)
+                if by_token
+                else await self._record.issue_by_certificate(request.former_serial, wanted, now_ms)
+            )
+        self._metrics.issued(refusal.reason.name.lower() if refusal else "token" if by_token else "renewal")
+        if not refusal:
+            log.info("certificate.issued", node_id=wanted.node_id, serial=wanted.serial, by_token=by_token)
+            return enrolment_pb2.IssueCertificateResponse()
+        log.warning(
+            "certificate.refused",
+            node_id=wanted.node_id,
+            reason=refusal.reason.name,
+            peer_address=wanted.peer_address,
+        )
+        return enrolment_pb2.IssueCertificateResponse(
+            refusal=enrolment_pb2.EnrolmentRefusal(
+                reason=enrolment_pb2.EnrolmentRefusalReason.ValueType(refusal.reason), detail=refusal.detail
+            )
+        )
