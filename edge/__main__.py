@@ -16,7 +16,10 @@ import typer
 import uvloop
 
 from edge.agent import EdgeAgent, EdgeFleet
+from edge.enrolment import Enroller, EnrolmentFault, read_join_token, split_server
 from edge.node import OutboxFull
+from edge.node_files import NodeFiles, StoredFault
+from edge.renewal import Renewals
 from edge.settings import DEFAULT_PROJECT, EdgeSettings, SettingsFault
 from edge.store import StoreFault
 from edge.tracing import configure_tracing
@@ -93,20 +96,45 @@ def _status(agent: EdgeAgent) -> bytes:
     return json.dumps({"name": f"{agent.node_id}-pod", "status": status}).encode()
 
 
+async def _enrolled(renewals: Renewals, stop: asyncio.Event) -> bool:
+    """Whether all nodes have certificates; False if asked to stop before. Raises EnrolmentFault
+    or StoredFault."""
+    enrolling = asyncio.create_task(renewals.enrol(), name="edge enrolment")
+    stopping = asyncio.create_task(stop.wait(), name="edge stop")
+    try:
+        await asyncio.wait((enrolling, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not enrolling.done():
+            return False
+        await enrolling
+        return True
+    finally:
+        enrolling.cancel()
+        stopping.cancel()
+        await asyncio.wait((enrolling, stopping))
+
+
 async def serve(
     settings: EdgeSettings,
     node_ids: list[str],
     upload_every: float,
     status_every: float,
+    renewals: Renewals | None = None,
 ) -> None:
-    """Runs a fleet until a signal asks it to stop. Raises SettingsFault or StoreFault at the start."""
+    """Runs a fleet until a signal asks it to stop. Raises SettingsFault, EnrolmentFault, StoredFault
+    or StoreFault at the start."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if renewals is not None and not await _enrolled(renewals, stop):
+        return
     fleet = EdgeFleet(settings, node_ids, tracing=configure_tracing(node_ids[0]))
     log.info("edge.started", nodes=len(fleet), server=settings.server, database=str(settings.database))
     async with fleet, asyncio.TaskGroup() as group:
         senders = []
+        if renewals is not None:
+            senders.append(
+                group.create_task(renewals.run(lambda node_id: fleet[node_id].certificate_renewed()))
+            )
         if upload_every > 0:
             senders.append(group.create_task(_uploads(fleet, upload_every)))
         if status_every > 0:
@@ -123,8 +151,23 @@ async def serve(
 
 
 def run(
-    server: Annotated[str, typer.Option(help="wss://HOST:PORT of the hub; several with commas between")],
-    ca: Annotated[Path, typer.Option(help="certificate of the hub's CA")],
+    server: Annotated[str, typer.Option(help="wss://HOST:PORT of the hub; several with commas between")] = "",
+    ca: Annotated[Path | None, typer.Option(help="certificate of the hub's CA")] = None,
+    enrol: Annotated[
+        str,
+        typer.Option(
+            help="https://HOST:PORT of the hub's enrolment: certificates are had there and renewed in time; "
+            "the hub is then at port 10000 of HOST unless --server says where"
+        ),
+    ] = "",
+    token: Annotated[
+        str,
+        typer.Option(
+            envvar="CLOUDHUB_EDGE_TOKEN",
+            show_envvar=True,
+            help="join token, for nodes that have no certificate yet; better given by the environment",
+        ),
+    ] = "",
     database: Annotated[Path, typer.Option(help="SQLite file, made if it does not exist")] = Path("edge.db"),
     node: Annotated[list[str] | None, typer.Option(help="node id; repeat for several")] = None,
     nodes: Annotated[int, typer.Option(min=0, max=100_000, help="also PREFIX1 to PREFIXn")] = 0,
@@ -168,6 +211,17 @@ def run(
         raise SettingsFault("no node named: give --node or --nodes")
     if certificate is not None and len(node_ids) > 1:
         raise SettingsFault("certificate: serves one node only; several need --certificates DIR")
+    renewals: Renewals | None = None
+    if enrol:
+        if certificate is not None:
+            raise SettingsFault("enrol: writes certificates into a folder, --certificates DIR")
+        certificates = certificates or Path("certs")
+        files = [NodeFiles(certificates, node_id) for node_id in node_ids]
+        renewals = Renewals(Enroller(enrol, certificates), files, read_join_token(token) if token else None)
+        server = server or f"wss://{split_server(enrol)[0]}:10000"
+        ca = ca or certificates / "ca.crt"
+    if not server or ca is None:
+        raise SettingsFault("say where the hub is and whom to trust: --server and --ca, or --enrol")
     settings = EdgeSettings(
         server=server,
         ca=ca,
@@ -188,7 +242,7 @@ def run(
     configure_logs(log_format)
     prepare_process()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, node_ids, upload_every, status_every))
+        runner.run(serve(settings, node_ids, upload_every, status_every, renewals))
 
 
 def prepare_process() -> None:
@@ -202,7 +256,7 @@ def main() -> None:
     """Entry point: status 1 and one sentence if the agent cannot start."""
     try:
         typer.run(run)
-    except (SettingsFault, StoreFault) as fault:
+    except (EnrolmentFault, SettingsFault, StoredFault, StoreFault) as fault:
         print(f"cloudhub-edge: {fault}", file=sys.stderr)
         raise SystemExit(1) from None
 

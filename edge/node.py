@@ -20,7 +20,7 @@ from edge.protocol import Header, Kind, MalformedFrame, Message, Route
 from edge.quic_link import QuicLink
 from edge.reconnect import LinkEnd, Reconnect
 from edge.servers import Servers
-from edge.settings import EdgeSettings
+from edge.settings import EdgeSettings, SettingsFault
 from edge.store import Change, StoreFault
 from edge.transport import EdgeLink, TransportChoice
 from edge.writer import Writer
@@ -195,6 +195,13 @@ class EdgeAgent:
                 if not waiting.done():
                     waiting.set_exception(RequestFailed("the link to the hub ended"))
             self._requests.clear()
+
+    def certificate_renewed(self) -> None:
+        """Its files are new: the next dial shows them, the present link stays."""
+        try:
+            self._context = self._settings.tls(self.node_id)
+        except SettingsFault as fault:
+            log.error("certificate.kept", node=self.node_id, detail=str(fault))
 
     def stop(self) -> None:
         """Closes the link politely and lets `run` end."""

@@ -1,0 +1,230 @@
+"""Our edge agent and enrolment: from a join token to the first message, and certificates that change under
+traffic."""
+
+import asyncio
+import datetime
+import itertools
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from cryptography import x509
+
+from cloudhub.v1 import dispatcher_pb2, enrolment_pb2
+from edge.agent import EdgeFleet
+from edge.enrolment import Enroller, EnrolmentFault, read_join_token
+from edge.node_files import NodeFiles, read_authorities
+from edge.renewal import Renewals
+from edge.settings import EdgeSettings
+from tests.support.certs import TestAuthority
+from tests.support.enrolment import EnrolledHub, running_enrolment
+from tests.support.hub import request
+from tests.support.processes import eventually
+
+ROOT = Path(__file__).parent.parent.parent
+_ACKNOWLEDGED = dispatcher_pb2.DELIVERY_STATE_ACKNOWLEDGED
+_LIST = enrolment_pb2.ListTokensRequest()
+
+
+def renewals(hub: EnrolledHub, token: str, server: str = "") -> Renewals:
+    folder = hub.folder / "edge"
+    joined = read_join_token(token) if token else None
+    return Renewals(Enroller(server or hub.server, folder), [NodeFiles(folder, "edge-1")], joined)
+
+
+@asynccontextmanager
+async def fleet_of(
+    hub: EnrolledHub, kept: Renewals, transport: Literal["websocket", "quic"] = "websocket"
+) -> AsyncIterator[EdgeFleet]:
+    """The agent of edge-1, as the program runs it."""
+    await kept.enrol()
+    folder = hub.folder / "edge"
+    settings = EdgeSettings(
+        server=f"wss://localhost:{hub.hub.connector.app.edge_port}",
+        quic_server=f"quic://localhost:{hub.hub.connector.app.quic_port}",
+        transport=transport,
+        ca=folder / "ca.crt",
+        certificates=folder,
+        database=folder / "edge.db",
+        first_delay_seconds=0.02,
+        most_delay_seconds=0.2,
+    )
+    async with EdgeFleet(settings, ["edge-1"]) as fleet:
+        renewing = asyncio.create_task(kept.run(lambda node_id: fleet[node_id].certificate_renewed()))
+        try:
+            async with asyncio.timeout(15):
+                await fleet.connected()
+            yield fleet
+        finally:
+            renewing.cancel()
+            await asyncio.wait([renewing])
+
+
+def present(folder: Path) -> x509.Certificate:
+    return x509.load_pem_x509_certificate((folder / "edge" / "nodes" / "edge-1.crt").read_bytes())
+
+
+async def test_an_agent_that_knows_address_and_token_has_its_first_message_within_5_s(
+    enrolled: EnrolledHub,
+) -> None:
+    await enrolled.hub.accept(request("edge-1"))
+    token = await enrolled.token()
+    began = time.monotonic()
+    async with fleet_of(enrolled, renewals(enrolled, token)) as fleet:
+        await eventually(lambda: fleet.total("acknowledged") == 1, 10, "the first message")
+        took = time.monotonic() - began
+    assert took < 5.0
+    # Once more, without a token: the certificate is there.
+    async with fleet_of(enrolled, renewals(enrolled, "")):
+        pass
+
+
+async def test_a_revoked_node_that_enrolled_anew_comes_in_over_quic(enrolled: EnrolledHub) -> None:
+    """The link tells which certificate it showed, whatever carries it."""
+    async with fleet_of(enrolled, renewals(enrolled, await enrolled.token()), "quic") as fleet:
+        request = enrolment_pb2.RevokeNodeRequest(node_id="edge-1")
+        assert (await (await enrolled.admin()).RevokeNode(request, timeout=10)).was_connected
+        await eventually(lambda: fleet["edge-1"].counters.dials_failed > 0, 10, "a refusal")
+        assert fleet.links == 0
+    for suffix in ("crt", "key"):
+        (enrolled.folder / "edge" / "nodes" / f"edge-1.{suffix}").unlink()
+    async with fleet_of(enrolled, renewals(enrolled, await enrolled.token()), "quic"):
+        pass
+
+
+async def test_a_hub_whose_ca_is_not_that_of_the_token_is_not_trusted(
+    enrolled: EnrolledHub, tmp_path: Path
+) -> None:
+    token = await enrolled.token()
+    other = ("0" if token[0] != "0" else "1") + token[1:]
+    with pytest.raises(EnrolmentFault, match="not the one that the token names"):
+        await renewals(enrolled, other).enrol()
+    assert not (enrolled.folder / "edge").exists()
+    # The token was not shown to it.
+    (kept,) = (await (await enrolled.admin()).ListTokens(_LIST, timeout=10)).tokens
+    assert kept.uses_left == 1
+
+
+async def test_a_refusal_ends_the_enrolment_and_what_passes_is_tried_again(
+    enrolled: EnrolledHub, authority: TestAuthority
+) -> None:
+    with pytest.raises(EnrolmentFault, match="not for node edge-1"):
+        await renewals(enrolled, await enrolled.token("gate-*")).enrol()
+    with pytest.raises(EnrolmentFault, match="does not exist: give a join token"):
+        await renewals(enrolled, "").enrol()
+    token = await enrolled.token()
+    await enrolled.hub.sessions.stop()
+    enrolling = asyncio.create_task(renewals(enrolled, token).enrol())
+    await eventually(lambda: _count(enrolled, "sessions") > 0, 10, "an answer that sessions is away")
+    await enrolled.hub.sessions.start()
+    async with asyncio.timeout(20):
+        await enrolling
+
+
+def _count(hub: EnrolledHub, outcome: str) -> float:
+    return float(hub.app.metrics.requests.labels(outcome)._value.get())
+
+
+async def test_certificates_are_renewed_in_the_middle_of_traffic_and_no_message_is_lost(
+    enrolled: EnrolledHub, authority: TestAuthority
+) -> None:
+    """The link outlives its certificate; the next one is opened with the present certificate."""
+    token = await enrolled.token()
+    async with running_enrolment(enrolled.hub, authority, certificate_seconds=4.0) as app:
+        kept = renewals(enrolled, token, f"https://localhost:{app.port}")
+        async with fleet_of(enrolled, kept) as fleet:
+            first = present(enrolled.folder)
+            serials, published = {first.serial_number}, 0
+            async with asyncio.timeout(40):
+                for number in itertools.count():
+                    await enrolled.hub.accept(request("edge-1", name=f"m{number}", uid=f"u{number}"))
+                    published = number + 1
+                    serials.add(present(enrolled.folder).serial_number)
+                    if len(serials) >= 3 and first.not_valid_after_utc <= datetime.datetime.now(datetime.UTC):
+                        break
+                    await asyncio.sleep(0.02)  # The pace of the traffic.
+            # Twice renewed, and the first certificate has expired; the first link is still the one.
+            assert fleet["edge-1"].counters.links_opened == 1
+            fleet["edge-1"].cut()
+            await enrolled.hub.accept(request("edge-1", name="last", uid="last"))
+            await eventually(
+                lambda: fleet.total("acknowledged") >= published + 1, 15, "every message is acknowledged"
+            )
+            assert fleet["edge-1"].counters.links_opened == 2
+            for number in range(published):
+                explained = await enrolled.hub.explain("edge-1", key=f"u{number}")
+                assert explained.state == _ACKNOWLEDGED
+
+
+async def test_the_cas_successor_reaches_an_edge_before_it_signs_anything_else(
+    enrolled: EnrolledHub, authority: TestAuthority, tmp_path: Path
+) -> None:
+    """A CA is rotated without a link dropped: trusted by the hub first, then signing, then the only one."""
+    await renewals(enrolled, await enrolled.token()).enrol()
+    successor = TestAuthority(tmp_path / "successor", "successor")
+    both = tmp_path / "both.crt"
+    both.write_bytes(authority.certificate.read_bytes() + successor.certificate.read_bytes())
+    changes = {
+        "client_ca": both,
+        "ca_certificate": successor.certificate,
+        "ca_private_key": successor.key_file,
+    }
+    folder = enrolled.folder / "edge"
+    async with running_enrolment(enrolled.hub, authority, **changes) as app:
+        server = f"https://localhost:{app.port}"
+        renewed = await asyncio.to_thread(Enroller(server, folder).renew, "edge-1")
+    new = x509.load_pem_x509_certificate(successor.certificate.read_bytes())
+    renewed.verify_directly_issued_by(new)
+    old = x509.load_pem_x509_certificate(authority.certificate.read_bytes())
+    assert read_authorities(folder) == [old, new]
+
+
+async def _program(hub: EnrolledHub, token: str) -> asyncio.subprocess.Process:
+    """`cloudhub-edge` with the token in its environment."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "edge", "--enrol", hub.server, "--node", "edge-1"),
+        *("--server", f"wss://localhost:{hub.hub.connector.app.edge_port}"),
+        *("--certificates", str(hub.folder / "edge"), "--database", str(hub.folder / "edge.db")),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
+            "CLOUDHUB_EDGE_TOKEN": token,
+        },
+    )
+
+
+async def test_a_program_that_is_refused_ends_with_one_sentence_and_no_secret(
+    enrolled: EnrolledHub,
+) -> None:
+    token = await enrolled.token("gate-*")
+    process = await _program(enrolled, token)
+    async with asyncio.timeout(30):
+        _, told = await process.communicate()
+    assert process.returncode == 1
+    assert b"cloudhub-edge: the hub refuses (403): the token is not for node edge-1" in told
+    assert b"eyJ" not in told
+
+
+async def test_a_program_enrols_and_stops_on_request(enrolled: EnrolledHub) -> None:
+    process = await _program(enrolled, await enrolled.token())
+    try:
+        await enrolled.hub.accept(request("edge-1"))
+        await enrolled.hub.until_state("edge-1", "uid-cm1", _ACKNOWLEDGED, 30)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(15):
+            _, told = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, told
+    assert b"node.enrolled" in told
+    assert b"eyJ" not in told
