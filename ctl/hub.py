@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
-from cloudhub.v1 import connector_pb2, dispatcher_pb2, sessions_pb2
+from cloudhub.v1 import connector_pb2, dispatcher_pb2, enrolment_pb2, sessions_pb2
 from cloudhub.v1.connector_pb2_grpc import ConnectorAdminStub
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub, DispatcherServiceStub
+from cloudhub.v1.enrolment_pb2_grpc import EnrolmentAdminStub
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub
 from ctl.faults import CtlFault, ExitCode, fault_of
 from services.runtime.clock import SystemClock
@@ -24,6 +25,7 @@ from services.runtime.tls_files import TlsFiles
 if TYPE_CHECKING:
     from cloudhub.v1.connector_pb2_grpc import ConnectorAdminAsyncStub
     from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminAsyncStub, DispatcherServiceAsyncStub
+    from cloudhub.v1.enrolment_pb2_grpc import EnrolmentAdminAsyncStub
     from cloudhub.v1.sessions_pb2_grpc import SessionsAdminAsyncStub
 
 Answer = TypeVar("Answer")
@@ -173,6 +175,22 @@ class Sessions(Service):
     def admin(self) -> "SessionsAdminAsyncStub":
         """Its service for operators."""
         return SessionsAdminStub(self.channel)
+
+    @property
+    def enrolment(self) -> "EnrolmentAdminAsyncStub":
+        """Its service about tokens and certificates, for operators."""
+        return EnrolmentAdminStub(self.channel)
+
+    async def certificates(self, prefix: str = "") -> list[enrolment_pb2.NodeCertificate]:
+        """All certificates of nodes whose ids begin so."""
+        request = enrolment_pb2.ListCertificatesRequest(page_size=PAGE, node_id_prefix=prefix)
+        found: list[enrolment_pb2.NodeCertificate] = []
+        while True:
+            page = await self.call(self.enrolment.ListCertificates, request)
+            found.extend(page.certificates)
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
 
     async def listed(self, request: sessions_pb2.ListSessionsRequest) -> list[sessions_pb2.Session]:
         """All sessions that a request asks for."""

@@ -13,6 +13,7 @@ from cloudhub.v1.dispatcher_pb2 import (
     NodeDelivery,
     ObjectDelivery,
 )
+from cloudhub.v1.enrolment_pb2 import NodeCertificate, Token
 from cloudhub.v1.link_pb2 import CloseReason
 from cloudhub.v1.sessions_pb2 import GetLimitsResponse, Instance, Session, SessionState
 
@@ -26,6 +27,9 @@ OBJECTS = ("OBJECT", "RESOURCE", "OPERATION", "VERSION", "STATE", "ATTEMPTS", "A
 EVENTS = ("TIME", "WHAT", "VERSION", "ATTEMPT", "EPOCH", "REASON")
 LIMITS = ("SCOPE", "LIMIT", "NODES NOW")
 CHANGES = ("TIME", "NODE", "STATE", "REASON", "EPOCH", "PEER")
+
+TOKENS = ("TOKEN", "NODES", "PROJECT", "USES LEFT", "MADE", "GOOD")
+CERTIFICATES = ("NODE", "ISSUED", "GOOD", "BY", "PEER", "SERIAL")
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
@@ -48,6 +52,42 @@ def since(stamp: Timestamp, now: datetime) -> str:
 def clock(stamp: Timestamp) -> str:
     """An instant, to the millisecond."""
     return f"{stamp.ToDatetime(UTC):%Y-%m-%dT%H:%M:%S}.{stamp.nanos // 1_000_000:03}Z"
+
+
+def until(stamp: Timestamp, now: datetime) -> str:
+    """`for 4 h`, or `expired`."""
+    left = (stamp.ToDatetime(UTC) - now).total_seconds()
+    return f"for {age(left)}" if left > 0 else "expired"
+
+
+def token_rows(tokens: Iterable[Token], now: datetime) -> list[Row]:
+    """Of TOKENS."""
+    return [
+        (
+            token.token_id,
+            token.node_pattern,
+            token.project_id or "any",
+            f"{token.uses_left} of {token.uses}",
+            since(token.created_at, now),
+            "revoked" if token.revoked else until(token.expires_at, now),
+        )
+        for token in tokens
+    ]
+
+
+def certificate_rows(certificates: Iterable[NodeCertificate], now: datetime) -> list[Row]:
+    """Of CERTIFICATES."""
+    return [
+        (
+            certificate.node_id,
+            since(certificate.issued_at, now),
+            "revoked" if certificate.revoked else until(certificate.not_after, now),
+            "token" if certificate.token_id else "renewal",
+            certificate.peer_address,
+            certificate.serial,
+        )
+        for certificate in certificates
+    ]
 
 
 def session_state(session: Session) -> str:

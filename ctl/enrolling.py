@@ -1,0 +1,132 @@
+"""Commands about enrolment: join tokens, certificates of nodes, revocations."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from cloudhub.v1 import enrolment_pb2 as pb
+from ctl import tables
+from ctl.app import NodeArgument, OutputOption, PrefixOption, YesOption, app, confirm, run
+from ctl.hub import Hub
+from ctl.output import Output, as_dict, note, show_json, show_table, write
+
+token = typer.Typer(help="Join tokens, by which nodes get their first certificate.", no_args_is_help=True)
+app.add_typer(token, name="token")
+
+_DAY_HOURS = 24.0
+
+
+@token.command()
+def create(
+    context: typer.Context,
+    nodes: Annotated[
+        str, typer.Option(help="node ids that it is for; '*' stands for any characters, '?' for one")
+    ] = "*",
+    project: Annotated[str, typer.Option(help="the only project that these nodes may connect in")] = "",
+    uses: Annotated[int, typer.Option(min=1, help="how many nodes may enrol with it")] = 1,
+    hours: Annotated[float, typer.Option(min=0.001, help="how long it is good")] = _DAY_HOURS,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Makes a join token and shows it, this once."""
+
+    async def work(hub: Hub) -> None:
+        request = pb.CreateTokenRequest(
+            node_pattern=nodes, project_id=project, uses=uses, valid_seconds=hours * 3600
+        )
+        made = await hub.sessions.call(hub.sessions.enrolment.CreateToken, request)
+        if output is Output.JSON:
+            show_json(as_dict(made))
+        else:
+            write(made.join_token)
+            until = tables.clock(made.token.expires_at)
+            note(f"token {made.token.token_id}, good until {until}; it is not shown again")
+
+    run(context, work)
+
+
+@token.command("list")
+def list_tokens(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+    """Lists join tokens, the newest first, without their secrets."""
+
+    async def work(hub: Hub) -> None:
+        found = await hub.sessions.call(hub.sessions.enrolment.ListTokens, pb.ListTokensRequest())
+        if output is Output.JSON:
+            show_json([as_dict(one) for one in found.tokens])
+        else:
+            show_table(
+                tables.TOKENS, tables.token_rows(found.tokens, datetime.now(UTC)), "there are no tokens"
+            )
+
+    run(context, work)
+
+
+@token.command()
+def revoke(
+    context: typer.Context,
+    token_id: Annotated[str, typer.Argument(metavar="TOKEN", help="its id, as `token list` shows it")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Makes a token let nobody in any more."""
+
+    async def work(hub: Hub) -> None:
+        request = pb.RevokeTokenRequest(token_id=token_id)
+        found = await hub.sessions.call(hub.sessions.enrolment.RevokeToken, request)
+        if output is Output.JSON:
+            show_json(as_dict(found.token))
+        else:
+            used = found.token.uses - found.token.uses_left
+            write(f"token {token_id} is revoked; certificates that it got stay good: {used}")
+
+    run(context, work)
+
+
+@app.command()
+def certificates(
+    context: typer.Context, prefix: PrefixOption = "", output: OutputOption = Output.TABLE
+) -> None:
+    """Lists the certificates of nodes."""
+
+    async def work(hub: Hub) -> None:
+        found = await hub.sessions.certificates(prefix)
+        if output is Output.JSON:
+            show_json([as_dict(one) for one in found])
+        else:
+            rows = tables.certificate_rows(found, datetime.now(UTC))
+            show_table(tables.CERTIFICATES, rows, "no certificate was issued")
+
+    run(context, work)
+
+
+@app.command("revoke-node")
+def revoke_node(
+    context: typer.Context, node: NodeArgument, yes: YesOption = False, output: OutputOption = Output.TABLE
+) -> None:
+    """Refuses a node's certificates and cuts its link; it needs a new join token."""
+    confirm(f"Refuse all certificates that {node} has?", yes)
+
+    async def work(hub: Hub) -> None:
+        request = pb.RevokeNodeRequest(node_id=node)
+        answer = await hub.sessions.call(hub.sessions.enrolment.RevokeNode, request)
+        if output is Output.JSON:
+            show_json(as_dict(answer))
+        else:
+            link = "its link is cut" if answer.was_connected else "it was not connected"
+            write(f"the certificates of {node} are refused; {link}")
+
+    run(context, work)
+
+
+@app.command("reinstate-node")
+def reinstate_node(context: typer.Context, node: NodeArgument, output: OutputOption = Output.TABLE) -> None:
+    """Takes a revocation back."""
+
+    async def work(hub: Hub) -> None:
+        request = pb.ReinstateNodeRequest(node_id=node)
+        answer = await hub.sessions.call(hub.sessions.enrolment.ReinstateNode, request)
+        if output is Output.JSON:
+            show_json(as_dict(answer))
+        else:
+            write(f"the certificates of {node} are good again")
+
+    run(context, work)
