@@ -203,13 +203,14 @@ async def test_a_process_that_stops_within_a_transaction_holds_its_rows_for_a_wh
     await store.write(run("CREATE TABLE held (n int)"))
     await store.write(run("INSERT INTO held VALUES (1)"))
     connection = await frozen._connect()
-    await connection.execute("BEGIN")
-    await connection.execute("UPDATE held SET n = 2")
-    began = time.monotonic()
-    await store.write(run("UPDATE held SET n = 3"))
-    assert 0.3 < time.monotonic() - began < 2.5
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
-        await connection.execute("COMMIT")
+    try:
+        await connection.execute("BEGIN")
+        await connection.execute("UPDATE held SET n = 2")
+        began = time.monotonic()
+        await store.write(run("UPDATE held SET n = 3"))
+        assert 0.3 < time.monotonic() - began < 2.5
+    finally:
+        connection.terminate()
     assert await store.read(run("SELECT n FROM held")) == [3]
     await store.close()
     await frozen.close()

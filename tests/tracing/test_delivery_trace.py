@@ -169,9 +169,12 @@ async def test_an_attempt_that_is_lost_with_its_link_says_so_and_the_next_one_wh
     assert lost.attributes["messaging.message.id"] == response.message_id
     assert [span.attributes["cloudhub.reason"] for span in (first, second)] == ["accepted", "session_opened"]
     assert session_epoch(lost) == session_epoch(first) < session_epoch(second)
-    links = receiver.found("connect", cloudhub__node__id="edge-fades")
-    assert [span.links for span in (first, second)] == [((one.trace_id, one.span_id),) for one in links]
-    ends = await receiver.wait_for("disconnect", links[0].trace_id)
+    for span in (first, second):
+        connect = await receiver.one("connect", span.links[0][0])
+        assert span.links == ((connect.trace_id, connect.span_id),)
+        assert connect.attributes["cloudhub.node.id"] == "edge-fades"
+    assert first.links != second.links
+    ends = await receiver.wait_for("disconnect", first.links[0][0])
     assert {end.attributes["cloudhub.reason"] for end in ends} == {"transport_error"}
 
 
