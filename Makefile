@@ -36,10 +36,10 @@ e2e: $(READY)
 	[ -z "$$failed" ] || $(WEAK) -m weak_network --earlier-rows --basetemp .run/e2e-again \
 		--last-failed --last-failed-no-failures none
 
-# The commands that the documents show. The first time, grpcurl is built: half a minute.
+# What people type: the commands that the documents show, and cloudhubctl. The first time, grpcurl is built: half a minute.
 check-cookbook: $(READY)
 	$(BIN)/python -m scripts.get_tools grpcurl
-	$(BIN)/python -m pytest -m cookbook --numprocesses 3 -rs tests/docs
+	$(BIN)/python -m pytest -m cookbook --numprocesses 3 -rs tests/docs tests/ctl
 
 check-deploy: $(VENV)/.ready-deploy
 	$(BIN)/python -m scripts.get_tools prometheus

@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from tests.support.processes import HOST, ROOT, HubProcesses, clean_environment
 
-pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.e2e, pytest.mark.cookbook, pytest.mark.asyncio(loop_scope="module")]
 
 FAST = {"dispatcher": ["--ack-seconds", "0.2", "--ack-most-seconds", "0.3", "--most-attempts", "2"]}
 SECONDS = 30.0
