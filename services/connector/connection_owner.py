@@ -1,6 +1,7 @@
 """Who owns the connections of one transport until nothing is left of them, and counts them."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 from services.connector.admission import HttpRefusal
@@ -22,7 +23,7 @@ class Gate(Protocol):
         ...
 
 
-class ConnectionOwner:
+class ConnectionOwner(ABC):
     """Implements `connections.ConnectionHost`, but for what one transport alone needs.
 
     At most `openings_most` connections have an answer to their request before them; `room` is set while
@@ -68,9 +69,9 @@ class ConnectionOwner:
         self._none_left.clear()
         self._count()
 
+    @abstractmethod
     async def close(self) -> None:
         """Accepts nothing more, cuts what is left and returns when nothing is."""
-        raise NotImplementedError
 
     def abort_all(self) -> None:
         """Cuts every connection that is left."""

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import os
+import time
 
 import psutil
 import pytest
@@ -348,6 +349,22 @@ async def test_a_peer_that_says_nothing_is_closed(start_app: StartApp, authority
         assert metric(app, "handshake_failures_total", reason="request_timeout") == 1
         assert app.quic
         assert app.quic.connections == 0
+
+
+async def test_an_opening_that_others_wait_for_has_a_third_of_its_time(
+    start_app: StartApp, authority: TestAuthority
+) -> None:
+    async with start_app(openings_most=1, opening_seconds=6.0) as app:
+        peers = QuicPeers(authority, app.quic_port)
+        began = time.monotonic()
+        async with peers.connection(peers.issued("edge-1")) as silent:
+            # Its first packets are dropped, and it sends them again.
+            async with peers.connection(peers.issued("edge-2")) as late:
+                late.ask("edge-2")
+                assert (await late.answer()).router.operation == "ack"
+                assert 1.9 < time.monotonic() - began < 5.5
+            await poll(lambda: silent.ended)
+        assert metric(app, "handshake_failures_total", transport="quic", reason="request_timeout") == 1
 
 
 async def test_exactly_as_many_as_there_is_room_for_are_admitted(
