@@ -271,7 +271,7 @@ def _present(certificate_path: Path, key_path: Path, issuer: KeyPair | None, sub
     move = "move it and its key away to have a new one made"
     try:
         certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise CertificateFault(f"{certificate_path} is no PEM certificate; {move}") from None
     if not key_path.exists():
         raise CertificateFault(f"{certificate_path} exists but its key {key_path} does not; {move}")

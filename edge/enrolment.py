@@ -163,7 +163,7 @@ class Enroller:
 def _certificate(data: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(data)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise EnrolmentFault("the hub answered with something that is no certificate") from error
 
 

@@ -87,7 +87,7 @@ class NodeFiles:
         data = _read(self.certificate)
         try:
             certificate = x509.load_pem_x509_certificate(data)
-        except ValueError as error:
+        except (ValueError, x509.InvalidVersion) as error:
             raise StoredFault(f"{self.certificate} is no PEM certificate") from error
         if self._next.exists() and _load_key(self._next).public_key() == certificate.public_key():
             self._take_next()
@@ -123,7 +123,7 @@ def read_authorities(folder: Path) -> list[x509.Certificate]:
     data = _read(path)
     try:
         return x509.load_pem_x509_certificates(data)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise StoredFault(f"{path} is no PEM certificate") from error
 
 

@@ -48,7 +48,7 @@ def shown_by(certificate: bytes | None) -> Shown | None:
     try:
         read = x509.load_der_x509_certificate(certificate)
         subject = [(one.oid, str(one.value)) for one in read.subject]
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         # OpenSSL takes names that say nothing to us.
         return Shown("", "")
     names = [value for oid, value in subject if oid == NameOID.COMMON_NAME]

@@ -47,7 +47,7 @@ def check_request(data: bytes, node_id: str) -> NodeKey:
         subject = list(request.subject)
         key = request.public_key()
         signed = request.is_signature_valid
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, x509.InvalidVersion, InvalidSignature, UnsupportedAlgorithm) as error:
         raise BadRequest("the body should be a signing request (PKCS #10, DER) that can be read") from error
     names = [str(one.value) for one in subject if one.oid == NameOID.COMMON_NAME]
     if names != [NAME_PREFIX + node_id]:

@@ -81,7 +81,7 @@ def _read(path: Path, what: str) -> bytes:
 def _certificates(path: Path, data: bytes, what: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(data)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise StartupError(f"the {what} {path} is not a certificate in PEM form") from error
 
 

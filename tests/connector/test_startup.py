@@ -18,7 +18,7 @@ from services.runtime.settings import load_settings
 from services.runtime.tls_files import TlsFiles
 from services.runtime.tracing import Tracing
 from tests.connector.conftest import MakeSettings
-from tests.support.certs import Issued, TestAuthority
+from tests.support.certs import Issued, TestAuthority, of_another_version
 
 _NOW = int(dt.datetime.now(dt.UTC).timestamp() * 1000)
 _HOUR = dt.timedelta(hours=1)
@@ -39,6 +39,10 @@ def test_files_that_are_not_pem_are_told(
         server_context(TlsFiles(junk, good.key, authority.certificate), _NOW)
     with pytest.raises(StartupError, match=r"the CA certificate .* is not a certificate"):
         server_context(TlsFiles(good.certificate, good.key, junk), _NOW)
+    odd = tmp_path / "odd.crt"
+    odd.write_bytes(of_another_version(good.certificate))
+    with pytest.raises(StartupError, match=r"odd\.crt is not a certificate in PEM form"):
+        server_context(TlsFiles(odd, good.key, authority.certificate), _NOW)
     with pytest.raises(StartupError, match="is not an unencrypted key in PEM form"):
         server_context(TlsFiles(good.certificate, junk, authority.certificate), _NOW)
     with pytest.raises(StartupError, match="cannot read the private key"):

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import NameOID
 
 from edge.node_files import NodeFiles, StoredFault, add_authority, read_authorities
+from tests.support.certs import TestAuthority, of_another_version
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -68,9 +69,14 @@ def test_a_cut_between_certificate_and_key_is_mended(tmp_path: Path, monkeypatch
 def test_what_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
     files = NodeFiles(tmp_path, "edge-1")
     files.next_key()
-    files.certificate.write_text("no certificate")
-    with pytest.raises(StoredFault, match=r"edge-1\.crt is no PEM certificate"):
-        files.settle()
+    authority = TestAuthority(tmp_path / "ca").certificate
+    for data in (b"no certificate", of_another_version(authority)):
+        files.certificate.write_bytes(data)
+        with pytest.raises(StoredFault, match=r"edge-1\.crt is no PEM certificate"):
+            files.settle()
+    (tmp_path / "ca.crt").write_bytes(of_another_version(authority))
+    with pytest.raises(StoredFault, match=r"ca\.crt is no PEM certificate"):
+        read_authorities(tmp_path)
     (tmp_path / "nodes" / "edge-1.key.next").write_text("no key")
     with pytest.raises(StoredFault, match="no unencrypted PEM private key"):
         files.next_key()

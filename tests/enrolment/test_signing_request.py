@@ -19,6 +19,10 @@ def altered(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
+# The integer 1 where version 1 of PKCS #10 has 0.
+OF_ANOTHER_VERSION = GOOD.replace(b"\x02\x01\x00", b"\x02\x01\x01", 1)
+
+
 def test_the_key_of_a_good_request_is_had() -> None:
     found = check_request(GOOD, "edge-1")
     assert found.der == KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -43,6 +47,7 @@ def test_a_stock_edges_further_names_are_borne() -> None:
         (b"\x30" * 9000, "at most"),
         (GOOD[:-1], "can be read"),
         (GOOD + b"\x00", "can be read"),
+        (OF_ANOTHER_VERSION, "can be read"),
         (altered(GOOD, len(GOOD) - 1), "not signed by the key"),
         (request_for("edge-2"), "common name"),
         (request_for(common_name="edge-1"), "common name"),

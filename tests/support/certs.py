@@ -39,6 +39,14 @@ class Issued:
     key: Path
 
 
+def of_another_version(issued: Path) -> bytes:
+    """The certificate of a PEM file with a version that X.509 does not have."""
+    der = x509.load_pem_x509_certificate(issued.read_bytes()).public_bytes(Encoding.DER)
+    third = b"\xa0\x03\x02\x01\x02"
+    assert third in der
+    return ssl.DER_cert_to_PEM_cert(der.replace(third, third[:-1] + b"\x07", 1)).encode()
+
+
 class TestAuthority:
     """A CA in a directory of its own."""
 

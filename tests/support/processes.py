@@ -5,7 +5,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import cycle, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,13 +35,35 @@ async def eventually(condition: Callable[[], Any], seconds: float = 20.0, what: 
         raise AssertionError(f"not within {seconds:g} s: {what or condition}") from None
 
 
+def _own_ports() -> Iterator[int]:
+    """This process's share of the ports below those that systems give out by themselves: between that a port
+    was found free and that a service binds it, no connection of others and no other test takes it."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = _FIRST_PORT + worker % _MOST_WORKERS * _PORTS_OF_A_WORKER
+    # Not from the same one on in each run: others may be at work on this machine.
+    start = os.getpid() % _PORTS_OF_A_WORKER
+    return cycle(first + (start + at) % _PORTS_OF_A_WORKER for at in range(_PORTS_OF_A_WORKER))
+
+
+_FIRST_PORT, _MOST_WORKERS, _PORTS_OF_A_WORKER = 20_000, 12, 1_000
+_ports = _own_ports()
+
+
+def _is_free(port: int) -> bool:
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with socket.socket(socket.AF_INET, kind) as trial:
+            try:
+                trial.bind((HOST, port))
+            except OSError:
+                return False
+    return True
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody uses now; they are fixed, so that a service comes back where it was."""
-    held = [socket.create_server((HOST, 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in held]
-    for listener in held:
-        listener.close()
-    return ports
+    found = list(islice(filter(_is_free, islice(_ports, _PORTS_OF_A_WORKER)), count))
+    assert len(found) == count, f"{count} free ports wanted, {len(found)} found"
+    return found
 
 
 def clean_environment() -> dict[str, str]:

@@ -4,7 +4,6 @@ import asyncio
 import datetime as dt
 import os
 import signal
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,21 +16,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.runtime.rpc import open_channel
 from tests.support.certs import TestAuthority
 from tests.support.edge_peer import EdgePeers
+from tests.support.processes import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
 HOST = "127.0.0.1"
 SERVICES = ("sessions", "dispatcher", "connector")
 READY_SECONDS = 30.0
 STOP_SECONDS = 25.0
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses now; they are fixed, so that a service comes back where it was."""
-    held = [socket.create_server((HOST, 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in held]
-    for listener in held:
-        listener.close()
-    return ports
 
 
 class HubProcesses:

@@ -129,7 +129,7 @@ def _hash_of(path: Path) -> str:
         raise Refused(
             "NO_ENROLMENT_CA", f"the CA certificate {path} cannot be read: {error.strerror}"
         ) from error
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise Refused("NO_ENROLMENT_CA", f"the CA certificate {path} is not in PEM form") from error
     return hashlib.sha256(first.public_bytes(Encoding.DER)).hexdigest()
 
