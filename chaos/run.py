@@ -30,7 +30,6 @@ GUESTS_SECONDS = 1.0
 """After each fault guests contend for the sessions that it leaves, for so long."""
 WARM_UP_SECONDS = 3.0
 CONNECT_SECONDS = 60.0
-PUBLISH_PAUSE_SECONDS = 0.2
 ANSWERS_SECONDS = 15.0
 
 
@@ -149,7 +148,7 @@ class ChaosRun:
             await scene.guests.start()
             scene.guests.leave()
             publishing = [
-                background.create_task(publisher.run(PUBLISH_PAUSE_SECONDS), name="publisher")
+                background.create_task(publisher.run(settings.publish_pause_seconds), name="publisher")
                 for publisher in scene.publishers
             ]
             await asyncio.sleep(WARM_UP_SECONDS)

@@ -22,6 +22,8 @@ class ChaosSettings:
     """Further nodes that nothing is published to. No more than `nodes` sessions are admitted, so that they
     contend for what a fault leaves free."""
     publishers: int = 3
+    publish_pause_seconds: float = 0.2
+    """Of each publisher, between two rounds of a message to every node."""
     subscribers: int = 2
     engine: Engine = Engine.POSTGRESQL
     tls: bool = False

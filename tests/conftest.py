@@ -5,11 +5,27 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import uvloop
+from _pytest.unittest import TestCaseFunction
 
 from tests.support.figures import figures, pytest_terminal_summary
 from tests.support.postgres import Databases, running_databases
 
 __all__ = ["figures", "pytest_terminal_summary"]
+
+# The services run as processes of their own there, or not at all.
+_ELSEWHERE = {
+    *("bench", "chaos", "ctl", "demo", "deploy", "docs", "e2e", "edge", "fuzz", "lab", "metrics", "soak"),
+    *("tools", "tracing"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Measuring coverage doubles the time of what is measured: state machines run the same lines thousands of
+    times, and others of the tests have run them before."""
+    for item in items:
+        folder = item.path.relative_to(item.config.rootpath).parts[1]
+        if folder in _ELSEWHERE or isinstance(item, TestCaseFunction):
+            item.add_marker(pytest.mark.no_cover)
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

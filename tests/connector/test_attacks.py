@@ -70,6 +70,7 @@ def _client_hello(context: ssl.SSLContext) -> bytes:
     return outgoing.read()
 
 
+@pytest.mark.no_cover
 async def test_thousands_of_half_finished_handshakes_disturb_no_link(
     start_app: StartApp, authority: TestAuthority, dispatcher: LinkDispatcher
 ) -> None:

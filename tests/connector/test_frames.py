@@ -73,6 +73,7 @@ def _without_empty(frame: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+@pytest.mark.no_cover
 @given(_frames())
 def test_every_frame_survives_decoding_and_encoding(frame: dict[str, Any]) -> None:
     message = decode_frame(_encoded(frame) + b"\n")

@@ -244,6 +244,7 @@ async def test_a_link_over_its_rate_is_slowed_and_not_closed(
             assert metric(app, "read_pauses_total", reason="rate") >= 1
 
 
+@pytest.mark.no_cover
 async def test_a_thousandth_reconnect_leaves_what_the_first_left(
     app: ConnectorApp, peers: EdgePeers, dispatcher: LinkDispatcher
 ) -> None:

@@ -18,7 +18,9 @@ async def test_every_invariant_holds_whatever_is_broken() -> None:
     one kind of fault after the other under load; no operator helps."""
     need_postgres()
     with reachable_folder() as folder:
-        run = ChaosRun(ChaosSettings(seconds=60.0, seed=1, nodes=24, out=folder), print)
+        run = ChaosRun(
+            ChaosSettings(seconds=60.0, seed=1, nodes=24, publish_pause_seconds=0.4, out=folder), print
+        )
         try:
             await run.run()
             verdict = judge(run.history, run.node_ids)

@@ -1,11 +1,14 @@
 """Several replicas of sessions over one database: `services.sessions.registry_sql` on PostgreSQL."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeVar
 
 import pytest
 
+from services.runtime.errors import StoreBusy
 from services.runtime.store import open_store
 from services.sessions.lifecycle import LIVE, Reason, State
 from services.sessions.limits import Limits, Scope
@@ -16,6 +19,7 @@ from services.sessions.schema import SCHEMA
 from tests.support.postgres import Databases
 from tests.support.sessions import opening, recounted
 
+T = TypeVar("T")
 NOW = 1_700_000_000_000
 LIMITS = Limits(per_connector=12, per_project=25, total=40)
 EVERYTHING = Filter(states=frozenset(State))
@@ -94,6 +98,16 @@ async def test_a_node_that_opens_everywhere_at_once_has_one_session(replicas: li
     await exact_counts(replicas[0])
 
 
+async def asked_until_free(make: Callable[[], Awaitable[T]]) -> T:
+    """As a dispatcher does: what finds its rows locked for too long (a busy machine) is asked again."""
+    while True:
+        try:
+            return await make()
+        except StoreBusy:
+            continue
+
+
+@pytest.mark.no_cover
 async def test_opens_and_closes_from_everywhere_leave_exact_counts(replicas: list[SqlRegistry]) -> None:
     """C7: a node that leaves makes room at once; nothing is counted twice or forgotten."""
 
@@ -102,12 +116,14 @@ async def test_opens_and_closes_from_everywhere_leave_exact_counts(replicas: lis
         refused = 0
         for turn in range(6):
             node_id = f"edge-{(number * 7 + turn) % 50:02}"
-            wanted = opening(node_id, f"p{turn % 2}", f"c{(number + turn) % 5}")
-            result = (await registry.open(dispatcher_id, [wanted], NOW)).results[0]
+            wanted = [opening(node_id, f"p{turn % 2}", f"c{(number + turn) % 5}")]
+            opened = await asked_until_free(partial(registry.open, dispatcher_id, wanted, NOW))
+            result = opened.results[0]
             if not result.epoch:
                 refused += 1
                 continue
-            await registry.close(dispatcher_id, [Ending(node_id, result.epoch, Reason.EDGE_CLOSED)], NOW)
+            ending = [Ending(node_id, result.epoch, Reason.EDGE_CLOSED)]
+            await asked_until_free(partial(registry.close, dispatcher_id, ending, NOW))
         return refused
 
     async with watched(replicas[0]) as highest:

@@ -399,6 +399,7 @@ async def test_draining_closes_links_with_1012(
             assert json.loads((await late.answer()).content)["status"] == 503
 
 
+@pytest.mark.no_cover
 async def test_a_thousand_connects_leave_nothing_behind(
     app: ConnectorApp, quic_peers: QuicPeers, dispatcher: LinkDispatcher
 ) -> None:

@@ -1125,6 +1125,7 @@ def emptied_databases() -> dict[str, str]:
     return {}
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(script=st.lists(steps, min_size=1, max_size=12))
