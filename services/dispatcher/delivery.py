@@ -421,12 +421,13 @@ class Delivery:
                     and session.policy.recorded(op.key, op.seq)
                 ):
                     may_go[op.node_id] = session
-            if isinstance(op, Attempt):
-                if op.attempt == 1:
+            sent = op if isinstance(op, Attempt) else op.sent if isinstance(op, Settle) else None
+            if sent is not None:
+                if sent.attempt == 1:
                     first += 1
                 else:
                     again += 1
-            elif isinstance(op, Settle):
+            if isinstance(op, Settle):
                 settled += 1
                 if op.traceparent:
                     self._trace_record(op)

@@ -20,6 +20,7 @@ from services.dispatcher.outbox.records import (
     Result,
     RowState,
     Settle,
+    unfolded,
 )
 from services.dispatcher.publication import Publication
 from services.runtime.errors import StoreUnavailable
@@ -238,7 +239,7 @@ class MemoryOutbox:
             if event.node_id == node_id
             and (event.message_id == message_id if message_id else event.key == key)
         ]
-        return found[-limit:]
+        return unfolded(found)[-limit:]
 
     async def redeliver(self, node_id: str, key: str, at_ms: int) -> int:
         """See `contract.Outbox.redeliver`."""

@@ -353,7 +353,13 @@ class Ledger:
     def _settle(self, op: Settle, node: NodeRow, row: ObjectRow | None) -> None:
         node.last_ack_ms = op.at_ms
         self.changed_nodes.add(node.node_id)
-        self._event(op.node_id, _ACKNOWLEDGED, op.at_ms, op.message_id, op.key, op.version, epoch=op.epoch)
+        attempt, sent_at_ms = (op.sent.attempt, op.sent.at_ms) if op.sent else (0, 0)
+        self.events.append(
+            Event(
+                *(op.node_id, _ACKNOWLEDGED, op.at_ms, op.message_id, op.key, op.version),
+                *(attempt, op.epoch, "", sent_at_ms),
+            )
+        )
         if row is None:
             return
         if row.seq == op.seq and row.state != SETTLED:

@@ -7,7 +7,7 @@ Versions are integers here; the SQL layer stores them as 20 digits of text so th
 exactly on every engine. All instants are wall-clock milliseconds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from operator import attrgetter
@@ -90,7 +90,8 @@ def snapshot(row: ObjectRow) -> ObjectRow:
 
 
 class Event(NamedTuple):
-    """One line of a message's history."""
+    """One line of a message's history, or of an acknowledgement two: with a `sent_at_ms`, it tells of the
+    `attempt` as well that was acknowledged (`unfolded`)."""
 
     node_id: str
     kind: EventKind
@@ -101,6 +102,21 @@ class Event(NamedTuple):
     attempt: int = 0
     epoch: int = 0
     reason: str = ""
+    sent_at_ms: int = 0
+
+
+def unfolded(events: Iterable[Event]) -> list[Event]:
+    """A line for each thing that happened, in order."""
+    lines: list[Event] = []
+    for event in events:
+        if event.sent_at_ms:
+            place = len(lines)
+            while place and lines[place - 1].at_ms > event.sent_at_ms:
+                place -= 1
+            lines.insert(place, event._replace(kind=EventKind.SENT, at_ms=event.sent_at_ms, sent_at_ms=0))
+            event = event._replace(attempt=0, sent_at_ms=0)
+        lines.append(event)
+    return lines
 
 
 class Accept(NamedTuple):
@@ -109,19 +125,6 @@ class Accept(NamedTuple):
     node_id: str
     publication: Publication
     at_ms: int
-
-
-class Settle(NamedTuple):
-    """The node acknowledged the message that had `seq`; `version` is what it acknowledged."""
-
-    node_id: str
-    epoch: int
-    key: str
-    seq: int
-    version: int | None
-    message_id: str
-    at_ms: int
-    traceparent: str = ""
 
 
 class Attempt(NamedTuple):
@@ -134,6 +137,21 @@ class Attempt(NamedTuple):
     version: int | None
     attempt: int
     at_ms: int
+
+
+class Settle(NamedTuple):
+    """The node acknowledged the message that had `seq`; `version` is what it acknowledged. `sent` is the last
+    attempt, if that is not stored by itself."""
+
+    node_id: str
+    epoch: int
+    key: str
+    seq: int
+    version: int | None
+    message_id: str
+    at_ms: int
+    traceparent: str = ""
+    sent: Attempt | None = None
 
 
 class CountUnacknowledged(NamedTuple):

@@ -116,7 +116,7 @@ def node_values(row: NodeRow) -> tuple[Any, ...]:
 
 
 def event_of(row: Sequence[Any]) -> Event:
-    """From (node_id, kind, at_ms, message_id, object_key, version, attempt, epoch, reason).
+    """From (node_id, kind, at_ms, message_id, object_key, version, attempt, epoch, reason, sent_at_ms).
 
     Raises RowDamaged.
     """
@@ -124,7 +124,7 @@ def event_of(row: Sequence[Any]) -> Event:
         kind, version = EventKind(row[1]), version_number(row[5])
     except (ValueError, TypeError) as error:
         raise RowDamaged(str(row[0]), f"its history: {error}") from error
-    return Event(row[0], kind, row[2], row[3], row[4], version, row[6], row[7], row[8])
+    return Event(row[0], kind, row[2], row[3], row[4], version, row[6], row[7], row[8], row[9])
 
 
 def event_values(event: Event, event_id: int) -> tuple[Any, ...]:
@@ -140,4 +140,5 @@ def event_values(event: Event, event_id: int) -> tuple[Any, ...]:
         event.attempt,
         event.epoch,
         event.reason,
+        event.sent_at_ms,
     )

@@ -12,7 +12,7 @@ from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, SweepPl
 from services.dispatcher.outbox.event_ids import EventIds
 from services.dispatcher.outbox.known_rows import KnownRows
 from services.dispatcher.outbox.ledger import Ledger, Needs, Quotas, Totals
-from services.dispatcher.outbox.records import Event, ObjectRow, Op, Result, RowState
+from services.dispatcher.outbox.records import Event, ObjectRow, Op, Result, RowState, unfolded
 from services.dispatcher.outbox.retention import swept
 from services.dispatcher.outbox.rows import event_of, node_row, object_row
 from services.dispatcher.outbox.schema import delivery, delivery_event, node
@@ -44,6 +44,7 @@ _EVENT_COLUMNS = [
         "attempt",
         "epoch",
         "reason",
+        "sent_at_ms",
     )
 ]
 # A value that the driver cannot take, such as a number too large, or a row that somebody else wrote.
@@ -289,7 +290,8 @@ class SqlOutbox:
             .order_by(delivery_event.c.event_id.desc())
             .limit(limit)
         )
-        return await self.store.read(lambda c: [event_of(row) for row in c.execute(query)][::-1])
+        found = await self.store.read(lambda c: [event_of(row) for row in c.execute(query)])
+        return unfolded(reversed(found))[-limit:]
 
     async def redeliver(self, node_id: str, key: str, at_ms: int) -> int:
         """See `contract.Outbox.redeliver`."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.outbox.contract import Outbox
 from services.dispatcher.outbox.records import (
+    Attempt,
     Claim,
     Event,
     Fenced,
@@ -17,6 +18,7 @@ from services.dispatcher.outbox.records import (
     OwnedOp,
     Reload,
     Result,
+    Settle,
 )
 from services.runtime.backoff import Backoff
 from services.runtime.errors import HubError, StoreBusy, StoreUnavailable, Unavailable
@@ -47,6 +49,8 @@ _Queued = tuple[Op, _Group | None]
 class OutboxWriter:
     """The only writer of deliveries. Order of submission is order of effect.
 
+    An acknowledgement takes the attempt with it that still waits: one line of history instead of two.
+
     Operations of a session (`record`) are kept and tried again while the store is away; what they
     are about was pending before, so they are bounded by it. Operations of a group fail then. At
     most `most_waiting` group operations wait.
@@ -67,6 +71,8 @@ class OutboxWriter:
         self._most_per_batch = most_per_batch
         self._most_waiting = most_waiting
         self._queue: deque[_Queued] = deque()
+        self._attempts: dict[tuple[str, str], Attempt] = {}  # the last of each message, while it waits
+        self._taken_along: set[Attempt] = set()
         self._untold: list[tuple[_Queued, Result | Exception]] = []
         self._grouped = 0
         self._wake = asyncio.Event()
@@ -82,6 +88,13 @@ class OutboxWriter:
 
     def record(self, op: OwnedOp) -> None:
         """Writes this sooner or later, unless its epoch is fenced or the process ends before."""
+        if isinstance(op, Attempt):
+            self._attempts[op.node_id, op.message_id] = op
+        elif isinstance(op, Settle) and self._attempts:
+            attempt = self._attempts.pop((op.node_id, op.message_id), None)
+            if attempt is not None and attempt.epoch == op.epoch:
+                self._taken_along.add(attempt)
+                op = Settle(*op[:-1], attempt)
         self._queue.append((op, None))
         self._notify()
 
@@ -160,8 +173,7 @@ class OutboxWriter:
     async def _one_batch(self) -> bool:
         """Writes what waits, and tells meanwhile what came of the batch before: the store works while the
         loop does. False if something has to be tried again."""
-        count = min(len(self._queue), self._most_per_batch)
-        batch = [self._queue.popleft() for _ in range(count)]
+        batch = self._next_batch()
         if not batch:
             self._tell()
             return True
@@ -170,6 +182,20 @@ class OutboxWriter:
             await asyncio.sleep(0)  # it reaches the store first
             self._tell()
         return commit.result()
+
+    def _next_batch(self) -> list[_Queued]:
+        batch: list[_Queued] = []
+        while self._queue and len(batch) < self._most_per_batch:
+            queued = self._queue.popleft()
+            op = queued[0]
+            if isinstance(op, Attempt):
+                if op in self._taken_along:
+                    self._taken_along.discard(op)
+                    continue
+                if self._attempts.get((op.node_id, op.message_id)) is op:
+                    del self._attempts[op.node_id, op.message_id]
+            batch.append(queued)
+        return batch
 
     async def _commit(self, batch: list[_Queued]) -> bool:
         """Puts back what has to be tried again, so that the order stays; the rest is told later."""

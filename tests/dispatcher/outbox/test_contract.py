@@ -822,6 +822,27 @@ async def test_history_has_the_newest_events_oldest_first(outbox: Outbox) -> Non
     assert await outbox.history(OTHER, "m1", "", 10) == []
 
 
+async def test_an_acknowledgement_tells_of_the_attempt_that_it_brings_along(outbox: Outbox) -> None:
+    """One row, two lines; what happened between them stands between them."""
+    await claim(outbox, 1)
+    first, _ = await accepted(
+        outbox,
+        accept(publication(3, uid="a", message_id="m1")),
+        accept(publication(4, uid="a", message_id="m2"), at_ms=NOW_MS + 2),
+    )
+    attempt = Attempt(NODE, 1, "a", "m1", 3, 2, NOW_MS + 1)
+    await commit(outbox, Settle(NODE, 1, "a", first.seq, 3, "m1", NOW_MS + 3, sent=attempt))
+    events = await outbox.history(NODE, "m1", "", 10)
+    assert events == [
+        Event(NODE, EventKind.ACCEPTED, NOW_MS, "m1", "a", 3),
+        Event(NODE, EventKind.SENT, NOW_MS + 1, "m1", "a", 3, attempt=2, epoch=1),
+        Event(NODE, EventKind.ENDED, NOW_MS + 2, "m1", "a", 3, reason="superseded"),
+        Event(NODE, EventKind.ACKNOWLEDGED, NOW_MS + 3, "m1", "a", 3, epoch=1),
+    ]
+    assert await outbox.history(NODE, "m1", "", 3) == events[1:]
+    assert await outbox.history(NODE, "m1", "", 1) == events[3:]
+
+
 async def test_a_refused_publish_is_in_the_history_with_its_reason(outbox: Outbox) -> None:
     await accepted(outbox, accept(publication(5)))
     await commit(
@@ -1038,13 +1059,18 @@ node_ids = st.sampled_from(NODES)
 keys = st.sampled_from(["a", "b", "p/x/1", "p/x/2", "answer:r1"])
 ids = st.sampled_from(["m1", "m2", "hub-a-1-update"])
 at = st.integers(NOW_MS, NOW_MS + 60)
+attempts = st.builds(Attempt, node_ids, small, keys, ids, st.integers(0, 6), small, at)
 operations: st.SearchStrategy[Op] = st.one_of(
     st.builds(accept, publications, node_ids, at),
     st.builds(accept, publications, node_ids, at),
     st.builds(Claim, node_ids, small, at, st.booleans(), st.integers(0, 6), st.integers(0, 8)),
     st.builds(Reload, node_ids, st.integers(0, 8)),
-    st.builds(Settle, node_ids, small, keys, st.integers(1, 8), st.integers(0, 6), ids, at),
-    st.builds(Attempt, node_ids, small, keys, ids, st.integers(0, 6), small, at),
+    st.builds(
+        Settle,
+        *(node_ids, small, keys, st.integers(1, 8), st.integers(0, 6), ids, at, st.just("")),
+        st.none() | attempts,
+    ),
+    attempts,
     st.builds(CountUnacknowledged, node_ids, small, keys, st.integers(1, 8), ids, small, at),
     st.builds(Park, node_ids, small, keys, st.integers(1, 8), ids, st.just("why"), at, st.booleans()),
     st.builds(End, node_ids, small, keys, st.integers(1, 8), ids, st.just("why"), at),

@@ -247,6 +247,61 @@ async def test_records_of_a_node_that_is_locked_are_kept_and_others_are_written(
     assert [type(op) for op in desk.recorded] == [Settle, Attempt]
 
 
+# Attempts that acknowledgements take along
+
+
+def attempt_of(settle: Settle, number: int, epoch: int = 1) -> Attempt:
+    return Attempt(NODE, epoch, settle.key, settle.message_id, settle.version, number, NOW_MS)
+
+
+async def test_an_acknowledgement_takes_the_last_attempt_along_that_still_waits(desk: Desk) -> None:
+    """No other: not one that was stored, not one of another message."""
+    settle, other = await desk.accepted("a"), await desk.accepted("b")
+    desk.writer.record(attempt_of(settle, 1))
+    await asyncio.wait_for(desk.writer.flush(), 5)
+    desk.recorded.clear()
+    second, third, others = attempt_of(settle, 2), attempt_of(settle, 3), attempt_of(other, 1)
+    for op in (second, others, third, settle):
+        desk.writer.record(op)
+    await asyncio.wait_for(desk.writer.flush(), 5)
+    assert desk.recorded == [second, others, settle._replace(sent=third)]
+    desk.writer.record(attempt_of(settle, 4))
+    desk.writer.record(settle)
+    await asyncio.wait_for(desk.writer.flush(), 5)
+    assert desk.recorded[3:] == [settle._replace(sent=attempt_of(settle, 4))]
+    kinds = [event.kind for event in await desk.outbox.history(NODE, settle.message_id, "", 20)]
+    assert kinds.count(EventKind.SENT) == 4
+    assert kinds.count(EventKind.ACKNOWLEDGED) == 2
+
+
+async def test_an_attempt_of_another_epoch_is_stored_by_itself(desk: Desk) -> None:
+    """It stays fenced, or not, by its own epoch."""
+    settle = await desk.accepted("a")
+    earlier = attempt_of(settle, 1, epoch=0)
+    desk.writer.record(earlier)
+    desk.writer.record(settle)
+    await asyncio.wait_for(desk.writer.flush(), 5)
+    assert desk.recorded == [settle]
+    assert desk.metrics.value("fenced_total") == 1
+
+
+async def test_an_attempt_that_failed_to_be_stored_is_stored_by_itself_later(desk: Desk) -> None:
+    """It was taken up for a commit before the acknowledgement came."""
+    settle = await desk.accepted("a")
+    await desk.begun()
+    desk.outbox.is_held = True
+    desk.writer.record(attempt_of(settle, 1))
+    await desk.begun()
+    desk.writer.record(settle)
+    desk.outbox.away = True
+    desk.outbox.gate.release()
+    assert await desk.begun() == [attempt_of(settle, 1), settle]
+    desk.outbox.away = desk.outbox.is_held = False
+    desk.outbox.gate.release()
+    await asyncio.wait_for(desk.writer.flush(), 5)
+    assert desk.recorded == [attempt_of(settle, 1), settle]
+
+
 # What is forgotten
 
 
