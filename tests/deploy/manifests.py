@@ -49,9 +49,9 @@ def pod_of(workload: Manifest) -> Manifest:
 
 
 def containers(pod: Manifest) -> Iterator[Manifest]:
-    """Of a pod, those that initialize it too."""
+    """Of a pod, those that initialize it too; a patch may name none."""
     yield from pod.get("initContainers", ())
-    yield from pod["containers"]
+    yield from pod.get("containers", ())
 
 
 def variables(container: Manifest) -> dict[str, str | None]:

@@ -29,6 +29,10 @@ HEALTHY = {
     f"cloudhub_dispatcher_upstream_dropped_total{{{POD}, reason='module_full'}}": "2x60",
     f"cloudhub_dispatcher_peers_known{{{POD}}}": "2x60",
     f"cloudhub_dispatcher_peers_attached{{{POD}}}": "2x60",
+    f"cloudhub_enrolment_certificate_expiry_timestamp_seconds{{{POD}, certificate='ca'}}": "8000000x60",
+    f"cloudhub_enrolment_requests_total{{{POD}, outcome='token'}}": "0+1x60",
+    f"cloudhub_enrolment_requests_total{{{POD}, outcome='nothing_shown'}}": "0+1x60",
+    f"cloudhub_enrolment_requests_total{{{POD}, outcome='token_expired'}}": "4x60",
     f"cloudhub_sessions_store_available{{{POD}}}": "1x60",
     f"cloudhub_sessions_certificate_expiry_timestamp_seconds{{{POD}, certificate='grpc'}}": "700000x60",
     f"cloudhub_dispatcher_grpc_refused_total{{{POD}, reason='ROLE_FORBIDDEN'}}": "1x60",
@@ -87,6 +91,14 @@ FAULTS = {
     "CloudHubCertificateExpires": Fault(
         {f"cloudhub_sessions_certificate_expiry_timestamp_seconds{{{POD}, certificate='grpc'}}": "600000x60"},
         _with(pod="a", certificate="grpc"),
+    ),
+    "CloudHubEdgeAuthorityExpires": Fault(
+        {f"cloudhub_enrolment_certificate_expiry_timestamp_seconds{{{POD}, certificate='ca'}}": "7000000x60"}
+    ),
+    "CloudHubEnrolmentAbsent": Fault({}, {}, without="cloudhub_enrolment_"),
+    "CloudHubEnrolmentRefused": Fault(
+        {f"cloudhub_enrolment_requests_total{{{POD}, outcome='token_expired'}}": "0+1x60"},
+        _with(outcome="token_expired"),
     ),
     "CloudHubCallersRefused": Fault(
         {f"cloudhub_dispatcher_grpc_refused_total{{{POD}, reason='ROLE_FORBIDDEN'}}": "0+1x60"},

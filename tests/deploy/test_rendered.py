@@ -135,19 +135,31 @@ def allowed(overlay: str, direction: str, service: str) -> set[int]:
     return found
 
 
-@pytest.mark.parametrize("service", ["sessions", "dispatcher", "connector"])
+@pytest.mark.parametrize("service", ["sessions", "dispatcher", "connector", "enrolment"])
 def test_the_network_is_closed_but_for_what_is_used(service: str) -> None:
     assert "default-deny" in of_kind("embedded", "NetworkPolicy")
     monitored = {9464}
-    inward = {"sessions": {50052}, "dispatcher": {50051}, "connector": {10000, 10001}}[service]
+    inward = {
+        "sessions": {50052},
+        "dispatcher": {50051},
+        "connector": {10000, 10001},
+        "enrolment": {10002},
+    }[service]
     assert allowed("embedded", "ingress", service) == inward
     assert allowed("observed", "ingress", service) == inward | monitored
     assert inward | monitored <= default_ports(service)
-    outward = {"sessions": set[int](), "dispatcher": {50051, 50052}, "connector": {50051}}[service]
-    database = set[int]() if service == "connector" else {5432}
+    outward = {
+        "sessions": set[int](),
+        "dispatcher": {50051, 50052},
+        "connector": {50051},
+        "enrolment": {50052},
+    }[service]
+    database = {5432} if service in ("sessions", "dispatcher") else set[int]()
+    # Enrolment makes no spans.
+    traces = set[int]() if service == "enrolment" else {4317}
     assert allowed("embedded", "egress", service) == outward | {53}
     assert allowed("production", "egress", service) == outward | database | {53}
-    assert allowed("observed", "egress", service) == outward | database | {53, 4317}
+    assert allowed("observed", "egress", service) == outward | database | traces | {53}
 
 
 def test_a_sqlite_file_has_one_process() -> None:
@@ -162,7 +174,7 @@ def test_a_sqlite_file_has_one_process() -> None:
 
 def test_traces_go_to_the_collector_and_on_to_jaeger() -> None:
     for name, deployment in of_kind("observed", "Deployment").items():
-        if name.startswith("cloudhub-"):
+        if name.startswith("cloudhub-") and name != "cloudhub-enrolment":
             (container,) = pod_of(deployment)["containers"]
             values = {one["name"]: one.get("value") for one in container["env"]}
             assert values["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://otel-collector:4317"

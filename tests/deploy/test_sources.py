@@ -23,9 +23,7 @@ METRICS = {name: metric for service in SERVICES for name, metric in declared_met
 # Kept free after the longest clean stop, before the kubelet kills.
 RESERVE_SECONDS = 5
 
-# Enrolment holds the CA's key and is where its owner puts it; the manifests have no place for it.
-IN_MANIFESTS = sorted(set(SERVICES) - {"enrolment"})
-services = pytest.mark.parametrize("service", IN_MANIFESTS)
+services = pytest.mark.parametrize("service", sorted(SERVICES))
 
 
 def service_of(image: str) -> str:
@@ -118,6 +116,34 @@ def test_grpc_has_certificates_of_a_secret_and_no_pod_goes_without(service: str)
     environment = COMPOSE[service]["environment"]
     assert f"CLOUDHUB_{service.upper()}_GRPC_CERTIFICATE" in environment
     assert "certificates:/certs:ro" in COMPOSE[service]["volumes"]
+
+
+def test_the_key_of_the_edges_ca_is_in_pods_of_enrolment_alone() -> None:
+    """Whoever has it can be any node. Sessions has the certificate, and starts without the secret, too."""
+    holders = {}
+    for service in SERVICES:
+        pod = pod_of(base("Deployment", f"cloudhub-{service}"))
+        for volume in pod["volumes"]:
+            secret = volume.get("secret", {})
+            if secret.get("secretName") == "cloudhub-enrolment-ca":
+                keys = {item["key"] for item in secret["items"]}
+                holders[service] = (keys, secret.get("optional", False))
+    assert holders == {"enrolment": ({"tls.crt", "tls.key"}, False), "sessions": ({"tls.crt"}, True)}
+    for service, setting in (("sessions", "enrolment_ca"), ("enrolment", "ca_certificate")):
+        (container,) = pod_of(base("Deployment", f"cloudhub-{service}"))["containers"]
+        (mount,) = (one for one in container["volumeMounts"] if one["name"] == "enrolment-ca")
+        path = getattr(settings_of(service, variables(container)), setting)
+        assert str(path.parent) == mount["mountPath"]
+
+
+def test_load_balancers_keep_the_addresses_of_edges() -> None:
+    """Enrolment limits rates by them; the connectors' log has them."""
+    found = {
+        one["metadata"]["name"]: one["spec"].get("externalTrafficPolicy")
+        for _, one in manifests.sources()
+        if one["kind"] == "Service" and one["spec"].get("type") == "LoadBalancer"
+    }
+    assert found == {"cloudhub-edge": "Local", "cloudhub-enrolment": "Local"}
 
 
 def dockerfile() -> str:

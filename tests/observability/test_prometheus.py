@@ -29,12 +29,12 @@ class Watched:
 async def watched(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Watched]:
     folder = tmp_path_factory.mktemp("prometheus")
     async with (
-        HubProcesses(folder, {}) as hub,
+        HubProcesses(folder, {}, enrolment=True) as hub,
         running_prometheus(folder, hub.metrics_ports) as prometheus,
         open_channel(hub.address("dispatcher")) as dispatcher,
         open_channel(hub.address("sessions")) as sessions,
     ):
-        await prometheus.until("sum(up)", lambda found: bool(found) and found[0]["value"][1] == "3")
+        await prometheus.until("sum(up)", lambda found: bool(found) and found[0]["value"][1] == "4")
         yield Watched(hub, CloudProgram(dispatcher, sessions), prometheus)
 
 

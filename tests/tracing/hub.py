@@ -21,6 +21,7 @@ from tests.support.processes import free_ports
 ROOT = Path(__file__).parent.parent.parent
 HOST = "127.0.0.1"
 SERVICES = ("sessions", "dispatcher", "connector")
+ENROLMENT = "enrolment"
 READY_SECONDS = 30.0
 STOP_SECONDS = 25.0
 
@@ -28,21 +29,21 @@ STOP_SECONDS = 25.0
 class HubProcesses:
     """An async context: all services up when it is entered, no process left when it is left."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], *, enrolment: bool = False) -> None:
         self.folder = folder
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
             **environment,
         }
-        self.authority = TestAuthority(folder / "certificates")
+        # Good for longer than the alerts about certificates look ahead, as is the server's below.
+        self.authority = TestAuthority(folder / "certificates", ends=dt.timedelta(days=365))
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._ended: list[asyncio.subprocess.Process] = []
-        ports = free_ports(7)
-        self._grpc_ports = dict(zip(SERVICES, ports[:3], strict=True))
-        self.metrics_ports = dict(zip(SERVICES, ports[3:6], strict=True))
-        self.edge_port = ports[6]
+        self.services = (*SERVICES, ENROLMENT) if enrolment else SERVICES
+        self.edge_port, *ports = free_ports(1 + 2 * len(self.services))
+        self._grpc_ports = dict(zip(self.services, ports[::2], strict=True))
+        self.metrics_ports = dict(zip(self.services, ports[1::2], strict=True))
         self.peers = EdgePeers(self.authority, self.edge_port)
-        # Good for longer than the alert about certificates looks ahead.
         server = self.authority.issue("hub", None, ends=dt.timedelta(days=30))
         addresses = {name: f"{HOST}:{port}" for name, port in self._grpc_ports.items()}
         self._flags: dict[str, list[str]] = {
@@ -52,6 +53,14 @@ class HubProcesses:
             "dispatcher": [
                 *("--listen", addresses["dispatcher"], "--sessions", addresses["sessions"]),
                 *("--database", f"sqlite:///{folder / 'dispatcher.db'}"),
+            ],
+            ENROLMENT: [
+                *("--listen", f"{HOST}:0", "--grpc-listen", addresses.get(ENROLMENT, "")),
+                *("--sessions", addresses["sessions"]),
+                *("--certificate", str(server.certificate), "--private-key", str(server.key)),
+                *("--client-ca", str(self.authority.certificate)),
+                *("--ca-certificate", str(self.authority.certificate)),
+                *("--ca-private-key", str(self.authority.key_file)),
             ],
             "connector": [
                 *("--quic-listen", f"{HOST}:0"),
@@ -64,7 +73,7 @@ class HubProcesses:
 
     async def __aenter__(self) -> "HubProcesses":
         try:
-            for name in SERVICES:
+            for name in self.services:
                 await self.start(name)
         except BaseException:
             await self.close()
