@@ -109,7 +109,7 @@ def run(
         Path, typer.Option(envvar="DEMO_MANIFESTS", help="folder of what to publish")
     ] = _DEFAULT.manifests,
 ) -> None:
-    """Runs the three services and a fleet of edge nodes on this machine, and shows messages go."""
+    """Runs a hub and a fleet of edge nodes on this machine, one of which enrols, and shows messages go."""
     settings = DemoSettings(
         *(seconds, nodes, update_every, cut_every, settle, data.absolute(), replicas, tls, manifests)
     )

@@ -15,6 +15,7 @@ from demo.databases import Engine, running_databases
 from demo.display import Display, Figures
 from demo.exclusive import exclusive
 from demo.fleet import Fleet, running_fleet
+from demo.fleets import Fleets
 from demo.hub import PROGRAM, Hub, running_hub
 from demo.latency import RecentLatencies
 from demo.ledger import Ledger
@@ -59,50 +60,74 @@ class Demo:
         settings = self._settings
         manifests = load_manifests(settings.manifests)
         with exclusive(settings.data, "--data"):
-            node_ids = [f"edge-{number}" for number in range(1, settings.nodes + 1)]
+            # The last one has to get its own.
+            certified = [f"edge-{number}" for number in range(1, settings.nodes)]
             await asyncio.to_thread(create_server_certificate, settings.certificates)
-            await asyncio.to_thread(create_node_certificates, settings.certificates, node_ids)
+            await asyncio.to_thread(create_node_certificates, settings.certificates, certified)
             ports = choose_ports(settings.replicas, HubPorts())
             self._say(f"data, certificates and logs: {settings.data}")
             for number, replica in enumerate(ports):
                 self._tell_taken(HubPorts().of_replica(number), replica)
             async with (
                 running_databases(settings.engine, settings.data) as databases,
-                running_hub(settings.data, settings.certificates, ports, databases, tls=settings.tls) as hub,
-                running_fleet(
-                    *(settings.nodes, hub.server, settings.certificates, settings.edges_database),
-                    settings.data / "logs" / "edges.log",
-                    *("--upload-every", "10", "--status-every", "10"),
-                ) as fleet,
-                AsyncExitStack() as channels,
+                running_hub(
+                    *(settings.data, settings.certificates, ports, databases),
+                    tls=settings.tls,
+                    enrolment=True,
+                ) as hub,
+                AsyncExitStack() as stack,
             ):
-                dispatchers = [
-                    await channels.enter_async_context(one.open_channel()) for one in hub.dispatchers
-                ]
-                sessions = await channels.enter_async_context(hub.sessions[0].open_channel())
+                dispatchers = [await stack.enter_async_context(one.open_channel()) for one in hub.dispatchers]
+                sessions = await stack.enter_async_context(hub.sessions[0].open_channel())
                 operator = Operator(dispatchers, sessions)
+                fleets = await self._start_fleets(stack, hub, operator)
                 try:
-                    async with _watched(hub, fleet):
+                    async with _watched(hub, fleets):
                         # Publishes through one dispatcher, and hears through the last one.
                         return await self._work(
-                            hub, fleet, dispatchers[0], dispatchers[-1], operator, manifests
+                            hub, fleets, dispatchers[0], dispatchers[-1], operator, manifests
                         )
                 finally:
                     database = ", database" if settings.engine is Engine.POSTGRESQL else ""
-                    self._say(f"stopping: edges, connectors, dispatchers, sessions{database}")
+                    self._say(f"stopping: edges, enrolment, connectors, dispatchers, sessions{database}")
+
+    async def _start_fleets(self, stack: AsyncExitStack, hub: Hub, operator: Operator) -> Fleets:
+        """All nodes but one are a fleet; the last one knows the address of enrolment and its token."""
+        settings, logs = self._settings, self._settings.data / "logs"
+        flags = ("--upload-every", "10", "--status-every", "10")
+        fleets: list[tuple[Fleet, Path]] = []
+        if settings.nodes > 1:
+            nodes = settings.nodes - 1
+            starting = running_fleet(
+                *(nodes, hub.server, settings.certificates, settings.edges_database, logs / "edges.log"),
+                *flags,
+            )
+            fleets.append((await stack.enter_async_context(starting), settings.edges_database))
+        starting = running_fleet(
+            *(1, hub.server if hub.ports[0].edges != HubPorts().edges else "", settings.joined_certificates),
+            *(settings.joined_database, logs / "joining-edge.log"),
+            *("--enrol", hub.enrolment_servers[0]),
+            *flags,
+            name="joining-edge",
+            first=settings.nodes,
+            token=await operator.join_token(f"edge-{settings.nodes}"),
+        )
+        fleets.append((await stack.enter_async_context(starting), settings.joined_database))
+        return Fleets(fleets)
 
     async def _work(
         self,
         hub: Hub,
-        fleet: Fleet,
+        fleets: Fleets,
         publishing: grpc.aio.Channel,
         subscribing: grpc.aio.Channel,
         operator: Operator,
         manifests: list[Manifest],
     ) -> Verdict:
         settings, loop = self._settings, asyncio.get_running_loop()
-        took = await fleet.connected(CONNECT_SECONDS)
+        took = await fleets.connected(CONNECT_SECONDS)
         self._say(f"{settings.nodes} edge nodes connected in {took:.2f} s over {hub.server}")
+        self._say(f"edge-{settings.nodes} enrolled at {hub.enrolment_servers[0]} by a join token")
         self._say("try:", *_commands(hub, settings.certificates, manifests[0]))
         known = (await operator.figures()).last_seq > 0
         figures = Figures(nodes=settings.nodes)
@@ -110,12 +135,12 @@ class Demo:
         if settings.seconds:
             loop.call_later(settings.seconds, self._stop.set)
         with Display(self._console) as display:
-            workload = Workload(publishing, manifests, fleet.node_ids, self._ledger, display.tell)
+            workload = Workload(publishing, manifests, fleets.node_ids, self._ledger, display.tell)
             subscriber = Subscriber(subscribing)
-            network = BadNetwork(fleet, display.tell)
+            network = BadNetwork(fleets, display.tell)
             async with asyncio.TaskGroup() as group:
                 refreshing = group.create_task(
-                    self._refresh(display, figures, operator, fleet, subscriber, network), name="table"
+                    self._refresh(display, figures, operator, fleets, subscriber, network), name="table"
                 )
                 receiving = group.create_task(subscriber.run(), name="subscriber")
                 cutting = None
@@ -125,13 +150,13 @@ class Demo:
                 async def whole_network() -> None:
                     if cutting is not None:
                         cutting.cancel()
-                    fleet.heal()
+                    fleets.heal()
                     display.tell("publishing stops, the network is whole; what is pending settles")
 
                 await workload.run(self._stop, settings.update_every, known=known, settle=whole_network)
                 await self._settled(operator)
-                verdict = await check(self._ledger, operator, settings.edges_database)
-                await self._refresh_once(figures, operator, fleet, subscriber, network)
+                verdict = await check(self._ledger, operator, fleets.disks)
+                await self._refresh_once(figures, operator, fleets, subscriber, network)
                 display.show(figures)
                 refreshing.cancel()
                 receiving.cancel()
@@ -157,14 +182,15 @@ class Demo:
         display: Display,
         figures: Figures,
         operator: Operator,
-        fleet: Fleet,
+        fleets: Fleets,
         subscriber: Subscriber,
         network: BadNetwork,
     ) -> None:
         recent = RecentLatencies(LATENCY_SECONDS)
         while True:
-            await self._refresh_once(figures, operator, fleet, subscriber, network)
-            recent.add_counts(fleet.latencies.take(), time.monotonic())
+            await self._refresh_once(figures, operator, fleets, subscriber, network)
+            for counts in fleets.take_latencies():
+                recent.add_counts(counts, time.monotonic())
             figures.p50_ms, figures.p99_ms = recent.quantiles_ms((0.5, 0.99))
             display.show(figures)
             await asyncio.sleep(REFRESH_SECONDS)
@@ -173,7 +199,7 @@ class Demo:
         self,
         figures: Figures,
         operator: Operator,
-        fleet: Fleet,
+        fleets: Fleets,
         subscriber: Subscriber,
         network: BadNetwork,
     ) -> None:
@@ -184,7 +210,7 @@ class Demo:
                 raise
             # A service that is gone for good ends the demo elsewhere.
             figures.hub = HubFigures()
-        report = fleet.report
+        report = fleets.report
         figures.links, figures.acknowledged = report.links, report.acknowledged
         figures.repeated = report.repeated
         figures.reconnects = max(0, report.links_opened - figures.nodes)
@@ -202,9 +228,9 @@ class Demo:
 
 
 @asynccontextmanager
-async def _watched(hub: Hub, fleet: Fleet) -> AsyncIterator[None]:
+async def _watched(hub: Hub, fleets: Fleets) -> AsyncIterator[None]:
     """Ends its body with a ProcessFault when a child dies."""
-    children = (*(instance.child for instance in hub.instances), fleet.child)
+    children = (*(instance.child for instance in hub.instances), *(fleet.child for fleet in fleets.all))
     try:
         async with asyncio.TaskGroup() as group:
             watchers = [group.create_task(child.died(), name=f"watch {child.name}") for child in children]

@@ -1,10 +1,11 @@
 """Whether everything that was accepted is where it should be: compares the hub with the edges' disks."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cloudhub.v1 import dispatcher_pb2 as pb
+from demo.fleets import Disk
 from demo.ledger import Expected, Ledger, ObjectKey
 from demo.operator import Operator
 from edge.store import read_history, read_objects
@@ -43,15 +44,26 @@ class Verdict:
         return f"published={self.published} acked={self.acknowledged} pending={self.pending} lost={self.lost}"
 
 
-def _on_disk(database: Path, ledger: Ledger) -> tuple[dict[ObjectKey, int], int]:
-    """What the edges hold, and how many distinct messages of this run they have stored."""
+def on_disk(disks: Sequence[Disk], ledger: Ledger) -> tuple[dict[ObjectKey, int], int]:
+    """What the edges hold, and how many distinct messages of this run they have stored. What an earlier run
+    left on a disk of nodes that are elsewhere now is none of theirs."""
     uids = {uid for _, uid in ledger.expected}
-    held = {(row.node_id, row.uid): int(row.version) for row in read_objects(database) if row.uid in uids}
-    applied = {
-        (row.node_id, row.uid, row.version)
-        for row in read_history(database)
-        if row.uid in uids and ledger.first_version and int(row.version) >= ledger.first_version
-    }
+    held: dict[ObjectKey, int] = {}
+    applied: set[tuple[str, str, str]] = set()
+    for disk in disks:
+        held |= {
+            (row.node_id, row.uid): int(row.version)
+            for row in read_objects(disk.database)
+            if row.node_id in disk.node_ids and row.uid in uids
+        }
+        applied |= {
+            (row.node_id, row.uid, row.version)
+            for row in read_history(disk.database)
+            if row.node_id in disk.node_ids
+            and row.uid in uids
+            and ledger.first_version
+            and int(row.version) >= ledger.first_version
+        }
     return held, len(applied)
 
 
@@ -63,9 +75,9 @@ def _ended_rightly(expected: Expected, explained: pb.ExplainDeliveryResponse) ->
     )
 
 
-async def check(ledger: Ledger, operator: Operator, database: Path) -> Verdict:
+async def check(ledger: Ledger, operator: Operator, disks: Sequence[Disk]) -> Verdict:
     """Compares what was last accepted per node and object with the edges' files and with the hub."""
-    held, acknowledged = await asyncio.to_thread(_on_disk, database, ledger)
+    held, acknowledged = await asyncio.to_thread(on_disk, disks, ledger)
     verdict = Verdict(ledger.accepted, acknowledged, (await operator.figures()).pending)
     for (node_id, uid), expected in ledger.missing(held):
         explained = await operator.explain(node_id, uid)

@@ -103,10 +103,12 @@ async def running_fleet(
     first: int = 1,
     append: bool = False,
     launch: Launch = fleet_arguments,
+    token: str = "",
 ) -> AsyncIterator[Fleet]:
     """A fleet in a process of its own, dialling already; stopped when the context ends.
 
-    Its nodes are edge-`first` and those after it; `append` goes on with the log that is there.
+    Its nodes are edge-`first` and those after it; `append` goes on with the log that is there. With the flag
+    `--enrol` nodes without a certificate get theirs by the join token `token`.
     """
     arguments = [
         *launch(name),
@@ -116,7 +118,8 @@ async def running_fleet(
         *("--nodes", str(nodes), "--first", str(first)),
         *flags,
     ]
-    child = await Child.start(name, arguments, log_path, piped=True, append=append)
+    environment = {"CLOUDHUB_EDGE_TOKEN": token} if token else {}
+    child = await Child.start(name, arguments, log_path, piped=True, append=append, environment=environment)
     fleet = Fleet(child, nodes, first)
     follower = asyncio.create_task(fleet.follow(), name="fleet reports")
     try:

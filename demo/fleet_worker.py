@@ -20,9 +20,12 @@ import typer
 import uvloop
 
 from demo.latency import Latencies
-from edge.__main__ import LinkTransport, LogFormat, Sync, configure_logs, prepare_process
+from edge.__main__ import LinkTransport, LogFormat, Sync, configure_logs, enrolled, prepare_process
 from edge.agent import EdgeFleet
+from edge.enrolment import Enroller, EnrolmentFault, hub_beside, read_join_token
 from edge.node import OutboxFull
+from edge.node_files import NodeFiles, StoredFault
+from edge.renewal import Renewals
 from edge.settings import EdgeSettings, SettingsFault
 from edge.store import Change, StoreFault
 
@@ -84,8 +87,11 @@ class Acknowledgements:
 class FleetProcess:
     """Runs the fleet, obeys and reports."""
 
-    def __init__(self, settings: EdgeSettings, node_ids: list[str], *, by_node: bool) -> None:
+    def __init__(
+        self, settings: EdgeSettings, node_ids: list[str], renewals: Renewals | None, *, by_node: bool
+    ) -> None:
         self._by_node = by_node
+        self._renewals = renewals
         self._acknowledged = Acknowledgements(node_ids)
         self._fleet = EdgeFleet(settings, node_ids, on_acknowledged=self._acknowledged.add)
         self._all_connected_seconds = 0.0
@@ -93,12 +99,11 @@ class FleetProcess:
         self._talking = asyncio.Event()
         self._talking.set()
 
-    async def serve(self, report_every: float, upload_every: float, status_every: float) -> None:
-        """Runs until stdin or a signal says stop."""
-        stop = asyncio.Event()
+    async def serve(
+        self, stop: asyncio.Event, report_every: float, upload_every: float, status_every: float
+    ) -> None:
+        """Runs until stdin or `stop` says so."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
         reader = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         started = loop.time()
@@ -108,6 +113,8 @@ class FleetProcess:
                 group.create_task(self._reports(report_every), name="reports"),
                 group.create_task(self._first_connect(started), name="first connect"),
             ]
+            if self._renewals:
+                tasks.append(group.create_task(self._renewals.run(self._renewed), name="renewals"))
             if upload_every:
                 tasks.append(group.create_task(self._uploads(upload_every), name="uploads"))
             if status_every:
@@ -116,6 +123,9 @@ class FleetProcess:
             for task in tasks:
                 task.cancel()
         self._report()
+
+    def _renewed(self, node_id: str) -> None:
+        self._fleet[node_id].certificate_renewed()
 
     async def _first_connect(self, started: float) -> None:
         await self._fleet.connected()
@@ -183,11 +193,33 @@ class FleetProcess:
                 await asyncio.sleep(every / len(self._fleet))
 
 
+async def serve(
+    settings: EdgeSettings,
+    node_ids: list[str],
+    renewals: Renewals | None,
+    report_every: float,
+    upload_every: float,
+    status_every: float,
+    *,
+    by_node: bool,
+) -> None:
+    """Runs a fleet, whose nodes get certificates first if they enrol, until it is told to stop."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if renewals is not None and not await enrolled(renewals, stop):
+        return
+    worker = FleetProcess(settings, node_ids, renewals, by_node=by_node)
+    await worker.serve(stop, report_every, upload_every, status_every)
+
+
 def run(
-    server: Annotated[str, typer.Option()],
     certificates: Annotated[Path, typer.Option()],
     database: Annotated[Path, typer.Option()],
     nodes: Annotated[int, typer.Option(min=1)],
+    server: Annotated[str, typer.Option()] = "",
+    enrol: Annotated[str, typer.Option(help="https://HOST:PORT of the hub's enrolment")] = "",
+    token: Annotated[str, typer.Option(envvar="CLOUDHUB_EDGE_TOKEN")] = "",
     first: Annotated[int, typer.Option(min=1)] = 1,
     transport: Annotated[LinkTransport, typer.Option()] = LinkTransport.WEBSOCKET,
     quic_server: Annotated[str, typer.Option()] = "",
@@ -205,6 +237,12 @@ def run(
     """Runs so many edge nodes from edge-FIRST on; commands on stdin, reports on stdout."""
     configure_logs(LogFormat.AUTO)
     prepare_process()
+    node_ids = [f"edge-{number}" for number in range(first, first + nodes)]
+    renewals: Renewals | None = None
+    if enrol:
+        files = [NodeFiles(certificates, node_id) for node_id in node_ids]
+        renewals = Renewals(Enroller(enrol, certificates), files, read_join_token(token) if token else None)
+        server = server or hub_beside(enrol)
     settings = EdgeSettings(
         server=server,
         ca=certificates / "ca.crt",
@@ -219,15 +257,14 @@ def run(
         first_delay_seconds=first_delay,
         most_delay_seconds=most_delay,
     )
-    node_ids = [f"edge-{number}" for number in range(first, first + nodes)]
-    worker = FleetProcess(settings, node_ids, by_node=by_node)
+    work = serve(settings, node_ids, renewals, report_every, upload_every, status_every, by_node=by_node)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(worker.serve(report_every, upload_every, status_every))
+        runner.run(work)
 
 
 if __name__ == "__main__":
     try:
         typer.run(run)
-    except (SettingsFault, StoreFault) as fault:
+    except (EnrolmentFault, SettingsFault, StoredFault, StoreFault) as fault:
         print(f"fleet: {fault}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -22,6 +22,10 @@ from services.runtime.tls_files import TlsFiles
 READY_SECONDS = 60.0
 STOP_SECONDS = 15.0
 SERVICES = ("sessions", "dispatcher", "connector")
+"""Of every hub."""
+ENROLMENT = "enrolment"
+_STAGES = (("sessions",), ("dispatcher",), ("connector", ENROLMENT))
+"""What is started side by side: each needs those before it."""
 
 
 PROGRAM = "demo"
@@ -123,6 +127,8 @@ class Hub:
     sessions: tuple[Instance, ...]
     dispatchers: tuple[Instance, ...]
     connectors: tuple[Instance, ...]
+    enrolments: tuple[Instance, ...] = ()
+    """None unless the hub was made with them."""
     host: str = HOST
     """The address that all of them listen on."""
     security: Security = PLAINTEXT_LOOPBACK
@@ -131,13 +137,16 @@ class Hub:
     @property
     def instances(self) -> tuple[Instance, ...]:
         """All of them, in the order in which they are started."""
-        return self.sessions + self.dispatchers + self.connectors
+        return self.sessions + self.dispatchers + self.connectors + self.enrolments
 
     def of(self, service: str) -> tuple[Instance, ...]:
         """The instances of a service."""
-        return {"sessions": self.sessions, "dispatcher": self.dispatchers, "connector": self.connectors}[
-            service
-        ]
+        return {
+            "sessions": self.sessions,
+            "dispatcher": self.dispatchers,
+            "connector": self.connectors,
+            ENROLMENT: self.enrolments,
+        }[service]
 
     @property
     def dispatcher_addresses(self) -> str:
@@ -159,6 +168,11 @@ class Hub:
         """The same over QUIC."""
         return ",".join(f"quic://{self.host}:{ports.edges_quic}" for ports in self.ports)
 
+    @property
+    def enrolment_servers(self) -> tuple[str, ...]:
+        """Where nodes get their certificates, of each replica."""
+        return tuple(f"https://{self.host}:{ports.enrolment}" for ports in self.ports)
+
 
 def _joined(instances: Sequence[Instance]) -> str:
     return ",".join(instance.address for instance in instances)
@@ -174,9 +188,11 @@ def make_hub(
     launch: Launch = service_arguments,
     host: str = HOST,
     tls: bool = False,
+    enrolment: bool = False,
 ) -> Hub:
     """A hub of which nothing is started yet. Logs go to `data/logs`; `flags` are further ones, by service or
-    by the name of an instance. With `tls`, and on another address than loopback, gRPC needs certificates."""
+    by the name of an instance. With `tls`, and on another address than loopback, gRPC needs certificates.
+    With `enrolment` nodes get certificates of the hub's CA, whose key is in `certificates`."""
     tls = tls or not is_loopback(f"{host}:0")
     security = hub_security(certificates, tls=tls)
     grpc_flags = _grpc_flags(certificates, tls=tls)
@@ -192,10 +208,13 @@ def make_hub(
             for whose in (service, name):
                 arguments += (flags or {}).get(whose, ())
             arguments += ["--name", name, "--metrics-listen", f"{host}:{metrics_port}"]
-            arguments += ["--grpc-listen" if service == "connector" else "--listen", address]
+            # The `--listen` of a service that edges dial is for them.
+            arguments += ["--grpc-listen" if service in ("connector", ENROLMENT) else "--listen", address]
             if service == "connector":
                 arguments += ["--listen", f"{host}:{replica.edges}"]
                 arguments += ["--quic-listen", f"{host}:{replica.edges_quic}"]
+            elif service == ENROLMENT:
+                arguments += ["--listen", f"{host}:{replica.enrolment}"]
             made.append(Instance(name, address, arguments, data / "logs" / f"{name}.log", security))
         return made
 
@@ -211,15 +230,31 @@ def make_hub(
         *("--sessions", _joined(sessions)),
         *("--cluster-ca", str(certificates / "ca.crt")),
     )
+    for_edges = [
+        *("--certificate", str(certificates / "server.crt")),
+        *("--private-key", str(certificates / "server.key")),
+        *("--client-ca", str(certificates / "ca.crt")),
+    ]
     connectors = instances(
         "connector",
         lambda one: (one.connector, one.connector_metrics),
         *("--dispatchers", _joined(dispatchers)),
-        *("--certificate", str(certificates / "server.crt")),
-        *("--private-key", str(certificates / "server.key")),
-        *("--client-ca", str(certificates / "ca.crt")),
+        *for_edges,
     )
-    return Hub(ports, tuple(sessions), tuple(dispatchers), tuple(connectors), host, security)
+    enrolments = instances(
+        ENROLMENT,
+        lambda one: (one.enrolment_grpc, one.enrolment_metrics),
+        *("--sessions", _joined(sessions)),
+        *("--ca-certificate", str(certificates / "ca.crt")),
+        *("--ca-private-key", str(certificates / "ca.key")),
+        *for_edges,
+    )
+    return Hub(
+        ports,
+        *(tuple(sessions), tuple(dispatchers), tuple(connectors), tuple(enrolments) if enrolment else ()),
+        host,
+        security,
+    )
 
 
 @asynccontextmanager
@@ -233,19 +268,29 @@ async def running_hub(
     launch: Launch = service_arguments,
     host: str = HOST,
     tls: bool = False,
+    enrolment: bool = False,
 ) -> AsyncIterator[Hub]:
-    """Sessions, dispatchers and connectors, each service up before the next; stopped in reverse order.
+    """Sessions, dispatchers and connectors, each service up before the next; stopped in reverse order. With
+    `enrolment` that too, beside the connectors.
 
     Without `databases` they are SQLite files in `data`. Raises ProcessFault if one does not come up.
     """
     databases = databases or sqlite_databases(data)
-    hub = make_hub(data, certificates, ports, databases, flags=flags, launch=launch, host=host, tls=tls)
+    hub = make_hub(
+        *(data, certificates, ports, databases),
+        flags=flags,
+        launch=launch,
+        host=host,
+        tls=tls,
+        enrolment=enrolment,
+    )
+    stages = [[instance for service in stage for instance in hub.of(service)] for stage in _STAGES]
     try:
-        for service in SERVICES:
+        for stage in stages:
             async with asyncio.TaskGroup() as group:
-                for instance in hub.of(service):
+                for instance in stage:
                     group.create_task(instance.start(), name=f"start {instance.name}")
         yield hub
     finally:
-        for service in reversed(SERVICES):
-            await asyncio.gather(*(instance.stop() for instance in hub.of(service)))
+        for stage in reversed(stages):
+            await asyncio.gather(*(instance.stop() for instance in stage))

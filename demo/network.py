@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from demo.fleet import Fleet
+from demo.fleets import Fleets
 
 BLACK_HOLE_SECONDS = 4.0
 
@@ -12,7 +12,7 @@ BLACK_HOLE_SECONDS = 4.0
 class BadNetwork:
     """`run` must be awaited by the owner; `cuts` counts what was done."""
 
-    def __init__(self, fleet: Fleet, tell: Callable[[str], None]) -> None:
+    def __init__(self, fleet: Fleets, tell: Callable[[str], None]) -> None:
         self._fleet = fleet
         self._tell = tell
         self.cuts = 0

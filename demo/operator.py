@@ -8,11 +8,15 @@ import grpc
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub
+from cloudhub.v1.enrolment_pb2 import CreateTokenRequest
+from cloudhub.v1.enrolment_pb2_grpc import EnrolmentAdminStub
 from cloudhub.v1.sessions_pb2 import GetLimitsRequest, Instance, ListInstancesRequest
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub
 
 if TYPE_CHECKING:
     from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminAsyncStub
+
+TOKEN_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +50,12 @@ def _described(instance: Instance) -> str:
 
 
 class Operator:
-    """Reads the admin services."""
+    """Calls the admin services."""
 
     def __init__(self, dispatchers: Sequence[grpc.aio.Channel], sessions: grpc.aio.Channel) -> None:
         self._dispatchers = [DispatcherAdminStub(channel) for channel in dispatchers]
         self._sessions = SessionsAdminStub(sessions)
+        self._enrolment = EnrolmentAdminStub(sessions)
 
     async def figures(self) -> HubFigures:
         """The present figures, all nodes."""
@@ -70,6 +75,11 @@ class Operator:
             last_seq=sum(node.last_seq for node in nodes),
             instances=tuple(map(_described, listed.instances)),
         )
+
+    async def join_token(self, node_id: str) -> str:
+        """With which the node gets its first certificate, soon and once."""
+        request = CreateTokenRequest(node_pattern=node_id, uses=1, valid_seconds=TOKEN_SECONDS)
+        return (await self._enrolment.CreateToken(request)).join_token
 
     async def explain(self, node_id: str, object_key: str) -> pb.ExplainDeliveryResponse | None:
         """Where the newest message about an object is; None if the hub knows nothing of it."""

@@ -23,6 +23,9 @@ class HubPorts:
     sessions_metrics: int = 9465
     dispatcher_metrics: int = 9464
     connector_metrics: int = 9466
+    enrolment: int = 10002
+    enrolment_grpc: int = 50054
+    enrolment_metrics: int = 9467
 
     def of_replica(self, number: int) -> "HubPorts":
         """Those of a further replica, counted from 0: a step of 10 each."""

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 Launch = Callable[[str], list[str]]
@@ -46,9 +46,10 @@ class Child:
         *,
         piped: bool = False,
         append: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> "Child":
         """Runs `python arguments`; stderr (and stdout, unless `piped`) goes to the log, a new one unless
-        `append`."""
+        `append`. `environment` is what it has beside ours."""
         log_path.parent.mkdir(parents=True, exist_ok=True)
         pipe = asyncio.subprocess.PIPE
         with log_path.open("ab" if append else "wb") as log:
@@ -61,7 +62,7 @@ class Child:
                 # A Ctrl-C at the terminal goes to the group in front: children are stopped by us, in order.
                 start_new_session=True,
                 preexec_fn=_end_with_parent(),
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
                 limit=4 * 1024 * 1024,
             )
         return cls(name, process, log_path)

@@ -39,5 +39,15 @@ class DemoSettings:
 
     @property
     def edges_database(self) -> Path:
-        """The disk of all edge nodes."""
+        """The disk of all edge nodes but the one that joins."""
         return self.data / "edges.db"
+
+    @property
+    def joined_database(self) -> Path:
+        """The disk of the node that joins by token."""
+        return self.data / "joined-edge.db"
+
+    @property
+    def joined_certificates(self) -> Path:
+        """Its folder; it goes with the CA that vouches for what is in it."""
+        return self.certificates / "joined-edge"

@@ -16,7 +16,7 @@ import typer
 import uvloop
 
 from edge.agent import EdgeAgent, EdgeFleet
-from edge.enrolment import Enroller, EnrolmentFault, read_join_token, split_server
+from edge.enrolment import Enroller, EnrolmentFault, hub_beside, read_join_token
 from edge.node import OutboxFull
 from edge.node_files import NodeFiles, StoredFault
 from edge.renewal import Renewals
@@ -96,7 +96,7 @@ def _status(agent: EdgeAgent) -> bytes:
     return json.dumps({"name": f"{agent.node_id}-pod", "status": status}).encode()
 
 
-async def _enrolled(renewals: Renewals, stop: asyncio.Event) -> bool:
+async def enrolled(renewals: Renewals, stop: asyncio.Event) -> bool:
     """Whether all nodes have certificates; False if asked to stop before. Raises EnrolmentFault
     or StoredFault."""
     enrolling = asyncio.create_task(renewals.enrol(), name="edge enrolment")
@@ -125,7 +125,7 @@ async def serve(
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    if renewals is not None and not await _enrolled(renewals, stop):
+    if renewals is not None and not await enrolled(renewals, stop):
         return
     fleet = EdgeFleet(settings, node_ids, tracing=configure_tracing(node_ids[0]))
     log.info("edge.started", nodes=len(fleet), server=settings.server, database=str(settings.database))
@@ -218,7 +218,7 @@ def run(
         certificates = certificates or Path("certs")
         files = [NodeFiles(certificates, node_id) for node_id in node_ids]
         renewals = Renewals(Enroller(enrol, certificates), files, read_join_token(token) if token else None)
-        server = server or f"wss://{split_server(enrol)[0]}:10000"
+        server = server or hub_beside(enrol)
         ca = ca or certificates / "ca.crt"
     if not server or ca is None:
         raise SettingsFault("say where the hub is and whom to trust: --server and --ca, or --enrol")

@@ -23,6 +23,7 @@ from cryptography.x509.oid import NameOID
 from edge.node_files import NodeFiles, add_authority, read_authorities
 
 _SERVER = re.compile(r"https://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+_HUB_PORT = 10000
 _MOST_ANSWER_BYTES = 64 * 1024
 REQUEST_SECONDS = 10.0
 _TRY_LATER = frozenset({429, 500, 502, 503, 504})
@@ -59,6 +60,11 @@ def split_server(server: str) -> tuple[str, int]:
     if not match or not 0 < int(match[2]) < 65536:
         raise EnrolmentFault(f"enrol {server!r}: should be https://HOST:PORT")
     return match[1], int(match[2])
+
+
+def hub_beside(server: str) -> str:
+    """Where the hub of an enrolment `https://HOST:PORT` is when nobody says. Raises EnrolmentFault."""
+    return f"wss://{split_server(server)[0]}:{_HUB_PORT}"
 
 
 def signing_request(node_id: str, key: ec.EllipticCurvePrivateKey) -> bytes:

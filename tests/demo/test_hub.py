@@ -55,10 +55,21 @@ def test_further_flags_go_to_all_instances_of_their_service() -> None:
     assert "--lease-seconds" not in hub.dispatchers[0].arguments
 
 
+def test_enrolment_is_made_if_asked_for_and_knows_every_replica_of_sessions() -> None:
+    ports = tuple(HubPorts().of_replica(number) for number in range(2))
+    databases = Databases("postgresql://s", "postgresql://d")
+    hub = make_hub(Path("data"), Path("certificates"), ports, databases, enrolment=True)
+    assert [instance.address for instance in hub.enrolments] == ["127.0.0.1:50054", "127.0.0.1:50064"]
+    assert hub.enrolment_servers == ("https://127.0.0.1:10002", "https://127.0.0.1:10012")
+    assert _flag(hub, "enrolment", 2, "--listen") == "127.0.0.1:10012"
+    assert _flag(hub, "enrolment", 1, "--sessions") == "127.0.0.1:50052,127.0.0.1:50062"
+    assert _hub(2).enrolments == ()
+
+
 def test_no_port_is_chosen_twice() -> None:
     chosen = choose_ports(3)
     ports = [getattr(one, name) for one in chosen for name in HubPorts.__dataclass_fields__]
-    assert len(set(ports)) == len(ports) == 24
+    assert len(set(ports)) == len(ports) == 33
 
 
 def test_the_table_lists_every_process() -> None:

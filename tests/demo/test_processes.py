@@ -76,4 +76,4 @@ def test_taken_ports_are_replaced_and_free_ones_kept() -> None:
 
     assert chosen.sessions != port
     assert chosen.dispatcher == free.dispatcher
-    assert len({getattr(chosen, name) for name in HubPorts.__dataclass_fields__}) == 8
+    assert len({getattr(chosen, name) for name in HubPorts.__dataclass_fields__}) == 11
