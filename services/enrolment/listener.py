@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from services.enrolment.authority import RenewedContext
 from services.enrolment.http import Answer, Exchange, Request, refused
 from services.enrolment.metrics import EnrolmentMetrics
-from services.enrolment.rate_limit import RateLimit
+from services.enrolment.rate_limit import RateLimit, network_of
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError, StartupError
 from services.runtime.logs import get_log
@@ -25,8 +25,8 @@ Respond = Callable[[Request, bytes | None, str], Awaitable[Answer]]
 
 class EnrolmentListener:
     """At most `most_connections` at a time; the others wait in the operating system's backlog. Of these one
-    address has a quarter at most. A connection has `request_seconds` for everything. Raises StartupError if
-    the address cannot be had."""
+    network (`network_of`) has a quarter at most. A connection has `request_seconds` for everything. Raises
+    StartupError if the address cannot be had."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class EnrolmentListener:
         self._metrics = metrics
         self._clock = clock
         self._room = asyncio.Semaphore(most_connections)
-        self._most_per_address = max(1, most_connections // 4)
+        self._most_per_network = max(1, most_connections // 4)
         self._open: Counter[str] = Counter()
         self._seconds = request_seconds
         self._socket = _bind(listen)
@@ -77,17 +77,18 @@ class EnrolmentListener:
                         await asyncio.sleep(0.05)
                         continue
                     host = str(address[0])
-                    if self._open[host] >= self._most_per_address:
+                    network = network_of(host)
+                    if self._open[network] >= self._most_per_network:
                         self._metrics.requests.labels("address_connections").inc()
                         self._room.release()
                         accepted.close()
                         continue
-                    self._open[host] += 1
-                    group.create_task(self._serve(accepted, host), name="enrolment request")
+                    self._open[network] += 1
+                    group.create_task(self._serve(accepted, host, network), name="enrolment request")
         finally:
             self._socket.close()
 
-    async def _serve(self, accepted: socket.socket, address: str) -> None:
+    async def _serve(self, accepted: socket.socket, address: str, network: str) -> None:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(_READ_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -112,9 +113,9 @@ class EnrolmentListener:
                 transport.abort()
             else:
                 accepted.close()
-            self._open[address] -= 1
-            if not self._open[address]:
-                del self._open[address]
+            self._open[network] -= 1
+            if not self._open[network]:
+                del self._open[network]
             self._room.release()
 
     async def _exchange(
@@ -142,7 +143,7 @@ class EnrolmentListener:
             pass
 
     async def _answer(self, request: Request, writer: asyncio.StreamWriter, address: str) -> Answer:
-        wait = self._limit.take(address, self._clock.monotonic())
+        wait = self._limit.take(network_of(address), self._clock.monotonic())
         if wait:
             seconds = str(int(wait) + 1)
             return refused(429, "rate_limit", f"too many requests; again in {seconds} s", Retry_After=seconds)

@@ -41,9 +41,13 @@ class EnrolmentSettings(ServiceSettings):
         description="so long before its own certificate or the CA expires, a warning is logged each day",
     )
     requests_per_second: float = Field(
-        2.0, gt=0, description="requests that an address may make per second, on average"
+        2.0,
+        gt=0,
+        description="requests that an IPv4 address, or a /64 of IPv6, may make per second, on average",
     )
-    requests_burst: int = Field(50, ge=1, description="requests that an address may make at once")
+    requests_burst: int = Field(
+        50, ge=1, description="requests that an IPv4 address, or a /64 of IPv6, may make at once"
+    )
     connections_most: int = Field(
         256, ge=1, description="connections at a time; further ones wait to be accepted"
     )

@@ -1,9 +1,10 @@
-"""`services.enrolment.rate_limit`: no address gets more than its burst and its rate, and none gets less."""
+"""`services.enrolment.rate_limit`: no network gets more than its burst and its rate, and none gets less."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.enrolment.rate_limit import RateLimit
+from services.enrolment.rate_limit import RateLimit, network_of
 
 STEPS = st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 5)), max_size=60)
 
@@ -39,10 +40,29 @@ def test_after_the_time_told_it_grants() -> None:
     assert limit.take("a", 10.0 + wait) == 0
 
 
-def test_addresses_do_not_share_and_are_forgotten() -> None:
-    limit = RateLimit(1.0, 1, most_addresses=3)
+def test_networks_do_not_share_and_are_forgotten() -> None:
+    limit = RateLimit(1.0, 1, most_networks=3)
     for number in range(50):
         assert limit.take(f"a{number}", 0.0) == 0
     assert len(limit) == 3
     assert limit.take("late", 100.0) == 0
     assert len(limit) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("10.0.0.2", "10.0.0.2"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("::ffff:a00:1", "10.0.0.1"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff:ffff:ffff:ffff", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("::1", "::/64"),
+        ("fe80::a:b%eth0", "fe80::/64"),
+    ],
+)
+def test_a_network_is_an_ipv4_address_or_64_bits_of_ipv6(address: str, network: str) -> None:
+    """A host has all addresses of its /64: limited one by one it would have no limit."""
+    assert network_of(address) == network

@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import hashlib
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -245,6 +246,41 @@ async def test_the_rate_of_an_address_is_limited_and_told(
         answers = [await hub.get("/ca.crt") for _ in range(3)]
     assert [answer.status for answer in answers] == [200, 200, 429]
     assert 90 <= int(answers[-1].headers["Retry-After"]) <= 101
+
+
+async def status_from(hub: EnrolledHub, source: str) -> int:
+    """What is answered to a client of this address."""
+    reader, writer = await asyncio.open_connection(
+        *("::1" if ":" in source else "127.0.0.1", hub.app.port),
+        ssl=hub.context(),
+        server_hostname="localhost",
+        local_addr=(source, 0),
+    )
+    writer.write(b"GET /ca.crt HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    line = await reader.readline()
+    writer.close()
+    return int(line.split()[1])
+
+
+def has_ipv6() -> bool:
+    """Whether this machine has a loopback of IPv6."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+async def test_ipv4_addresses_have_their_own_rates_at_a_listener_of_both_families(
+    enrolled: EnrolledHub, authority: TestAuthority
+) -> None:
+    """Such a listener sees all of them in one network of IPv6."""
+    limits = {"requests_burst": 1, "requests_per_second": 0.01, "listen": "[::]:0"}
+    async with running_enrolment(enrolled.hub, authority, **limits) as app:
+        hub = replace(enrolled, app=app)
+        asked = ("127.0.0.2", "127.0.0.2", "127.0.0.3", "::1", "::1")
+        assert [await status_from(hub, address) for address in asked] == [200, 429, 200, 200, 429]
 
 
 async def test_while_sessions_is_away_it_is_503_and_works_again_by_itself(enrolled: EnrolledHub) -> None:
