@@ -1,6 +1,7 @@
 """`python -m chaos`: what `make chaos` does."""
 
 import asyncio
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from demo.exclusive import FolderInUse, exclusive
 from demo.fleet import FleetFault
 from demo.postgres import PostgresFault
 from demo.processes import ProcessFault
+from edge.__main__ import LogFormat, configure_logs
 
 _DEFAULT = ChaosSettings()
 _FAULTS = (FolderInUse, ProcessFault, PostgresFault, FleetFault, TimeoutError, grpc.aio.AioRpcError)
@@ -66,6 +68,9 @@ def run(
         tls=tls,
         out=out.absolute(),
     )
+    # Agents of nodes that enrolled are in this process: that their links come and go is no news.
+    configure_logs(LogFormat.AUTO)
+    logging.getLogger("edge").setLevel(logging.WARNING)
     console = Console() if sys.stdout.isatty() else Console(width=120, force_terminal=False)
     try:
         with (

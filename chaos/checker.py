@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from chaos.enrolled import never_connected, unlisted, wrongly_used
 from chaos.history import Count, Held, History, Outcome, Place
 from chaos.messages import (
     lost,
@@ -26,6 +27,8 @@ class Verdict:
     waiting: int = 0
     uploads: int = 0
     """Uploads that were confirmed to their nodes."""
+    certificates: int = 0
+    """That nodes got by enrolment, the first and the next ones."""
     faults: Counter[str] = field(default_factory=Counter)
     longest_recovery_seconds: float = 0.0
     recoveries: dict[str, float] = field(default_factory=dict)
@@ -46,6 +49,8 @@ class Verdict:
     """Messages that the hub should have taken."""
     out_of_order: list[str] = field(default_factory=list)
     """Uploads that were handed on in another order than their node's."""
+    enrolment: list[str] = field(default_factory=list)
+    """Tokens used too often or for nobody, certificates that are not on record, nodes that got no link."""
     not_recovered: list[str] = field(default_factory=list)
 
     def breaches(self) -> dict[str, list[str]]:
@@ -59,6 +64,7 @@ class Verdict:
             "left over": self.left_over,
             "wrongly refused": self.refused,
             "uploads out of order": self.out_of_order,
+            "enrolment": self.enrolment,
             "not recovered": self.not_recovered,
         }
 
@@ -92,6 +98,7 @@ def judge(history: History, node_ids: list[str]) -> Verdict:
         superseded=len(accepted) - acknowledged,
         waiting=len(history.waiting),
         uploads=sum(len(set(numbers)) for numbers in history.uploads_confirmed.values()),
+        certificates=len(history.certificates_held),
         faults=Counter(fault.kind for fault in history.faults),
         longest_recovery_seconds=max(recoveries.values(), default=0.0),
         recoveries=recoveries,
@@ -112,6 +119,11 @@ def judge(history: History, node_ids: list[str]) -> Verdict:
         left_over=[*_left_over(history.counts), *history.unclean],
         refused=refused_wrongly(history.publishes),
         out_of_order=uploads_out_of_order(history.uploads_handed),
+        enrolment=[
+            *wrongly_used(history.tokens, history.certificates_listed, history.certificates_held),
+            *unlisted(history.certificates_listed, history.certificates_held),
+            *never_connected(history.certificates_held, history.connected),
+        ],
         not_recovered=_not_recovered(history),
     )
 

@@ -62,18 +62,18 @@ class Ending:
 
     async def sessions(self) -> list[SessionSeen]:
         """The live sessions."""
-        return [seen(one) for one in await _asked(self._hub.sessions[0], live_sessions)]
+        return [seen(one) for one in await asked(self._hub.sessions[0], live_sessions)]
 
     async def links(self) -> list[LinkSeen]:
         """The admitted links of all connectors."""
-        return [link for one in self._hub.connectors for link in await _asked(one, admitted_links)]
+        return [link for one in self._hub.connectors for link in await asked(one, admitted_links)]
 
     async def counts(self, nodes: int, guests: int) -> list[Count]:
         """What there is for one session per node, beside what there should be (invariant 6)."""
         outbox = await self._outbox()
         counts = [
             Count("live sessions", len(await self.sessions()), nodes),
-            Count("slots taken", await _asked(self._hub.sessions[0], _slots), nodes),
+            Count("slots taken", await asked(self._hub.sessions[0], _slots), nodes),
             Count("links", len(await self.links()), nodes),
             Count("nodes in the outbox", len(outbox), nodes + guests),
             Count("parked messages", sum(node.parked for node in outbox), 0),
@@ -104,11 +104,11 @@ class Ending:
 
     async def waiting(self) -> list[Waiting]:
         """What the hub still holds as pending or parked."""
-        found = await _asked(self._hub.dispatchers[0], _waiting)
+        found = await asked(self._hub.dispatchers[0], _waiting)
         return [one for one in found if one.node_id not in self._misbehaving]
 
     async def _outbox(self) -> list[NodeDelivery]:
-        nodes = await _asked(self._hub.dispatchers[0], outbox_nodes)
+        nodes = await asked(self._hub.dispatchers[0], outbox_nodes)
         return [node for node in nodes if node.node_id not in self._misbehaving]
 
 
@@ -131,7 +131,8 @@ async def handed_on(confirmed: dict[str, list[int]], handed: dict[str, list[int]
         pass  # the checker will say which
 
 
-async def _asked(instance: Instance, question: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
+async def asked(instance: Instance, question: Callable[[grpc.aio.Channel], Awaitable[T]]) -> T:
+    """What a process answers, within some attempts. Raises AioRpcError."""
     async with instance.open_channel() as channel:
         for _ in range(MOST_QUESTIONS - 1):
             try:

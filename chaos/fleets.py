@@ -27,8 +27,10 @@ class FleetProcess:
         server: str,
         *flags: str,
         launch: Launch = fleet_arguments,
+        token: str = "",
     ) -> None:
         self.name = name
+        self._token = token
         self.node_ids = [f"edge-{number}" for number in range(first, first + nodes)]
         self._first = first
         self._server = server
@@ -84,6 +86,7 @@ class FleetProcess:
                 first=self._first,
                 append=self._started,
                 launch=self._launch,
+                token=self._token,
             )
         )
         self._started = True

@@ -146,6 +146,30 @@ class SessionWrite(msgspec.Struct, frozen=True):
     message_id: str
 
 
+class TokenListed(msgspec.Struct, frozen=True):
+    """A join token in the hub's list at the end."""
+
+    token_id: str
+    uses: int
+    uses_left: int
+
+
+class CertificateListed(msgspec.Struct, frozen=True):
+    """A certificate in the hub's list at the end; `token_id` is empty for a renewal."""
+
+    node_id: str
+    serial: str
+    token_id: str
+
+
+class CertificateHeld(msgspec.Struct, frozen=True):
+    """A certificate that an edge was given; `token_id` is that of the token that it showed, if it did."""
+
+    node_id: str
+    serial: str
+    token_id: str
+
+
 class Count(msgspec.Struct, frozen=True):
     """Something counted when all is quiet, and how much of it there may be."""
 
@@ -188,6 +212,11 @@ class History(msgspec.Struct):
     uploads_confirmed: dict[str, list[int]] = {}
     uploads_handed: dict[str, list[int]] = {}
     """Numbers in the order in which subscribers got them, repetitions included."""
+    tokens: list[TokenListed] = []
+    certificates_listed: list[CertificateListed] = []
+    certificates_held: list[CertificateHeld] = []
+    connected: list[str] = []
+    """Nodes that had a link with a certificate which they had got by enrolment, at the end."""
     counts: list[Count] = []
     faults: list[FaultDone] = []
     unclean: list[str] = []

@@ -24,6 +24,8 @@ def print_verdict(console: Console, verdict: Verdict, title: str) -> None:
     note = f"stored by their nodes; {verdict.superseded} were superseded before"
     table.add_row("acknowledged", str(verdict.acknowledged), note)
     table.add_row("uploads", str(verdict.uploads), "confirmed to their nodes")
+    if verdict.certificates:
+        table.add_row("certificates", str(verdict.certificates), "given to nodes that enrolled or renewed")
     for name, found in verdict.breaches().items():
         table.add_row(name, str(len(found)), "", style="red" if found else None)
     table.add_row("longest recovery", f"{verdict.longest_recovery_seconds:.1f} s", "from the fault on")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from chaos.applicants import Applicants, certificates_of
 from chaos.clock import RunClock
 from chaos.ending import Ending, tracebacks
 from chaos.faults import Faults
@@ -36,6 +37,9 @@ ANSWERS_SECONDS = 15.0
 @dataclass(frozen=True, slots=True)
 class _ChaosScene(Scene):
     guests: FleetProcess
+    applicants: Applicants
+    token_id: str
+    """By which the second fleet enrols."""
 
 
 class ChaosRun:
@@ -55,8 +59,9 @@ class ChaosRun:
         shutil.rmtree(settings.data, ignore_errors=True)
         certificates = settings.data / "certificates"
         await asyncio.to_thread(create_server_certificate, certificates)
-        everybody = [f"edge-{number}" for number in range(1, settings.nodes + settings.guests + 1)]
-        await asyncio.to_thread(create_node_certificates, certificates, everybody)
+        # The nodes of the second fleet are not among them: they enrol.
+        certified = [*self.node_ids[: settings.nodes // 2], *settings.guest_ids]
+        await asyncio.to_thread(create_node_certificates, certificates, certified)
         async with AsyncExitStack() as stack:
             database, databases = await self._databases(stack)
             ports = choose_ports(settings.replicas)
@@ -77,13 +82,21 @@ class ChaosRun:
                     one.from_peers.address,
                 ]
             hub = await stack.enter_async_context(
-                running_hub(*(settings.data, certificates, ports, databases), flags=flags, tls=settings.tls)
+                running_hub(
+                    *(settings.data, certificates, ports, databases),
+                    flags=flags,
+                    tls=settings.tls,
+                    enrolments=1,
+                )
             )
-            scene = self._scene(hub)
+            applicants = Applicants(hub, certificates / "ca.crt", settings.data / "applicants", settings.seed)
+            stack.callback(applicants.close)
+            scene = await self._scene(hub, applicants)
             faults = Faults(hub, scene.fleets, scene.publishers, wires, database)
             for fleet in (*scene.fleets, scene.guests):
                 stack.push_async_callback(fleet.stop)
             await self._work(scene, faults)
+            await self._take_down_enrolment(scene)
             for instance in reversed(hub.instances):
                 if not await instance.stop():
                     faults.unclean.append(f"{instance.name} did not end by itself at the end")
@@ -103,8 +116,10 @@ class ChaosRun:
         self._tell("a PostgreSQL primary and its synchronous standby are up")
         return pair, pair.databases
 
-    def _scene(self, hub: Hub) -> _ChaosScene:
+    async def _scene(self, hub: Hub, applicants: Applicants) -> _ChaosScene:
         settings = self._settings
+        second = self.node_ids[settings.nodes // 2 :]
+        token, token_id = await applicants.make_token("edge-*", len(second))
         half = settings.nodes // 2
         data, flags = settings.data, settings.fleet_flags
         own = (*flags, "--upload-every", "2", "--status-every", "2")
@@ -113,7 +128,12 @@ class ChaosRun:
             hub,
             [
                 FleetProcess(data, "edges-1", 1, half, hub.server, *own),
-                FleetProcess(data, "edges-2", half + 1, settings.nodes - half, hub.server, *own),
+                FleetProcess(
+                    *(data, "edges-2", half + 1, len(second), hub.server),
+                    *("--enrol", hub.enrolment_servers[0]),
+                    *own,
+                    token=token,
+                ),
             ],
             [
                 Publisher(
@@ -124,6 +144,8 @@ class ChaosRun:
             Observer(hub, self._clock),
             self._clock,
             FleetProcess(data, "guests", settings.nodes + 1, settings.guests, hub.server, *flags),
+            applicants,
+            token_id,
         )
 
     async def _work(self, scene: _ChaosScene, faults: Faults) -> None:
@@ -152,7 +174,7 @@ class ChaosRun:
                 for publisher in scene.publishers
             ]
             await asyncio.sleep(WARM_UP_SECONDS)
-            await self._break_things(scene, faults)
+            await self._break_things(scene, faults, background)
             await scene.guests.stop()
             for publisher in scene.publishers:
                 publisher.stop()
@@ -162,6 +184,7 @@ class ChaosRun:
             await asyncio.gather(*publishing, return_exceptions=True)
             for publisher in scene.publishers:
                 history.publishes += publisher.history
+            await scene.applicants.answered(ANSWERS_SECONDS)
             await self._settle(scene)
             for task in watching:
                 task.cancel()
@@ -176,6 +199,20 @@ class ChaosRun:
         self._tell("all is quiet" if settled else f"not quiet within {settings.settle_seconds:g} s")
         await ending.take_down(self.history, scene.fleets, settings.guests)
 
+    async def _take_down_enrolment(self, scene: _ChaosScene) -> None:
+        """Enters who has which certificate, what is on record, and who gets a link by it; the fleets are
+        stopped."""
+        history, applicants, enrolled = self.history, scene.applicants, scene.fleets[1]
+        own = await asyncio.to_thread(
+            certificates_of, self._settings.data / "certificates", enrolled.node_ids, scene.token_id
+        )
+        history.certificates_held = [*own, *applicants.held]
+        history.tokens, history.certificates_listed = await applicants.listed()
+        there = {one.node_id for one in history.final_sessions}
+        history.connected = [node_id for node_id in enrolled.node_ids if node_id in there]
+        history.connected += await applicants.connected()
+        history.unclean += applicants.unclean
+
     async def _connected(self, scene: _ChaosScene) -> None:
         """Returns when every node has a link; that they have none for long is a breach."""
         try:
@@ -185,8 +222,9 @@ class ChaosRun:
             self.history.unclean.append(text)
             self._tell(text)
 
-    async def _break_things(self, scene: _ChaosScene, faults: Faults) -> None:
-        """Fault after fault, each recovered from before the next, until the time is over."""
+    async def _break_things(self, scene: _ChaosScene, faults: Faults, background: asyncio.TaskGroup) -> None:
+        """Fault after fault, each recovered from before the next, until the time is over. Each comes in the
+        middle of enrolments."""
         settings, clock = self._settings, self._clock
         has_standby = settings.engine is Engine.POSTGRESQL
         stage = Stage(settings.replicas, len(scene.fleets), settings.lease_seconds, has_standby)
@@ -197,6 +235,7 @@ class ChaosRun:
                 return
             self._tell(str(fault))
             opened = scene.links_opened
+            await scene.applicants.rush(background)
             async with asyncio.TaskGroup() as group:
                 injected = group.create_task(faults.inject(fault), name=str(fault))
                 group.create_task(_contend(scene.guests), name="guests")

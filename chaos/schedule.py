@@ -31,7 +31,9 @@ class FaultKind(StrEnum):
 SERVICES = ("sessions", "dispatcher", "connector")
 EDGES = "edges"
 EARLY = 2
-"""An `overtake` is among the first so many faults."""
+"""An `overtake` is among the first so many faults, and the next one ends enrolment."""
+ENROLMENT = "enrolment"
+"""One process; links need none."""
 DATABASE = "database"
 
 
@@ -41,7 +43,7 @@ class Fault:
 
     kind: FaultKind
     target: str
-    """A service, `edges` or `database`."""
+    """A service, `enrolment`, `edges` or `database`."""
     replica: int
     """Which of the target's processes, from 0."""
     hold_seconds: float
@@ -55,6 +57,8 @@ class Fault:
 
     def leaves_others(self, replicas: int) -> bool:
         """Whether somebody else can do the target's work until the fault is undone."""
+        if self.target == ENROLMENT:
+            return True
         return self.target in SERVICES and replicas > 1 and self.kind is not FaultKind.OVERTAKE
 
     def __str__(self) -> str:
@@ -74,9 +78,9 @@ class Stage:
 
 def schedule(seed: int, stage: Stage) -> Iterator[Fault]:
     """Faults without end. Every kind comes once, in an order of chance, before any comes again; an `overtake`
-    is among the first."""
+    and an end of enrolment are among the first."""
     chance = random.Random(seed)
-    overtake = (FaultKind.OVERTAKE, "dispatcher")
+    overtake, enrolment = (FaultKind.OVERTAKE, "dispatcher"), (FaultKind.KILL, ENROLMENT)
     while True:
         deck = _deck(stage)
         chance.shuffle(deck)
@@ -84,8 +88,10 @@ def schedule(seed: int, stage: Stage) -> Iterator[Fault]:
             # Every run is to have it, also one too short for all kinds.
             deck.remove(overtake)
             deck.insert(chance.randrange(EARLY), overtake)
+        deck.remove(enrolment)
+        deck.insert(EARLY, enrolment)
         for kind, target in deck:
-            count = {EDGES: stage.fleets, DATABASE: 1}.get(target, stage.replicas)
+            count = {EDGES: stage.fleets, DATABASE: 1, ENROLMENT: 1}.get(target, stage.replicas)
             yield Fault(
                 kind,
                 target,
@@ -100,7 +106,7 @@ def _deck(stage: Stage) -> list[tuple[FaultKind, str]]:
     deck = [(kind, service) for service in SERVICES for kind in kinds]
     if stage.replicas > 1:
         deck += [(FaultKind.OVERTAKE, "dispatcher")]
-    deck += [(FaultKind.CUT, EDGES), (FaultKind.KILL, EDGES)]
+    deck += [(FaultKind.CUT, EDGES), (FaultKind.KILL, EDGES), (FaultKind.KILL, ENROLMENT)]
     if stage.has_standby:
         deck += [(FaultKind.RESTART, DATABASE), (FaultKind.FAILOVER, DATABASE)]
     return deck

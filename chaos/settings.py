@@ -43,6 +43,11 @@ class ChaosSettings:
         return self.out / "data"
 
     @property
+    def guest_ids(self) -> list[str]:
+        """They follow the nodes."""
+        return [f"edge-{self.nodes + number}" for number in range(1, self.guests + 1)]
+
+    @property
     def history(self) -> Path:
         """All that was taken down in the last run (chaos.history.History as JSON)."""
         return self.out / "history.json"
@@ -62,6 +67,8 @@ class ChaosSettings:
                 # Links are cut and processes paused here without an end: nothing is to be given up.
                 *("--ack-most-seconds", "5", "--most-attempts", "1000"),
             ],
+            # All come from one address.
+            "enrolment": ["--requests-per-second", "1000", "--requests-burst", "1000"],
             "connector": [
                 *("--retry-after-seconds", "0.5", "--verdict-seconds", "5"),
                 *("--drain-links-per-second", "1000", "--drain-seconds", "3"),

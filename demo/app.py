@@ -73,7 +73,7 @@ class Demo:
                 running_hub(
                     *(settings.data, settings.certificates, ports, databases),
                     tls=settings.tls,
-                    enrolment=True,
+                    enrolments=settings.replicas,
                 ) as hub,
                 AsyncExitStack() as stack,
             ):

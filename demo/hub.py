@@ -128,7 +128,7 @@ class Hub:
     dispatchers: tuple[Instance, ...]
     connectors: tuple[Instance, ...]
     enrolments: tuple[Instance, ...] = ()
-    """None unless the hub was made with them."""
+    """As many as the hub was made with, none above the number of replicas."""
     host: str = HOST
     """The address that all of them listen on."""
     security: Security = PLAINTEXT_LOOPBACK
@@ -170,8 +170,8 @@ class Hub:
 
     @property
     def enrolment_servers(self) -> tuple[str, ...]:
-        """Where nodes get their certificates, of each replica."""
-        return tuple(f"https://{self.host}:{ports.enrolment}" for ports in self.ports)
+        """Where nodes get their certificates."""
+        return tuple(f"https://{self.host}:{ports.enrolment}" for ports in self.ports[: len(self.enrolments)])
 
 
 def _joined(instances: Sequence[Instance]) -> str:
@@ -188,11 +188,11 @@ def make_hub(
     launch: Launch = service_arguments,
     host: str = HOST,
     tls: bool = False,
-    enrolment: bool = False,
+    enrolments: int = 0,
 ) -> Hub:
     """A hub of which nothing is started yet. Logs go to `data/logs`; `flags` are further ones, by service or
     by the name of an instance. With `tls`, and on another address than loopback, gRPC needs certificates.
-    With `enrolment` nodes get certificates of the hub's CA, whose key is in `certificates`."""
+    So many `enrolments` give nodes certificates of the hub's CA, whose key is in `certificates`."""
     tls = tls or not is_loopback(f"{host}:0")
     security = hub_security(certificates, tls=tls)
     grpc_flags = _grpc_flags(certificates, tls=tls)
@@ -241,7 +241,7 @@ def make_hub(
         *("--dispatchers", _joined(dispatchers)),
         *for_edges,
     )
-    enrolments = instances(
+    every_enrolment = instances(
         ENROLMENT,
         lambda one: (one.enrolment_grpc, one.enrolment_metrics),
         *("--sessions", _joined(sessions)),
@@ -251,7 +251,7 @@ def make_hub(
     )
     return Hub(
         ports,
-        *(tuple(sessions), tuple(dispatchers), tuple(connectors), tuple(enrolments) if enrolment else ()),
+        *(tuple(sessions), tuple(dispatchers), tuple(connectors), tuple(every_enrolment[:enrolments])),
         host,
         security,
     )
@@ -268,10 +268,10 @@ async def running_hub(
     launch: Launch = service_arguments,
     host: str = HOST,
     tls: bool = False,
-    enrolment: bool = False,
+    enrolments: int = 0,
 ) -> AsyncIterator[Hub]:
-    """Sessions, dispatchers and connectors, each service up before the next; stopped in reverse order. With
-    `enrolment` that too, beside the connectors.
+    """Sessions, dispatchers and connectors, each service up before the next; stopped in reverse order. So
+    many `enrolments` are started beside the connectors.
 
     Without `databases` they are SQLite files in `data`. Raises ProcessFault if one does not come up.
     """
@@ -282,7 +282,7 @@ async def running_hub(
         launch=launch,
         host=host,
         tls=tls,
-        enrolment=enrolment,
+        enrolments=enrolments,
     )
     stages = [[instance for service in stage for instance in hub.of(service)] for stage in _STAGES]
     try:

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from chaos.checker import Verdict, judge
 from chaos.history import (
+    CertificateHeld,
+    CertificateListed,
     Count,
     FaultDone,
     Held,
@@ -20,6 +22,7 @@ from chaos.history import (
     SessionSeen,
     SessionWrite,
     Step,
+    TokenListed,
     Waiting,
 )
 
@@ -319,6 +322,77 @@ def test_a_hub_that_does_not_recover_is_found() -> None:
 
 
 # Every history of a right hub passes
+
+
+def enrolled(**fields: Any) -> dict[str, list[str]]:
+    """Two nodes got in by the two uses of a token, one has renewed; unless said otherwise."""
+    whole: dict[str, Any] = {
+        "tokens": [TokenListed("t1", 2, 0), TokenListed("unused", 3, 3)],
+        "certificates_listed": [
+            CertificateListed("a", "1", "t1"),
+            CertificateListed("b", "2", "t1"),
+            CertificateListed("b", "3", ""),
+        ],
+        "certificates_held": [
+            CertificateHeld("a", "1", "t1"),
+            CertificateHeld("b", "2", "t1"),
+            CertificateHeld("b", "3", ""),
+        ],
+        "connected": ["a", "b"],
+        **fields,
+    }
+    return breaches(**whole)
+
+
+def test_tokens_that_were_used_as_often_as_they_may_be_are_right() -> None:
+    assert enrolled() == {}
+
+
+def test_an_answer_that_was_lost_and_given_again_is_right() -> None:
+    """The hub has signed twice for one key of one node, which is one use."""
+    listed = [*(CertificateListed("a", serial, "t1") for serial in "01"), CertificateListed("b", "2", "t1")]
+    held = [CertificateHeld("a", "1", "t1"), CertificateHeld("b", "2", "t1")]
+    assert enrolled(certificates_listed=listed, certificates_held=held) == {}
+
+
+def test_a_token_that_let_in_more_nodes_than_it_has_uses_is_found() -> None:
+    """Also if one of them has not heard of it."""
+    more = [CertificateListed(node, node, "t1") for node in "abc"]
+    held = [CertificateHeld(node, node, "t1") for node in "ab"]
+    assert enrolled(certificates_listed=more, certificates_held=held) == {
+        "enrolment": ["token t1 of 2 uses let in 3 nodes: a, b, c"]
+    }
+
+
+def test_a_use_that_nobody_has_anything_of_is_found() -> None:
+    found = enrolled(tokens=[TokenListed("t1", 3, 0)])
+    assert found == {
+        "enrolment": ["token t1 was used 3 times, as the hub counts; 2 nodes have a certificate by it"]
+    }
+    free = enrolled(tokens=[TokenListed("t1", 2, 1)])
+    assert free == {
+        "enrolment": ["token t1 was used 1 times, as the hub counts; 2 nodes have a certificate by it"]
+    }
+
+
+def test_a_certificate_at_an_edge_that_is_not_on_record_is_found() -> None:
+    listed = [CertificateListed("a", "1", "t1"), CertificateListed("b", "2", "t1")]
+    assert enrolled(certificates_listed=listed) == {
+        "enrolment": ["b has certificate 3, which is not on record"]
+    }
+    # On record, but as another node's.
+    swapped = [
+        CertificateListed("a", "1", "t1"),
+        CertificateListed("b", "2", "t1"),
+        CertificateListed("a", "3", ""),
+    ]
+    assert enrolled(certificates_listed=swapped) == {
+        "enrolment": ["b has certificate 3, which is not on record"]
+    }
+
+
+def test_a_node_that_enrolled_and_got_no_link_is_found() -> None:
+    assert enrolled(connected=["a"]) == {"enrolment": ["b enrolled and got no link"]}
 
 
 class RightHub:

@@ -20,16 +20,16 @@ def test_the_same_seed_gives_the_same_schedule() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_every_kind_of_fault_comes_once_before_any_comes_again(seed: int) -> None:
-    names = [fault.name for fault in first(seed, 34)]
-    assert len(set(names[:17])) == 17
-    assert sorted(names[:17]) == sorted(names[17:])
+    names = [fault.name for fault in first(seed, 36)]
+    assert len(set(names[:18])) == 18
+    assert sorted(names[:18]) == sorted(names[18:])
 
 
 def test_all_processes_have_their_turn() -> None:
     hit = {(fault.target, fault.replica) for fault in first(1, 500)}
     assert {(service, replica) for service in SERVICES for replica in range(3)} <= hit
-    assert {("edges", 0), ("edges", 1), ("database", 0)} <= hit
-    assert len(hit) == 12
+    assert {("edges", 0), ("edges", 1), ("database", 0), ("enrolment", 0)} <= hit
+    assert len(hit) == 13
 
 
 def test_a_pause_ends_before_the_lease_and_a_long_one_after_it() -> None:
@@ -45,6 +45,7 @@ def test_without_a_server_the_database_is_left_alone() -> None:
     assert {(fault.target, fault.replica) for fault in first(1, 200, alone)} == {
         *((service, 0) for service in SERVICES),
         ("edges", 0),
+        ("enrolment", 0),
     }
 
 
@@ -57,6 +58,11 @@ def test_a_short_run_has_an_overtake_too(seed: int) -> None:
     assert 1.4 < overtakes[0].hold_seconds < 1.8
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_short_run_ends_enrolment_too(seed: int) -> None:
+    assert "kill enrolment" in [fault.name for fault in first(seed, 3)]
+
+
 def test_one_replica_cannot_be_overtaken() -> None:
     alone = Stage(replicas=1, fleets=1, lease_seconds=3.0, has_standby=True)
     assert FaultKind.OVERTAKE not in {fault.kind for fault in first(1, 100, alone)}
@@ -67,7 +73,8 @@ def test_a_fault_leaves_others_where_another_replica_lives() -> None:
     faults = first(1, 200)
     assert all(fault.leaves_others(2) for fault in faults if fault.target in ("sessions", "connector"))
     assert not any(fault.leaves_others(2) for fault in faults if fault.target in ("edges", "database"))
-    assert not any(fault.leaves_others(1) for fault in faults)
+    # Whatever else happens goes on without enrolment.
+    assert {fault.target for fault in faults if fault.leaves_others(1)} == {"enrolment"}
     assert {
         fault.kind for fault in faults if fault.target == "dispatcher" and not fault.leaves_others(2)
     } == {FaultKind.OVERTAKE}

@@ -58,7 +58,7 @@ def test_further_flags_go_to_all_instances_of_their_service() -> None:
 def test_enrolment_is_made_if_asked_for_and_knows_every_replica_of_sessions() -> None:
     ports = tuple(HubPorts().of_replica(number) for number in range(2))
     databases = Databases("postgresql://s", "postgresql://d")
-    hub = make_hub(Path("data"), Path("certificates"), ports, databases, enrolment=True)
+    hub = make_hub(Path("data"), Path("certificates"), ports, databases, enrolments=2)
     assert [instance.address for instance in hub.enrolments] == ["127.0.0.1:50054", "127.0.0.1:50064"]
     assert hub.enrolment_servers == ("https://127.0.0.1:10002", "https://127.0.0.1:10012")
     assert _flag(hub, "enrolment", 2, "--listen") == "127.0.0.1:10012"

@@ -36,4 +36,7 @@ async def test_every_invariant_holds_whatever_is_broken() -> None:
     assert verdict.uploads > 200
     assert len(verdict.faults) >= 6
     assert verdict.faults["overtake dispatcher"] > 0
+    assert verdict.faults["kill enrolment"] > 0
+    # Those of the second fleet, and what nodes got in the middle of each fault.
+    assert verdict.certificates > 12 + 2 * verdict.faults.total()
     assert verdict.moves > 0
