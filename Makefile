@@ -94,7 +94,8 @@ fuzz: $(READY)
 
 soak: $(READY)
 	@$(BIN)/python -m soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DAYS),--days $(DAYS)) \
-		$(if $(NODES),--nodes $(NODES)) $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(STORE),--store $(STORE))
+		$(if $(NODES),--nodes $(NODES)) $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(STORE),--store $(STORE)) \
+		$(if $(TLS),--tls)
 
 clean:
 	rm -rf .run bench/out chaos/out soak/out

@@ -57,6 +57,7 @@ def run(
     nodes: Annotated[int, typer.Option(min=6, max=2000, help="edge nodes")] = _DEFAULT.nodes,
     store: Annotated[Engine, typer.Option(help="postgresql: on a server of its own")] = _DEFAULT.engine,
     replicas: Annotated[int, typer.Option(min=1, max=3, help="of each service")] = _DEFAULT.replicas,
+    tls: Annotated[bool, typer.Option(help="mutual TLS and roles for gRPC too")] = _DEFAULT.tls,
     out: Annotated[Path, typer.Option(help="folder for picture, figures, databases and logs")] = _DEFAULT.out,
 ) -> None:
     """Lives through some days in fast motion; fails if an invariant broke or the hub grew."""
@@ -65,7 +66,13 @@ def run(
     if minutes < LEAST_DAY_MINUTES * days:
         raise typer.BadParameter(f"a day takes {LEAST_DAY_MINUTES:g} minutes at least")
     settings = SoakSettings(
-        seconds=60 * minutes, days=days, nodes=nodes, replicas=replicas, engine=store, out=out.absolute()
+        seconds=60 * minutes,
+        days=days,
+        nodes=nodes,
+        replicas=replicas,
+        engine=store,
+        tls=tls,
+        out=out.absolute(),
     )
     console = Console() if sys.stdout.isatty() else Console(width=120, force_terminal=False)
     try:

@@ -64,6 +64,7 @@ class SoakRun:
             running_hub(
                 *(settings.data, certificates, choose_ports(settings.replicas), databases),
                 flags=settings.hub_flags,
+                tls=settings.tls,
             ) as hub,
             AsyncExitStack() as stack,
         ):

@@ -20,6 +20,8 @@ class SoakSettings:
     replicas: int = 1
     """Of each service."""
     engine: Engine = Engine.SQLITE
+    tls: bool = False
+    """Of gRPC; links of edges always have it."""
     out: Path = REPOSITORY / "soak" / "out"
 
     sample_seconds: float = 2.0
