@@ -1,14 +1,9 @@
 """Enrolment over real sockets: who gets a certificate, what is in it, and every refusal with its reason."""
 
 import asyncio
-import datetime
-import hashlib
 import socket
-import ssl
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -16,27 +11,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from structlog.testing import capture_logs
 from websockets.exceptions import InvalidStatus
 
 from cloudhub.v1 import enrolment_pb2 as pb
 from services.runtime.roles import Role
 from services.runtime.rpc import error_reason
-from services.sessions.enrolment.tokens import make_jwt
 from tests.support.certs import Issued, TestAuthority
 from tests.support.enrolment import EnrolledHub, request_for, running_enrolment
 from tests.support.hub import running_hub
 
-LATER = datetime.timedelta(hours=1)
-
-
-@pytest.fixture(autouse=True)
-def no_secret_in_logs(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """No test of this file may log a token: JWTs begin alike."""
-    with capture_logs() as logs:
-        yield
-    told = capfd.readouterr()
-    assert "eyJ" not in repr(logs) + told.out + told.err
+pytestmark = pytest.mark.usefixtures("no_secret_in_logs")
 
 
 def private(folder: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Issued:
@@ -45,12 +29,6 @@ def private(folder: Path, certificate: x509.Certificate, key: ec.EllipticCurvePr
     issued.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
     issued.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return issued
-
-
-async def test_the_ca_is_had_by_everybody_and_is_what_tokens_name(enrolled: EnrolledHub) -> None:
-    found = await enrolled.get("/ca.crt")
-    assert found.certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    assert (await enrolled.token()).startswith(hashlib.sha256(found.body).hexdigest() + ".ey")
 
 
 async def test_a_certificate_says_who_the_node_is_and_copies_nothing_of_the_request(
@@ -101,140 +79,6 @@ async def refused_link(hub: EnrolledHub, shown: Issued) -> int:
     with pytest.raises(InvalidStatus) as refused:
         await hub.hub.open_edge("edge-1", context=hub.context(shown))
     return int(refused.value.response.status_code)
-
-
-Prepare = Callable[[EnrolledHub], Any]
-
-
-async def expired(hub: EnrolledHub) -> str:
-    token = await hub.token(valid_seconds=1)
-    await asyncio.sleep(1.1)  # The expiry of a token is told in whole seconds of the wall clock.
-    return token
-
-
-async def revoked(hub: EnrolledHub) -> str:
-    made = await hub.created()
-    request = pb.RevokeTokenRequest(token_id=made.token.token_id)
-    await (await hub.admin()).RevokeToken(request, timeout=10)
-    return made.join_token
-
-
-async def used_up(hub: EnrolledHub) -> str:
-    token = await hub.token()
-    assert (await hub.edge_crt(token, "edge-2")).status == 200
-    return token
-
-
-async def of_another_hub(hub: EnrolledHub) -> str:
-    return "0." + make_jwt(b"another hub's key, of 32 bytes..", "1", "s", 2_000_000_000_000)
-
-
-async def altered(hub: EnrolledHub) -> str:
-    token = await hub.token()
-    return token[:-1] + ("A" if token[-1] != "A" else "Q")
-
-
-async def for_another_name(hub: EnrolledHub) -> str:
-    return await hub.token("gate-*")
-
-
-async def malformed(hub: EnrolledHub) -> str:
-    return "hash.not-a-jwt"
-
-
-async def made_before_a_revocation(hub: EnrolledHub) -> str:
-    token = await hub.token()
-    await (await hub.admin()).RevokeNode(pb.RevokeNodeRequest(node_id="edge-1"), timeout=10)
-    return token
-
-
-@pytest.mark.parametrize(
-    ("prepare", "status", "text"),
-    [
-        (expired, 401, "expired"),
-        (revoked, 401, "was revoked"),
-        (used_up, 401, "as often as"),
-        (of_another_hub, 401, "not signed by this hub"),
-        (altered, 401, "not signed by this hub"),
-        (malformed, 401, "no join token"),
-        (for_another_name, 403, "not for node edge-1"),
-        (made_before_a_revocation, 403, "was revoked after"),
-    ],
-)
-async def test_a_token_that_is_not_good_is_refused_with_the_reason(
-    enrolled: EnrolledHub, prepare: Prepare, status: int, text: str
-) -> None:
-    answer = await enrolled.edge_crt(await prepare(enrolled))
-    assert (answer.status, text in answer.text) == (status, True), answer
-
-
-@pytest.mark.parametrize("authorization", ["Bearer", "Bearer ", "Basic abc", "", "Bearer \xe9.b.c"])
-async def test_an_authorization_that_is_none_is_401(enrolled: EnrolledHub, authorization: str) -> None:
-    answer = await enrolled.get("/edge.crt", request_for(), NodeName="edge-1", Authorization=authorization)
-    assert answer.status == 401
-
-
-async def test_of_two_nodes_that_replay_a_token_at_once_exactly_one_wins(enrolled: EnrolledHub) -> None:
-    for attempt in range(3):
-        token = await enrolled.token()
-        answers = await asyncio.gather(
-            *(enrolled.edge_crt(token, f"edge-{attempt}{number}") for number in range(4))
-        )
-        assert sorted(answer.status for answer in answers) == [200, 401, 401, 401]
-
-
-async def test_without_a_token_or_certificate_it_is_401(enrolled: EnrolledHub) -> None:
-    answer = await enrolled.edge_crt()
-    assert answer.status == 401
-    assert answer.headers["WWW-Authenticate"] == "Bearer"
-
-
-async def test_a_certificate_of_another_node_or_of_no_node_is_401(
-    enrolled: EnrolledHub, authority: TestAuthority
-) -> None:
-    other = await enrolled.edge_crt(shown=authority.node("edge-2"))
-    assert (other.status, "'edge-2'" in other.text) == (401, True)
-    service = await enrolled.edge_crt(shown=authority.service())
-    assert (service.status, "no node's" in service.text) == (401, True)
-
-
-async def test_a_certificate_that_tls_does_not_take_gets_no_answer(
-    enrolled: EnrolledHub, authority: TestAuthority, tmp_path: Path
-) -> None:
-    """C6 for enrolment: expired, not yet valid, of another CA."""
-    for shown in (
-        authority.issue("system:node:edge-1", ends=-LATER / 2, file="a"),
-        authority.issue("system:node:edge-1", starts=LATER / 2, file="b"),
-        TestAuthority(tmp_path / "other", "other").node("edge-1"),
-    ):
-        with pytest.raises((ssl.SSLError, ConnectionError)):
-            await enrolled.edge_crt(shown=shown)
-    # Nothing of it is left over, and others are served.
-    assert (await enrolled.get("/ca.crt")).status == 200
-
-
-@pytest.mark.parametrize("by_certificate", [False, True])
-async def test_a_wrong_signing_request_is_400_and_takes_no_use(
-    enrolled: EnrolledHub, authority: TestAuthority, by_certificate: bool
-) -> None:
-    """All wrong kinds are in `test_signing_request`."""
-    token = "" if by_certificate else await enrolled.token()
-    shown = authority.node("edge-1") if by_certificate else None
-    for body in (b"", b"no request", request_for("edge-2"), request_for(organizations=())):
-        answer = await enrolled.edge_crt(token, body=body, shown=shown)
-        assert (answer.status, "signing request" in answer.text) == (400, True)
-    assert (await enrolled.edge_crt(token, shown=shown)).status == 200
-
-
-@pytest.mark.parametrize("node_id", ["", "Edge", "a b", "e" * 53, "../x"])
-async def test_a_node_name_that_is_none_is_400(enrolled: EnrolledHub, node_id: str) -> None:
-    answer = await enrolled.edge_crt(await enrolled.token("*"), node_id, body=request_for())
-    assert (answer.status, "NodeName" in answer.text) == (400, True)
-
-
-async def test_other_paths_and_methods_are_refused(enrolled: EnrolledHub) -> None:
-    assert (await enrolled.get("/")).status == 404
-    assert (await enrolled.get("/ca.crt", method="POST", body=b"x")).status == 405
 
 
 async def test_the_rate_of_an_address_is_limited_and_told(
@@ -312,6 +156,13 @@ async def test_a_silent_client_is_cut_and_an_address_cannot_have_all_connections
             assert (await hub.get("/ca.crt")).status == 200
         counted = app.metrics.requests.labels("address_connections")._value.get()
         assert counted == 1
+
+
+async def test_a_token_that_was_made_before_a_revocation_is_refused(enrolled: EnrolledHub) -> None:
+    token = await enrolled.token()
+    await (await enrolled.admin()).RevokeNode(pb.RevokeNodeRequest(node_id="edge-1"), timeout=10)
+    answer = await enrolled.edge_crt(token)
+    assert (answer.status, "was revoked after" in answer.text) == (403, True)
 
 
 async def test_revoking_a_node_cuts_its_link_and_refuses_it_until_it_enrols_anew(
