@@ -6,9 +6,9 @@ from typing import Protocol
 
 from services.connector.admission import HttpRefusal
 from services.connector.connections import ConnectionLimits, HostedConnection, Phase
-from services.connector.failure_log import FailureLog
 from services.connector.metrics import ConnectorMetrics
 from services.connector.transport import LinkRequest
+from services.runtime.failure_log import FailureLog
 from services.runtime.logs import get_log
 
 _log = get_log("connector.listener")

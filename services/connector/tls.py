@@ -12,58 +12,16 @@ from typing import Any, cast
 from services.connector.admission import CertificateNames
 from services.runtime.clock import Clock
 from services.runtime.errors import StartupError
+from services.runtime.tls_faults import TlsFault, protocol_fault, verify_fault
 from services.runtime.tls_files import RenewedFiles, TlsFiles, read_material
 
 _RECORD_BYTES = 16384
-# X509_V_ERR_* of OpenSSL.
-VERIFY_REASONS = {
-    9: "certificate_not_yet_valid",
-    10: "certificate_expired",
-    18: "certificate_untrusted",
-    19: "certificate_untrusted",
-    20: "certificate_untrusted",
-    21: "certificate_untrusted",
-    # Signed by one that may not: no CA, or deeper than the CA above it allows.
-    22: "certificate_untrusted",
-    24: "certificate_untrusted",
-    25: "certificate_untrusted",
-    79: "certificate_untrusted",
-    26: "certificate_purpose",
-    66: "certificate_weak_key",
-    67: "certificate_weak_key",
-    68: "certificate_weak_key",
-}
-_TLS_REASONS = {
-    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "certificate_missing",
-    "HTTP_REQUEST": "not_tls",
-    "HTTPS_PROXY_REQUEST": "not_tls",
-    "WRONG_VERSION_NUMBER": "not_tls",
-    "UNKNOWN_PROTOCOL": "not_tls",
-    "UNSUPPORTED_PROTOCOL": "tls_version",
-    "NO_SHARED_CIPHER": "tls_no_shared_cipher",
-    "PACKET_LENGTH_TOO_LONG": "not_tls",
-    "RECORD_LAYER_FAILURE": "not_tls",
-    # OpenSSL takes 100 KiB of certificates, and keeps nothing of what says that it is more.
-    "EXCESSIVE_MESSAGE_SIZE": "certificate_too_large",
-}
-
-
-class TlsFault(Exception):
-    """The peer's TLS cannot go on. `reason` is the metric label, `detail` OpenSSL's words."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 def _fault(error: ssl.SSLError) -> TlsFault:
     if isinstance(error, ssl.SSLCertVerificationError):
-        reason = VERIFY_REASONS.get(error.verify_code, "certificate_invalid")
-        return TlsFault(reason, error.verify_message)
-    name = error.reason or "unknown"
-    reason = _TLS_REASONS.get(name, "peer_alert" if "ALERT" in name else "tls_protocol")
-    return TlsFault(reason, name.lower().replace("_", " "))
+        return verify_fault(error.verify_code, error.verify_message)
+    return protocol_fault(error.reason or "unknown")
 
 
 class TlsChannel:

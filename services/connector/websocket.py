@@ -23,8 +23,9 @@ from services.connector.admission import HttpRefusal
 from services.connector.close_codes import LinkFault
 from services.connector.codec import JSON_FRAMES
 from services.connector.connections import ConnectionHost, Phase
-from services.connector.tls import TlsChannel, TlsFault
+from services.connector.tls import TlsChannel
 from services.connector.transport import LinkHandler, LinkRequest, TransportEnd
+from services.runtime.tls_faults import TlsFault
 
 # Input is looked at in slices, so that a paused link holds few parsed frames.
 _SLICE_BYTES = 16 * 1024

@@ -35,9 +35,9 @@ from services.connector.quic.host import Address, QuicHost
 from services.connector.quic.inbound_messages import InboundMessages
 from services.connector.quic.peer_certificate import ALERTS, check_certificates
 from services.connector.quic.request import RequestFault, answer_ack, answer_nack, read_request
-from services.connector.tls import TlsFault
 from services.connector.tokens import TokenBucket
 from services.connector.transport import LinkHandler, LinkRequest, TransportEnd
+from services.runtime.tls_faults import TlsFault
 
 # What a peer may say before it is answered.
 _REQUEST_MOST_BYTES = 16 * 1024

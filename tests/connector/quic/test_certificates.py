@@ -15,8 +15,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from services.connector.app import ConnectorApp
 from services.connector.quic.peer_certificate import check_certificates, trusted_authorities
-from services.connector.tls import TlsFault
 from services.runtime.errors import StartupError
+from services.runtime.tls_faults import TlsFault
 from tests.connector.conftest import StartApp, metric, poll
 from tests.support.certs import Issued, PrivateKey, TestAuthority
 from tests.support.link_dispatcher import LinkDispatcher

@@ -1,11 +1,14 @@
-"""One line per reason and interval: `services.connector.failure_log`."""
+"""One line per reason and interval: `services.runtime.failure_log`."""
 
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from services.connector.failure_log import FailureLog
+from services.runtime.failure_log import FailureLog
 from services.runtime.logs import get_log
-from tests.connector.conftest import poll
+from tests.support.processes import eventually
+
+
+MISSING = "CERTIFICATE_MISSING"
 
 
 def lines(captured: list[EventDict]) -> list[tuple[str, str, int]]:
@@ -20,7 +23,7 @@ async def test_many_failures_of_a_reason_are_one_line_and_their_number() -> None
             failures.add("not_tls", peer=f"p{number}", detail="what")
         failures.add("peer_closed", peer="q", detail="gone")
         assert lines(captured) == [("not_tls", "p0", 1), ("peer_closed", "q", 1)]
-        await poll(lambda: len(captured) == 3)
+        await eventually(lambda: len(captured) == 3)
         assert lines(captured)[2:] == [("not_tls", "p99", 99)]
         assert captured[2]["detail"] == "what"
 
@@ -29,7 +32,7 @@ async def test_a_failure_after_a_quiet_interval_is_told_at_once() -> None:
     with capture_logs() as captured:
         failures = FailureLog(get_log("test"), "handshake.failed", interval_seconds=0.02)
         failures.add("not_tls", peer="p0")
-        await poll(lambda: not failures.waiting)
+        await eventually(lambda: not failures.waiting)
         failures.add("not_tls", peer="p1")
         assert lines(captured) == [("not_tls", "p0", 1), ("not_tls", "p1", 1)]
         failures.close()
@@ -43,3 +46,25 @@ async def test_closing_tells_what_is_untold() -> None:
         failures.close()
         assert lines(captured) == [("not_tls", "p0", 1), ("not_tls", "p2", 2)]
         assert failures.waiting == 0
+
+
+async def test_each_cause_has_a_few_lines_of_its_own() -> None:
+    """One who fails all the time hides nobody else."""
+    with capture_logs() as captured:
+        failures = FailureLog(get_log("test"), "call.refused", interval_seconds=3600, burst=2)
+        for peer in ("p0", "p0", "p0", "p0", "p1"):
+            failures.add("CERTIFICATE_MISSING", by=peer, peer=peer)
+        assert lines(captured) == [(MISSING, "p0", 1), (MISSING, "p0", 1), (MISSING, "p1", 1)]
+        failures.close()
+        assert lines(captured)[3:] == [(MISSING, "p0", 2)]
+
+
+async def test_very_many_causes_are_told_together() -> None:
+    """A scan from many addresses fills neither a disk nor the memory."""
+    with capture_logs() as captured:
+        failures = FailureLog(get_log("test"), "handshake.failed", interval_seconds=3600)
+        for number in range(5000):
+            failures.add("not_tls", by=f"p{number}", peer=f"p{number}")
+        assert failures.waiting == len(captured) == 257
+        failures.close()
+        assert sum(count for _, _, count in lines(captured)) == 5000
