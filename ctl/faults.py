@@ -8,6 +8,7 @@ from enum import IntEnum
 
 import grpc
 
+from services.runtime.callers import REASONS as CERTIFICATE_REASONS
 from services.runtime.rpc import error_info
 
 
@@ -45,6 +46,10 @@ _HINTS = {
     "NO_SESSION": "`cloudhubctl session NODE` shows how its last one ended",
     "ROLE_FORBIDDEN": "give a certificate of another role (docs/operations.md)",
     "CERTIFICATE_WITHOUT_ROLE": "give a certificate of an operator or publisher (docs/operations.md)",
+    **dict.fromkeys(
+        CERTIFICATE_REASONS,
+        "give the hub a certificate that it takes, by --cert and --key (docs/operations.md)",
+    ),
     "ROW_DAMAGED": "mend the row in the database, or delete the node and publish anew",
 }
 _CODES = {

@@ -89,7 +89,7 @@ class ConnectorApp:
             self._security,
             probes=settings.health_listen,
             clock=clock,
-            refused=self.metrics.grpc.refused,
+            metrics=self.metrics.grpc,
         )
         self.metrics.grpc.watch(self._security)
         self.metrics.grpc.watch_expiry("edges", edge_tls.expires_at)

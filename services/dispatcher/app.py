@@ -235,7 +235,7 @@ async def running_app(
             [DISPATCHER_SERVICE, ADMIN_SERVICE, LINK_SERVICE, PEER_SERVICE],
             security,
             probes=settings.health_listen,
-            refused=metrics.grpc.refused,
+            metrics=metrics.grpc,
         )
         metrics.grpc.watch(security)
         add_DispatcherServiceServicer_to_server(

@@ -12,7 +12,7 @@ from cloudhub.v1.sessions_pb2_grpc import SessionsServiceStub
 from services.runtime.backoff import Backoff
 from services.runtime.errors import ROW_DAMAGED, HubError, RowDamaged, Unavailable
 from services.runtime.logs import get_log
-from services.runtime.rpc import error_info
+from services.runtime.rpc import NO_ANSWER, error_info
 
 _log = get_log(__name__)
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class SessionsClient:
         try:
             return await call
         except grpc.aio.AioRpcError as error:
-            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            if error.code() in NO_ANSWER:
                 raise Unavailable(
                     "SESSIONS_UNAVAILABLE", f"sessions does not answer: {error.details()}"
                 ) from error

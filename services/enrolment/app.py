@@ -19,7 +19,7 @@ from services.runtime.clock import Clock, SystemClock
 from services.runtime.errors import HubError, Unavailable
 from services.runtime.logs import get_log
 from services.runtime.metrics import MetricsEndpoint
-from services.runtime.rpc import RpcServer, error_reason, open_replicas_channel
+from services.runtime.rpc import NO_ANSWER, RpcServer, error_reason, open_replicas_channel
 from services.runtime.security import security_of
 from services.runtime.tls_files import TlsFiles
 
@@ -46,7 +46,7 @@ class EnrolmentApp:
             self._security,
             probes=settings.health_listen,
             clock=clock,
-            refused=self.metrics.grpc.refused,
+            metrics=self.metrics.grpc,
         )
         self.metrics.grpc.watch(self._security)
         self.metrics.grpc.watch_expiry("server", lambda: self._context.not_after.timestamp())
@@ -81,7 +81,7 @@ class EnrolmentApp:
         try:
             return await self._stub.IssueCertificate(request, timeout=self._settings.sessions_seconds)
         except grpc.aio.AioRpcError as error:
-            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            if error.code() in NO_ANSWER:
                 raise Unavailable(
                     "SESSIONS_UNAVAILABLE", f"sessions does not answer: {error.details()}"
                 ) from error

@@ -1,7 +1,6 @@
 """Who calls, whether that caller may, and the audit log of it."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -9,13 +8,14 @@ from urllib.parse import unquote
 import grpc
 from prometheus_client import Counter
 
+from services.runtime.callers import REASONS, Callers, client_address
 from services.runtime.clock import Clock
-from services.runtime.errors import Forbidden, HubError, Unauthenticated
+from services.runtime.errors import Forbidden, Unauthenticated, Unavailable
 from services.runtime.logs import get_log
-from services.runtime.roles import ALLOWED, Role, allowed, identity_of, is_admin
+from services.runtime.roles import ALLOWED, Role, allowed, is_admin
 
 AUDIT_LOG = "cloudhub.audit"
-REFUSALS = ("CERTIFICATE_MISSING", "CERTIFICATE_EXPIRED", "CERTIFICATE_WITHOUT_ROLE", "ROLE_FORBIDDEN")
+REFUSALS = (*REASONS, "CERTIFICATE_WITHOUT_ROLE", "ROLE_FORBIDDEN")
 _log = get_log(AUDIT_LOG)
 # Whatever the lowest level of other lines is.
 logging.getLogger(AUDIT_LOG).setLevel(logging.INFO)
@@ -39,37 +39,40 @@ class Call:
 
 
 class Access:
-    """Of one server. Without `authenticates` every caller may do everything; calls are audited as well."""
+    """Of one server. Without `callers` every caller may do everything; calls are audited as well."""
 
-    def __init__(self, clock: Clock, refused: Counter | None = None, *, authenticates: bool) -> None:
+    def __init__(self, clock: Clock, refused: Counter | None = None, callers: Callers | None = None) -> None:
         self._clock = clock
         self._refused = refused
-        self._authenticates = authenticates
+        self._callers = callers
 
     def admit(self, method: str, context: Context) -> Call | None:
         """What to give to `ended` when the call is over; None if nobody wants to know. Raises Unauthenticated
-        or Forbidden after it was audited."""
+        or Forbidden after it was audited, Unavailable for a caller who is gone."""
         call = Call(method, "", "", self._clock.monotonic())
-        if self._authenticates:
+        if self._callers is not None:
             try:
-                self._check(call, context)
-            except HubError as error:
-                call.address = unquote(context.peer())
+                self._check(call, self._callers, unquote(context.peer()))
+            except (Unauthenticated, Forbidden) as error:
                 self.ended(call, error.status.name, error.reason)
                 if self._refused is not None:
                     self._refused.labels(error.reason).inc()
                 raise
         if not is_admin(method):
             return None
-        call.address = unquote(context.peer())
+        call.address = call.address or client_address(unquote(context.peer()))
         return call
 
-    def _check(self, call: Call, context: Context) -> None:
-        found: Mapping[str, Any] = context.auth_context()
-        certificates = found.get("x509_pem_cert") or ()
-        if not certificates:
-            raise Unauthenticated("CERTIFICATE_MISSING", "the connection has no client certificate")
-        identity = identity_of(bytes(next(iter(certificates))))
+    def _check(self, call: Call, callers: Callers, peer: str) -> None:
+        found = callers.at(peer)
+        if found is None:
+            # The call was read before the end of its connection was seen. Nobody hears this.
+            raise Unavailable("CONNECTION_GONE", "the connection of the call is closed")
+        call.address = found.address
+        if found.refusal is not None or found.identity is None:
+            # Such connections are another server's; none of them ends up here.
+            raise found.refusal or Unauthenticated("CERTIFICATE_MISSING", "the caller is not known")
+        identity = found.identity
         call.caller = identity.name
         if identity.not_after * 1000 <= self._clock.wall_ms():
             # The connection was made before, and goes on with the calls that it has.

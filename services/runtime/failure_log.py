@@ -23,8 +23,8 @@ class _Told:
 
 
 class FailureLog:
-    """The first failures of a reason (`burst` of them) are told at once, those of the next seconds together, as
-    the last of them with a `count`. Whoever makes it closes it."""
+    """The first failures of a reason (`burst` of them) are told at once, those of the next seconds together,
+    as the last of them with a `count`. Whoever makes it closes it."""
 
     def __init__(
         self,
@@ -43,8 +43,8 @@ class FailureLog:
         self._topics: dict[_Topic, _Told] = {}
 
     def add(self, reason: str, by: str = "", **facts: Any) -> None:
-        """Something failed. Reasons are of a fixed set; `by` is who caused it, where each has lines of his own.
-        Of very many at once those that come late are told together."""
+        """Something failed. Reasons are of a fixed set; `by` is who caused it, where each has lines of his
+        own. Of very many at once those that come late are told together."""
         topic = (reason, by if len(self._topics) < _MOST_TOPICS or (reason, by) in self._topics else "")
         told = self._topics.get(topic)
         if told is None:

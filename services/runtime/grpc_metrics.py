@@ -21,6 +21,12 @@ class GrpcMetrics:
         # From the start, so that the first one is a change.
         for reason in REFUSALS:
             self.refused.labels(reason)
+        self.failed_handshakes = Counter(
+            f"cloudhub_{service}_grpc_handshake_failures",
+            "TLS handshakes of gRPC clients that came to nothing",
+            ["reason"],
+            registry=registry,
+        )
         self._expiry = Gauge(
             f"cloudhub_{service}_certificate_expiry_timestamp_seconds",
             "When the certificate in use expires",

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.runtime.logs import get_log
 
@@ -17,6 +18,13 @@ _log = get_log("tls")
 # For the calls that still run on a connection with the former certificate: until they end by themselves.
 _UNTIL_THEY_END_SECONDS = 365 * 86_400.0
 _UNREADY_SECONDS = 10.0
+_AGAIN_SECONDS = 1.0
+_NOT_TAKEN = (
+    grpc.StatusCode.UNAUTHENTICATED,
+    # Nothing was said about it.
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
 
 MakeChannel = Callable[[], grpc.aio.Channel]
 
@@ -40,8 +48,8 @@ class _Method:
 class RenewedChannel(grpc.aio.Channel):  # type: ignore[misc,unused-ignore]
     """A channel to one target. `renew` may be called whenever there are newer credentials.
 
-    The new channel replaces the present one when it is connected, so that calls neither wait for that nor
-    fail by credentials which the other side does not take (yet).
+    The new channel replaces the present one when a call over it was not refused, so that calls neither wait
+    for that nor fail by credentials which the other side does not take (yet).
     """
 
     def __init__(self, target: str, make: MakeChannel, follow: Callable[[Callable[[], None]], Any]) -> None:
@@ -63,14 +71,14 @@ class RenewedChannel(grpc.aio.Channel):  # type: ignore[misc,unused-ignore]
         try:
             try:
                 async with asyncio.timeout(_UNREADY_SECONDS):
-                    await channel.channel_ready()
+                    await _taken(channel)
             except TimeoutError:
                 _log.warning(
                     "channel.not_renewed",
                     target=self._target,
                     detail="no connection with the newer certificate yet; calls go on with the former one",
                 )
-                await channel.channel_ready()
+                await _taken(channel)
         except BaseException:
             await channel.close()
             raise
@@ -126,6 +134,22 @@ class RenewedChannel(grpc.aio.Channel):  # type: ignore[misc,unused-ignore]
     def stream_stream(self, *method: Any, **options: Any) -> Any:
         """See grpc.aio.Channel."""
         return _Method(self, lambda channel: channel.stream_stream(*method, **options))
+
+
+async def _taken(channel: grpc.aio.Channel) -> None:
+    """Returns when the other side has answered anything but that it does not take the certificate: a
+    connection alone says nothing of that."""
+    health: Any = health_pb2_grpc.HealthStub(channel)
+    while True:
+        await channel.channel_ready()
+        try:
+            await health.Check(health_pb2.HealthCheckRequest(), timeout=_UNREADY_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in _NOT_TAKEN:
+                return
+        else:
+            return
+        await asyncio.sleep(_AGAIN_SECONDS)
 
 
 async def _ended(task: asyncio.Task[None] | None) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import grpc
@@ -12,31 +12,46 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
-from prometheus_client import Counter
 
 from services.runtime.access import Access
+from services.runtime.callers import Callers
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.errors import StartupError
+from services.runtime.grpc_metrics import GrpcMetrics
 from services.runtime.interceptor import CallInterceptor
 from services.runtime.renewed_channel import RenewedChannel
+from services.runtime.secure_port import SecurePort
 from services.runtime.security import PLAINTEXT_LOOPBACK, SERVICE_NAME, Security
+from services.runtime.server_tls import ServerTls
 from services.runtime.settings import split_address
 
 # A batch of the link stream holds many frames of up to 1 MiB; senders keep batches below a quarter of this.
 MOST_MESSAGE_BYTES = 32 * 1024 * 1024
+NO_ANSWER = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        # It has something against our certificate, which a newer one mends, here or there.
+        grpc.StatusCode.UNAUTHENTICATED,
+    }
+)
+"""What a call of another service ends with that may do better later."""
 # The name whose health says that the process works, whatever it waits for: what a supervisor restarts it by.
 LIVE = "live"
 _MOST_PROBES = 64
 _MOST_PROBE_BYTES = 4096
 
-_OPTIONS: list[tuple[str, int]] = [
-    ("grpc.max_receive_message_length", MOST_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MOST_MESSAGE_BYTES),
+_KEEPALIVE: list[tuple[str, int]] = [
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+]
+_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MOST_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MOST_MESSAGE_BYTES),
+    *_KEEPALIVE,
 ]
 
 
@@ -71,8 +86,7 @@ class RpcServer:
 
     Register servicers on `grpc_server` first, then `start`. Health starts as NOT_SERVING, but for LIVE, which
     is SERVING until the server stops. With `probes` (HOST:PORT) a second server there answers health checks,
-    and nothing else, without TLS: probes of Kubernetes speak none. `refused` counts
-    refused calls by their reason.
+    and nothing else, without TLS: probes of Kubernetes speak none. `metrics` counts what was refused.
     """
 
     def __init__(
@@ -83,13 +97,21 @@ class RpcServer:
         *,
         probes: str | None = None,
         clock: Clock | None = None,
-        refused: Counter | None = None,
+        metrics: GrpcMetrics | None = None,
     ) -> None:
         self._listen = listen
         self._services = tuple(services)
         self._security = security
         self._health = health.aio.HealthServicer()
-        access = Access(clock or SystemClock(), refused, authenticates=security.authenticates)
+        refused = metrics.refused if metrics else None
+        callers = Callers() if security.authenticates else None
+        access = Access(clock or SystemClock(), refused, callers)
+        self.secure_port: SecurePort | None = None
+        """With TLS."""
+        if callers is not None:
+            present = cast("Callable[[], ServerTls]", security.server_tls)
+            failed = metrics.failed_handshakes if metrics else None
+            self.secure_port = SecurePort(present, callers, _KEEPALIVE, refused, failed)
         self.grpc_server = grpc.aio.server(
             interceptors=[CallInterceptor(access)], options=[*_OPTIONS, ("grpc.so_reuseport", 0)]
         )
@@ -112,18 +134,20 @@ class RpcServer:
         )
         reflection.enable_server_reflection(names, server)
         await self._check_listen(self._listen)
-        credentials = self._security.server_credentials()
+        self._security.server_tls()
         try:
             self.port = (
                 server.add_insecure_port(self._listen)
-                if credentials is None
-                else server.add_secure_port(self._listen, credentials)
+                if self.secure_port is None
+                else await self.secure_port.bind(self._listen, server)
             )
         except RuntimeError as error:
             raise StartupError(f"cannot listen on {self._listen}: {error}") from error
         await self.set_serving(False)
         await self.set_serving(True, LIVE)
         await server.start()
+        if self.secure_port is not None:
+            await self.secure_port.start()
         if self._probes is not None:
             await self._start_probes(self._probes)
 
@@ -173,7 +197,11 @@ class RpcServer:
     async def stop(self, grace_seconds: float) -> None:
         """Health to NOT_SERVING, no new calls, running ones get the grace."""
         await self._health.enter_graceful_shutdown()
+        if self.secure_port is not None:
+            self.secure_port.stop_accepting()
         await self.grpc_server.stop(grace_seconds)
+        if self.secure_port is not None:
+            await self.secure_port.close()
         if self._probe_server is not None:
             # Last, so that until then the probes hear NOT_SERVING.
             await self._probe_server.stop(0)
@@ -211,8 +239,9 @@ def open_replicas_channel(
 ) -> grpc.aio.Channel:
     """A channel to all replicas of another service (`Replicas` of the settings), which take turns.
 
-    A call of the gRPC service named that a replica cannot take (UNAVAILABLE) goes to another one, up to three
-    in all: its calls must bear being made twice. A replica that is silent costs those calls their deadline.
+    A call of the gRPC service named that a replica cannot take (UNAVAILABLE, or UNAUTHENTICATED of one that
+    does not know the CA yet) goes to another one, up to three in all: its calls must bear being made twice.
+    A replica that is silent costs those calls their deadline.
     """
     for address in replicas.split(","):
         security.check_address("the address to dial,", address)
@@ -229,7 +258,7 @@ def open_replicas_channel(
                     "initialBackoff": "0.05s",
                     "maxBackoff": "0.5s",
                     "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
+                    "retryableStatusCodes": ["UNAVAILABLE", "UNAUTHENTICATED"],
                 },
             }
         ],

@@ -15,7 +15,8 @@ import grpc
 
 from services.runtime.clock import Clock
 from services.runtime.errors import StartupError
-from services.runtime.handshake import refusal
+from services.runtime.handshake import obstacle
+from services.runtime.server_tls import ServerTls
 from services.runtime.settings import ServiceSettings, split_address
 from services.runtime.tls_files import RenewedFiles, TlsFiles, TlsMaterial, read_material
 
@@ -40,8 +41,9 @@ class Security(Protocol):
         """Raises StartupError if HOST:PORT may not be bound or dialled; `what` says what it is."""
         ...
 
-    def server_credentials(self) -> grpc.ServerCredentials | None:
-        """For `add_secure_port`; None for none. Newer files are taken by themselves."""
+    def server_tls(self) -> ServerTls | None:
+        """What a new connection of a server shakes hands with: of the files as they are now. None for none.
+        Raises StartupError if they are not good for a server."""
         ...
 
     def channel_credentials(self) -> grpc.ChannelCredentials | None:
@@ -53,7 +55,7 @@ class Security(Protocol):
         ...
 
     async def explain(self, address: str) -> str:
-        """Why the server at HOST:PORT takes no connection, as far as TLS is to blame; else ""."""
+        """Why no connection to the server at HOST:PORT comes about, as far as can be found out; else ""."""
         ...
 
     async def run(self) -> None:
@@ -90,7 +92,7 @@ class PlaintextLoopback:
                 "a certificate, its key and a CA instead"
             )
 
-    def server_credentials(self) -> None:
+    def server_tls(self) -> None:
         """See Security."""
 
     def channel_credentials(self) -> None:
@@ -117,16 +119,19 @@ class MutualTls:
     authenticates = True
 
     def __init__(self, files: TlsFiles, clock: Clock) -> None:
-        self.generation = 0
         self._clock = clock
         self._paths = files
         self._followers: list[Callable[[], None]] = []
         self._material: TlsMaterial
+        self._server_tls: ServerTls | None = None
         self._files = RenewedFiles("gRPC", files.paths, lambda: self._load(files))
 
     def _load(self, files: TlsFiles) -> None:
-        self._material = read_material(files, self._clock.wall_ms())
-        self.generation += 1
+        material = read_material(files, self._clock.wall_ms())
+        if self._server_tls is not None:
+            # Of a process that serves: what is no good for that changes nothing.
+            self._server_tls = ServerTls(material)
+        self._material = material
         for renewed in tuple(self._followers):
             renewed()
 
@@ -137,30 +142,11 @@ class MutualTls:
     def check_address(self, what: str, address: str) -> None:
         """See Security: any."""
 
-    def _server_configuration(self) -> grpc.ServerCertificateConfiguration:
-        material = self._material
-        return grpc.ssl_server_certificate_configuration(
-            [(material.private_key, material.certificate)], material.authority
-        )
-
-    def server_credentials(self) -> grpc.ServerCredentials:
+    def server_tls(self) -> ServerTls:
         """See Security."""
-        given = self.generation
-
-        def newer() -> grpc.ServerCertificateConfiguration | None:
-            """gRPC's core asks in a thread of its own before each handshake; None: as before."""
-            nonlocal given
-            if given == self.generation:
-                return None
-            given = self.generation
-            return self._server_configuration()
-
-        # The published type of `newer` forgets the None that its documentation has.
-        return grpc.dynamic_ssl_server_credentials(
-            self._server_configuration(),
-            newer,  # type: ignore[arg-type]
-            require_client_authentication=True,
-        )
+        if self._server_tls is None:
+            self._server_tls = ServerTls(self._material)
+        return self._server_tls
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """See Security."""
@@ -174,7 +160,7 @@ class MutualTls:
 
     async def explain(self, address: str) -> str:
         """See Security."""
-        return await refusal(address, SERVICE_NAME, self._paths)
+        return await obstacle(address, SERVICE_NAME, self._paths)
 
     def look(self) -> bool:
         """Loads files that are newer; whether there were any that can be used."""

@@ -2,6 +2,8 @@
 
 # X509_V_ERR_* of OpenSSL.
 _VERIFY_REASONS = {
+    # Signed by another one of that name, or not as it says.
+    7: "certificate_untrusted",
     9: "certificate_not_yet_valid",
     10: "certificate_expired",
     18: "certificate_untrusted",

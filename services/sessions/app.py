@@ -72,7 +72,7 @@ class SessionsApp:
             self._security,
             probes=settings.health_listen,
             clock=self._clock,
-            refused=self.metrics.grpc.refused,
+            metrics=self.metrics.grpc,
         )
         self.metrics.grpc.watch(self._security)
         self.reaper: Reaper

@@ -7,7 +7,6 @@ from services.runtime.failure_log import FailureLog
 from services.runtime.logs import get_log
 from tests.support.processes import eventually
 
-
 MISSING = "CERTIFICATE_MISSING"
 
 

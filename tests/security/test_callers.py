@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509 import ExtendedKeyUsage
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -21,12 +22,11 @@ from cloudhub.v1.link_pb2_grpc import LinkServiceStub
 from cloudhub.v1.peer_pb2_grpc import PeerServiceStub
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub, SessionsServiceStub
 from services.runtime.access import AUDIT_LOG
-from services.runtime.handshake import refusal
 from services.runtime.roles import Role
 from services.runtime.rpc import error_info, open_channel
-from services.runtime.security import PLAINTEXT_LOOPBACK, SERVICE_NAME, MutualTls
-from services.runtime.tls_files import TlsFiles
+from services.runtime.security import PLAINTEXT_LOOPBACK, MutualTls
 from tests.support.certs import Issued, TestAuthority
+from tests.support.enrolment import running_enrolment
 from tests.support.hub import RunningHub, request
 
 _HOUR = dt.timedelta(hours=1)
@@ -71,28 +71,58 @@ def audited(logs: list[Any]) -> list[Any]:
     return [line for line in logs if line.get("logger") == AUDIT_LOG]
 
 
-Show = Callable[[TestAuthority, Path], Issued]
-# What TLS itself refuses, and what the refused one is told.
-NO_HANDSHAKE: dict[str, tuple[Show, str]] = {
+Show = Callable[[TestAuthority, Path], Issued | None]
+# What proves nothing: the reason of the refusal, and words of its sentence.
+WORTHLESS: dict[str, tuple[Show, str, str]] = {
+    "none": (lambda *_: None, "CERTIFICATE_MISSING", "showed no certificate; it needs one that CN="),
     "of another CA": (
         lambda _, folder: TestAuthority(folder / "other", "other").program("shop", Role.OPERATOR),
-        "was not issued by the CA",
+        "CERTIFICATE_UNTRUSTED",
+        "(CN=shop,O=cloudhub:operator) was issued by CN=other, which is not trusted here",
+    ),
+    "of another CA of the same name": (
+        lambda authority, folder: TestAuthority(folder / "other").program("shop", Role.OPERATOR),
+        "CERTIFICATE_UNTRUSTED",
+        "was issued by CN=cloudhub-test-ca, which is not trusted here",
     ),
     "expired": (
         lambda authority, _: authority.program("expired", Role.OPERATOR, starts=-2 * _HOUR, ends=-_HOUR),
-        "expired.crt expired on",
+        "CERTIFICATE_EXPIRED",
+        "it was valid until 20",
     ),
     "not yet valid": (
         lambda authority, _: authority.program("new", Role.OPERATOR, starts=_HOUR, ends=2 * _HOUR),
-        "not valid before",
+        "CERTIFICATE_NOT_YET_VALID",
+        "is not valid yet",
     ),
     "of a server only": (
         lambda authority, _: authority.program(
             "server", Role.OPERATOR, extensions=[ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])]
         ),
-        "not for clients",
+        "CERTIFICATE_NOT_FOR_CLIENTS",
+        "should have clientAuth",
+    ),
+    "with a weak key": (
+        lambda authority, _: authority.program(
+            "weak", Role.OPERATOR, key=rsa.generate_private_key(65537, 1024)
+        ),
+        "CERTIFICATE_WEAK_KEY",
+        "RSA keys should have 2048 bits",
+    ),
+    "signed by a client": (
+        lambda authority, folder: _signed_by_a_client(authority, folder),
+        "CERTIFICATE_UNTRUSTED",
+        "was issued by CN=ann,O=cloudhub:operator, which is not trusted here",
     ),
 }
+
+
+def _signed_by_a_client(authority: TestAuthority, folder: Path) -> Issued:
+    """An operator who makes operators."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    ann = authority.program("ann", Role.OPERATOR, key=key)
+    posing = TestAuthority(folder / "posing").signing_as(ann, key)
+    return posing.program("eve", Role.OPERATOR, chain=ann.certificate.read_bytes())
 
 
 class Shown(MutualTls):
@@ -111,27 +141,66 @@ class Shown(MutualTls):
         return grpc.ssl_channel_credentials(self._authority.certificate.read_bytes(), *pair)
 
 
-@pytest.mark.parametrize("kind", [*NO_HANDSHAKE, "none"])
-async def test_a_certificate_that_proves_nothing_is_refused_by_tls(
+@pytest.mark.parametrize("kind", WORTHLESS)
+async def test_a_certificate_that_proves_nothing_is_refused_with_its_reason(
     hub: RunningHub, authority: TestAuthority, tmp_path: Path, kind: str
 ) -> None:
-    """C5 and C6 for gRPC: there is no call that could be answered, so who called is told why."""
-    issued, words = None, ""
-    if kind in NO_HANDSHAKE:
-        show, words = NO_HANDSHAKE[kind]
-        issued = show(authority, tmp_path)
+    """C5 and C6 for gRPC: a status that says what is wrong, and a line on the record."""
+    show, reason, words = WORTHLESS[kind]
+    issued = show(authority, tmp_path)
     for server in SERVERS:
-        security = Shown(issued, authority)
+        assert refusals(hub, server, reason) == 0, "a first one would be no change"
         with capture_logs() as logs:
-            status, _, _ = await asked(hub.address(server), security, ADMIN[server])
-        assert status == "UNAVAILABLE", server
-        if issued is not None:
-            files = TlsFiles(issued.certificate, issued.key, authority.certificate)
-            assert words in await refusal(hub.address(server), SERVICE_NAME, files), server
-        assert audited(logs) == []
+            status, found, text = await asked(hub.address(server), Shown(issued, authority), ADMIN[server])
+        assert (status, found) == ("UNAUTHENTICATED", reason), server
+        assert words in text
+        assert refusals(hub, server, reason) == 1
+        (line,) = audited(logs)
+        assert (line["event"], line["log_level"]) == ("call.refused", "warning")
+        assert (line["status"], line["reason"], line["detail"]) == ("UNAUTHENTICATED", reason, text)
+        assert line["caller"] == "unauthenticated"
+        assert ("CN=" in line["shown"], "CN=" in line["issuer"]) == (issued is not None, issued is not None)
+        assert line["method"].startswith("/cloudhub.v1.")
+        assert line["address"].startswith("ipv4:127.0.0.1:")
     # The others are served as before.
     assert (await asked(hub.address("sessions"), hub.security, ADMIN["sessions"]))[0] == "OK"
     assert await hub.security.explain(hub.address("sessions")) == ""
+
+
+async def test_enrolment_refuses_callers_as_the_others_do(
+    hub: RunningHub, authority: TestAuthority, tmp_path: Path
+) -> None:
+    """C5 and C6: its gRPC has health, reflection and channelz only, and tells strangers as little."""
+    own = authority.service()
+    tls = {"grpc_certificate": own.certificate, "grpc_private_key": own.key, "grpc_ca": authority.certificate}
+    async with running_enrolment(hub, authority, grpc_insecure_loopback=False, **tls) as enrolment:
+        address = f"127.0.0.1:{enrolment.grpc_port}"
+        health = EDGES_NOTHING["health"][1]
+        assert (await asked(address, hub.security, health))[0] == "OK"
+        for show, reason, words in WORTHLESS.values():
+            issued = show(authority, tmp_path)
+            answer = await asked(address, Shown(issued, authority), health)
+            assert answer[:2] == ("UNAUTHENTICATED", reason)
+            assert words in answer[2]
+
+
+@pytest.mark.parametrize("path", ["/cloudhub.v1.SessionsAdmin/Nothing", "/x", "/grpc.health.v1.Health/Watch"])
+async def test_a_stranger_learns_nothing_of_what_there_is(
+    hub: RunningHub, authority: TestAuthority, path: str
+) -> None:
+    """Health, reflection and methods that are not there are refused alike, by each kind of call."""
+    channel: Any
+    async with open_channel(hub.address("sessions"), Shown(None, authority)) as channel:
+        answers: list[Any] = [
+            channel.unary_unary(path, None, None)(b""),
+            channel.unary_stream(path, None, None)(b"").read(),
+            channel.stream_unary(path, None, None)(aiter_none()),
+            channel.stream_stream(path, None, None)(aiter_none()).read(),
+        ]
+        for answer in answers:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await asyncio.wait_for(answer, 5)
+            assert error_info(refused.value)[0] == "CERTIFICATE_MISSING"
 
 
 @pytest.mark.parametrize("server", SERVERS)

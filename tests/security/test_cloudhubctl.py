@@ -41,7 +41,7 @@ async def test_a_certificate_of_the_role_is_served_and_another_is_told(
     assert "give a certificate of another role" in told
 
 
-async def test_a_connection_that_tls_refuses_says_why(
+async def test_certificates_that_are_not_taken_by_one_side_or_the_other_are_told(
     hub: RunningHub, authority: TestAuthority, tmp_path: Path
 ) -> None:
     other = TestAuthority(tmp_path / "other", "other")
@@ -52,7 +52,8 @@ async def test_a_connection_that_tls_refuses_says_why(
     )
     plain, hint = await run(hub, None, authority.certificate, "instances")
 
-    assert (stranger, distrusted, plain) == (3, 3, 3)
-    assert "was not issued by the CA" in told
+    assert (stranger, distrusted, plain) == (1, 3, 3)
+    assert "was issued by CN=other, which is not trusted here" in told
+    assert "give the hub a certificate that it takes" in told
     assert "its certificate is not taken here" in distrust
     assert "perhaps it wants TLS: --ca, --cert and --key" in hint

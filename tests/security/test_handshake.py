@@ -44,18 +44,6 @@ async def test_a_server_of_another_ca_is_not_trusted(authority: TestAuthority, t
     )
 
 
-async def test_a_server_that_trusts_another_ca_is_suspected_of_that(
-    authority: TestAuthority, tmp_path: Path
-) -> None:
-    """The caller's files fit each other; the server knows its CA no more."""
-    following = TestAuthority(tmp_path / "next", "next CA")
-    former = operator(authority)
-    bundle = authority.certificate
-    bundle.write_bytes(bundle.read_bytes() + following.certificate.read_bytes())
-    server = following.security(following.service())
-    assert "it does not trust the CA CN=cloudhub-test-ca" in await explained(server, former)
-
-
 async def test_a_server_without_tls_is_told(authority: TestAuthority) -> None:
     assert "the handshake failed" in await explained(PLAINTEXT_LOOPBACK, operator(authority))
 

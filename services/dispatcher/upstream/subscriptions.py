@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar, cast
+from urllib.parse import unquote
 
 import grpc
 
@@ -14,6 +15,7 @@ from cloudhub.v1.dispatcher_pb2 import (
     UpstreamDelivery,
 )
 from services.dispatcher.upstream.upstream import Upstream
+from services.runtime.callers import client_address
 from services.runtime.errors import InvalidRequest
 from services.runtime.logs import get_log
 
@@ -127,7 +129,12 @@ class UpstreamServicer:
             raise InvalidRequest("subscription", "the first request of a stream says what to receive")
         modules, credit = check_subscription(first.subscription)
         subscriber_id, wake = self._upstream.subscribe(modules, credit)
-        log.info("subscription.opened", modules=modules, peer=context.peer(), subscriber=subscriber_id)
+        log.info(
+            "subscription.opened",
+            modules=modules,
+            peer=client_address(unquote(context.peer())),
+            subscriber=subscriber_id,
+        )
 
         def handle(request: SubscribeRequest) -> None:
             if request.HasField("subscription"):

@@ -1,0 +1,223 @@
+"""Ends TLS before a gRPC server of this process, and so knows why a client's certificate is not taken.
+
+gRPC's own TLS can require a certificate and closes the connection of whoever has none that is good, without
+a word to either side. Here everybody's handshake is finished; then good connections are carried to the server
+and the others to one that has nothing but refusals, over sockets in a directory that only its user can enter.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cryptography import x509
+from prometheus_client import Counter
+
+from services.runtime.access import AUDIT_LOG
+from services.runtime.callers import Caller, Callers, connection_name, judge
+from services.runtime.failure_log import FailureLog
+from services.runtime.front_connection import LINGER_SECONDS, FrontConnection, InnerSide, Phase
+from services.runtime.logs import get_log
+from services.runtime.server_tls import ServerTls
+from services.runtime.settings import split_address
+from services.runtime.tls_faults import TlsFault
+
+SERVED = "grpc"
+REFUSING = "refused"
+"""Names of the servers' sockets."""
+
+_log = get_log(AUDIT_LOG)
+_BACKLOG = 1024
+_HANDSHAKE_SECONDS = 10.0
+_MOST_HANDSHAKES = 256
+# When there are as many, the oldest one that has had so long makes room.
+_HURRIED_SECONDS = 1.0
+_MOST_REFUSED = 64
+
+
+class TlsFront:
+    """Listens for clients of one gRPC server. `present` gives what new connections shake hands with;
+    `callers` has a row for each connection that the servers see. Closed by `stop_accepting`, then `close`."""
+
+    def __init__(
+        self, present: Callable[[], ServerTls], callers: Callers, failed: Counter | None = None
+    ) -> None:
+        self._present = present
+        self._callers = callers
+        self._failed = failed
+        self._folder = Path()
+        self._servers: list[asyncio.Server] = []
+        self._connections: set[FrontConnection] = set()
+        self._handshakes: dict[FrontConnection, float] = {}  # since when, the oldest first
+        self._refused: dict[FrontConnection, None] = {}  # the oldest first
+        self._joining: set[asyncio.Task[None]] = set()
+        self._number = 0
+        self._failures = FailureLog(_log, "handshake.failed")
+        self._none_left = asyncio.Event()
+        self._none_left.set()
+
+    @property
+    def connections(self) -> int:
+        """How many there are, those in a handshake included."""
+        return len(self._connections)
+
+    @property
+    def handshakes(self) -> int:
+        """Of these, how many are in a handshake."""
+        return len(self._handshakes)
+
+    async def start(self, sockets: Sequence[socket.socket], folder: Path) -> None:
+        """Accepts on `sockets`, which are the front's from here on. In `folder` listen the servers: SERVED
+        for clients whose certificate is good, REFUSING for all others."""
+        self._folder = folder
+        loop = asyncio.get_running_loop()
+        for one in sockets:
+            self._servers.append(await loop.create_server(self._connection, sock=one, backlog=_BACKLOG))
+
+    def _connection(self) -> FrontConnection:
+        return FrontConnection(self, self._present(), _HANDSHAKE_SECONDS)
+
+    def stop_accepting(self) -> None:
+        """No new connections, and no handshakes any more."""
+        for server in self._servers:
+            server.close()
+        for connection in tuple(self._handshakes):
+            connection.abort()
+
+    async def close(self) -> None:
+        """Once the servers behind have stopped: what they said last goes out; then nothing is left."""
+        self.stop_accepting()
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                await self._none_left.wait()
+        except TimeoutError:
+            for connection in tuple(self._connections):
+                connection.abort()
+            await self._none_left.wait()
+        if self._joining:
+            await asyncio.wait(self._joining)
+        self._failures.close()
+
+    # front_connection.FrontHost.
+
+    def connected(self, connection: FrontConnection) -> bool:
+        now = asyncio.get_running_loop().time()
+        if len(self._handshakes) >= _MOST_HANDSHAKES:
+            oldest, since = next(iter(self._handshakes.items()))
+            if now - since < _HURRIED_SECONDS:
+                self._count("handshakes_many")
+                self._failures.add("handshakes_many", detail="too many handshakes at once", logger=AUDIT_LOG)
+                return False
+            oldest.out_of_time(_HURRIED_SECONDS)
+            del self._handshakes[oldest]
+        self._connections.add(connection)
+        self._none_left.clear()
+        self._handshakes[connection] = now
+        return True
+
+    def shaken_hands(self, connection: FrontConnection) -> None:
+        self._handshakes.pop(connection, None)
+        task = asyncio.create_task(self._join(connection), name="join gRPC")
+        self._joining.add(task)
+        task.add_done_callback(self._joining_ended)
+
+    def _joining_ended(self, task: asyncio.Task[None]) -> None:
+        self._joining.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The connection is cut when its time is up.
+            task.get_loop().call_exception_handler({"message": "cannot join gRPC", "exception": error})
+
+    async def _join(self, connection: FrontConnection) -> None:
+        self._number += 1
+        connection.name = connection_name(self._number, connection.address)
+        caller = self._judge(connection)
+        if caller.refusal is not None:
+            self._make_room_for_refused()
+            self._refused[connection] = None
+        self._callers.add(connection.name, caller)
+        inside = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            inside.setblocking(False)
+            self._connect(inside, connection.name, SERVED if caller.refusal is None else REFUSING)
+            await asyncio.get_running_loop().create_unix_connection(
+                lambda: InnerSide(connection), sock=inside
+            )
+        except OSError as error:
+            # The server behind has stopped, or has no room.
+            inside.close()
+            _log.warning("connection.not_joined", address=caller.address, error=str(error), logger=AUDIT_LOG)
+            connection.abort()
+        if connection.phase is Phase.GONE:
+            self._forget(connection)
+
+    def _judge(self, connection: FrontConnection) -> Caller:
+        tls = connection.secured_by
+        shown: Sequence[x509.Certificate] | TlsFault
+        try:
+            shown = connection.tls.shown()
+        except TlsFault as fault:
+            shown = fault
+        return judge(connection.address, shown, tls.trusted, tls.authorities)
+
+    def _connect(self, inside: socket.socket, name: str, server: str) -> None:
+        """The name is what gRPC calls the peer; nobody needs to find it in the directory."""
+        path = self._folder / name
+        inside.bind(str(path))
+        try:
+            inside.connect(str(self._folder / server))
+        finally:
+            path.unlink()
+
+    def _make_room_for_refused(self) -> None:
+        if len(self._refused) >= _MOST_REFUSED:
+            oldest = next(iter(self._refused))
+            del self._refused[oldest]
+            oldest.abort()
+
+    def handshake_failed(self, connection: FrontConnection, fault: TlsFault) -> None:
+        self._handshakes.pop(connection, None)
+        self._count(fault.reason)
+        if connection.heard:
+            # Who only looks whether the port is open is counted.
+            self._failures.add(
+                fault.reason,
+                by=connection.host,
+                address=connection.address,
+                detail=fault.detail,
+                logger=AUDIT_LOG,
+            )
+
+    def _count(self, reason: str) -> None:
+        if self._failed is not None:
+            self._failed.labels(reason).inc()
+
+    def gone(self, connection: FrontConnection) -> None:
+        self._handshakes.pop(connection, None)
+        self._forget(connection)
+        self._connections.discard(connection)
+        if not self._connections:
+            self._none_left.set()
+
+    def _forget(self, connection: FrontConnection) -> None:
+        self._refused.pop(connection, None)
+        self._callers.remove(connection.name)
+
+
+async def listening_sockets(listen: str) -> list[socket.socket]:
+    """Sockets for HOST:PORT as gRPC itself would have them: all addresses of a name, on one port; an
+    unspecified address stands for all of IPv4 and of IPv6. Raises OSError."""
+    host, port = split_address(listen)
+    if host in ("0.0.0.0", "::") and socket.has_dualstack_ipv6():
+        return [socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)]
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in dict.fromkeys(found):
+            sockets.append(socket.create_server((address[0], port), family=family))
+            port = sockets[0].getsockname()[1]
+    except OSError:
+        for one in sockets:
+            one.close()
+        raise
+    return sockets
