@@ -109,7 +109,6 @@ class TlsFront:
                 self._failures.add("handshakes_many", detail="too many handshakes at once", logger=AUDIT_LOG)
                 return False
             oldest.out_of_time(_HURRIED_SECONDS)
-            del self._handshakes[oldest]
         self._connections.add(connection)
         self._none_left.clear()
         self._handshakes[connection] = now
