@@ -163,12 +163,13 @@ async def test_a_client_that_does_not_read_stops_the_server_and_then_gets_all(
     fronted.serve = pour
     reader, writer = await fronted.connect(shown)
     assert await reader.readexactly(5) == b"first"
-    writer.transport.pause_reading()
+    transport: Any = writer.transport
+    transport.pause_reading()
     await stalled(lambda: sent)
     assert sent < PIECES / 2
     (connection,) = fronted.front._connections
     assert connection._transport.get_write_buffer_size() <= MOST_BUFFERED
-    writer.transport.resume_reading()
+    transport.resume_reading()
     for number in range(PIECES):
         assert await reader.readexactly(PIECE) == bytes([number % 251]) * PIECE
     assert await reader.read() == b""
