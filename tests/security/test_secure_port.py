@@ -74,6 +74,40 @@ async def test_a_stop_leaves_nothing_of_a_stream_that_would_go_on(
     assert not own.exists()
 
 
+async def test_a_stop_lets_a_running_call_have_its_answer(
+    authority: TestAuthority, security: MutualTls
+) -> None:
+    """C11: within the grace the answer still passes the front, and nobody waits for the rest of the grace."""
+    server = RpcServer("127.0.0.1:0", [], security)
+    begun, finish = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: bytes, __: Any) -> bytes:
+        begun.set()
+        await finish.wait()
+        return b"answer"
+
+    handler: Any = grpc.unary_unary_rpc_method_handler(wait, lambda data: data, None)
+    # A method that the table of roles has, so that somebody may call it.
+    methods = grpc.method_handlers_generic_handler("cloudhub.v1.ConnectorAdmin", {"ListLinks": handler})
+    server.grpc_server.add_generic_rpc_handlers([methods])
+    await server.start()
+    try:
+        channel: Any
+        ann = authority.security(authority.program("ann", Role.OPERATOR))
+        async with open_channel(server.address, ann) as channel, asyncio.timeout(8):
+            call = channel.unary_unary("/cloudhub.v1.ConnectorAdmin/ListLinks", None, None)(b"x")
+            await begun.wait()
+            stopping = asyncio.create_task(server.stop(30))
+            await eventually(lambda: not port_of(server).front._servers[0].is_serving(), 2)
+            finish.set()
+            assert await call == b"answer"
+            await stopping
+    finally:
+        finish.set()
+        await server.stop(0)
+    assert port_of(server).front.connections == 0
+
+
 async def test_a_stranger_who_calls_all_the_time_has_a_few_lines_and_their_number(
     authority: TestAuthority, security: MutualTls
 ) -> None:
