@@ -30,9 +30,9 @@ async def test_a_reconnect_storm(stage: Stage) -> None:
     ) as scenario:
         await scenario.start()
         outside = [scenario.site("one"), scenario.site("two")]
-        for site in outside:
+        for name, site in (("one", outside[0]), ("two", outside[1])):
             site.link_down()
-            site.reset()
+            scenario.lose_links(name)
         async with asyncio.timeout(10):
             while scenario.scene.links > 20:  # noqa: ASYNC110 - told by nobody
                 await asyncio.sleep(0.1)
