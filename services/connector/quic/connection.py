@@ -107,7 +107,8 @@ class HubConnection(QuicConnection):
     def release_handshake(self) -> None:
         """Frees what only a handshake needs, of which most is buffers."""
         self._crypto_buffers = {}
-        self._cryptos_initial = {}
+        # The keys of one version stand for all: none opens a packet any more, and late ones still come.
+        self._cryptos_initial = dict.fromkeys(self._cryptos_initial, self._cryptos[Epoch.INITIAL])
         self.tls._peer_certificate = None
         self.tls._peer_certificate_chain = []
 
