@@ -22,7 +22,7 @@ from edge.reconnect import LinkEnd, Reconnect
 from edge.servers import Servers
 from edge.settings import EdgeSettings, SettingsFault
 from edge.store import Change, StoreFault
-from edge.transport import EdgeLink, TransportChoice
+from edge.transport import EdgeLink, FirstRoundTrip, TransportChoice
 from edge.writer import Writer
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
@@ -98,6 +98,7 @@ class EdgeAgent:
         self._servers = Servers(settings.servers)
         self._quic_servers = Servers(settings.quic_servers)
         self._transports = TransportChoice(settings.transport)
+        self._round_trip = FirstRoundTrip()
         self._writer = writer
         self._ids = ids
         self._on_link = on_link
@@ -143,6 +144,8 @@ class EdgeAgent:
             end = await self._one_link(dials)
             if end.cause == "stopped":
                 break
+            if self._dialled == "quic":
+                self._round_trip.ended(end)
             if self._transports.ended(self._dialled, end, loop.time()):
                 log.info("quic.blocked", node=self.node_id, detail=end.detail)
                 continue
@@ -179,7 +182,8 @@ class EdgeAgent:
                 if self._stop.is_set():
                     return LinkEnd("stopped")
                 if isinstance(link, QuicLink):
-                    await link.dial(settings.quic_tls(self.node_id), settings.quic_open_seconds)
+                    configuration = settings.quic_tls(self.node_id, self._round_trip.seconds)
+                    await link.dial(configuration, settings.quic_open_seconds)
                 else:
                     await link.dial(self._context, settings.open_seconds)
             return await link.ended

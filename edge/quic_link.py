@@ -13,7 +13,7 @@ from typing import Any, cast
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicConnectionState
-from aioquic.quic.packet import QuicErrorCode, QuicFrameType
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicHeader
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
@@ -22,7 +22,7 @@ from aioquic.tls import Epoch
 from edge.protocol import MalformedFrame
 from edge.quic_framing import MESSAGES_BEGIN, Unframer, frames_of, json_of, read_answer, request
 from edge.reconnect import LinkEnd
-from edge.transport import Receiver
+from edge.transport import MOST_ROUND_TRIP_SECONDS, Receiver
 
 # The hub's limit is 1 MiB; an edge accepts more, so that a raised limit does not lock it out.
 MOST_FRAME_BYTES = 16 * 1024 * 1024
@@ -41,9 +41,22 @@ logging.getLogger("quic").setLevel(logging.CRITICAL)
 
 
 class _Connection(QuicConnection):
-    """aioquic's, which lets the hub send no more while nobody reads. It reaches into what is not public."""
+    """aioquic's, which lets the hub send no more while nobody reads, and expects round trips of the length of
+    that of the hub's retry. It reaches into what is not public."""
 
     reading = True
+    _connects_at = 0.0
+
+    def connect(self, addr: tuple[Any, ...], now: float) -> None:
+        self._connects_at = now
+        super().connect(addr, now)
+
+    def _receive_retry_packet(self, header: QuicHeader, packet_without_tag: bytes, now: float) -> None:
+        retries = self._retry_count
+        super()._receive_retry_packet(header, packet_without_tag, now)
+        if self._retry_count > retries:
+            loss = self._loss
+            loss._rtt_initial = max(loss._rtt_initial, min(now - self._connects_at, MOST_ROUND_TRIP_SECONDS))
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         if self.reading:

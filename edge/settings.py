@@ -15,8 +15,6 @@ DEFAULT_PROJECT = "e632aba927ea4ac2b575ec1603d56f10"
 
 _QUIC_PORT = 10001
 _PROTOCOL = "cloudhub-edge/1"
-# RFC 9002, 6.2.2. aioquic assumes 0.1 s, and fills narrow wires with copies of handshakes that only wait.
-_INITIAL_RTT_SECONDS = 0.333
 # With `auto`: enough for a handshake over a bad network, short enough to be no outage where UDP is blocked.
 _QUIC_TRY_SECONDS = 6.0
 
@@ -101,8 +99,9 @@ class EdgeSettings:
         host, _, port = server.removeprefix("quic://").rpartition(":")
         return host.strip("[]"), int(port)
 
-    def quic_tls(self, node_id: str) -> QuicConfiguration:
+    def quic_tls(self, node_id: str, round_trip_seconds: float) -> QuicConfiguration:
         """How a link of a node is set up: trusts only the hub's CA and shows the node's certificate.
+        `round_trip_seconds` is assumed until the first is measured.
 
         Raises SettingsFault.
         """
@@ -110,7 +109,7 @@ class EdgeSettings:
         configuration = QuicConfiguration(
             alpn_protocols=[_PROTOCOL],
             cafile=str(self.ca),
-            initial_rtt=_INITIAL_RTT_SECONDS,
+            initial_rtt=round_trip_seconds,
             # The agent's own clock of silence is the authority.
             idle_timeout=self.silence_seconds + self.keepalive_seconds,
         )

@@ -13,6 +13,10 @@ Transport = Literal["websocket", "quic", "auto"]
 # After UDP seemed to be blocked, this long all dials are WebSocket's; each further time longer.
 _FIRST_PAUSE_SECONDS = 60.0
 _MOST_PAUSE_SECONDS = 3600.0
+# RFC 9002, 6.2.2. aioquic assumes 0.1 s, and fills narrow wires with copies of handshakes that only wait.
+_USUAL_ROUND_TRIP_SECONDS = 0.333
+MOST_ROUND_TRIP_SECONDS = 4.0
+"""Assumed at most, so that a packet that is lost is sent again before the dial is given up."""
 
 
 class EdgeLink(Protocol):
@@ -96,3 +100,21 @@ class TransportChoice:
         self._quic_again_at = now + self._pause_seconds
         self._pause_seconds = min(2 * self._pause_seconds, _MOST_PAUSE_SECONDS)
         return True
+
+
+class FirstRoundTrip:
+    """What QUIC assumes of one node's round trip until it has measured it: copies go after twice as long.
+
+    On a narrow wire that many edges share a packet waits for seconds, and copies of it would fill the wire
+    for good: so each dial that had no answer in time makes the next one more patient.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = _USUAL_ROUND_TRIP_SECONDS
+
+    def ended(self, end: LinkEnd) -> None:
+        """Takes note of how a dial or link over QUIC ended."""
+        if end.open_seconds > 0 or end.answered:
+            self.seconds = _USUAL_ROUND_TRIP_SECONDS
+        elif end.cause == "failed":
+            self.seconds = min(2 * self.seconds, MOST_ROUND_TRIP_SECONDS)

@@ -90,15 +90,18 @@ async def _settled(hub: FuzzedHub, tasks: int, descriptors: int, seconds: float 
 
 
 @contextmanager
-def fuzzed_hub(databases: Mapping[str, str] | None = None) -> Iterator[FuzzedHub]:
-    """A hub while the block lasts. At its end the edge that behaves well still gets its messages, and neither
-    task nor descriptor is left over; AssertionError otherwise."""
+def fuzzed_hub(
+    databases: Mapping[str, str] | None = None, connector: Mapping[str, Any] | None = None
+) -> Iterator[FuzzedHub]:
+    """A hub while the block lasts; `connector` changes settings of that service. At its end the edge that
+    behaves well still gets its messages, and neither task nor descriptor is left over; AssertionError
+    otherwise."""
     loop = uvloop.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="fuzzed hub")
     thread.start()
     try:
         with tempfile.TemporaryDirectory(prefix="cloudhub-fuzz-") as folder:
-            fuzzed = FuzzedHub(loop, running_hub(Path(folder), databases=databases))
+            fuzzed = FuzzedHub(loop, running_hub(Path(folder), databases=databases, connector=connector))
             fuzzed.wait(fuzzed.hub.__aenter__())
             try:
                 fuzzed.wait(fuzzed.exchange())

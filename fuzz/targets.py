@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fuzz.datagrams import attacks, datagrams_checked
 from fuzz.enrolment import enrolment_checked, enrolment_requests
 from fuzz.frames import frame_texts, frames_checked, recorded_frames
 from fuzz.links import conversations, conversations_checked
@@ -14,6 +15,7 @@ from fuzz.target import Target
 _ALL: tuple[Target[Any], ...] = (
     Target("frames", "the codec of edge frames", frame_texts(), frames_checked, True, recorded_frames),
     Target("quic", "streams of a QUIC link", streams(), streams_checked, True, recorded_streams),
+    Target("datagrams", "datagrams at a running QUIC listener", attacks(), datagrams_checked),
     Target("settings", "flags and environment of every service", starts(), starts_checked, True),
     Target("files", "certificate, key and CA of a connector", files(), files_checked),
     Target("enrolment", "HTTP requests to enrolment", enrolment_requests(), enrolment_checked),

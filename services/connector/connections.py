@@ -36,6 +36,12 @@ class Phase(enum.Enum):
     GONE = enum.auto()
 
 
+def opening_timeout(phase: Phase, seconds: float) -> tuple[str, str]:
+    """Of an opening that is out of its time in that phase: the metric label, and what happened in words."""
+    reason = "handshake_timeout" if phase is Phase.HANDSHAKE else "request_timeout"
+    return reason, f"not finished within {seconds:g} s"
+
+
 class HostedConnection(EdgeTransport, Protocol):
     """One connection as its owner sees it."""
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Protocol, cast
 
@@ -22,17 +22,16 @@ from cloudhub.v1 import link_pb2
 from services.connector.admission import HttpRefusal
 from services.connector.close_codes import LinkFault
 from services.connector.codec import JSON_FRAMES
-from services.connector.connections import ConnectionHost, Phase
+from services.connector.connections import ConnectionHost, Phase, opening_timeout
+from services.connector.deadline import Deadline
 from services.connector.tls import TlsChannel
 from services.connector.transport import LinkHandler, LinkRequest, TransportEnd
+from services.connector.websocket_request import RequestFault, take_request, text_frames
 from services.runtime.tls_faults import TlsFault
 
 # Input is looked at in slices, so that a paused link holds few parsed frames.
 _SLICE_BYTES = 16 * 1024
-# What a peer may send before its upgrade is answered: a request, with room for what an eager one adds.
-_REQUEST_MOST_BYTES = 16 * 1024
 _HELD_MOST_BYTES = 64 * 1024
-_REQUEST_END = b"\r\n\r\n"
 
 # The library logs every connection; the hub has lines of its own.
 _quiet = logging.getLogger("services.connector.websocket.library")
@@ -53,6 +52,7 @@ class EdgeConnection(asyncio.Protocol):
 
     __slots__ = (
         "_blocked",
+        "_deadline",
         "_decided",
         "_events",
         "_handler",
@@ -66,7 +66,6 @@ class EdgeConnection(asyncio.Protocol):
         "_reading",
         "_tcp",
         "_tcp_paused",
-        "_timer",
         "_tls",
         "_ws",
         "peer_address",
@@ -88,7 +87,7 @@ class EdgeConnection(asyncio.Protocol):
         self._partial: bytearray | None = None
         self._pong = b""
         self._decided: Response | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = Deadline(loop)
         self._last_input_at = loop.time()
         self._blocked = False
         self._held = False
@@ -108,7 +107,7 @@ class EdgeConnection(asyncio.Protocol):
         if peer:
             self.peer_address = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
         limit = self._host.limits.opening_timeout
-        self._set_timer(limit, lambda: self.out_of_time(limit))
+        self._deadline.set(limit, lambda: self.out_of_time(limit))
 
     def data_received(self, data: bytes) -> None:
         if self.phase is Phase.GONE or self.phase is Phase.FINISHED:
@@ -157,7 +156,7 @@ class EdgeConnection(asyncio.Protocol):
             )
         )
         self.phase = Phase.GONE
-        self._cancel_timer()
+        self._deadline.cancel()
         self._tcp = None
         self._inbox.clear()
         self._events.clear()
@@ -177,7 +176,7 @@ class EdgeConnection(asyncio.Protocol):
         if self.phase is not Phase.DECIDING or not self._decided:
             return
         self.phase = Phase.OPEN
-        self._cancel_timer()
+        self._deadline.cancel()
         response, self._decided = self._decided, None
         self._ws.send_response(response)
         self._flush_ws()
@@ -197,18 +196,7 @@ class EdgeConnection(asyncio.Protocol):
     def send(self, frames: Sequence[bytes]) -> bool:
         if self.phase is not Phase.OPEN or self._ws.eof_sent:
             return False
-        parts: list[bytes] = []
-        for frame in frames:
-            # A text frame in one piece, not masked, no extension: the header is all there is to say.
-            size = len(frame)
-            if size < 126:
-                parts.append(b"\x81" + size.to_bytes(1, "big"))
-            elif size < 65536:
-                parts.append(b"\x81\x7e" + size.to_bytes(2, "big"))
-            else:
-                parts.append(b"\x81\x7f" + size.to_bytes(8, "big"))
-            parts.append(frame)
-        self._write(b"".join(parts))
+        self._write(text_frames(frames))
         return not self._blocked
 
     def close(self, code: int, text: str) -> None:
@@ -219,7 +207,7 @@ class EdgeConnection(asyncio.Protocol):
             return
         self.phase = Phase.CLOSING
         self._drop_held()
-        self._set_timer(self._host.limits.close_timeout, self._abort)
+        self._deadline.set(self._host.limits.close_timeout, self._abort)
         if self._ws.state is State.OPEN:
             self._ws.send_close(code, text)
             self._write(b"".join(self._ws.data_to_send()))
@@ -297,42 +285,18 @@ class EdgeConnection(asyncio.Protocol):
         return True
 
     def _look_for_request(self) -> bool:
-        """Hands the library the request and not a byte more; False if it is not whole yet."""
-        end = self._inbox.find(_REQUEST_END)
-        if end < 0 or end > _REQUEST_MOST_BYTES:
-            if len(self._inbox) > _REQUEST_MOST_BYTES:
-                self._request_failed(
-                    "request_too_large",
-                    f"over {_REQUEST_MOST_BYTES} bytes",
-                    b"HTTP/1.1 431 Request Header Fields Too Large",
-                )
-            return False
-        end += len(_REQUEST_END)
-        part = self._inbox[:end]
-        del self._inbox[:end]
-        self._ws.receive_data(part)
-        events = self._ws.events_received()
-        if events and isinstance(events[0], Request):
-            self._requested(events[0])
-            return False
-        self._ws.data_to_send()
-        error = self._ws.handshake_exc
-        detail = str((error and error.__cause__) or error or "no HTTP request")
-        self._request_failed("bad_request", detail, b"HTTP/1.1 400 Bad Request")
+        """False: there is no request yet, or what follows it has to wait."""
+        found = take_request(self._ws, self._inbox)
+        if isinstance(found, RequestFault):
+            self._host.handshake_failed(self, found.reason, found.detail)
+            self._finish(found.answer(), told=True)
+        elif found is not None:
+            self._requested(found)
         return False
-
-    def _request_failed(self, reason: str, detail: str, status: bytes) -> None:
-        self._host.handshake_failed(self, reason, detail)
-        body = f"{detail}\n".encode()
-        self._finish(
-            b"%b\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (status, len(body), body),
-            told=True,
-        )
 
     def _requested(self, request: Request) -> None:
         self.phase = Phase.DECIDING
-        self._cancel_timer()
+        self._deadline.cancel()
         response = self._ws.accept(request)
         if response.status_code != 101:
             text = (response.body or b"").decode(errors="replace").strip()
@@ -393,8 +357,8 @@ class EdgeConnection(asyncio.Protocol):
         if self._tcp:
             self._tcp.close()
             # A peer that does not read would keep what is not written yet, and the descriptor, for ever.
-            if self._timer is None:
-                self._set_timer(self._host.limits.linger_timeout, self._abort)
+            if not self._deadline.is_set:
+                self._deadline.set(self._host.limits.linger_timeout, self._abort)
 
     # Output.
 
@@ -449,7 +413,7 @@ class EdgeConnection(asyncio.Protocol):
             self.phase = Phase.FINISHED
             self._drop_held()
             self._resume_tcp()
-        self._set_timer(self._host.limits.linger_timeout, self._abort)
+        self._deadline.set(self._host.limits.linger_timeout, self._abort)
         if opening:
             self._host.opened(self)
 
@@ -461,8 +425,8 @@ class EdgeConnection(asyncio.Protocol):
         if self.phase is Phase.OPEN:
             self.phase = Phase.FINISHED if self._ws.eof_sent else Phase.CLOSING
             self._drop_held()
-            if self._timer is None:
-                self._set_timer(self._host.limits.linger_timeout, self._abort)
+            if not self._deadline.is_set:
+                self._deadline.set(self._host.limits.linger_timeout, self._abort)
             self._resume_tcp()
         if handler:
             handler.ended(end)
@@ -476,24 +440,23 @@ class EdgeConnection(asyncio.Protocol):
             # Time for the peer to read the alert: closing at once could reset the connection before.
             if self._tcp and not self._tcp.is_closing():
                 self._tcp.write_eof()
-            self._set_timer(self._host.limits.linger_timeout, self._abort)
+            self._deadline.set(self._host.limits.linger_timeout, self._abort)
             return
         self._end(TransportEnd(link_pb2.CLOSE_REASON_TRANSPORT_ERROR, f"TLS: {fault.detail}"))
         self._abort()
 
     def out_of_time(self, seconds: float) -> None:
-        self._cancel_timer()
+        self._deadline.cancel()
         self._host.handshake_failed(
             self,
-            "handshake_timeout" if self.phase is Phase.HANDSHAKE else "request_timeout",
-            f"not finished within {seconds:g} s",
+            *opening_timeout(self.phase, seconds),
         )
         self.phase = Phase.FINISHED
         self._host.opened(self)
         self._abort()
 
     def _abort(self) -> None:
-        self._cancel_timer()
+        self._deadline.cancel()
         if self._tcp:
             self._tcp.abort()
 
@@ -506,12 +469,3 @@ class EdgeConnection(asyncio.Protocol):
         if self._tcp_paused and self._tcp and not self._tcp.is_closing():
             self._tcp_paused = False
             self._tcp.resume_reading()
-
-    def _set_timer(self, seconds: float, call: Callable[[], None]) -> None:
-        self._cancel_timer()
-        self._timer = self._loop.call_later(seconds, call)
-
-    def _cancel_timer(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None

@@ -7,9 +7,27 @@ import pytest
 
 from edge.reconnect import LinkEnd
 from edge.settings import EdgeSettings, SettingsFault
-from edge.transport import Transport, TransportChoice
+from edge.transport import MOST_ROUND_TRIP_SECONDS, FirstRoundTrip, Transport, TransportChoice
 
 _SILENT = LinkEnd("failed", "no answer within 6 s")
+
+
+def test_each_dial_without_an_answer_makes_the_next_more_patient() -> None:
+    """Up to a bound; an answer, or a link, ends it, and a cut in between changes nothing."""
+    first = FirstRoundTrip()
+    usual = first.seconds
+    first.ended(_SILENT)
+    assert first.seconds == 2 * usual
+    first.ended(LinkEnd("cut"))
+    assert first.seconds == 2 * usual
+    for _ in range(10):
+        first.ended(_SILENT)
+    assert first.seconds == MOST_ROUND_TRIP_SECONDS
+    first.ended(LinkEnd("refused", "busy", 503, answered=True))
+    assert first.seconds == usual
+    first.ended(_SILENT)
+    first.ended(LinkEnd("lost", open_seconds=1.0))
+    assert first.seconds == usual
 
 
 @pytest.mark.parametrize("wanted", ["websocket", "quic"])

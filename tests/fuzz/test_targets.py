@@ -8,6 +8,7 @@ from fuzz.targets import TARGETS
 EXAMPLES = {
     "frames": 300,
     "quic": 200,
+    "datagrams": 60,
     "settings": 60,
     "files": 60,
     "enrolment": 200,

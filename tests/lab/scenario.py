@@ -160,6 +160,15 @@ class Scenario:
         """The edges at a site."""
         return self._fleets[name]
 
+    def lose_links(self, name: str) -> None:
+        """Every link of a site's fleet ends in one instant. Its TCP connections are reset. Nothing that a
+        network does ends a QUIC connection: there the edges forget theirs, and the hub hears of it when they
+        come back."""
+        if self._transports.get(name, TRANSPORT) == "quic":
+            self._fleets[name].cut()
+        else:
+            self.site(name).reset()
+
     @contextmanager
     def publishing_to(self, misbehaving: Sequence[str]) -> Iterator[None]:
         """Meanwhile what all nodes get is published to these as well."""

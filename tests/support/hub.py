@@ -280,7 +280,7 @@ class RunningHub:
             }
         self.databases = databases or {}
         self._shared = SharedStores() if shared_outbox else None
-        self._authority = authority
+        self.authority = authority
         self._changes = changes
         self._channels = AsyncExitStack()
         self._opened: dict[str, grpc.aio.Channel] = {}
@@ -392,12 +392,12 @@ class RunningHub:
             name,
             database=self.databases.get("dispatcher", f"sqlite:///{self.folder / file}.db"),
             sessions=",".join(self.address(part.name) for part in self.registries),
-            cluster_ca=self._authority.certificate,
+            cluster_ca=self.authority.certificate,
         )
         return running_dispatcher(DispatcherSettings(**values), tracing=Tracing(None, "dispatcher"))
 
     def _make_connector(self, name: str) -> AbstractAsyncContextManager[ConnectorApp]:
-        server = self._authority.issue("localhost", None, file="server")
+        server = self.authority.issue("localhost", None, file="server")
         values = self._settings(
             "connector",
             name,
@@ -407,7 +407,7 @@ class RunningHub:
             dispatchers=",".join(self.address(part.name) for part in self.dispatchers),
             certificate=server.certificate,
             private_key=server.key,
-            client_ca=self._authority.certificate,
+            client_ca=self.authority.certificate,
             drain_links_per_second=100_000.0,
             close_seconds=1.0,
             retry_after_seconds=1.0,
@@ -437,16 +437,16 @@ class RunningHub:
     @asynccontextmanager
     async def fleet(self, *node_ids: str, **changes: Any) -> AsyncIterator[EdgeFleet]:
         """Edge agents, all connected, that know every connector."""
-        certificates = self._authority.certificate.parent
+        certificates = self.authority.certificate.parent
         (certificates / "nodes").mkdir(exist_ok=True)
         for node_id in node_ids:
-            self._authority.issue(f"system:node:{node_id}", file=f"nodes/{node_id}")
+            self.authority.issue(f"system:node:{node_id}", file=f"nodes/{node_id}")
         values: dict[str, Any] = {
             "server": ",".join(f"wss://localhost:{self._edge_port(part.name)}" for part in self.connectors),
             "quic_server": ",".join(
                 f"quic://localhost:{part.app.quic_port}" for part in self.connectors if part.runs
             ),
-            "ca": self._authority.certificate,
+            "ca": self.authority.certificate,
             "certificates": certificates,
             "database": self.folder / "edges.db",
             "first_delay_seconds": 0.02,

@@ -8,6 +8,8 @@ in this module alone, and tests/connector/quic/test_connection.py holds it again
 - *Flow control.* A peer may send what `let_in` said and no more, however much it has sent before: memory is
   bounded by what was read, not by what came (C33).
 - *Streams.* Two of the peer's: one in both directions for control, one for its messages.
+- *First round trip.* The retry has measured one: what is assumed until there is an acknowledgement is no
+  less, so on a wire with a long queue nothing is sent twice that only waits (RFC 9002, 6.2.2).
 - *Resets.* Tokens are a function of the connection id and the server's key, so a connector that has lost a
   connection can still tell its peer (RFC 9000, 10.3).
 """
@@ -15,6 +17,7 @@ in this module alone, and tests/connector/quic/test_connection.py holds it again
 import hashlib
 import hmac
 import os
+from dataclasses import replace
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicConnectionState
@@ -33,6 +36,8 @@ UPSTREAM = 2
 DOWNSTREAM = 3
 # OpenSSL's bound for the chain of a TLS peer.
 MOST_HANDSHAKE_BYTES = 100 * 1024
+# A retry's round trip is longer by as much as the peer's own copies took, where packets are lost.
+_MOST_INITIAL_RTT = 4.0
 _MOST_FRAME_BYTES = 1 + 8 + 8
 _RESET_TOKEN_BYTES = 16
 # A reset looks like any packet: RFC 9000, 10.3 asks for at least 21 bytes, fewer than what it answers.
@@ -70,9 +75,12 @@ class HubConnection(QuicConnection):
         *,
         original_connection_id: bytes,
         retry_connection_id: bytes,
+        round_trip: float = 0.0,
     ) -> None:
         super().__init__(
-            configuration=configuration,
+            configuration=replace(
+                configuration, initial_rtt=min(max(configuration.initial_rtt, round_trip), _MOST_INITIAL_RTT)
+            ),
             original_destination_connection_id=original_connection_id,
             retry_source_connection_id=retry_connection_id,
         )
@@ -99,7 +107,8 @@ class HubConnection(QuicConnection):
     def release_handshake(self) -> None:
         """Frees what only a handshake needs, of which most is buffers."""
         self._crypto_buffers = {}
-        self._cryptos_initial = {}
+        # The keys of one version stand for all: none opens a packet any more, and late ones still come.
+        self._cryptos_initial = dict.fromkeys(self._cryptos_initial, self._cryptos[Epoch.INITIAL])
         self.tls._peer_certificate = None
         self.tls._peer_certificate_chain = []
 

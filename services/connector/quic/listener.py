@@ -19,7 +19,6 @@ from aioquic.quic.packet import (
     encode_quic_version_negotiation,
     pull_quic_header,
 )
-from aioquic.quic.retry import QuicRetryTokenHandler
 from OpenSSL import crypto
 
 from services.connector.connection_owner import ConnectionOwner, Gate
@@ -27,6 +26,7 @@ from services.connector.connections import ConnectionLimits
 from services.connector.metrics import ConnectorMetrics
 from services.connector.quic.connection import CONNECTION_ID_BYTES, HubConnection, ResetTokens
 from services.connector.quic.host import Address
+from services.connector.quic.retry_tokens import RetryTokens
 from services.connector.quic.transport import QuicEdgeConnection
 from services.connector.tokens import TokenBucket
 from services.runtime.errors import StartupError
@@ -69,7 +69,7 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
         # Datagrams per second and at once of one connection.
         self._packet_rate = packet_rate
         self._loop = asyncio.get_running_loop()
-        self._retry = QuicRetryTokenHandler()
+        self._retry = RetryTokens()
         self._resets = TokenBucket(_RESETS_PER_SECOND, _RESETS_PER_SECOND, self._loop.time())
         self._by_id: dict[bytes, QuicEdgeConnection] = {}
         self._touched: dict[QuicEdgeConnection, None] = {}
@@ -184,19 +184,13 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
 
     def _ask_to_retry(self, header: QuicHeader, version: int, address: Address) -> None:
         source_id = os.urandom(CONNECTION_ID_BYTES)
-        token = self._retry.create_token(
-            address=address,
-            original_destination_connection_id=header.destination_cid,
-            retry_source_connection_id=source_id,
-            now=self._loop.time(),
-        )
         self.send(
             encode_quic_retry(
                 version=version,
                 source_cid=source_id,
                 destination_cid=header.source_cid,
                 original_destination_cid=header.destination_cid,
-                retry_token=token,
+                retry_token=self._retry.token(address, header.destination_cid, source_id, self._loop.time()),
             ),
             address,
         )
@@ -204,11 +198,8 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
 
     def _connect(self, header: QuicHeader, data: bytes, address: Address) -> None:
         now = self._loop.time()
-        try:
-            original_id = self._retry.validate_token(
-                address=address, destination_cid=header.destination_cid, token=header.token, now=now
-            )
-        except ValueError:
+        proof = self._retry.proof(address, header.destination_cid, header.token, now)
+        if proof is None:
             # An answer would go to an address that proved nothing.
             self._metrics.quic_dropped.labels("token_invalid").inc()
             return
@@ -221,8 +212,9 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
         quic = HubConnection(
             self.configuration,
             self._tokens,
-            original_connection_id=original_id,
+            original_connection_id=proof.original_id,
             retry_connection_id=header.destination_cid,
+            round_trip=proof.round_trip,
         )
         connection = QuicEdgeConnection(self, quic, self._loop, TokenBucket(*self._packet_rate, now))
         connection.own(header.destination_cid)

@@ -5,7 +5,7 @@ listener is told of here is sent in batches: a connection that has something to 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from aioquic.quic import events
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
@@ -15,7 +15,8 @@ from cloudhub.v1 import link_pb2
 from services.connector.admission import CertificateNames, HttpRefusal
 from services.connector.close_codes import LinkFault
 from services.connector.codec import PROTOBUF_FRAMES
-from services.connector.connections import Phase
+from services.connector.connections import Phase, opening_timeout
+from services.connector.deadline import Deadline
 from services.connector.quic.connection import (
     CONTROL_STREAM,
     DOWNSTREAM,
@@ -35,14 +36,13 @@ from services.connector.quic.host import Address, QuicHost
 from services.connector.quic.inbound_messages import InboundMessages
 from services.connector.quic.peer_certificate import ALERTS, check_certificates
 from services.connector.quic.request import RequestFault, answer_ack, answer_nack, read_request
+from services.connector.quic.timer import QuicTimer
 from services.connector.tokens import TokenBucket
 from services.connector.transport import LinkHandler, LinkRequest, TransportEnd
 from services.runtime.tls_faults import TlsFault
 
 # What a peer may say before it is answered.
 _REQUEST_MOST_BYTES = 16 * 1024
-# uvloop's clock ticks in milliseconds: a timer fires up to one early.
-_TIMER_SECONDS = 0.001
 # As in a WebSocket close frame; it has to fit into one datagram.
 _CLOSE_MOST_BYTES = 123
 _Reason = link_pb2.CloseReason
@@ -55,6 +55,7 @@ class QuicEdgeConnection:
         "_blocked",
         "_close_datagram",
         "_control",
+        "_deadline",
         "_decided",
         "_goodbye",
         "_handler",
@@ -67,10 +68,8 @@ class QuicEdgeConnection:
         "_packets",
         "_quic",
         "_quic_timer",
-        "_quic_timer_at",
         "_reading",
         "_resumed_at",
-        "_timer",
         "_unanswered",
         "_written",
         "phase",
@@ -103,12 +102,11 @@ class QuicEdgeConnection:
         self._close_datagram: tuple[bytes, Address] | None = None
         self._unanswered = 0
         self._ids: set[bytes] = set()
-        self._quic_timer: asyncio.TimerHandle | None = None
-        self._quic_timer_at = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._quic_timer = QuicTimer(loop, quic)
+        self._deadline = Deadline(loop)
         self.phase = Phase.HANDSHAKE
         limit = host.limits.opening_timeout
-        self._set_timer(limit, lambda: self.out_of_time(limit))
+        self._deadline.set(limit, lambda: self.out_of_time(limit))
 
     # What the listener says.
 
@@ -179,7 +177,7 @@ class QuicEdgeConnection:
             self.abort()
             return
         self.phase = Phase.OPEN
-        self._cancel_timer()
+        self._deadline.cancel()
         self._quic.send_stream_data(CONTROL_STREAM, _framed(answer_ack(self._decided)))
         self._write(MESSAGE_PREFIX)
         self._host.opened(self)
@@ -289,7 +287,7 @@ class QuicEdgeConnection:
             return
         self._control = None
         self.phase = Phase.DECIDING
-        self._cancel_timer()
+        self._deadline.cancel()
         self._decided = request.message_id
         self._host.requested(self, LinkRequest(self._names, None, request.headers))
 
@@ -360,11 +358,10 @@ class QuicEdgeConnection:
 
     def out_of_time(self, seconds: float) -> None:
         """Cuts an opening that is not finished within so long."""
-        self._cancel_timer()
+        self._deadline.cancel()
         self._host.handshake_failed(
             self,
-            "handshake_timeout" if self.phase is Phase.HANDSHAKE else "request_timeout",
-            f"not finished within {seconds:g} s",
+            *opening_timeout(self.phase, seconds),
         )
         self.phase = Phase.FINISHED
         self.abort()
@@ -389,7 +386,7 @@ class QuicEdgeConnection:
             if closing:
                 self._close_datagram = (datagram, address)
         self._handle_events_of_sending()
-        self._arm(now)
+        self._quic_timer.arm(now, self._timer_due)
 
     def _handle_events_of_sending(self) -> None:
         # Ids are given out in packets; nothing else happens by sending.
@@ -397,29 +394,7 @@ class QuicEdgeConnection:
             if isinstance(event, events.ConnectionIdIssued):
                 self.own(event.connection_id)
 
-    def _arm(self, now: float) -> None:
-        """One timer; it may fire too early, and then looks again, which is cheaper than to move it."""
-        at = self._quic.get_timer()
-        timer = self._quic_timer
-        if at is None:
-            if timer:
-                timer.cancel()
-                self._quic_timer = None
-        elif timer is None or self._quic_timer_at > at:
-            if timer:
-                timer.cancel()
-            self._quic_timer_at = at
-            self._quic_timer = self._loop.call_at(max(at, now), self._quic_timer_fired)
-
-    def _quic_timer_fired(self) -> None:
-        self._quic_timer = None
-        now = self._loop.time()
-        due = self._quic.get_timer()
-        if due is not None and due > now:
-            if due > now + _TIMER_SECONDS:
-                self._arm(now)
-                return
-            now = due
+    def _timer_due(self, now: float) -> None:
         self._quic.handle_timer(now)
         self._handle_events()
         self.flush(now)
@@ -434,7 +409,7 @@ class QuicEdgeConnection:
         self.phase = Phase.CLOSING
         self._drop_input()
         self._goodbye = (code, text, stream_id)
-        self._set_timer(seconds, self._say_goodbye)
+        self._deadline.set(seconds, self._say_goodbye)
         self._host.touched(self)
         if opening:
             self._host.opened(self)
@@ -453,7 +428,7 @@ class QuicEdgeConnection:
         self._close_now(code, text.encode()[:_CLOSE_MOST_BYTES].decode(errors="ignore"), None)
 
     def _close_now(self, code: int, text: str, frame_type: int | None) -> None:
-        self._cancel_timer()
+        self._deadline.cancel()
         opening = self.phase in (Phase.HANDSHAKE, Phase.REQUEST, Phase.DECIDING)
         if self.phase is not Phase.GONE:
             self.phase = Phase.FINISHED
@@ -479,7 +454,7 @@ class QuicEdgeConnection:
         self._end(transport_end(event, by_peer=by_peer))
         opening = self.phase in (Phase.HANDSHAKE, Phase.REQUEST, Phase.DECIDING)
         self.phase = Phase.FINISHED
-        self._cancel_timer()
+        self._deadline.cancel()
         self._drop_input()
         self._host.touched(self)
         if opening:
@@ -496,10 +471,8 @@ class QuicEdgeConnection:
             return
         self._end(TransportEnd(_Reason.CLOSE_REASON_TRANSPORT_ERROR, detail))
         self.phase = Phase.GONE
-        self._cancel_timer()
-        if self._quic_timer:
-            self._quic_timer.cancel()
-            self._quic_timer = None
+        self._deadline.cancel()
+        self._quic_timer.cancel()
         for connection_id in self._ids:
             self._host.retired(connection_id)
         self._ids.clear()
@@ -509,15 +482,6 @@ class QuicEdgeConnection:
     def _drop_input(self) -> None:
         self._held = False
         self._control = self._inbound = None
-
-    def _set_timer(self, seconds: float, call: Callable[[], None]) -> None:
-        self._cancel_timer()
-        self._timer = self._loop.call_later(seconds, call)
-
-    def _cancel_timer(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
 
 
 def _framed(payload: bytes) -> bytes:

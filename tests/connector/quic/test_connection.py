@@ -7,6 +7,7 @@ import pytest
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import HandshakeCompleted, StreamDataReceived
+from aioquic.quic.packet import QuicProtocolVersion
 
 from services.connector.quic.connection import (
     CONTROL_STREAM,
@@ -45,6 +46,8 @@ class Pair:
         self.hub._retry_source_connection_id = None
         self.client.connect(_SERVER, self.now)
         self.events: list[Any] = []
+        self.first: bytes = b""
+        """The client's first datagram."""
         self.run()
 
     def run(self, rounds: int = 30) -> None:
@@ -52,6 +55,7 @@ class Pair:
         for _ in range(rounds):
             self.now += 0.01
             for datagram, _ in self.client.datagrams_to_send(self.now):
+                self.first = self.first or datagram
                 self.hub.receive_datagram(datagram, _CLIENT, self.now)
             while (event := self.hub.next_event()) is not None:
                 self.events.append(event)
@@ -94,6 +98,20 @@ def test_a_released_handshake_leaves_a_connection_that_works(pair: Pair) -> None
     assert pair.received() == 1000
     assert pair.hub.acknowledged_through(DOWNSTREAM) == 1000
     assert pair.hub.certificates() == []
+
+
+@pytest.mark.parametrize("version", list(QuicProtocolVersion))
+def test_a_packet_of_the_handshake_that_comes_late_is_dropped(
+    pair: Pair, version: QuicProtocolVersion
+) -> None:
+    """A network may deliver twice what opened the connection, and anybody can make up the like."""
+    pair.hub.release_handshake()
+    late = bytearray(pair.first)
+    late[1:5] = version.to_bytes(4, "big")
+    pair.hub.receive_datagram(bytes(late), _CLIENT, pair.now)
+    pair.client.send_stream_data(UPSTREAM, b"x" * 1000)
+    pair.run()
+    assert pair.received() == 1000
 
 
 def test_a_peer_sends_what_it_was_let_in_and_not_a_byte_more(pair: Pair) -> None:

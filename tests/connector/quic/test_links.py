@@ -423,7 +423,7 @@ async def test_a_thousand_connects_leave_nothing_behind(
     for connection in tuple(app.quic._connections):
         connection.abort()
     tasks, descriptors = len(asyncio.all_tasks()), process.num_fds()
-    await rounds(int(os.environ.get("QUIC_CONNECTS", "150")))
+    await rounds(int(os.environ.get("QUIC_CONNECTS", "60")))
     for connection in tuple(app.quic._connections):
         connection.abort()
     await poll(lambda: app.quic.connections == 0, 30)  # type: ignore[union-attr]
