@@ -1,6 +1,7 @@
 """The front that ends TLS, over real sockets, before plain servers: what it carries and what ends it."""
 
 import asyncio
+import gc
 import shutil
 import socket
 import ssl
@@ -417,6 +418,7 @@ async def test_the_oldest_of_many_refused_connections_makes_room(
 
 async def test_a_flood_of_clients_leaves_nothing_behind(fronted: Fronted, shown: Issued) -> None:
     """Invariant 6 for gRPC: good ones, refused ones, plain ones, those that reset and those that vanish."""
+    gc.collect()  # what tests before it left
     descriptors, tasks = len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
 
     async def good(issued: Issued | None) -> None:
@@ -442,8 +444,8 @@ async def test_a_flood_of_clients_leaves_nothing_behind(fronted: Fronted, shown:
         )
     await eventually(lambda: fronted.front.connections == 0, 10)
     assert len(fronted.callers) == 0
-    await eventually(lambda: len(asyncio.all_tasks()) == tasks, 5)
-    await eventually(lambda: len(list(Path("/proc/self/fd").iterdir())) == descriptors, 5)
+    await eventually(lambda: len(asyncio.all_tasks()) <= tasks, 5)
+    await eventually(lambda: len(list(Path("/proc/self/fd").iterdir())) <= descriptors, 5)
 
 
 async def test_a_forged_certificate_disturbs_nobody_elses_connection(
