@@ -25,7 +25,7 @@ def print_results(console: Console, results: Results) -> None:
         console.print(_cpu(results.cases))
     if any(case.memory for case in results.cases):
         console.print(_memory(results.cases))
-    for target in targets(results.cases):
+    for target in targets(results):
         mark = "[green]met[/green]" if target.met else "[red]missed[/red]"
         console.print(f"{mark}  {target.text}: {_number(target.value, 1)}", highlight=False)
 
