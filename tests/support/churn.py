@@ -1,12 +1,13 @@
 """Edge nodes that only come and go, in every way in which a link can begin and end, over real TLS."""
 
+import abc
 import asyncio
 import enum
 import itertools
 import socket
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from tests.support.edge_peer import EdgePeers, frame_bytes, keepalive, request_bytes
 
@@ -36,7 +37,7 @@ class Way(enum.Enum):
 
 ADMITTED = frozenset({Way.CLOSED, Way.ENDED, Way.RESET, Way.TAKEN_OVER, Way.CUT_IN_FRAME})
 # Of 20 connections, so many go each way.
-MIX = {
+MIX: dict[enum.Enum, int] = {
     Way.CLOSED: 5,
     Way.ENDED: 3,
     Way.RESET: 3,
@@ -51,10 +52,10 @@ MIX = {
 }
 
 
-def ways() -> Iterator[Way]:
+def ways(mix: Mapping[enum.Enum, int]) -> Iterator[enum.Enum]:
     """The mix over and over, each way spread evenly."""
-    total = sum(MIX.values())
-    places = [((index + 0.5) * total / count, way) for way, count in MIX.items() for index in range(count)]
+    total = sum(mix.values())
+    places = [((index + 0.5) * total / count, way) for way, count in mix.items() for index in range(count)]
     places.sort(key=lambda place: place[0])
     return itertools.cycle([way for _, way in places])
 
@@ -62,28 +63,61 @@ def ways() -> Iterator[Way]:
 _KEEPALIVE = frame_bytes(keepalive())
 
 
-class Churn:
+class Churn(abc.ABC):
     """Opens and ends connections, at most `at_once` at a time, each of a node that has no other one."""
 
-    def __init__(self, peers: EdgePeers, node_ids: Iterable[str], at_once: int) -> None:
-        self._peers = peers
+    def __init__(self, node_ids: Iterable[str], at_once: int, mix: Mapping[enum.Enum, int]) -> None:
         nodes = list(node_ids)
         assert len(nodes) >= at_once
         self._shares = [nodes[number::at_once] for number in range(at_once)]
-        for node_id in nodes:
-            peers.context(node_id)
-        self.done: Counter[Way] = Counter()
+        self._mix = mix
+        self.done: Counter[enum.Enum] = Counter()
 
     async def run(self, connections: int) -> None:
         """Makes that many connections; AssertionError when one is not answered as it should be."""
         turns = iter(range(connections))
-        order = ways()
+        order = ways(self._mix)
         async with asyncio.TaskGroup() as group:
             for share in self._shares:
                 group.create_task(self._worker(share, turns, order))
 
+    @abc.abstractmethod
     async def crowd(self) -> None:
         """Has a link of every node open at once, then closes them all."""
+
+    @property
+    @abc.abstractmethod
+    def admitted(self) -> int:
+        """Sessions that were opened: a node that is taken over has two."""
+
+    @property
+    @abc.abstractmethod
+    def undecided(self) -> int:
+        """Connections that ended while their request was decided: some get a session, and some do not."""
+
+    async def _worker(self, nodes: Sequence[str], turns: Iterator[int], order: Iterator[enum.Enum]) -> None:
+        for _, node_id in zip(turns, itertools.cycle(nodes), strict=False):
+            way = next(order)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._one(way, node_id)
+            self.done[way] += 1
+
+    @abc.abstractmethod
+    async def _one(self, way: enum.Enum, node_id: str) -> None:
+        """One connection from its beginning to its end."""
+
+
+class WebSocketChurn(Churn):
+    """Over TCP and TLS."""
+
+    def __init__(self, peers: EdgePeers, node_ids: Iterable[str], at_once: int) -> None:
+        nodes = list(node_ids)
+        super().__init__(nodes, at_once, MIX)
+        self._peers = peers
+        for node_id in nodes:
+            peers.context(node_id)
+
+    async def crowd(self) -> None:
         nodes = [node_id for share in self._shares for node_id in share]
         some = asyncio.Semaphore(len(self._shares))
 
@@ -100,17 +134,13 @@ class Churn:
 
     @property
     def admitted(self) -> int:
-        """Sessions that were opened: a node that is taken over has two."""
         return sum(self.done[way] for way in ADMITTED) + self.done[Way.TAKEN_OVER]
 
-    async def _worker(self, nodes: Sequence[str], turns: Iterator[int], order: Iterator[Way]) -> None:
-        for _, node_id in zip(turns, itertools.cycle(nodes), strict=False):
-            way = next(order)
-            async with asyncio.timeout(ANSWER_SECONDS):
-                await self._one(way, node_id)
-            self.done[way] += 1
+    @property
+    def undecided(self) -> int:
+        return self.done[Way.CUT_IN_UPGRADE]
 
-    async def _one(self, way: Way, node_id: str) -> None:
+    async def _one(self, way: enum.Enum, node_id: str) -> None:
         if way is Way.NO_HANDSHAKE or way is Way.HALF_HANDSHAKE:
             _, writer = await asyncio.open_connection(HOST, self._peers.port)
             if way is Way.HALF_HANDSHAKE:
@@ -153,7 +183,7 @@ class Churn:
         writer.write(_KEEPALIVE)
 
     async def _end(
-        self, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, node_id: str
+        self, way: enum.Enum, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, node_id: str
     ) -> None:
         if way is Way.CLOSED:
             writer.write(_CLOSE_FRAME)

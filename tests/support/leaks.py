@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from chaos.resources import Resources, read_resources
-from tests.support.churn import Churn
+from tests.support.churn import Churn, WebSocketChurn
 from tests.support.hub import running_hub
 from tests.support.processes import SERVICES
+from tests.support.quic_churn import QuicChurn
+from tests.support.quic_peer import QuicPeers
 
 _FRAMES = 8
 _ROOT = str(Path(__file__).parent.parent.parent)
@@ -55,11 +57,20 @@ async def when_quiet(
     return held
 
 
-async def growth(folder: Path, connections: int, lines: int = 8) -> str:
+async def growth(folder: Path, connections: int, lines: int = 8, *, over_quic: bool = False) -> str:
     """Which places of the code hold most of what so many connections have left over in a hub of this process
     that had seen as many before."""
-    async with running_hub(folder, dispatcher={"keepalive_seconds": _KEEPALIVE_SECONDS}) as hub:
-        churn = Churn(hub.peers, [f"edge-{number}" for number in range(8)], 8)
+    async with running_hub(
+        folder,
+        dispatcher={"keepalive_seconds": _KEEPALIVE_SECONDS},
+        connector={"opening_seconds": _KEEPALIVE_SECONDS},
+    ) as hub:
+        nodes = [f"edge-{number}" for number in range(8)]
+        churn: Churn
+        if over_quic:
+            churn = QuicChurn(QuicPeers(hub.authority, hub.connectors[0].app.quic_port), nodes, 8)
+        else:
+            churn = WebSocketChurn(hub.peers, nodes, 8)
         await churn.run(connections)
         await when_quiet(hub.address, 20)
         tracemalloc.start(_FRAMES)

@@ -113,7 +113,8 @@ class HubProcesses:
                 *("--database", f"sqlite:///{folder / 'sessions.db'}"),
             ],
             "connector": [
-                *("--quic-listen", f"{HOST}:0"),
+                # The same port, by UDP.
+                *("--quic-listen", f"{HOST}:{self.edge_port}"),
                 *("--listen", f"{HOST}:{self.edge_port}", "--grpc-listen", self.address("connector")),
                 *("--dispatchers", ",".join(self.address(name) for name in ("dispatcher", *more))),
                 *("--certificate", str(server.certificate), "--private-key", str(server.key)),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -62,7 +63,11 @@ class QuicPeer(QuicConnectionProtocol):
         self._down = FrameReader(1 << 25, MESSAGE_PREFIX)
         self._answers: asyncio.Queue[EdgeMessage] = asyncio.Queue()
         self._messages: asyncio.Queue[EdgeMessage] = asyncio.Queue()
-        self.closing: ConnectionTerminated | None = None
+        self.hears = math.inf
+        """Of the hub's datagrams so many; it is `deaf` to those that come then."""
+        self.deaf: asyncio.Future[None] = self._loop.create_future()
+        self._heard = 0
+        self._vanished = False
 
     @property
     def quic(self) -> QuicConnection:
@@ -73,6 +78,24 @@ class QuicPeer(QuicConnectionProtocol):
     def ended(self) -> ConnectionTerminated | None:
         """How the connection was closed, as soon as the other side's word is here."""
         return self._quic._close_event
+
+    def datagram_received(self, data: bytes | str, addr: Any) -> None:
+        self._heard += 1
+        if self._heard <= self.hears:
+            super().datagram_received(data, addr)
+        elif not self.deaf.done():
+            self.deaf.set_result(None)
+
+    def transmit(self) -> None:
+        if not self._vanished:
+            super().transmit()
+
+    def vanish(self) -> None:
+        """Says nothing more, not even that it goes. Its owner closes its socket."""
+        self._vanished = True
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
 
     def quic_event_received(self, event: QuicEvent) -> None:
         if isinstance(event, HandshakeCompleted) and not self.handshaken.done():
