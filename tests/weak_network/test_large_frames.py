@@ -6,14 +6,20 @@ import ssl
 import psutil
 import pytest
 
-from tests.lab.scenario import Scenario
+from services.connector.quic.framing import frame_header
+from tests.lab.peers import Peer
+from tests.lab.quic_peers import quic_link
+from tests.lab.scenario import TRANSPORT, Scenario
 from tests.support.edge_peer import request_bytes
+from tests.support.quic_peer import UP
 from tests.weak_network.conftest import Stage
 
 pytestmark = [pytest.mark.weak_network, pytest.mark.timeout(600)]
 
 ANNOUNCED_BYTES = 1 << 30
 SENT_BYTES = 32 * 1024 * 1024
+# More than it lets in, so that all that may come behind the header does.
+SENT_OVER_QUIC_BYTES = 1024 * 1024
 MOST_GROWTH_BYTES = 24 * 1024 * 1024
 PEERS = [f"large-{number}" for number in range(1, 9)]
 
@@ -27,7 +33,8 @@ async def test_a_frame_over_the_limit_takes_no_memory(stage: Stage) -> None:
         connector = psutil.Process(scenario.hub.connectors[0].child.pid)
         before = connector.memory_info().rss
         with scenario.publishing_to(PEERS):
-            closes = await asyncio.gather(*(_announce(scenario, peer) for peer in PEERS))
+            announce = _announce_over_quic if TRANSPORT == "quic" else _announce
+            closes = await asyncio.gather(*(announce(scenario, peer) for peer in PEERS))
         grown = connector.memory_info().rss - before
         scenario.note = f"the connector grew by {max(0, grown) / 1e6:.1f} MB"
         assert closes == [1009] * len(PEERS)
@@ -58,6 +65,16 @@ async def _announce(scenario: Scenario, node_id: str) -> int:
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
         writer.transport.abort()
+
+
+async def _announce_over_quic(scenario: Scenario, node_id: str) -> int:
+    """The same, by the header of a frame and as much behind it as the hub lets in."""
+    peer = Peer(scenario.site("large"), scenario.lab.cloud_address, scenario.certificates, node_id)
+    async with quic_link(peer) as link:
+        link.write(UP, frame_header(ANNOUNCED_BYTES) + bytes(SENT_OVER_QUIC_BYTES))
+        end = await link.closed()
+        assert f"{ANNOUNCED_BYTES} bytes" in end.reason_phrase, end
+        return end.error_code
 
 
 async def _send(writer: asyncio.StreamWriter) -> None:
