@@ -80,6 +80,8 @@ class QuicPeer(QuicConnectionProtocol):
         return self._quic._close_event
 
     def datagram_received(self, data: bytes | str, addr: Any) -> None:
+        if not self._quic._network_paths:
+            return  # It did not dial yet: whoever had this port before is meant.
         self._heard += 1
         if self._heard <= self.hears:
             super().datagram_received(data, addr)

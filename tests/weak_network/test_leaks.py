@@ -1,4 +1,4 @@
-"""C2, C3, C5, invariant 6: what ten thousand links of real processes have left over. Part of `make e2e`."""
+"""C2, C3, C5, invariant 6: what thousands of links of real processes have left over. Part of `make e2e`."""
 
 import asyncio
 import time
@@ -32,8 +32,9 @@ from tests.support.quic_peer import QuicPeers
 pytestmark = [pytest.mark.e2e, pytest.mark.weak_network]
 
 OVER_QUIC = TRANSPORT == "quic"
-CONNECTIONS = 10_000
-WARM_UP = 2_000
+# Both ends of QUIC's handshakes are Python, and what vanishes is waited for: fewer, to be as quick.
+CONNECTIONS = 3_000 if OVER_QUIC else 10_000
+WARM_UP = 1_000 if OVER_QUIC else 2_000
 AT_ONCE = 128
 NODES = [f"edge-{number}" for number in range(3 * AT_ONCE)]
 KEEPALIVE_SECONDS = 10.0
@@ -109,7 +110,7 @@ def told(service: str, before: Resources, after: Resources) -> str:
 
 
 @pytest.mark.timeout(300)
-async def test_ten_thousand_links_leave_nothing_behind(
+async def test_thousands_of_links_leave_nothing_behind(
     tmp_path: Path, figures: Figures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C2, C3, C5, invariant 6: real links, closed, cut, reset, taken over, refused and half made, each sent
