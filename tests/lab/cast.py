@@ -42,7 +42,7 @@ class Cast:
             await self.scenario.load_for(QUIET_SECONDS)
         self._alone.append(act)
 
-    def peers(self, names: Iterable[str], site: str = "bad") -> list[Peer]:
+    def peers(self, names: list[str], site: str = "bad") -> list[Peer]:
         """The nodes of these names, at a site."""
         lab = self.scenario.lab
         return [Peer(lab.sites[site], lab.cloud_address, self.scenario.certificates, name) for name in names]

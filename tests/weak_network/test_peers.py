@@ -130,7 +130,7 @@ async def dialling(cast: Cast) -> None:
     ):
         await cast.played(
             f"cut in {where}",
-            cast.peers(kind),
+            cast.peers(names(kind)),
             lambda peer, cut=cut: again_and_again(lambda: cut(peer), 0.1),  # type: ignore[misc]
             {what: int(LOUD_SECONDS)},
         )
