@@ -65,7 +65,6 @@ def upgrade() -> None:
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
-        sa.Column("sent_at_ms", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("node_id", "event_id"),
     )
     op.create_index(

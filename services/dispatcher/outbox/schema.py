@@ -93,7 +93,7 @@ delivery_event = Table(
     Column("attempt", Integer, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
-    Column("sent_at_ms", BigInteger, nullable=False),
+    Column("sent_at_ms", BigInteger, nullable=False, server_default=text("0")),
 )
 _accepted = text("kind = 1")
 Index(
