@@ -2,12 +2,13 @@
 
 import random
 import socket
+from collections.abc import Container
 from dataclasses import dataclass
 
 HOST = "127.0.0.1"
 # Below the ports that the kernel gives to outgoing connections: a process that was killed finds its port
-# free when it is started again.
-_LOWEST, _HIGHEST = 10_500, 32_000
+# free when it is started again. And below those that the tests give out by themselves.
+_LOWEST, _HIGHEST = 10_500, 20_000
 _STEP = 10
 
 
@@ -45,17 +46,24 @@ def _bound(port: int, kind: socket.SocketKind) -> socket.socket | None:
     return listener
 
 
-def _bound_anywhere(kind: socket.SocketKind) -> socket.socket:
+def _bound_anywhere(kind: socket.SocketKind, chosen: Container[int] = ()) -> socket.socket:
     for _ in range(1000):
-        listener = _bound(random.randrange(_LOWEST, _HIGHEST), kind)
+        port = random.randrange(_LOWEST, _HIGHEST)
+        listener = None if port in chosen else _bound(port, kind)
         if listener is not None:
             return listener
     raise OSError(f"no free port on {HOST} from {_LOWEST} to {_HIGHEST}")
 
 
+def free_port() -> int:
+    """A TCP port that nobody listens on at the moment. Raises OSError if there is none."""
+    with _bound_anywhere(socket.SOCK_STREAM) as listener:
+        return int(listener.getsockname()[1])
+
+
 def choose_ports(replicas: int = 1, wanted: HubPorts | None = None) -> tuple[HubPorts, ...]:
     """Ports of each replica: those wanted, or a free one where it is taken; without `wanted` free ones."""
-    held: list[socket.socket] = []
+    held: dict[int, socket.socket] = {}
     try:
         found: list[HubPorts] = []
         for number in range(replicas):
@@ -64,11 +72,12 @@ def choose_ports(replicas: int = 1, wanted: HubPorts | None = None) -> tuple[Hub
             for name in HubPorts.__dataclass_fields__:
                 kind = socket.SOCK_DGRAM if name.endswith("quic") else socket.SOCK_STREAM
                 listener = _bound(getattr(preferred, name), kind) if preferred else None
-                # Held until all are chosen, so that none is chosen twice.
-                held.append(listener or _bound_anywhere(kind))
-                chosen[name] = held[-1].getsockname()[1]
+                # Held until all are chosen, and no number for TCP and UDP both: none is chosen twice.
+                listener = listener or _bound_anywhere(kind, held)
+                chosen[name] = listener.getsockname()[1]
+                held[chosen[name]] = listener
             found.append(HubPorts(**chosen))
         return tuple(found)
     finally:
-        for listener in held:
+        for listener in held.values():
             listener.close()

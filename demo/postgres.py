@@ -12,13 +12,14 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from demo.ports import free_port
 
 USER = "cloudhub"
 MISSING = "no PostgreSQL found; on Debian: apt-get install postgresql"
@@ -60,13 +61,6 @@ def find_binaries() -> Path | None:
         if all(os.access(folder / name, os.X_OK) for name in ("initdb", "postgres")):
             return folder
     return None
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody listens on at the moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _other_user() -> pwd.struct_passwd | None:

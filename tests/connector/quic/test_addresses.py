@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime as dt
-import socket
 
 import pytest
 from aioquic._buffer import Buffer
@@ -18,6 +17,7 @@ from services.connector.quic.setup import PROTOCOL
 from tests.connector.conftest import StartApp, metric, poll
 from tests.support.certs import TestAuthority
 from tests.support.link_dispatcher import LinkDispatcher
+from tests.support.processes import free_ports
 from tests.support.quic_peer import QuicPeer, QuicPeers, keepalive
 
 HOST = "127.0.0.1"
@@ -157,7 +157,7 @@ async def test_a_connector_that_lost_a_connection_says_so(
     start_app: StartApp, authority: TestAuthority
 ) -> None:
     """As a TCP reset would: by the token that it gave out before it was killed."""
-    port = _free_port()
+    [port] = free_ports(1)
     async with start_app(quic_listen=f"{HOST}:{port}") as app:
         peers = QuicPeers(authority, port)
         transport, peer = await peers.dial(peers.issued("edge-1"))
@@ -192,13 +192,6 @@ def test_a_reset_looks_like_a_packet_and_is_shorter_than_what_it_answers() -> No
         assert reset[0] & 0xC0 == 0x40
         assert reset[-16:] == ResetTokens(b"key").token(b"12345678")
     assert tokens.token(b"12345678") != tokens.token(b"12345679") != ResetTokens(b"other").token(b"12345679")
-
-
-def _free_port() -> int:
-    with socket.socket(type=socket.SOCK_DGRAM) as bound:
-        bound.bind((HOST, 0))
-        port: int = bound.getsockname()[1]
-        return port
 
 
 async def test_the_end_is_repeated_to_a_peer_that_did_not_hear_it(
