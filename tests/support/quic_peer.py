@@ -85,6 +85,9 @@ class QuicPeer(QuicConnectionProtocol):
         self._heard += 1
         if self._heard <= self.hears:
             super().datagram_received(data, addr)
+            # The event comes after a time of draining, which is long where round trips are.
+            if self.ended and not self.over.done():
+                self.over.set_result(self.ended)
         elif not self.deaf.done():
             self.deaf.set_result(None)
 

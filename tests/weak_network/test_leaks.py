@@ -29,9 +29,11 @@ from tests.support.processes import HubProcesses, eventually
 from tests.support.quic_churn import QuicChurn
 from tests.support.quic_peer import QuicPeers
 
-pytestmark = [pytest.mark.e2e, pytest.mark.weak_network]
-
 OVER_QUIC = TRANSPORT == "quic"
+pytestmark = [pytest.mark.e2e, pytest.mark.weak_network]
+if OVER_QUIC:
+    # More than a hundred handshakes at once, in Python at both ends, are more work than waiting.
+    pytestmark.append(pytest.mark.alone)
 # Both ends of QUIC's handshakes are Python, and what vanishes is waited for: fewer, to be as quick.
 CONNECTIONS = 3_000 if OVER_QUIC else 10_000
 WARM_UP = 1_000 if OVER_QUIC else 2_000
