@@ -93,7 +93,12 @@ class FleetProcess:
         self._by_node = by_node
         self._renewals = renewals
         self._acknowledged = Acknowledgements(node_ids)
-        self._fleet = EdgeFleet(settings, node_ids, on_acknowledged=self._acknowledged.add)
+        self._fleet = EdgeFleet(
+            settings,
+            node_ids,
+            on_acknowledged=self._acknowledged.add,
+            on_certificate_refused=renewals.refused if renewals else lambda _node_id: None,
+        )
         self._all_connected_seconds = 0.0
         self._blocked: set[str] = set()
         self._talking = asyncio.Event()

@@ -127,7 +127,12 @@ async def serve(
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if renewals is not None and not await enrolled(renewals, stop):
         return
-    fleet = EdgeFleet(settings, node_ids, tracing=configure_tracing(node_ids[0]))
+    fleet = EdgeFleet(
+        settings,
+        node_ids,
+        tracing=configure_tracing(node_ids[0]),
+        on_certificate_refused=renewals.refused if renewals else lambda _node_id: None,
+    )
     log.info("edge.started", nodes=len(fleet), server=settings.server, database=str(settings.database))
     async with fleet, asyncio.TaskGroup() as group:
         senders = []

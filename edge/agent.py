@@ -24,8 +24,9 @@ class EdgeFleet:
     """Edge nodes that share a process and a database; an async context that runs them.
 
     `on_acknowledged` is called with each group of messages right after their acknowledgements were
-    written to the sockets. Raises StoreFault or SettingsFault if it cannot be set up. `store` may
-    stand in for the database in tests of the order "stored before acknowledged".
+    written to the sockets, `on_certificate_refused` with a node whose certificate the hub does not
+    take. Raises StoreFault or SettingsFault if it cannot be set up. `store` may stand in for the
+    database in tests of the order "stored before acknowledged".
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class EdgeFleet:
         *,
         tracing: EdgeTracing | None = None,
         on_acknowledged: Callable[[Sequence[Change]], None] | None = None,
+        on_certificate_refused: Callable[[str], None] = lambda _node_id: None,
         store: Commits | None = None,
     ) -> None:
         self.settings = settings
@@ -59,6 +61,7 @@ class EdgeFleet:
                     self._ids,
                     last_number=numbers.get(node_id, 0),
                     on_link=self._link_changed,
+                    on_certificate_refused=on_certificate_refused,
                 )
                 for node_id in node_ids
             }

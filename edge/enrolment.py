@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from edge.node_files import NodeFiles, add_authority, read_authorities
+from edge.reconnect import UNPROVEN
+from edge.tls_alerts import says_certificate_refused
 
 _SERVER = re.compile(r"https://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _HUB_PORT = 10000
@@ -30,12 +32,24 @@ _TRY_LATER = frozenset({429, 500, 502, 503, 504})
 
 
 class EnrolmentFault(Exception):
-    """There is no certificate. `passing`: trying again may help; `retry_after_seconds`: the hub's advice."""
+    """There is no certificate. `passing`: trying again may help; `retry_after_seconds`: the hub's advice.
+    `unproven`: the hub does not take what the node showed, a certificate or a token. `answered`: the node got
+    past TLS."""
 
-    def __init__(self, text: str, *, passing: bool = False, retry_after_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        passing: bool = False,
+        retry_after_seconds: float = 0.0,
+        unproven: bool = False,
+        answered: bool = False,
+    ) -> None:
         super().__init__(text)
         self.passing = passing
         self.retry_after_seconds = retry_after_seconds
+        self.unproven = unproven
+        self.answered = answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +166,8 @@ class Enroller:
             data = response.read(_MOST_ANSWER_BYTES)
         except (OSError, http.client.HTTPException) as error:
             where = f"https://{self._host}:{self._port}{path}"
-            raise EnrolmentFault(f"{where}: {error}", passing=True) from error
+            refused = says_certificate_refused(error)
+            raise EnrolmentFault(f"{where}: {error}", passing=not refused, unproven=refused) from error
         finally:
             connection.close()
         if response.status == http.client.OK:
@@ -163,6 +178,8 @@ class Enroller:
             f"the hub refuses ({response.status}): {detail}",
             passing=response.status in _TRY_LATER,
             retry_after_seconds=float(after[:6]) if after.isdecimal() else 0.0,
+            unproven=response.status in UNPROVEN,
+            answered=True,
         )
 
 

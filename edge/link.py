@@ -16,7 +16,8 @@ from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
-from edge.reconnect import LinkEnd, retry_after
+from edge.reconnect import UNPROVEN, LinkEnd, retry_after
+from edge.tls_alerts import says_certificate_refused
 from edge.transport import Receiver
 
 # The hub's limit is 1 MiB; an edge accepts more, so that a raised limit does not lock it out.
@@ -69,7 +70,7 @@ class Link(asyncio.Protocol):
         except TimeoutError:
             self.abort(LinkEnd("failed", f"no answer within {open_seconds:g} s"))
         except ssl.SSLError as error:
-            self._finish(LinkEnd("failed", f"TLS: {error.reason or error}"))
+            self._finish(_tls_failed(error))
         except OSError as error:
             self._finish(LinkEnd("failed", error.strerror or str(error) or type(error).__name__))
 
@@ -216,14 +217,18 @@ class Link(asyncio.Protocol):
             response = refused.response
             detail = bytes(response.body or b"")[:200].decode(errors="replace").strip()
             return LinkEnd(
-                "refused", detail, response.status_code, retry_after(response.headers.get("Retry-After"))
+                "refused",
+                detail,
+                response.status_code,
+                retry_after(response.headers.get("Retry-After")),
+                certificate_refused=response.status_code in UNPROVEN,
             )
         received = self._websocket.close_rcvd
         if received is not None:
             return LinkEnd("closed", received.reason, int(received.code), 0.0, self._open_seconds())
         if not self._opened_at:
             if isinstance(exc, ssl.SSLError):
-                return LinkEnd("failed", f"TLS: {exc.reason or exc}")
+                return _tls_failed(exc)
             detail = str(refused) if isinstance(refused, InvalidHandshake) else ""
             return LinkEnd("failed", str(exc or "") or detail or "the connection was closed before an answer")
         return LinkEnd("lost", str(exc or ""), 0, 0.0, self._open_seconds())
@@ -232,3 +237,9 @@ class Link(asyncio.Protocol):
         self._answered.set()
         if not self.ended.done():
             self.ended.set_result(end)
+
+
+def _tls_failed(error: ssl.SSLError) -> LinkEnd:
+    return LinkEnd(
+        "failed", f"TLS: {error.reason or error}", certificate_refused=says_certificate_refused(error)
+    )

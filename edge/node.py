@@ -90,6 +90,7 @@ class EdgeAgent:
         *,
         last_number: int = 0,
         on_link: Callable[["EdgeAgent", bool], None] = lambda _agent, _opened: None,
+        on_certificate_refused: Callable[[str], None] = lambda _node_id: None,
     ) -> None:
         self.node_id = node_id
         self.counters = Counters()
@@ -102,6 +103,7 @@ class EdgeAgent:
         self._writer = writer
         self._ids = ids
         self._on_link = on_link
+        self._on_certificate_refused = on_certificate_refused
         self._link: EdgeLink | None = None
         self._dialled: Literal["websocket", "quic"] = "websocket"
         self._opened = False
@@ -113,6 +115,7 @@ class EdgeAgent:
         self._requests: dict[str, asyncio.Future[Message]] = {}
         self._reports: OrderedDict[str, bytes] = OrderedDict()
         self._stop = asyncio.Event()
+        self._dial_now = asyncio.Event()
         self._unblocked = asyncio.Event()
         self._unblocked.set()
         self._unblock_timer: asyncio.TimerHandle | None = None
@@ -161,9 +164,14 @@ class EdgeAgent:
                     again_in_seconds=round(delay, 1),
                 )
                 told = end
+            self._dial_now.clear()
+            if self._stop.is_set():
+                break
+            if end.certificate_refused:
+                self._on_certificate_refused(self.node_id)
             try:
                 async with asyncio.timeout(delay):
-                    await self._stop.wait()
+                    await self._dial_now.wait()
             except TimeoutError:
                 pass
 
@@ -201,15 +209,18 @@ class EdgeAgent:
             self._requests.clear()
 
     def certificate_renewed(self) -> None:
-        """Its files are new: the next dial shows them, the present link stays."""
+        """Its files are new: the next dial shows them, and waits no longer. A link that is open stays."""
         try:
             self._context = self._settings.tls(self.node_id)
         except SettingsFault as fault:
             log.error("certificate.kept", node=self.node_id, detail=str(fault))
+        else:
+            self._dial_now.set()
 
     def stop(self) -> None:
         """Closes the link politely and lets `run` end."""
         self._stop.set()
+        self._dial_now.set()
         self._unblock()
         if self._link is not None:
             self._link.close()

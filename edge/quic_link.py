@@ -21,7 +21,8 @@ from aioquic.tls import Epoch
 
 from edge.protocol import MalformedFrame
 from edge.quic_framing import MESSAGES_BEGIN, Unframer, frames_of, json_of, read_answer, request
-from edge.reconnect import LinkEnd
+from edge.reconnect import UNPROVEN, LinkEnd
+from edge.tls_alerts import quic_certificate_refused
 from edge.transport import MOST_ROUND_TRIP_SECONDS, Receiver
 
 # The hub's limit is 1 MiB; an edge accepts more, so that a raised limit does not lock it out.
@@ -260,7 +261,16 @@ class QuicLink(asyncio.DatagramProtocol):
             status, text, retry_after_seconds = refusal
             quic.close(_GOING_AWAY)
             self._flush()
-            self._finish(LinkEnd("refused", text, status, retry_after_seconds, answered=True))
+            self._finish(
+                LinkEnd(
+                    "refused",
+                    text,
+                    status,
+                    retry_after_seconds,
+                    answered=True,
+                    certificate_refused=status in UNPROVEN,
+                )
+            )
             return
         self._open = True
         self._opened_at = self._loop.time()
@@ -336,7 +346,8 @@ class QuicLink(asyncio.DatagramProtocol):
         if by_hub and event.frame_type is None:
             return LinkEnd("closed", text, code, 0.0, self._open_seconds(), answered=True)
         if code >= QuicErrorCode.CRYPTO_ERROR:
-            return LinkEnd("failed", f"TLS: {text or hex(code)}", answered=True)
+            refused = by_hub and quic_certificate_refused(code)
+            return LinkEnd("failed", f"TLS: {text or hex(code)}", answered=True, certificate_refused=refused)
         if self._opened_at:
             return LinkEnd("lost", text, 0, 0.0, self._open_seconds())
         return LinkEnd("failed", text or f"QUIC error {code:#x}", answered=by_hub)

@@ -11,6 +11,8 @@ STEADY_SECONDS = 10.0
 # HTTP statuses and close codes that say: as you are, you will be refused again. The hub's own
 # are 4001 (a newer link of this node took over: do not fight it) and 4003 (the node was deleted).
 _NOT_AS_YOU_ARE = frozenset({400, 401, 403, 404, 1002, 1003, 1007, 1008, 1009, 4001, 4003})
+# Of these the node's certificate may be the reason.
+UNPROVEN = frozenset({401, 403})
 _RESTARTING = 1012
 _TRY_LATER = frozenset({429, 503, 1013})
 _TRY_LATER_ATTEMPT = 4
@@ -31,6 +33,8 @@ class LinkEnd:
     """How long the link was open; 0 if it never was."""
     answered: bool = False
     """Whether the hub itself ended it: then another transport would fare no better."""
+    certificate_refused: bool = False
+    """Whether the hub does not let in the node that the certificate names, or not with this certificate."""
 
 
 class Reconnect:

@@ -8,24 +8,26 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from cryptography import x509
+from structlog.testing import capture_logs
 
 from cloudhub.v1 import dispatcher_pb2, enrolment_pb2
 from edge.agent import EdgeFleet
 from edge.enrolment import Enroller, EnrolmentFault, read_join_token
-from edge.node_files import NodeFiles, read_authorities
+from edge.node_files import NodeFiles, StoredFault, read_authorities
 from edge.renewal import Renewals
 from edge.settings import EdgeSettings
+from services.enrolment.app import EnrolmentApp
 from tests.support.certs import TestAuthority
 from tests.support.enrolment import EnrolledHub, running_enrolment
 from tests.support.hub import request
-from tests.support.processes import eventually
+from tests.support.processes import HOST, eventually
 
 ROOT = Path(__file__).parent.parent.parent
 _ACKNOWLEDGED = dispatcher_pb2.DELIVERY_STATE_ACKNOWLEDGED
@@ -55,15 +57,43 @@ async def fleet_of(
         first_delay_seconds=0.02,
         most_delay_seconds=0.2,
     )
-    async with EdgeFleet(settings, ["edge-1"]) as fleet:
+    async with EdgeFleet(settings, ["edge-1"], on_certificate_refused=kept.refused) as fleet:
         renewing = asyncio.create_task(kept.run(lambda node_id: fleet[node_id].certificate_renewed()))
         try:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(25):
                 await fleet.connected()
             yield fleet
         finally:
             renewing.cancel()
             await asyncio.wait([renewing])
+
+
+@asynccontextmanager
+async def expired_offline(
+    hub: EnrolledHub, token: str, transport: Literal["websocket", "quic"] = "websocket"
+) -> AsyncIterator[tuple[EdgeFleet, int]]:
+    """An agent whose certificate expired while nobody could renew it, cut from the hub; and the port at which
+    it expects enrolment."""
+    async with AsyncExitStack() as stack:
+        async with running_enrolment(hub.hub, hub.authority, certificate_seconds=2.0) as app:
+            port = app.port
+            kept = renewals(hub, token, f"https://localhost:{port}")
+            fleet = await stack.enter_async_context(fleet_of(hub, kept, transport))
+        await until_expired(hub.folder)
+        fleet["edge-1"].cut()
+        await eventually(lambda: fleet["edge-1"].counters.dials_failed > 0, 10, "a refusal")
+        yield fleet, port
+
+
+async def until_expired(folder: Path) -> None:
+    """No hub takes the present certificate any more; they differ about the second in which it ends."""
+    ended = present(folder).not_valid_after_utc + datetime.timedelta(seconds=1)
+    await eventually(lambda: datetime.datetime.now(datetime.UTC) > ended, 10, "the certificate's end")
+
+
+def enrolment_at(hub: EnrolledHub, port: int) -> AbstractAsyncContextManager[EnrolmentApp]:
+    """The hub's enrolment, back at the port that agents know."""
+    return running_enrolment(hub.hub, hub.authority, listen=f"{HOST}:{port}")
 
 
 def present(folder: Path) -> x509.Certificate:
@@ -185,6 +215,120 @@ async def test_the_cas_successor_reaches_an_edge_before_it_signs_anything_else(
     assert read_authorities(folder) == [old, new]
 
 
+@pytest.mark.parametrize("transport", ["websocket", "quic"])
+async def test_a_certificate_that_expired_offline_is_replaced_by_token_without_a_restart(
+    enrolled: EnrolledHub, transport: Literal["websocket", "quic"]
+) -> None:
+    async with expired_offline(enrolled, await enrolled.token(uses=2), transport) as (fleet, port):
+        former = present(enrolled.folder).serial_number
+        async with enrolment_at(enrolled, port):
+            await enrolled.hub.accept(request("edge-1"))
+            await enrolled.hub.until_state("edge-1", "uid-cm1", _ACKNOWLEDGED, 60)
+        assert present(enrolled.folder).serial_number != former
+        assert fleet.links == 1
+    (kept,) = (await (await enrolled.admin()).ListTokens(_LIST, timeout=10)).tokens
+    assert kept.uses_left == 0
+
+
+async def test_a_token_that_is_used_up_is_said_so_and_the_hub_is_left_alone(enrolled: EnrolledHub) -> None:
+    """Links are refused all the time meanwhile, and each of them could be a reason to ask again."""
+    with capture_logs() as logs:
+        async with (
+            expired_offline(enrolled, await enrolled.token(uses=1)) as (fleet, port),
+            enrolment_at(enrolled, port) as app,
+        ):
+            refused = app.metrics.requests.labels("token_used_up")._value
+            await eventually(lambda: refused.get() > 0, 60, "a refusal by enrolment")
+            dials = fleet["edge-1"].counters.dials_failed
+            await eventually(
+                lambda: fleet["edge-1"].counters.dials_failed >= dials + 5, 20, "more refused links"
+            )
+            assert refused.get() == 1
+    (told,) = _events(logs, "enrolment.refused")
+    assert "the token was used as often as it may be" in told["detail"]
+    assert told["again_in_seconds"] >= 15
+
+
+async def test_without_a_token_an_expired_certificate_is_said_once_per_attempt(enrolled: EnrolledHub) -> None:
+    token = read_join_token(await enrolled.token())
+    folder = enrolled.folder / "edge"
+    async with running_enrolment(enrolled.hub, enrolled.authority, certificate_seconds=2.0) as app:
+        await asyncio.to_thread(Enroller(f"https://localhost:{app.port}", folder).enrol, "edge-1", token)
+        port = app.port
+    with capture_logs() as logs:
+        async with fleet_of(enrolled, renewals(enrolled, "", f"https://localhost:{port}")) as fleet:
+            await until_expired(enrolled.folder)
+            fleet["edge-1"].cut()
+            async with enrolment_at(enrolled, port) as app:
+                failed = app.metrics.requests.labels("connection_failed")._value
+                await eventually(lambda: _events(logs, "enrolment.refused"), 60, "the agent's word")
+                dials, asked = fleet["edge-1"].counters.dials_failed, failed.get()
+                await eventually(
+                    lambda: fleet["edge-1"].counters.dials_failed >= dials + 5, 20, "more refused links"
+                )
+                assert failed.get() == asked
+    (told,) = _events(logs, "enrolment.refused")
+    assert told["detail"].endswith("edge-1.crt has expired: give a join token")
+
+
+def _events(logs: Sequence[Mapping[str, Any]], event: str) -> list[Mapping[str, Any]]:
+    return [line for line in logs if line["event"] == event]
+
+
+@pytest.mark.parametrize("transport", ["websocket", "quic"])
+async def test_a_revoked_node_comes_in_by_a_token_made_afterwards_though_its_certificate_is_unexpired(
+    enrolled: EnrolledHub, transport: Literal["websocket", "quic"]
+) -> None:
+    """A token made before lets it stay out."""
+    before = await enrolled.token(uses=2)
+    with capture_logs() as logs:
+        async with fleet_of(enrolled, renewals(enrolled, before), transport):
+            revoke = enrolment_pb2.RevokeNodeRequest(node_id="edge-1")
+            await (await enrolled.admin()).RevokeNode(revoke, timeout=10)
+            await eventually(lambda: _events(logs, "enrolment.refused"), 20, "the agent's word")
+    assert "revoked after the token was made" in _events(logs, "enrolment.refused")[0]["detail"]
+    async with fleet_of(enrolled, renewals(enrolled, await enrolled.token()), transport) as fleet:
+        assert fleet["edge-1"].counters.dials_failed > 0
+
+
+async def test_a_certificate_that_could_not_be_kept_costs_no_second_use_of_the_token(
+    enrolled: EnrolledHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fails, or the process dies, between the new key and its certificate."""
+    async with expired_offline(enrolled, await enrolled.token(uses=2)) as (fleet, port):
+        installed = NodeFiles.install
+
+        def fails_once(files: NodeFiles, certificate: x509.Certificate) -> None:
+            monkeypatch.setattr(NodeFiles, "install", installed)
+            raise StoredFault("no space left")
+
+        monkeypatch.setattr(NodeFiles, "install", fails_once)
+        async with enrolment_at(enrolled, port) as app:
+            async with asyncio.timeout(60):
+                await fleet.connected()
+            assert app.metrics.requests.labels("token")._value.get() == 2
+
+
+async def test_a_clock_far_ahead_uses_no_token_and_renews_once(
+    enrolled: EnrolledHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = renewals(enrolled, await enrolled.token(uses=5))
+    async with fleet_of(enrolled, kept) as fleet:
+        first = present(enrolled.folder).serial_number
+        ahead = datetime.timedelta(days=3650).total_seconds()
+        monkeypatch.setattr("edge.renewal._now", lambda: datetime.datetime.now().timestamp() + ahead)
+        # As a link would: the agent looks at the clock again.
+        kept.refused("edge-1")
+        await eventually(lambda: present(enrolled.folder).serial_number != first, 20, "a renewal")
+        second = present(enrolled.folder).serial_number
+        kept.refused("edge-1")
+        await enrolled.hub.accept(request("edge-1"))
+        await eventually(lambda: fleet.total("acknowledged") == 1, 10, "a message")
+        assert present(enrolled.folder).serial_number == second
+    (listed,) = (await (await enrolled.admin()).ListTokens(_LIST, timeout=10)).tokens
+    assert listed.uses_left == 4
+
+
 async def _program(hub: EnrolledHub, token: str) -> asyncio.subprocess.Process:
     """`cloudhub-edge` with the token in its environment."""
     return await asyncio.create_subprocess_exec(
@@ -226,5 +370,28 @@ async def test_a_program_enrols_and_stops_on_request(enrolled: EnrolledHub) -> N
             process.kill()
             await process.wait()
     assert process.returncode == 0, told
+    assert b"node.enrolled" in told
+    assert b"eyJ" not in told
+
+
+async def test_a_program_whose_node_was_revoked_comes_in_by_a_new_token(enrolled: EnrolledHub) -> None:
+    """Its certificate is good by its dates, so it is a link that tells."""
+    token = read_join_token(await enrolled.token())
+    await asyncio.to_thread(Enroller(enrolled.server, enrolled.folder / "edge").enrol, "edge-1", token)
+    revoke = enrolment_pb2.RevokeNodeRequest(node_id="edge-1")
+    await (await enrolled.admin()).RevokeNode(revoke, timeout=10)
+    process = await _program(enrolled, await enrolled.token())
+    try:
+        await enrolled.hub.accept(request("edge-1"))
+        await enrolled.hub.until_state("edge-1", "uid-cm1", _ACKNOWLEDGED, 30)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(15):
+            _, told = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, told
+    assert b"certificate.refused" in told
     assert b"node.enrolled" in told
     assert b"eyJ" not in told
