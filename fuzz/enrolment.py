@@ -17,6 +17,7 @@ from services.enrolment.authority import RenewedAuthority
 from services.enrolment.handler import Handler
 from services.enrolment.http import Answer, Exchange, Request
 from services.runtime.clock import SystemClock
+from services.runtime.tracing import Tracing
 from tests.support.certs import TestAuthority
 from tests.support.enrolment import request_for
 
@@ -56,11 +57,11 @@ def enrolment_checked() -> Iterator[Check[bytes]]:
         authority = RenewedAuthority(files.certificate, files.key_file, SystemClock())
         granted: list[str] = []
 
-        async def issue(request: pb.IssueCertificateRequest) -> pb.IssueCertificateResponse:
+        async def issue(request: pb.IssueCertificateRequest, _: str) -> pb.IssueCertificateResponse:
             granted.append(request.node_id)
             return pb.IssueCertificateResponse()
 
-        handler = Handler(authority, issue, SystemClock(), 3600.0)
+        handler = Handler(authority, issue, SystemClock(), Tracing(None, "enrolment"), 3600.0)
         with asyncio.Runner() as runner:
 
             def check(data: bytes) -> None:

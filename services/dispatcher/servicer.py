@@ -13,20 +13,12 @@ from services.dispatcher.publishing import Publishing
 from services.dispatcher.upstream.subscriptions import UpstreamServicer
 from services.runtime.errors import InvalidRequest
 from services.runtime.interceptor import next_request
-from services.runtime.tracing import span_context
+from services.runtime.tracing import traceparent_in
 
 MOST_NODES_PER_REQUEST = 10_000
 MOST_REQUESTS_PER_FRAME = 1024
 # Frames of one stream that are being stored while the next ones are read.
 MOST_FRAMES_UNDER_WAY = 16
-
-
-def call_context(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """The caller's W3C trace context from the call's metadata, or an empty string."""
-    for key, value in context.invocation_metadata() or ():
-        if key == "traceparent" and isinstance(value, str) and span_context(value):
-            return value
-    return ""
 
 
 def _check(requests: list[pb.PublishRequest]) -> None:
@@ -55,13 +47,13 @@ class DispatcherServicer(DispatcherServiceServicer):
         _check([request])
         if not request.node_ids and node_to_delete(request) is None:
             raise InvalidRequest("node_ids", "names no node")
-        return (await self._publishing.publish([request], call_context(context)))[0]
+        return (await self._publishing.publish([request], traceparent_in(context.invocation_metadata())))[0]
 
     async def PublishStream(  # type: ignore[override]  # the coroutine form, with context.read and write
         self, _: object, context: grpc.aio.ServicerContext[pb.PublishStreamRequest, pb.PublishStreamResponse]
     ) -> None:
         """See dispatcher.proto. Reads on while earlier frames are stored; answers in order."""
-        traceparent = call_context(context)
+        traceparent = traceparent_in(context.invocation_metadata())
         under_way: asyncio.Queue[asyncio.Task[list[pb.PublishResponse]] | None] = asyncio.Queue(
             MOST_FRAMES_UNDER_WAY
         )

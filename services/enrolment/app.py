@@ -22,6 +22,7 @@ from services.runtime.metrics import MetricsEndpoint
 from services.runtime.rpc import NO_ANSWER, RpcServer, error_reason, open_replicas_channel
 from services.runtime.security import security_of
 from services.runtime.tls_files import TlsFiles
+from services.runtime.tracing import Tracing, configure_tracing
 
 _log = get_log("enrolment")
 _SESSIONS_SERVICE = "cloudhub.v1.EnrolmentService"
@@ -32,7 +33,7 @@ _WARN_SECONDS = 86_400.0
 class EnrolmentApp:
     """One process's worth of the service; made by `running_app`."""
 
-    def __init__(self, settings: EnrolmentSettings, clock: Clock) -> None:
+    def __init__(self, settings: EnrolmentSettings, clock: Clock, tracing: Tracing) -> None:
         self.metrics = EnrolmentMetrics()
         self._settings = settings
         self._clock = clock
@@ -53,7 +54,7 @@ class EnrolmentApp:
         self.metrics.grpc.watch_expiry("ca", lambda: self._authority.present.not_after.timestamp())
         self._channel = open_replicas_channel(settings.sessions, _SESSIONS_SERVICE, self._security)
         self._stub = EnrolmentServiceStub(self._channel)
-        handler = Handler(self._authority, self._issue, clock, settings.certificate_seconds)
+        handler = Handler(self._authority, self._issue, clock, tracing, settings.certificate_seconds)
         self.listener = EnrolmentListener(
             settings.listen,
             self._context,
@@ -77,9 +78,15 @@ class EnrolmentApp:
         """The port of the gRPC server."""
         return self._rpc.port
 
-    async def _issue(self, request: pb.IssueCertificateRequest) -> pb.IssueCertificateResponse:
+    async def _issue(
+        self, request: pb.IssueCertificateRequest, traceparent: str
+    ) -> pb.IssueCertificateResponse:
         try:
-            return await self._stub.IssueCertificate(request, timeout=self._settings.sessions_seconds)
+            return await self._stub.IssueCertificate(
+                request,
+                timeout=self._settings.sessions_seconds,
+                metadata=[("traceparent", traceparent)] if traceparent else None,
+            )
         except grpc.aio.AioRpcError as error:
             if error.code() in NO_ANSWER:
                 raise Unavailable(
@@ -143,9 +150,12 @@ class EnrolmentApp:
 
 
 @asynccontextmanager
-async def running_app(settings: EnrolmentSettings, clock: Clock | None = None) -> AsyncIterator[EnrolmentApp]:
+async def running_app(
+    settings: EnrolmentSettings, clock: Clock | None = None, tracing: Tracing | None = None
+) -> AsyncIterator[EnrolmentApp]:
     """The service at work until the block is left. StartupError if it cannot start."""
-    app = EnrolmentApp(settings, clock or SystemClock())
+    tracing = tracing or configure_tracing("enrolment", instance_name(settings))
+    app = EnrolmentApp(settings, clock or SystemClock(), tracing)
     endpoint: MetricsEndpoint | None = None
     clean = False
     try:
@@ -160,6 +170,7 @@ async def running_app(settings: EnrolmentSettings, clock: Clock | None = None) -
             await app.close()
         if endpoint:
             endpoint.close()
+        await asyncio.to_thread(tracing.close)
 
 
 def instance_name(settings: EnrolmentSettings) -> str:

@@ -1,4 +1,7 @@
-"""What is answered to which request: `/ca.crt`, and `/edge.crt` by join token or by certificate."""
+"""What is answered to which request: `/ca.crt`, and `/edge.crt` by join token or by certificate.
+
+Each request for a certificate has a trace; neither a token nor a signing request gets into it.
+"""
 
 import hashlib
 from collections.abc import Awaitable, Callable
@@ -7,6 +10,8 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 from google.protobuf.timestamp_pb2 import Timestamp
+from opentelemetry.trace import Span
+from opentelemetry.trace.status import Status, StatusCode
 
 from cloudhub.v1 import enrolment_pb2 as pb
 from services.enrolment.authority import RenewedAuthority, sign, validity_of
@@ -21,6 +26,7 @@ from services.enrolment.signing_request import (
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError
 from services.runtime.names import check_node_id
+from services.runtime.tracing import Tracing, traceparent_of
 
 CERTIFICATE_TYPE = "application/pkix-cert"
 _RETRY_SECONDS = "5"
@@ -29,7 +35,7 @@ _FORBIDDEN = frozenset(
     {pb.ENROLMENT_REFUSAL_REASON_TOKEN_OF_OTHERS, pb.ENROLMENT_REFUSAL_REASON_NODE_REVOKED}
 )
 
-IssueCertificate = Callable[[pb.IssueCertificateRequest], Awaitable[pb.IssueCertificateResponse]]
+IssueCertificate = Callable[[pb.IssueCertificateRequest, str], Awaitable[pb.IssueCertificateResponse]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +64,21 @@ def shown_by(certificate: bytes | None) -> Shown | None:
 
 
 class Handler:
-    """Answers requests. `issue` asks sessions whether a certificate may be had; it raises HubError."""
+    """Answers requests. `issue` asks sessions whether a certificate may be had, under the `traceparent`
+    given; it raises HubError."""
 
     def __init__(
-        self, authority: RenewedAuthority, issue: IssueCertificate, clock: Clock, certificate_seconds: float
+        self,
+        authority: RenewedAuthority,
+        issue: IssueCertificate,
+        clock: Clock,
+        tracing: Tracing,
+        certificate_seconds: float,
     ) -> None:
         self._authority = authority
         self._issue = issue
         self._clock = clock
+        self._tracing = tracing
         self._seconds = certificate_seconds
 
     async def answer(self, request: Request, certificate: bytes | None, address: str) -> Answer:
@@ -75,10 +88,19 @@ class Handler:
                 200, "ca", self._authority.present.der, CERTIFICATE_TYPE
             )
         if request.path == "/edge.crt":
-            return _method_refusal(request) or await self._edge(request, certificate, address)
+            return _method_refusal(request) or await self._traced(request, certificate, address)
         return refused(404, "path", "there are /ca.crt and /edge.crt")
 
-    async def _edge(self, request: Request, certificate: bytes | None, address: str) -> Answer:
+    async def _traced(self, request: Request, certificate: bytes | None, address: str) -> Answer:
+        span = self._tracing.start("enrol", attributes={"network.peer.address": address})
+        answer: Answer | None = None
+        try:
+            answer = await self._edge(request, certificate, address, span)
+            return answer
+        finally:
+            _end(span, answer)
+
+    async def _edge(self, request: Request, certificate: bytes | None, address: str, span: Span) -> Answer:
         node_id = request.header("nodename") or ""
         complaint = check_node_id(node_id)
         if not complaint and len(node_id) > MOST_NODE_ID_CHARS:
@@ -99,19 +121,48 @@ class Handler:
         wanted.not_before.CopyFrom(Timestamp(seconds=int(validity.not_before.timestamp())))
         wanted.not_after.CopyFrom(Timestamp(seconds=int(validity.not_after.timestamp())))
         wanted.key_sha256 = hashlib.sha256(key.der).digest()
+        right = wanted.WhichOneof("right") or ""
+        span.set_attributes({"cloudhub.node.id": node_id, "cloudhub.enrolment.right": right})
+        issuing = self._tracing.start("issue", traceparent_of(span), attributes={"cloudhub.node.id": node_id})
+        answer: Answer | None = None
         try:
-            response = await self._issue(wanted)
+            answer = await self._ask(wanted, traceparent_of(issuing))
+            if answer is None:
+                issuing.set_attribute("cloudhub.certificate.serial", wanted.serial)
+                span.set_attribute("cloudhub.certificate.serial", wanted.serial)
+                answer = Answer(200, right, sign(authority, node_id, key, serial, validity), CERTIFICATE_TYPE)
+            return answer
+        finally:
+            _end(issuing, answer)
+
+    async def _ask(self, wanted: pb.IssueCertificateRequest, traceparent: str) -> Answer | None:
+        """Why sessions does not let the certificate be signed; None if it may be."""
+        try:
+            response = await self._issue(wanted, traceparent)
         except HubError as error:
             if not error.retryable:
                 raise
             return refused(503, "sessions", "the hub cannot answer now", Retry_After=_RETRY_SECONDS)
-        if response.HasField("refusal"):
-            refusal = response.refusal
-            status = 403 if refusal.reason in _FORBIDDEN else 401
-            name = pb.EnrolmentRefusalReason.Name(refusal.reason).removeprefix("ENROLMENT_REFUSAL_REASON_")
-            return refused(status, name.lower(), refusal.detail)
-        signed = sign(authority, node_id, key, serial, validity)
-        return Answer(200, wanted.WhichOneof("right") or "", signed, CERTIFICATE_TYPE)
+        if not response.HasField("refusal"):
+            return None
+        refusal = response.refusal
+        status = 403 if refusal.reason in _FORBIDDEN else 401
+        name = pb.EnrolmentRefusalReason.Name(refusal.reason).removeprefix("ENROLMENT_REFUSAL_REASON_")
+        return refused(status, name.lower(), refusal.detail)
+
+
+def _end(span: Span, answer: Answer | None) -> None:
+    """Ends a span with what came of it; without an answer it failed or was cut."""
+    if answer is None:
+        span.set_attribute("cloudhub.outcome", "failed")
+        span.set_status(Status(StatusCode.ERROR, "there was no answer"))
+    elif answer.status == 200:
+        span.set_attribute("cloudhub.outcome", "issued")
+    else:
+        span.set_attribute("cloudhub.outcome", "refused" if answer.status < 500 else "failed")
+        span.set_attribute("cloudhub.reason", answer.outcome)
+        span.set_status(Status(StatusCode.ERROR, answer.body.decode().strip()))
+    span.end()
 
 
 def _method_refusal(request: Request) -> Answer | None:

@@ -7,7 +7,7 @@ publisher's context is still carried along.
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -53,6 +53,14 @@ def trace_id_of(traceparent: str) -> str:
     """The 32 hex digits of the trace, or an empty string."""
     context = span_context(traceparent)
     return f"{context.trace_id:032x}" if context else ""
+
+
+def traceparent_in(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    """The caller's context from a call's metadata, or an empty string."""
+    for key, value in metadata or ():
+        if key == "traceparent" and isinstance(value, str) and span_context(value):
+            return value
+    return ""
 
 
 def parent_context(traceparent: str) -> Context:

@@ -132,7 +132,7 @@ class SessionsApp:
         sessions_pb2_grpc.add_SessionsAdminServicer_to_server(admin, grpc_server)
         record = EnrolmentRecord(self._store)
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(
-            EnrolmentServicer(record, self.metrics, self._clock), grpc_server
+            EnrolmentServicer(record, self.metrics, self._tracing, self._clock), grpc_server
         )
         enrolment_pb2_grpc.add_EnrolmentAdminServicer_to_server(
             EnrolmentAdminServicer(

@@ -174,7 +174,7 @@ def test_a_sqlite_file_has_one_process() -> None:
 
 def test_traces_go_to_the_collector_and_on_to_jaeger() -> None:
     for name, deployment in of_kind("observed", "Deployment").items():
-        if name.startswith("cloudhub-") and name != "cloudhub-enrolment":
+        if name.startswith("cloudhub-"):
             (container,) = pod_of(deployment)["containers"]
             values = {one["name"]: one.get("value") for one in container["env"]}
             assert values["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://otel-collector:4317"

@@ -383,7 +383,7 @@ class RunningHub:
     def _make_sessions(self, name: str) -> AbstractAsyncContextManager[SessionsApp]:
         database = self.databases.get("sessions", f"sqlite:///{self.folder / 'sessions.db'}")
         settings = SessionsSettings(**self._settings("sessions", name, database=database))
-        return running_sessions(settings, tracing=Tracing(None, "sessions"))
+        return running_sessions(settings)
 
     def _make_dispatcher(self, name: str) -> AbstractAsyncContextManager[DispatcherApp]:
         file = "dispatcher" if self._shared else name

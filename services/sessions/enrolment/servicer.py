@@ -1,5 +1,6 @@
 """EnrolmentService: whether a certificate may be signed. Requests in, one transaction, the verdict out."""
 
+import time
 from typing import Any
 
 import grpc
@@ -7,8 +8,10 @@ import grpc
 from cloudhub.v1 import enrolment_pb2, enrolment_pb2_grpc
 from services.runtime.clock import Clock
 from services.runtime.logs import get_log
+from services.runtime.tracing import Tracing, is_sampled, traceparent_in
 from services.sessions.enrolment import requests
 from services.sessions.enrolment.record_sql import EnrolmentRecord
+from services.sessions.enrolment.records import Refusal, Wanted
 from services.sessions.metrics import Metrics
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -18,9 +21,10 @@ log = get_log(__name__)
 class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServiceServicer):
     """For the enrolment service. Whatever is granted is on disk."""
 
-    def __init__(self, record: EnrolmentRecord, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, record: EnrolmentRecord, metrics: Metrics, tracing: Tracing, clock: Clock) -> None:
         self._record = record
         self._metrics = metrics
+        self._tracing = tracing
         self._clock = clock
 
     async def IssueCertificate(
@@ -28,12 +32,15 @@ class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServiceServicer):
     ) -> enrolment_pb2.IssueCertificateResponse:
         wanted, now_ms = requests.wanted(request), self._clock.wall_ms()
         by_token = request.WhichOneof("right") == "token"
+        traceparent, begun_ns = traceparent_in(context.invocation_metadata()), time.time_ns()
         with self._metrics.transaction("issue"):
             refusal = (
                 await self._record.issue_by_token(request.token, wanted, now_ms)
                 if by_token
                 else await self._record.issue_by_certificate(request.former_serial, wanted, now_ms)
             )
+        if self._tracing.enabled and is_sampled(traceparent):
+            self._trace(wanted, refusal, traceparent, begun_ns)
         self._metrics.issued(refusal.reason.name.lower() if refusal else "token" if by_token else "renewal")
         if not refusal:
             log.info("certificate.issued", node_id=wanted.node_id, serial=wanted.serial, by_token=by_token)
@@ -48,4 +55,18 @@ class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServiceServicer):
             refusal=enrolment_pb2.EnrolmentRefusal(
                 reason=enrolment_pb2.EnrolmentRefusalReason.ValueType(refusal.reason), detail=refusal.detail
             )
+        )
+
+    def _trace(self, wanted: Wanted, refusal: Refusal | None, traceparent: str, begun_ns: int) -> None:
+        verdict = (
+            {"cloudhub.outcome": "refused", "cloudhub.reason": refusal.reason.name.lower()}
+            if refusal
+            else {"cloudhub.outcome": "issued", "cloudhub.certificate.serial": wanted.serial}
+        )
+        self._tracing.record(
+            "register",
+            traceparent,
+            start_ns=begun_ns,
+            error=refusal.detail if refusal else "",
+            attributes={"cloudhub.node.id": wanted.node_id, **verdict},
         )
