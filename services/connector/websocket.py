@@ -23,10 +23,10 @@ from services.connector.admission import HttpRefusal
 from services.connector.close_codes import LinkFault
 from services.connector.codec import JSON_FRAMES
 from services.connector.connections import ConnectionHost, Phase, opening_timeout
-from services.connector.deadline import Deadline
 from services.connector.tls import TlsChannel
 from services.connector.transport import LinkHandler, LinkRequest, TransportEnd
 from services.connector.websocket_request import RequestFault, take_request, text_frames
+from services.runtime.deadline import Deadline
 from services.runtime.tls_faults import TlsFault
 
 # Input is looked at in slices, so that a paused link holds few parsed frames.

@@ -16,7 +16,6 @@ from services.connector.admission import CertificateNames, HttpRefusal
 from services.connector.close_codes import LinkFault
 from services.connector.codec import PROTOBUF_FRAMES
 from services.connector.connections import Phase, opening_timeout
-from services.connector.deadline import Deadline
 from services.connector.quic.connection import (
     CONTROL_STREAM,
     DOWNSTREAM,
@@ -39,6 +38,7 @@ from services.connector.quic.request import RequestFault, answer_ack, answer_nac
 from services.connector.quic.timer import QuicTimer
 from services.connector.tokens import TokenBucket
 from services.connector.transport import LinkHandler, LinkRequest, TransportEnd
+from services.runtime.deadline import Deadline
 from services.runtime.tls_faults import TlsFault
 
 # What a peer may say before it is answered.
