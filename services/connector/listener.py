@@ -10,8 +10,7 @@ from services.connector.connections import ConnectionLimits
 from services.connector.metrics import ConnectorMetrics
 from services.connector.tls import EdgeTls
 from services.connector.websocket import EdgeConnection
-from services.runtime.errors import StartupError
-from services.runtime.settings import split_address
+from services.runtime.listening import tcp_listener
 
 _BACKLOG = 4096
 # One link's share of the operating system's send buffer; Linux doubles it for its own bookkeeping.
@@ -33,24 +32,7 @@ class EdgeListener(ConnectionOwner):
     ) -> None:
         super().__init__("websocket", limits, openings_most, gate, metrics)
         self._tls = tls
-        self._socket = self._bind(listen)
-
-    @staticmethod
-    def _bind(listen: str) -> socket.socket:
-        host, port = split_address(listen)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # Accepted sockets inherit it.
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-            listening.setblocking(False)
-            listening.bind((host, port))
-            listening.listen(_BACKLOG)
-        except OSError as error:
-            listening.close()
-            raise StartupError(f"cannot listen on {listen} for edges: {error.strerror or error}") from error
-        return listening
+        self._socket = tcp_listener(listen, "edges", _BACKLOG, send_buffer_bytes=_SEND_BUFFER_BYTES)
 
     @property
     def context(self) -> ssl.SSLContext:

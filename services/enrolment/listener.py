@@ -10,9 +10,9 @@ from services.enrolment.http import Answer, Exchange, Request, refused
 from services.enrolment.metrics import EnrolmentMetrics
 from services.enrolment.rate_limit import RateLimit, network_of
 from services.runtime.clock import Clock
-from services.runtime.errors import HubError, StartupError
+from services.runtime.errors import HubError
+from services.runtime.listening import tcp_listener
 from services.runtime.logs import get_log
-from services.runtime.settings import split_address
 
 _log = get_log("enrolment.listener")
 _BACKLOG = 1024
@@ -49,7 +49,7 @@ class EnrolmentListener:
         self._most_per_network = max(1, most_connections // 4)
         self._open: Counter[str] = Counter()
         self._seconds = request_seconds
-        self._socket = _bind(listen)
+        self._socket = tcp_listener(listen, "enrolment", _BACKLOG)
 
     @property
     def port(self) -> int:
@@ -154,18 +154,3 @@ class EnrolmentListener:
             # Sessions has something against what this service asked: a fault of ours, not of the client.
             _log.error("request.failed", reason=error.reason, error=error.detail)
             return refused(500, "fault", "the hub could not answer")
-
-
-def _bind(listen: str) -> socket.socket:
-    host, port = split_address(listen)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setblocking(False)
-        listening.bind((host, port))
-        listening.listen(_BACKLOG)
-    except OSError as error:
-        listening.close()
-        raise StartupError(f"cannot listen on {listen} for enrolment: {error.strerror or error}") from error
-    return listening

@@ -6,10 +6,10 @@ side ends, so does the other, after what it was sent.
 
 import asyncio
 import enum
-from collections.abc import Callable
 from typing import Protocol, cast
 
 from services.runtime.callers import address_of
+from services.runtime.deadline import Deadline
 from services.runtime.server_tls import ServerTls, TlsStream
 from services.runtime.tls_faults import TlsFault
 
@@ -96,7 +96,7 @@ class FrontConnection(asyncio.Protocol):
         self._early = b""
         self._client_ended = False
         self._handshake_seconds = handshake_seconds
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = Deadline(asyncio.get_running_loop())
 
     # The client's socket.
 
@@ -109,7 +109,7 @@ class FrontConnection(asyncio.Protocol):
             self.abort()
             return
         self.host, self.address = str(peer[0]), address_of(str(peer[0]), int(peer[1]))
-        self._set_timer(self._handshake_seconds, self._out_of_time)
+        self._deadline.set(self._handshake_seconds, self._out_of_time)
 
     def data_received(self, data: bytes) -> None:
         self.heard = True
@@ -151,7 +151,7 @@ class FrontConnection(asyncio.Protocol):
         self._client_ended = True
         if self._inner is not None and not self._inner.transport.is_closing():
             self._inner.transport.write_eof()
-        self._set_timer(LINGER_SECONDS, self.abort)
+        self._deadline.set(LINGER_SECONDS, self.abort)
 
     def pause_writing(self) -> None:
         if self._inner is not None and not self._inner.transport.is_closing():
@@ -165,7 +165,7 @@ class FrontConnection(asyncio.Protocol):
         if self.phase is Phase.HANDSHAKE and exc is not None:
             self._owner.handshake_failed(self, TlsFault("peer_closed", str(exc)))
         self.phase = Phase.GONE
-        self._stop_timer()
+        self._deadline.cancel()
         if self._inner is not None:
             self._inner.transport.abort()
         self._owner.gone(self)
@@ -177,7 +177,7 @@ class FrontConnection(asyncio.Protocol):
         if self.phase is not Phase.JOINING or self._transport.is_closing():
             inner.transport.abort()
             return
-        self._stop_timer()
+        self._deadline.cancel()
         self._inner = inner
         self.phase = Phase.OPEN
         early, self._early = self._early, b""
@@ -235,7 +235,7 @@ class FrontConnection(asyncio.Protocol):
             # what it has not read yet.
             self._transport.write_eof()
             self.resume_reading()
-        self._set_timer(LINGER_SECONDS, self.abort)
+        self._deadline.set(LINGER_SECONDS, self.abort)
 
     def _out_of_time(self) -> None:
         self.out_of_time(self._handshake_seconds)
@@ -258,12 +258,3 @@ class FrontConnection(asyncio.Protocol):
             self._transport.write(waiting)
             if self._transport.get_write_buffer_size() > _MOST_UNREAD_BYTES:
                 self.abort()
-
-    def _set_timer(self, seconds: float, then: Callable[[], None]) -> None:
-        self._stop_timer()
-        self._timer = asyncio.get_running_loop().call_later(seconds, then)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None

@@ -15,9 +15,10 @@ from prometheus_client import Counter
 
 from services.runtime.callers import Callers
 from services.runtime.errors import StartupError
+from services.runtime.listening import listening_sockets
 from services.runtime.refusing_server import RefusingServer
 from services.runtime.server_tls import ServerTls
-from services.runtime.tls_front import REFUSING, SERVED, TlsFront, listening_sockets
+from services.runtime.tls_front import REFUSING, SERVED, TlsFront
 
 _PREFIX = "cloudhub-grpc-"
 _LOCK = "lock"

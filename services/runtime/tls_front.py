@@ -19,7 +19,6 @@ from services.runtime.failure_log import FailureLog
 from services.runtime.front_connection import LINGER_SECONDS, FrontConnection, InnerSide, Phase
 from services.runtime.logs import get_log
 from services.runtime.server_tls import ServerTls
-from services.runtime.settings import split_address
 from services.runtime.tls_faults import TlsFault
 
 SERVED = "grpc"
@@ -200,23 +199,3 @@ class TlsFront:
     def _forget(self, connection: FrontConnection) -> None:
         self._refused.pop(connection, None)
         self._callers.remove(connection.name)
-
-
-async def listening_sockets(listen: str) -> list[socket.socket]:
-    """Sockets for HOST:PORT as gRPC itself would have them: all addresses of a name, on one port; an
-    unspecified address stands for all of IPv4 and of IPv6. Raises OSError."""
-    host, port = split_address(listen)
-    if host in ("0.0.0.0", "::") and socket.has_dualstack_ipv6():
-        return [socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)]
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    sockets: list[socket.socket] = []
-    try:
-        for family, _, _, _, address in dict.fromkeys(found):
-            sockets.append(socket.create_server((address[0], port), family=family))
-            port = sockets[0].getsockname()[1]
-    except OSError:
-        for one in sockets:
-            one.close()
-        raise
-    return sockets

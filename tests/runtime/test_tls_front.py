@@ -18,8 +18,9 @@ from structlog.testing import capture_logs
 from services.runtime import front_connection, tls_front
 from services.runtime.callers import Callers, client_address
 from services.runtime.grpc_metrics import GrpcMetrics
+from services.runtime.listening import listening_sockets
 from services.runtime.roles import Role
-from services.runtime.tls_front import REFUSING, SERVED, TlsFront, listening_sockets
+from services.runtime.tls_front import REFUSING, SERVED, TlsFront
 from tests.support.certs import Issued, TestAuthority
 from tests.support.processes import eventually
 

@@ -29,9 +29,8 @@ from services.connector.quic.host import Address
 from services.connector.quic.retry_tokens import RetryTokens
 from services.connector.quic.transport import QuicEdgeConnection
 from services.connector.tokens import TokenBucket
-from services.runtime.errors import StartupError
+from services.runtime.listening import udp_socket
 from services.runtime.logs import get_log
-from services.runtime.settings import split_address
 
 # The library logs every connection; the hub has lines of its own.
 logging.getLogger("quic").setLevel(logging.CRITICAL)
@@ -76,23 +75,12 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
         self._flush_due = False
         self._full = False
         self._udp: asyncio.DatagramTransport | None = None
-        self._socket = self._bind(listen)
-
-    @staticmethod
-    def _bind(listen: str) -> socket.socket:
-        host, port = split_address(listen)
-        bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            bound.setblocking(False)
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-            bound.bind((host, port))
-        except OSError as error:
-            bound.close()
-            raise StartupError(
-                f"cannot listen on {listen} (UDP) for edges: {error.strerror or error}"
-            ) from error
-        return bound
+        self._socket = udp_socket(
+            listen,
+            "edges",
+            receive_buffer_bytes=_RECEIVE_BUFFER_BYTES,
+            send_buffer_bytes=_SEND_BUFFER_BYTES,
+        )
 
     @property
     def port(self) -> int:
