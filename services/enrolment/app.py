@@ -13,12 +13,12 @@ from services.enrolment.authority import RenewedAuthority, RenewedContext
 from services.enrolment.handler import Handler
 from services.enrolment.listener import EnrolmentListener
 from services.enrolment.metrics import EnrolmentMetrics
-from services.enrolment.rate_limit import RateLimit
 from services.enrolment.settings import EnrolmentSettings
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.errors import HubError, Unavailable
 from services.runtime.logs import get_log
 from services.runtime.metrics import MetricsEndpoint
+from services.runtime.rate_limit import RateLimit
 from services.runtime.rpc import NO_ANSWER, RpcServer, error_reason, open_replicas_channel
 from services.runtime.security import security_of
 from services.runtime.tls_files import TlsFiles

@@ -37,7 +37,7 @@ class FrontHost(Protocol):
     """Who owns the connections."""
 
     def connected(self, connection: "FrontConnection") -> bool:
-        """A new one; False: it is cut off."""
+        """A new one, whose address is known; False: there is no room for it, and it is cut off."""
         ...
 
     def shaken_hands(self, connection: "FrontConnection") -> None:
@@ -104,11 +104,14 @@ class FrontConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(BUFFER_BYTES)
         peer = transport.get_extra_info("peername")
-        if not peer or not self._owner.connected(self):
-            # It was reset before it was looked at, or there is no room for it.
+        if not peer:
+            # It was reset before it was looked at.
             self.abort()
             return
         self.host, self.address = str(peer[0]), address_of(str(peer[0]), int(peer[1]))
+        if not self._owner.connected(self):
+            self.abort()
+            return
         self._deadline.set(self._handshake_seconds, self._out_of_time)
 
     def data_received(self, data: bytes) -> None:

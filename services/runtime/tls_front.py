@@ -18,6 +18,7 @@ from services.runtime.callers import Caller, Callers, connection_name, judge
 from services.runtime.failure_log import FailureLog
 from services.runtime.front_connection import LINGER_SECONDS, FrontConnection, InnerSide, Phase
 from services.runtime.logs import get_log
+from services.runtime.rate_limit import RateLimit, network_of
 from services.runtime.server_tls import ServerTls
 from services.runtime.tls_faults import TlsFault
 
@@ -32,6 +33,10 @@ _MOST_HANDSHAKES = 256
 # When there are as many, the oldest one that has had so long makes room.
 _HURRIED_SECONDS = 1.0
 _MOST_REFUSED = 64
+# Handshakes are done on the event loop, one to two milliseconds each: what one network, or all together, may
+# take of it on average, and how many come at once when replicas and programs return after a restart.
+_NETWORK_PER_SECOND, _NETWORK_BURST = 100.0, 500
+_ALL_PER_SECOND, _ALL_BURST = 250.0, 1000
 
 
 class TlsFront:
@@ -50,6 +55,8 @@ class TlsFront:
         self._handshakes: dict[FrontConnection, float] = {}  # since when, the oldest first
         self._refused: dict[FrontConnection, None] = {}  # the oldest first
         self._joining: set[asyncio.Task[None]] = set()
+        self._of_networks = RateLimit(_NETWORK_PER_SECOND, _NETWORK_BURST)
+        self._of_all = RateLimit(_ALL_PER_SECOND, _ALL_BURST)
         self._number = 0
         self._failures = FailureLog(_log, "handshake.failed")
         self._none_left = asyncio.Event()
@@ -101,17 +108,28 @@ class TlsFront:
 
     def connected(self, connection: FrontConnection) -> bool:
         now = asyncio.get_running_loop().time()
+        if self._of_networks.take(network_of(connection.host), now):
+            self._turned_away("handshake_rate_address", "too many handshakes of one address", connection.host)
+            return False
+        if self._of_all.take("", now):
+            self._turned_away("handshake_rate", "too many handshakes")
+            return False
         if len(self._handshakes) >= _MOST_HANDSHAKES:
             oldest, since = next(iter(self._handshakes.items()))
             if now - since < _HURRIED_SECONDS:
-                self._count("handshakes_many")
-                self._failures.add("handshakes_many", detail="too many handshakes at once", logger=AUDIT_LOG)
+                self._turned_away("handshakes_many", "too many handshakes at once")
                 return False
             oldest.out_of_time(_HURRIED_SECONDS)
         self._connections.add(connection)
         self._none_left.clear()
         self._handshakes[connection] = now
         return True
+
+    def _turned_away(self, reason: str, detail: str, host: str = "") -> None:
+        """Told once per reason, or with a host once per host and reason, and counted."""
+        self._count(reason)
+        facts = {"address": host} if host else {}
+        self._failures.add(reason, by=host, detail=detail, logger=AUDIT_LOG, **facts)
 
     def shaken_hands(self, connection: FrontConnection) -> None:
         self._handshakes.pop(connection, None)

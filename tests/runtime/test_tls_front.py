@@ -403,6 +403,61 @@ async def test_handshakes_that_stand_make_room_for_others(
         one.close()
 
 
+@pytest.fixture
+def low_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if for a small machine; to be asked for before the front."""
+    for name, value in {"NETWORK_PER_SECOND": 0.001, "NETWORK_BURST": 8, "ALL_BURST": 20}.items():
+        monkeypatch.setattr(tls_front, f"_{name}", value)
+    monkeypatch.setattr(tls_front, "_ALL_PER_SECOND", 0.001)
+
+
+def _flood(fronted: Fronted, address: str, count: int) -> None:
+    """So many connections from an address of this machine, each for the least moment."""
+    for _ in range(count):
+        socket.create_connection(("127.0.0.1", fronted.port), source_address=(address, 0)).close()
+
+
+async def test_a_flood_of_handshakes_of_one_address_leaves_the_others_theirs(
+    low_rates: None, fronted: Fronted, shown: Issued
+) -> None:
+    """Invariant 7 for gRPC. Connections that are open stay."""
+    kept_reader, kept = await fronted.connect(shown)
+    with capture_logs() as logs:
+        await asyncio.to_thread(_flood, fronted, "127.0.0.9", 30)
+        await eventually(lambda: fronted.failed("handshake_rate_address") == 22, 10)
+        with pytest.raises(OSError):
+            await asyncio.open_connection(
+                "127.0.0.1",
+                fronted.port,
+                ssl=fronted.context(shown),
+                server_hostname="localhost",
+                local_addr=("127.0.0.9", 0),
+            )
+        reader, writer = await fronted.connect(shown)
+        for one, other in ((reader, writer), (kept_reader, kept)):
+            other.write(b"x")
+            assert await one.readexactly(1) == b"x"
+            other.close()
+    told = [line for line in logs if line.get("reason") == "handshake_rate_address"]
+    assert {line["address"] for line in told} == {"127.0.0.9"}
+    assert fronted.failed("handshake_rate") == 0
+
+
+async def test_handshakes_of_all_addresses_together_have_a_rate(low_rates: None, fronted: Fronted) -> None:
+    for number in range(2, 7):
+        await asyncio.to_thread(_flood, fronted, f"127.0.0.{number}", 8)
+    await eventually(lambda: fronted.failed("handshake_rate") == 20, 10)
+    assert fronted.failed("handshake_rate_address") == 0
+
+
+async def test_replicas_that_come_back_at_once_are_all_let_in(fronted: Fronted, shown: Issued) -> None:
+    """With the rates of a real front, all from one address."""
+    connections = await asyncio.gather(*(fronted.connect(shown) for _ in range(200)))
+    await eventually(lambda: fronted.served == 200, 20)
+    for _, writer in connections:
+        writer.close()
+
+
 async def test_the_oldest_of_many_refused_connections_makes_room(
     fronted: Fronted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,10 @@
-"""`services.enrolment.rate_limit`: no network gets more than its burst and its rate, and none gets less."""
+"""`services.runtime.rate_limit`: no network gets more than its burst and its rate, and none gets less."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.enrolment.rate_limit import RateLimit, network_of
+from services.runtime.rate_limit import RateLimit, network_of
 
 STEPS = st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 5)), max_size=60)
 
