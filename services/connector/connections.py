@@ -2,7 +2,7 @@
 
 import enum
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from services.connector.admission import HttpRefusal
 from services.connector.transport import EdgeTransport, LinkHandler, LinkRequest
@@ -40,6 +40,12 @@ def opening_timeout(phase: Phase, seconds: float) -> tuple[str, str]:
     """Of an opening that is out of its time in that phase: the metric label, and what happened in words."""
     reason = "handshake_timeout" if phase is Phase.HANDSHAKE else "request_timeout"
     return reason, f"not finished within {seconds:g} s"
+
+
+def shown_address(peer: tuple[Any, ...]) -> str:
+    """HOST:PORT of a socket's address, for people."""
+    host, port = peer[0], peer[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class HostedConnection(EdgeTransport, Protocol):

@@ -7,31 +7,24 @@ between them and the TCP transport and says what happened to a `LinkHandler`.
 import asyncio
 import logging
 import ssl
-from collections import deque
 from collections.abc import Sequence
-from http import HTTPStatus
 from typing import Protocol, cast
 
-from websockets.exceptions import PayloadTooBig
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import SEND_EOF, State
 from websockets.server import ServerProtocol
 
-from cloudhub.v1 import link_pb2
 from services.connector.admission import HttpRefusal
-from services.connector.close_codes import LinkFault
 from services.connector.codec import JSON_FRAMES
-from services.connector.connections import ConnectionHost, Phase, opening_timeout
+from services.connector.connections import ConnectionHost, Phase, opening_timeout, shown_address
 from services.connector.tls import TlsChannel
 from services.connector.transport import LinkHandler, LinkRequest, TransportEnd
-from services.connector.websocket_request import RequestFault, take_request, text_frames
+from services.connector.websocket_ends import closed_by_edge, connection_lost, protocol_over, tls_failed
+from services.connector.websocket_inbox import WebSocketInbox
+from services.connector.websocket_request import RequestFault, refusal_response, take_request, text_frames
 from services.runtime.deadline import Deadline
 from services.runtime.tls_faults import TlsFault
-
-# Input is looked at in slices, so that a paused link holds few parsed frames.
-_SLICE_BYTES = 16 * 1024
-_HELD_MOST_BYTES = 64 * 1024
 
 # The library logs every connection; the hub has lines of its own.
 _quiet = logging.getLogger("services.connector.websocket.library")
@@ -54,14 +47,12 @@ class EdgeConnection(asyncio.Protocol):
         "_blocked",
         "_deadline",
         "_decided",
-        "_events",
         "_handler",
         "_held",
         "_host",
         "_inbox",
         "_last_input_at",
         "_loop",
-        "_partial",
         "_pong",
         "_reading",
         "_tcp",
@@ -82,9 +73,7 @@ class EdgeConnection(asyncio.Protocol):
         self._ws = ServerProtocol(max_size=host.limits.frame_most_bytes, logger=_quiet)
         self._tcp: asyncio.Transport | None = None
         self._handler: LinkHandler | None = None
-        self._events: deque[Frame] = deque()
-        self._inbox = bytearray()
-        self._partial: bytearray | None = None
+        self._inbox = WebSocketInbox(self._ws)
         self._pong = b""
         self._decided: Response | None = None
         self._deadline = Deadline(loop)
@@ -104,8 +93,7 @@ class EdgeConnection(asyncio.Protocol):
         # With a high-water mark of 0, `resume_writing` means that the operating system has every byte.
         tcp.set_write_buffer_limits(high=0)
         peer = tcp.get_extra_info("peername")
-        if peer:
-            self.peer_address = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+        self.peer_address = shown_address(peer) if peer else ""
         limit = self._host.limits.opening_timeout
         self._deadline.set(limit, lambda: self.out_of_time(limit))
 
@@ -125,7 +113,7 @@ class EdgeConnection(asyncio.Protocol):
         if not established and self._tls.established:
             self.phase = Phase.REQUEST
         if plaintext:
-            self._inbox += plaintext
+            self._inbox.unread += plaintext
             self._read_on()
         if self._tls.ended:
             self._input_ended()
@@ -149,17 +137,11 @@ class EdgeConnection(asyncio.Protocol):
         if self.phase in (Phase.HANDSHAKE, Phase.REQUEST):
             detail = str(error) if error else "the peer closed the connection"
             self._host.handshake_failed(self, "peer_closed", detail)
-        self._end(
-            TransportEnd(
-                link_pb2.CLOSE_REASON_TRANSPORT_ERROR,
-                f"connection lost: {error}" if error else "the connection ended without a close frame",
-            )
-        )
+        self._end(connection_lost(error))
         self.phase = Phase.GONE
         self._deadline.cancel()
         self._tcp = None
         self._inbox.clear()
-        self._events.clear()
         self._host.gone(self)
 
     # What the link asks for: transport.EdgeTransport.
@@ -188,10 +170,7 @@ class EdgeConnection(asyncio.Protocol):
         if self.phase is not Phase.DECIDING:
             return
         self._handler = None
-        response = self._ws.reject(HTTPStatus(refusal.status), refusal.text + "\n")
-        if refusal.retry_after_seconds > 0:
-            response.headers["Retry-After"] = str(max(1, round(refusal.retry_after_seconds)))
-        self._refuse_with(response, refusal)
+        self._refuse_with(refusal_response(self._ws, refusal), refusal)
 
     def send(self, frames: Sequence[bytes]) -> bool:
         if self.phase is not Phase.OPEN or self._ws.eof_sent:
@@ -202,12 +181,12 @@ class EdgeConnection(asyncio.Protocol):
     def close(self, code: int, text: str) -> None:
         self._handler = None
         if self.phase is Phase.DECIDING:
-            self._abort()
+            self.abort()
         if self.phase is not Phase.OPEN:
             return
         self.phase = Phase.CLOSING
         self._drop_held()
-        self._deadline.set(self._host.limits.close_timeout, self._abort)
+        self._deadline.set(self._host.limits.close_timeout, self.abort)
         if self._ws.state is State.OPEN:
             self._ws.send_close(code, text)
             self._write(b"".join(self._ws.data_to_send()))
@@ -224,13 +203,9 @@ class EdgeConnection(asyncio.Protocol):
         self._loop.call_soon(self._read_on)
 
     def idle_seconds(self, now: float) -> float:
-        if self._held or self._inbox or self._events:
+        if self._held or self._inbox.waiting:
             return 0.0
         return max(0.0, now - self._last_input_at)
-
-    def abort(self) -> None:
-        """Cuts the connection without a word."""
-        self._abort()
 
     # Input.
 
@@ -245,7 +220,7 @@ class EdgeConnection(asyncio.Protocol):
         finally:
             self._reading = False
         if self.phase in (Phase.OPEN, Phase.DECIDING) and (self._held or self.phase is Phase.DECIDING):
-            if (self._held or len(self._inbox) > _HELD_MOST_BYTES) and not self._tcp_paused and self._tcp:
+            if (self._held or self._inbox.full) and not self._tcp_paused and self._tcp:
                 self._tcp_paused = True
                 self._tcp.pause_reading()
         else:
@@ -253,40 +228,31 @@ class EdgeConnection(asyncio.Protocol):
 
     def _step(self) -> bool:
         """One event or one slice; False if there is nothing to look at now."""
-        phase = self.phase
+        phase, inbox = self.phase, self._inbox
         if phase is Phase.OPEN:
             if self._held:
                 return False
-            if self._events:
-                self._handle_frame(self._events.popleft())
+            if inbox.frames:
+                self._handle_frame(inbox.frames.popleft())
                 return True
             if self._ws.state is not State.OPEN:
-                self._protocol_over()
+                self._end(protocol_over(self._ws))
                 return False
         elif phase is Phase.CLOSING:
-            self._events.clear()
+            inbox.frames.clear()
         elif phase is not Phase.REQUEST:
             return False
-        inbox = self._inbox
-        if not inbox:
+        if not inbox.unread:
             return False
         if phase is Phase.REQUEST:
             return self._look_for_request()
-        if len(inbox) <= _SLICE_BYTES:
-            part, self._inbox = inbox, bytearray()
-        else:
-            part = inbox[:_SLICE_BYTES]
-            del inbox[:_SLICE_BYTES]
-        self._ws.receive_data(part)
-        for event in self._ws.events_received():
-            assert isinstance(event, Frame)
-            self._events.append(event)
+        inbox.parse_slice()
         self._flush_ws()
         return True
 
     def _look_for_request(self) -> bool:
         """False: there is no request yet, or what follows it has to wait."""
-        found = take_request(self._ws, self._inbox)
+        found = take_request(self._ws, self._inbox.unread)
         if isinstance(found, RequestFault):
             self._host.handshake_failed(self, found.reason, found.detail)
             self._finish(found.answer(), told=True)
@@ -303,62 +269,29 @@ class EdgeConnection(asyncio.Protocol):
             self._refuse_with(response, HttpRefusal(response.status_code, "upgrade", text))
             return
         self._decided = response
-        self._host.requested(
-            self,
-            LinkRequest(self._tls.names(), request.path, tuple(request.headers.raw_items())),
-        )
+        headers = tuple(request.headers.raw_items())
+        self._host.requested(self, LinkRequest(self._tls.names(), request.path, headers))
 
     def _handle_frame(self, frame: Frame) -> None:
-        handler = self._handler
-        if handler is None:
+        if self._handler is None:
             return
-        opcode = frame.opcode
-        if opcode is Opcode.TEXT and frame.fin:
-            handler.frame_received(bytes(frame.data))
-        elif opcode is Opcode.TEXT:
-            self._partial = bytearray(frame.data)
-            handler.control_received()
-        elif opcode is Opcode.CONT:
-            partial = self._partial
-            if partial is None:
-                return
-            partial += frame.data
-            if frame.fin:
-                self._partial = None
-                handler.frame_received(bytes(partial))
-            else:
-                handler.control_received()
-        elif opcode is Opcode.BINARY:
-            handler.binary_received()
-        elif opcode is Opcode.CLOSE:
-            close = self._ws.close_rcvd
-            detail = f"{close.code} {close.reason}".strip() if close else ""
-            self._end(TransportEnd(link_pb2.CLOSE_REASON_EDGE_CLOSED, detail))
+        if frame.opcode is Opcode.CLOSE:
+            self._end(closed_by_edge(self._ws))
         else:
-            handler.control_received()
-
-    def _protocol_over(self) -> None:
-        """The library ended the protocol: the peer's close frame, or its breach of the protocol."""
-        error = self._ws.parser_exc
-        fault = LinkFault.TOO_BIG if isinstance(error, PayloadTooBig) else LinkFault.WEBSOCKET
-        self._end(TransportEnd(link_pb2.CLOSE_REASON_PROTOCOL_ERROR, str(error or "closed"), fault.value))
+            self._inbox.hand_over(frame, self._handler)
 
     def _input_ended(self) -> None:
         """The peer closed its direction: what it sent before is looked at, then we close ours."""
         if self.phase in (Phase.HANDSHAKE, Phase.REQUEST):
-            self._abort()
+            self.abort()
             return
         if self.phase in (Phase.OPEN, Phase.DECIDING):
-            self._end(
-                TransportEnd(
-                    link_pb2.CLOSE_REASON_TRANSPORT_ERROR, "the connection ended without a close frame"
-                )
-            )
+            self._end(connection_lost(None))
         if self._tcp:
             self._tcp.close()
             # A peer that does not read would keep what is not written yet, and the descriptor, for ever.
             if not self._deadline.is_set:
-                self._deadline.set(self._host.limits.linger_timeout, self._abort)
+                self._deadline.set(self._host.limits.linger_timeout, self.abort)
 
     # Output.
 
@@ -413,7 +346,7 @@ class EdgeConnection(asyncio.Protocol):
             self.phase = Phase.FINISHED
             self._drop_held()
             self._resume_tcp()
-        self._deadline.set(self._host.limits.linger_timeout, self._abort)
+        self._deadline.set(self._host.limits.linger_timeout, self.abort)
         if opening:
             self._host.opened(self)
 
@@ -426,7 +359,7 @@ class EdgeConnection(asyncio.Protocol):
             self.phase = Phase.FINISHED if self._ws.eof_sent else Phase.CLOSING
             self._drop_held()
             if not self._deadline.is_set:
-                self._deadline.set(self._host.limits.linger_timeout, self._abort)
+                self._deadline.set(self._host.limits.linger_timeout, self.abort)
             self._resume_tcp()
         if handler:
             handler.ended(end)
@@ -440,29 +373,27 @@ class EdgeConnection(asyncio.Protocol):
             # Time for the peer to read the alert: closing at once could reset the connection before.
             if self._tcp and not self._tcp.is_closing():
                 self._tcp.write_eof()
-            self._deadline.set(self._host.limits.linger_timeout, self._abort)
+            self._deadline.set(self._host.limits.linger_timeout, self.abort)
             return
-        self._end(TransportEnd(link_pb2.CLOSE_REASON_TRANSPORT_ERROR, f"TLS: {fault.detail}"))
-        self._abort()
+        self._end(tls_failed(fault.detail))
+        self.abort()
 
     def out_of_time(self, seconds: float) -> None:
         self._deadline.cancel()
-        self._host.handshake_failed(
-            self,
-            *opening_timeout(self.phase, seconds),
-        )
+        self._host.handshake_failed(self, *opening_timeout(self.phase, seconds))
         self.phase = Phase.FINISHED
         self._host.opened(self)
-        self._abort()
+        self.abort()
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
+        """Cuts the connection without a word."""
         self._deadline.cancel()
         if self._tcp:
             self._tcp.abort()
 
     def _drop_held(self) -> None:
         self._held = False
-        self._partial = None
+        self._inbox.drop_partial()
         self._pong = b""
 
     def _resume_tcp(self) -> None:

@@ -1,10 +1,13 @@
-"""The HTTP request of a WebSocket link, and text frames as a server writes them. No I/O."""
+"""The HTTP request of a WebSocket link, its refusal, and text frames as a server writes them. No I/O."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 
-from websockets.http11 import Request
+from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
+
+from services.connector.admission import HttpRefusal
 
 # What a peer may send before its upgrade is answered: a request, with room for what an eager one adds.
 REQUEST_MOST_BYTES = 16 * 1024
@@ -51,6 +54,14 @@ def take_request(protocol: ServerProtocol, inbox: bytearray) -> Request | Reques
     error = protocol.handshake_exc
     detail = str((error and error.__cause__) or error or "no HTTP request")
     return RequestFault("bad_request", detail, b"HTTP/1.1 400 Bad Request")
+
+
+def refusal_response(protocol: ServerProtocol, refusal: HttpRefusal) -> Response:
+    """The answer to a request that is turned down."""
+    response = protocol.reject(HTTPStatus(refusal.status), refusal.text + "\n")
+    if refusal.retry_after_seconds > 0:
+        response.headers["Retry-After"] = str(max(1, round(refusal.retry_after_seconds)))
+    return response
 
 
 def text_frames(frames: Sequence[bytes]) -> bytes:

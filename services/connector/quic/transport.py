@@ -15,7 +15,7 @@ from cloudhub.v1 import link_pb2
 from services.connector.admission import CertificateNames, HttpRefusal
 from services.connector.close_codes import LinkFault
 from services.connector.codec import PROTOBUF_FRAMES
-from services.connector.connections import Phase, opening_timeout
+from services.connector.connections import Phase, opening_timeout, shown_address
 from services.connector.quic.connection import (
     CONTROL_STREAM,
     DOWNSTREAM,
@@ -157,10 +157,7 @@ class QuicEdgeConnection:
     def peer_address(self) -> str:
         """HOST:PORT of the peer where it is now, for people."""
         address = self._quic.get_peer_address()
-        if not address:
-            return ""
-        host, port = address[0], address[1]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return shown_address(address) if address else ""
 
     @property
     def blocked(self) -> bool:
@@ -359,10 +356,7 @@ class QuicEdgeConnection:
     def out_of_time(self, seconds: float) -> None:
         """Cuts an opening that is not finished within so long."""
         self._deadline.cancel()
-        self._host.handshake_failed(
-            self,
-            *opening_timeout(self.phase, seconds),
-        )
+        self._host.handshake_failed(self, *opening_timeout(self.phase, seconds))
         self.phase = Phase.FINISHED
         self.abort()
 
