@@ -23,28 +23,25 @@ from services.connector.quic.connection import (
     UPSTREAM,
     HubConnection,
 )
-from services.connector.quic.ends import opening_failure, transport_end
-from services.connector.quic.framing import (
-    MESSAGE_PREFIX,
-    FrameReader,
-    FramingError,
-    FramingFault,
-    frame_header,
+from services.connector.quic.control_stream import (
+    RequestReader,
+    UnreadableRequest,
+    ack_frame,
+    nack_frame,
 )
+from services.connector.quic.ends import opening_failure, transport_end
+from services.connector.quic.framing import FramingError, FramingFault
+from services.connector.quic.goodbye import Goodbye
 from services.connector.quic.host import Address, QuicHost
 from services.connector.quic.inbound_messages import InboundMessages
+from services.connector.quic.outbound_messages import OutboundMessages
 from services.connector.quic.peer_certificate import ALERTS, check_certificates
-from services.connector.quic.request import RequestFault, answer_ack, answer_nack, read_request
-from services.connector.quic.timer import QuicTimer
+from services.connector.quic.wire import Wire
 from services.connector.tokens import TokenBucket
 from services.connector.transport import LinkHandler, LinkRequest, TransportEnd
 from services.runtime.deadline import Deadline
 from services.runtime.tls_faults import TlsFault
 
-# What a peer may say before it is answered.
-_REQUEST_MOST_BYTES = 16 * 1024
-# As in a WebSocket close frame; it has to fit into one datagram.
-_CLOSE_MOST_BYTES = 123
 _Reason = link_pb2.CloseReason
 
 
@@ -53,7 +50,6 @@ class QuicEdgeConnection:
 
     __slots__ = (
         "_blocked",
-        "_close_datagram",
         "_control",
         "_deadline",
         "_decided",
@@ -61,17 +57,14 @@ class QuicEdgeConnection:
         "_handler",
         "_held",
         "_host",
-        "_ids",
         "_inbound",
         "_loop",
         "_names",
-        "_packets",
+        "_outbound",
         "_quic",
-        "_quic_timer",
         "_reading",
         "_resumed_at",
-        "_unanswered",
-        "_written",
+        "_wire",
         "phase",
     )
 
@@ -84,25 +77,20 @@ class QuicEdgeConnection:
         self._host = host
         self._quic = quic
         self._loop = loop
-        self._packets = packets
         self._handler: LinkHandler | None = None
         self._names = CertificateNames()
-        self._control: FrameReader | None = FrameReader(_REQUEST_MOST_BYTES)
+        self._control: RequestReader | None = RequestReader()
         self._inbound: InboundMessages | None = InboundMessages(
             host.limits.frame_most_bytes, host.window_bytes
         )
+        self._outbound = OutboundMessages(quic)
+        self._wire = Wire(self, host, quic, loop, packets)
         self._decided = ""
-        self._written = 0
         self._blocked = False
         self._held = False
         self._reading = False
         self._resumed_at = loop.time()
-        # The code and text to close with once the peer has what was sent before, and on which stream that is.
-        self._goodbye: tuple[int, str, int] | None = None
-        self._close_datagram: tuple[bytes, Address] | None = None
-        self._unanswered = 0
-        self._ids: set[bytes] = set()
-        self._quic_timer = QuicTimer(loop, quic)
+        self._goodbye: Goodbye | None = None
         self._deadline = Deadline(loop)
         self.phase = Phase.HANDSHAKE
         limit = host.limits.opening_timeout
@@ -111,17 +99,9 @@ class QuicEdgeConnection:
     # What the listener says.
 
     def receive(self, datagram: bytes, address: Address, now: float) -> None:
-        """A datagram with one of the connection's ids. Over the rate of a link it is dropped, as by a network
-        that is full."""
-        if self.phase is Phase.GONE:
+        """A datagram with one of the connection's ids."""
+        if self.phase is Phase.GONE or not self._wire.receive(datagram, address, now):
             return
-        if self._close_datagram is not None:
-            self._repeat_close()
-            return
-        if not self._packets.take_if_any(now):
-            self._host.dropped()
-            return
-        self._quic.receive_datagram(datagram, address, now)
         if self._quic.handshake_bytes > MOST_HANDSHAKE_BYTES:
             self._tls_failed(
                 "certificate_too_large",
@@ -136,11 +116,7 @@ class QuicEdgeConnection:
         if self.phase is Phase.GONE:
             return
         self._transmit(now)
-        while (
-            self._blocked
-            and self.phase is Phase.OPEN
-            and self._quic.sent_through(DOWNSTREAM) >= self._written
-        ):
+        while self._blocked and self.phase is Phase.OPEN and self._outbound.sent:
             self._blocked = False
             if self._handler:
                 self._handler.drained()
@@ -148,8 +124,7 @@ class QuicEdgeConnection:
 
     def own(self, connection_id: bytes) -> None:
         """Datagrams with this id are the connection's."""
-        self._ids.add(connection_id)
-        self._host.identified(connection_id, self)
+        self._wire.own(connection_id)
 
     # What the link asks for: transport.EdgeTransport.
 
@@ -175,8 +150,8 @@ class QuicEdgeConnection:
             return
         self.phase = Phase.OPEN
         self._deadline.cancel()
-        self._quic.send_stream_data(CONTROL_STREAM, _framed(answer_ack(self._decided)))
-        self._write(MESSAGE_PREFIX)
+        self._quic.send_stream_data(CONTROL_STREAM, ack_frame(self._decided))
+        self._outbound.begin()
         self._host.opened(self)
         self._host.touched(self)
         # Not from within the caller's decision: what came already follows after `accept` returned.
@@ -192,13 +167,9 @@ class QuicEdgeConnection:
     def send(self, frames: Sequence[bytes]) -> bool:
         if self.phase is not Phase.OPEN:
             return False
-        parts: list[bytes] = []
-        for frame in frames:
-            parts.append(frame_header(len(frame)))
-            parts.append(frame)
-        self._write(b"".join(parts))
+        self._outbound.write(frames)
         self._transmit(self._loop.time())
-        self._blocked = self._quic.sent_through(DOWNSTREAM) < self._written
+        self._blocked = not self._outbound.sent
         return not self._blocked
 
     def close(self, code: int, text: str) -> None:
@@ -240,10 +211,9 @@ class QuicEdgeConnection:
             elif isinstance(event, events.HandshakeCompleted):
                 self._handshake_completed()
             elif isinstance(event, events.ConnectionIdIssued):
-                self.own(event.connection_id)
+                self._wire.own(event.connection_id)
             elif isinstance(event, events.ConnectionIdRetired):
-                self._ids.discard(event.connection_id)
-                self._host.retired(event.connection_id)
+                self._wire.retire(event.connection_id)
             elif isinstance(event, events.StreamReset | events.StopSendingReceived):
                 self._stream_given_up(event.stream_id)
             elif isinstance(event, events.ConnectionTerminated):
@@ -258,39 +228,26 @@ class QuicEdgeConnection:
             return
         if event.stream_id == CONTROL_STREAM:
             if self.phase is Phase.REQUEST:
-                assert self._control is not None
-                self._control.receive(event.data)
-                self._look_for_request()
+                self._look_for_request(event.data)
         elif event.stream_id == UPSTREAM and self._inbound is not None:
             self._inbound.receive(event.data, ended=event.end_stream)
             self._read_on()
 
-    def _look_for_request(self) -> None:
-        reader = self._control
-        assert reader is not None
+    def _look_for_request(self, data: bytes) -> None:
+        assert self._control is not None
         try:
-            payload = reader.next_payload()
-            if payload is None:
-                return
-            request = read_request(payload)
-        except FramingError as error:
-            if error.fault is FramingFault.TOO_BIG:
-                self._request_failed("request_too_large", 431, f"over {_REQUEST_MOST_BYTES} bytes")
-            else:
-                self._request_failed("bad_request", 400, str(error))
+            request = self._control.receive(data)
+        except UnreadableRequest as fault:
+            self._host.handshake_failed(self, fault.reason, fault.text)
+            self._answer_nack(fault.status, fault.text, 0.0)
             return
-        except RequestFault as error:
-            self._request_failed("bad_request", 400, str(error))
+        if request is None:
             return
         self._control = None
         self.phase = Phase.DECIDING
         self._deadline.cancel()
         self._decided = request.message_id
         self._host.requested(self, LinkRequest(self._names, None, request.headers))
-
-    def _request_failed(self, reason: str, status: int, text: str) -> None:
-        self._host.handshake_failed(self, reason, text)
-        self._answer_nack(status, text, 0.0)
 
     def _read_on(self) -> None:
         """Hands over messages as far as they may be looked at now."""
@@ -362,31 +319,15 @@ class QuicEdgeConnection:
 
     # Output.
 
-    def _write(self, data: bytes) -> None:
-        self._quic.send_stream_data(DOWNSTREAM, data)
-        self._written += len(data)
-
     def _answer_nack(self, status: int, text: str, retry_after_seconds: float) -> None:
         if not self._quic.can_send(CONTROL_STREAM):
             self.abort()
             return
-        self._quic.send_stream_data(CONTROL_STREAM, _framed(answer_nack(status, text, retry_after_seconds)))
+        self._quic.send_stream_data(CONTROL_STREAM, nack_frame(status, text, retry_after_seconds))
         self._end_politely(status, text, CONTROL_STREAM, self._host.limits.linger_timeout)
 
     def _transmit(self, now: float) -> None:
-        closing = self._quic.end is not None
-        for datagram, address in self._quic.datagrams_to_send(now):
-            self._host.send(datagram, address)
-            if closing:
-                self._close_datagram = (datagram, address)
-        self._handle_events_of_sending()
-        self._quic_timer.arm(now, self._timer_due)
-
-    def _handle_events_of_sending(self) -> None:
-        # Ids are given out in packets; nothing else happens by sending.
-        while (event := self._quic.next_event()) is not None:
-            if isinstance(event, events.ConnectionIdIssued):
-                self.own(event.connection_id)
+        self._wire.transmit(now, self._timer_due)
 
     def _timer_due(self, now: float) -> None:
         self._quic.handle_timer(now)
@@ -402,24 +343,20 @@ class QuicEdgeConnection:
         opening = self.phase in (Phase.REQUEST, Phase.DECIDING)
         self.phase = Phase.CLOSING
         self._drop_input()
-        self._goodbye = (code, text, stream_id)
+        self._goodbye = Goodbye(code, text, stream_id)
         self._deadline.set(seconds, self._say_goodbye)
         self._host.touched(self)
         if opening:
             self._host.opened(self)
 
     def _say_goodbye_if_heard(self) -> None:
-        if self._goodbye is None or self.phase is not Phase.CLOSING:
-            return
-        stream_id = self._goodbye[2]
-        sent = self._quic.written_through(stream_id)
-        if self._quic.acknowledged_through(stream_id) >= sent:
+        goodbye = self._goodbye
+        if goodbye is not None and self.phase is Phase.CLOSING and goodbye.may_be_said(self._quic):
             self._say_goodbye()
 
     def _say_goodbye(self) -> None:
         assert self._goodbye is not None
-        code, text, _ = self._goodbye
-        self._close_now(code, text.encode()[:_CLOSE_MOST_BYTES].decode(errors="ignore"), None)
+        self._close_now(self._goodbye.code, self._goodbye.short_text, None)
 
     def _close_now(self, code: int, text: str, frame_type: int | None) -> None:
         self._deadline.cancel()
@@ -431,12 +368,6 @@ class QuicEdgeConnection:
         self._transmit(self._loop.time())
         if opening:
             self._host.opened(self)
-
-    def _repeat_close(self) -> None:
-        """The peer goes on: the datagram that said the end is lost, or on its way. Not for every packet."""
-        self._unanswered += 1
-        if self._unanswered & (self._unanswered - 1) == 0 and self._close_datagram is not None:
-            self._host.send(*self._close_datagram)
 
     def _connection_over(self, event: events.ConnectionTerminated) -> None:
         """The connection is closed by the peer, by its breach of QUIC, or by silence."""
@@ -466,17 +397,10 @@ class QuicEdgeConnection:
         self._end(TransportEnd(_Reason.CLOSE_REASON_TRANSPORT_ERROR, detail))
         self.phase = Phase.GONE
         self._deadline.cancel()
-        self._quic_timer.cancel()
-        for connection_id in self._ids:
-            self._host.retired(connection_id)
-        self._ids.clear()
+        self._wire.cut()
         self._drop_input()
         self._host.gone(self)
 
     def _drop_input(self) -> None:
         self._held = False
         self._control = self._inbound = None
-
-
-def _framed(payload: bytes) -> bytes:
-    return frame_header(len(payload)) + payload
