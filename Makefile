@@ -81,7 +81,7 @@ protos: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m bench $(if $(STORE),--store $(STORE)) $(if $(REPLICAS),--replicas $(REPLICAS)) \
-		$(if $(TLS),--tls)
+		$(if $(TLS),--tls) $(if $(TRANSPORT),--transport $(TRANSPORT))
 
 chaos: $(READY)
 	@$(BIN)/python -m chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \

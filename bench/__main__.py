@@ -18,7 +18,7 @@ from bench.figures import Results
 from bench.load import KEYS_PER_NODE, MESSAGE_BYTES, MOST_PER_FRAME, MOST_UNACKNOWLEDGED, LoadFault
 from bench.machine import machine_facts
 from bench.report import print_results
-from bench.settings import BenchSettings, Part
+from bench.settings import BenchSettings, LinkTransport, Part
 from demo.databases import Engine
 from demo.exclusive import FolderInUse, exclusive
 from demo.fleet import FleetFault
@@ -42,7 +42,7 @@ async def measure(settings: BenchSettings, console: Console) -> Results:
             "most_unacknowledged": MOST_UNACKNOWLEDGED,
             "hub_synchronous": "full" if settings.engine is Engine.SQLITE else "synchronous_commit=on",
             "edges_synchronous": "normal",
-            "transport": "websocket, tls",
+            "transport": f"{settings.transport}, tls",
             "store": settings.engine.value,
             "replicas": settings.replicas,
             "grpc": "mutual tls" if settings.tls else "plaintext",
@@ -73,6 +73,9 @@ def run(
     store: Annotated[Engine, typer.Option(help="postgresql: on a server of its own")] = Engine.SQLITE,
     replicas: Annotated[int, typer.Option(min=1, max=9, help="of each service")] = 1,
     tls: Annotated[bool, typer.Option(help="mutual TLS and roles for gRPC too")] = False,
+    transport: Annotated[
+        LinkTransport, typer.Option(help="what carries the links")
+    ] = LinkTransport.WEBSOCKET,
 ) -> None:
     """Measures the hub on this machine: real processes, TLS, databases on the disk of `--out`."""
     if replicas > 1 and store is Engine.SQLITE:
@@ -80,6 +83,7 @@ def run(
     settings = BenchSettings(
         *(seconds, _nodes(nodes), frozenset(only or Part), out.absolute(), rate, profile, store, replicas),
         tls=tls,
+        transport=transport,
     )
     # A thousand links need more descriptors than shells allow by default; children inherit the limit.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

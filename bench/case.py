@@ -46,6 +46,7 @@ async def run_case(settings: BenchSettings, nodes: int, tell: Callable[[str], No
             running_fleet(
                 *(nodes, hub.server, certificates, folder / "edges.db", folder / "logs" / "edges.log"),
                 *("--sync", "normal", "--no-history", "--by-node"),
+                *("--transport", settings.transport, "--quic-server", hub.quic_server),
                 *("--report-every", "0.01" if nodes <= 100 else "0.05"),
             ) as fleet,
             AsyncExitStack() as stack,

@@ -16,8 +16,9 @@ def print_results(console: Console, results: Results) -> None:
     console.print(
         f"{machine['cores']} cores ({machine['cpu']}), Python {machine['python']}, "
         f"a synced 4 KiB write takes {machine['sync_4k_ms']} ms\n"
-        f"{results.settings['message_bytes']}-byte messages, TLS; {results.settings['replicas']} of each "
-        f"service on {results.settings['store']}, every commit synced; the edges' SQLite synchronous=NORMAL",
+        f"{results.settings['message_bytes']}-byte messages, links over {results.settings['transport']}; "
+        f"{results.settings['replicas']} of each service on {results.settings['store']}, every "
+        "commit synced; the edges' SQLite synchronous=NORMAL",
         highlight=False,
     )
     console.print(_speed(results.cases))

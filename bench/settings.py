@@ -7,6 +7,13 @@ from pathlib import Path
 from demo.databases import Engine
 
 
+class LinkTransport(StrEnum):
+    """What carries the links."""
+
+    WEBSOCKET = "websocket"
+    QUIC = "quic"
+
+
 class Part(StrEnum):
     """A part of the benchmark."""
 
@@ -33,6 +40,8 @@ class BenchSettings:
     """Of each service."""
     tls: bool = False
     """Of gRPC; links of edges always have it."""
+    transport: LinkTransport = LinkTransport.WEBSOCKET
+    """What carries the links."""
 
     warm_up_seconds: float = 2.0
     idle_seconds: float = 3.0
