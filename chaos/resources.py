@@ -15,6 +15,10 @@ _ADMIN = {"connector": ConnectorAdminStub, "dispatcher": DispatcherAdminStub, "s
 READ_SECONDS = 10.0
 # What a process remembers up to a bound, whether it is busy or not.
 MEMORIES = frozenset({"locations", "events_remembered", "uploads_remembered"})
+POOLED_THREADS = 8
+"""So many more than before are no leak. gRPC's event engine adds a thread, at most one a second, whenever all
+that it has are at work (on a busy machine: wait for a processor), and lets it go after 20 s without any,
+which do not come while somebody asks every moment what there is."""
 # The gRPC server has one for each of its methods, which waits for the next call; for an instant it has none.
 _WAITS_FOR_CALL = "AioServer._request"
 
