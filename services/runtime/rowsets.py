@@ -1,6 +1,6 @@
 """Rows of values as a table of a statement: what to join with, whatever their number.
 
-PostgreSQL gets one array per column, SQLite one JSON text.
+PostgreSQL gets one array per column, written as text; SQLite one JSON text.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Text,
     bindparam,
+    cast,
     column,
     func,
     select,
@@ -22,14 +23,22 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeEngine
 
+from services.runtime.array_text import array_text
+
 Values = tuple[Any, ...]
 
 
 def given_columns(name: str, types: Mapping[str, TypeEngine[Any]]) -> FromClause:
-    """A table `name` made of one array parameter per column, each called as its column (PostgreSQL)."""
+    """A table `name` made of one parameter per column, each called as its column (PostgreSQL): what
+    `array_text` makes of its values, or of a column of bytes the list of them."""
     # Text for every kind of string: a cast to one of a certain length would cut values off in silence.
     plain = {key: Text() if isinstance(kind, String) else kind for key, kind in types.items()}
-    arrays = [bindparam(key, type_=ARRAY(kind)) for key, kind in plain.items()]
+    arrays = [
+        bindparam(key, type_=ARRAY(kind))
+        if isinstance(kind, LargeBinary)
+        else cast(bindparam(key, type_=Text), ARRAY(kind))
+        for key, kind in plain.items()
+    ]
     columns = [column(key, kind) for key, kind in plain.items()]
     return func.unnest(*arrays).table_valued(*columns, name=name).render_derived()
 
@@ -67,7 +76,7 @@ class RowQuery:
                 self._postgresql = self._build(given_columns("wanted", dict.fromkeys(self._columns, Text())))
             arrays = zip(*rows, strict=True) if rows else ((),) * len(self._columns)
             return connection.execute(
-                self._postgresql, dict(zip(self._columns, map(list, arrays), strict=True)) | values
+                self._postgresql, dict(zip(self._columns, map(array_text, arrays), strict=True)) | values
             )
         if not self._sqlite:
             self._compile_sqlite(connection)

@@ -28,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import Delete, Insert, Update
 
+from services.runtime.array_text import array_text
 from services.runtime.rowsets import Values, given_columns
 
 # What one statement of PostgreSQL's may carry in bodies; the rest goes into further ones.
@@ -98,7 +99,12 @@ class ManyRows:
             self._postgresql = self._compile_postgresql(connection)
         text, reorder = self._postgresql
         for portion in self._portions(rows):
-            connection.exec_driver_sql(text, reorder(tuple(map(list, zip(*portion, strict=True)))))
+            columns = zip(*portion, strict=True)
+            given = tuple(
+                list(column) if place == self._body else array_text(column)
+                for place, column in enumerate(columns)
+            )
+            connection.exec_driver_sql(text, reorder(given))
 
     def _compile_postgresql(self, connection: Connection) -> tuple[str, Callable[[Values], Values]]:
         columns = given_columns("given", self._types).c

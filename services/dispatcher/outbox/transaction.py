@@ -34,6 +34,7 @@ from services.dispatcher.outbox.rows import (
     version_number,
 )
 from services.dispatcher.outbox.schema import delivery, delivery_event, node
+from services.runtime.array_text import array_text
 from services.runtime.rowsets import RowQuery, given_columns
 from services.runtime.statements import delete_rows, insert_rows, update_rows
 
@@ -152,7 +153,7 @@ def lock_nodes(connection: Connection, node_ids: Collection[str]) -> tuple[dict[
     fresh: set[str] = set()
     wanted = sorted(node_ids)
     if connection.dialect.name == "postgresql":
-        fresh.update(connection.execute(_lock_nodes, {"node_id": wanted}).scalars())
+        fresh.update(connection.execute(_lock_nodes, {"node_id": array_text(wanted)}).scalars())
     found = _nodes_by_id.execute(connection, [(node_id,) for node_id in wanted])
     return {row[0]: node_row(row) for row in found}, fresh
 
