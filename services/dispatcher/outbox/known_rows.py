@@ -5,12 +5,35 @@ What is known is what the last transactions wrote; it holds only if their commit
 through, so each one is announced (`begin`) and confirmed, and whatever is unconfirmed makes all of it void.
 """
 
+from collections.abc import Iterable
+from typing import Protocol
+
 from services.dispatcher.outbox.ledger import Ledger
 from services.dispatcher.outbox.records import NodeRow, ObjectRow, snapshot
 
 MOST_NODES = 16_384
 # About 800 bytes each.
 MOST_OBJECTS = 32_768
+
+
+class Known(Protocol):
+    """What a transaction knows without asking, and tells of what it wrote."""
+
+    def node(self, node_id: str) -> NodeRow | None:
+        """The node's row; the caller may change it, and then must `keep` it."""
+        ...
+
+    def locked(self, nodes: Iterable[NodeRow]) -> None:
+        """Rows of nodes that were read, and locked where other processes write."""
+        ...
+
+    def object(self, where: tuple[str, str]) -> ObjectRow | None:
+        """A copy of the row, without its body. Its node is known or was `locked`."""
+        ...
+
+    def keep(self, ledger: Ledger) -> None:
+        """What the transaction has written."""
+        ...
 
 
 class KnownRows:
@@ -46,6 +69,9 @@ class KnownRows:
     def node(self, node_id: str) -> NodeRow | None:
         """The node's row; the caller may change it, and then must `keep` it."""
         return self._nodes.get(node_id)
+
+    def locked(self, nodes: Iterable[NodeRow]) -> None:
+        """Nobody else writes, so their rows say nothing new."""
 
     def object(self, where: tuple[str, str]) -> ObjectRow | None:
         """A copy of the row, without its body."""

@@ -130,6 +130,8 @@ class Ledger:
     # Up to where a portion of a node's pending rows goes; a node that is not here has no more of them.
     read_through: dict[str, int] = field(default_factory=dict)
     changed_nodes: set[str] = field(default_factory=set)
+    # Those whose revision was raised; a store does it, once all operations are applied (`revise`).
+    revised_nodes: set[str] = field(default_factory=set)
     changed_objects: dict[tuple[str, str], Change] = field(default_factory=dict)
     removed_objects: set[tuple[str, str]] = field(default_factory=set)
     # Nodes of which nothing that was stored stays; what the ledger holds of them came after.
@@ -172,6 +174,16 @@ class Ledger:
             else:
                 self._end(row, node, op.reason, op.at_ms, op.epoch)
         return _DONE
+
+    def revise(self, first: int) -> None:
+        """Raises the revision of every node of which something changed. Those that had none get `first`:
+        never one that a node of the same id had before it was deleted."""
+        for node_id, _ in (*self.changed_objects, *self.removed_objects):
+            self.changed_nodes.add(node_id)
+        self.revised_nodes = {node_id for node_id in self.changed_nodes if node_id in self.nodes}
+        for node_id in self.revised_nodes:
+            node = self.nodes[node_id]
+            node.revision = node.revision + 1 if node.revision else first
 
     # -- accepting ---------------------------------------------------------------------------------
 

@@ -51,6 +51,7 @@ class NodeRow(msgspec.Struct, gc=False):
     pending_bytes: int = 0
     known: bool = False  # it has had a session
     last_ack_ms: int = 0
+    revision: int = 0  # of the rows of its objects
 
 
 class ObjectRow(msgspec.Struct, gc=False):

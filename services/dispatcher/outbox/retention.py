@@ -4,14 +4,27 @@ Ids of events grow with time within a node, and so the primary key finds the old
 looking at the others, and no index on their age has to be kept up by every write.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
-from sqlalchemy import CTE, Connection, Select, Table, and_, bindparam, delete, func, literal, select
+from sqlalchemy import (
+    CTE,
+    Connection,
+    Select,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    func,
+    literal,
+    select,
+    update,
+)
 
 from services.dispatcher.outbox.contract import SweepPlace, Swept
 from services.dispatcher.outbox.event_ids import first_id_of
-from services.dispatcher.outbox.schema import delivery, delivery_event
+from services.dispatcher.outbox.schema import delivery, delivery_event, node
 
 NODES_PER_STEP = 256
 
@@ -74,6 +87,12 @@ _delete_tombstone = delete(delivery).where(
 )
 
 
+def revised(node_ids: Collection[str]) -> Update:
+    """Locks the rows of nodes, and says in them that rows of theirs are changed past the ledger."""
+    ids = select(node.c.node_id).where(node.c.node_id.in_(node_ids)).order_by(node.c.node_id)
+    return update(node).where(node.c.node_id.in_(ids.with_for_update())).values(revision=node.c.revision + 1)
+
+
 def swept(
     connection: Connection,
     events_before_ms: int,
@@ -96,6 +115,7 @@ def swept(
         connection, _old_tombstones, _end_of_objects, place.tombstones, before, limit
     )
     if tombstones:
+        connection.execute(revised({row[0] for row in tombstones}))
         forget()
         connection.execute(
             _delete_tombstone,

@@ -94,10 +94,19 @@ def cleared_values(row: ObjectRow) -> tuple[Any, ...]:
     )
 
 
-def node_row(row: Sequence[Any]) -> NodeRow:
-    """From the columns of `node` in order. Raises RowDamaged."""
+def node_row(row: Sequence[Any], revision: int = 0) -> NodeRow:
+    """From the columns of `node` in order, `revision` apart. Raises RowDamaged."""
     try:
-        return NodeRow(row[0], int(row[1]), int(row[2]), int(row[3]), int(row[4]), bool(row[5]), int(row[6]))
+        return NodeRow(
+            row[0],
+            int(row[1]),
+            int(row[2]),
+            int(row[3]),
+            int(row[4]),
+            bool(row[5]),
+            int(row[6]),
+            revision,
+        )
     except (ValueError, TypeError) as error:
         raise RowDamaged(str(row[0]), str(error)) from error
 
@@ -112,6 +121,7 @@ def node_values(row: NodeRow) -> tuple[Any, ...]:
         row.pending_bytes,
         row.known,
         row.last_ack_ms,
+        row.revision,
     )
 
 

@@ -37,6 +37,8 @@ node = Table(
     Column("pending_bytes", BigInteger, nullable=False),
     Column("known", Boolean, nullable=False),
     Column("last_ack_ms", BigInteger, nullable=False),
+    # Raised by whatever changes rows of the node's objects where several processes write.
+    Column("revision", BigInteger, nullable=False, server_default=text("0")),
 )
 
 # One row per (node, object). Versions are 20 digits of text: they compare exactly on every engine.

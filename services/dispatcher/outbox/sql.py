@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -10,10 +11,11 @@ from sqlalchemy import ColumnElement, Connection, and_, case, func, select
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, SweepPlace, Swept
 from services.dispatcher.outbox.event_ids import EventIds
-from services.dispatcher.outbox.known_rows import KnownRows
+from services.dispatcher.outbox.known_rows import Known, KnownRows
 from services.dispatcher.outbox.ledger import Ledger, Needs, Quotas, Totals
 from services.dispatcher.outbox.records import Event, ObjectRow, Op, Result, RowState, unfolded
-from services.dispatcher.outbox.retention import swept
+from services.dispatcher.outbox.retention import revised, swept
+from services.dispatcher.outbox.revised_rows import RevisedRows
 from services.dispatcher.outbox.rows import event_of, node_row, object_row
 from services.dispatcher.outbox.schema import delivery, delivery_event, node
 from services.dispatcher.outbox.transaction import (
@@ -47,6 +49,7 @@ _EVENT_COLUMNS = [
         "sent_at_ms",
     )
 ]
+_SUMMARY_COLUMNS = [column for column in node.c if column.name != "revision"]
 # A value that the driver cannot take, such as a number too large, or a row that somebody else wrote.
 _BAD_VALUES = (ValueError, TypeError, OverflowError)
 
@@ -91,7 +94,8 @@ class SqlOutbox:
     quotas: Quotas
     totals: Totals = field(default_factory=Totals)
     _event_ids: EventIds = field(default_factory=EventIds)
-    _known: KnownRows | None = None
+    _known: KnownRows | None = None  # where no other process writes; else `_revised`
+    _revised: RevisedRows = field(default_factory=RevisedRows)
 
     async def open(self) -> None:
         """Reads the totals that the quotas are held against, and where the history goes on: a clock that
@@ -124,6 +128,7 @@ class SqlOutbox:
             return list(whole)
         if len(ops) == 1:
             return [whole]
+        self._forget()  # what stands there may not be what was written
         results: list[Result | Exception] = []
         for op in ops:
             results.extend(await self.commit([op]))
@@ -133,7 +138,7 @@ class SqlOutbox:
         """The results, or what the database or its content has against one of the operations."""
         try:
             return await self._write(
-                lambda c, totals: apply_ops(c, ops, self.quotas, totals, self._event_ids, self._known)
+                lambda c, totals, known: apply_ops(c, ops, self.quotas, totals, self._event_ids, known)
             )
         except (StoreRefused, RowDamaged) as error:
             return error
@@ -143,10 +148,10 @@ class SqlOutbox:
     async def _try_unlocked(self, ops: Sequence[Op]) -> list[Result | StoreBusy] | StoreUnavailable:
         """Leaves out the nodes that somebody else holds, so that they hold up nobody but themselves."""
 
-        def work(connection: Connection, totals: Totals) -> list[Result | StoreBusy]:
+        def work(connection: Connection, totals: Totals, known: Known) -> list[Result | StoreBusy]:
             held = lock_free_nodes(connection, {op.node_id for op in ops})
             free = [op for op in ops if op.node_id not in held]
-            results = iter(apply_ops(connection, free, self.quotas, totals, self._event_ids, self._known))
+            results = iter(apply_ops(connection, free, self.quotas, totals, self._event_ids, known))
             return [
                 StoreBusy(f"node {op.node_id} is locked by another transaction")
                 if op.node_id in held
@@ -161,27 +166,35 @@ class SqlOutbox:
         except _BAD_VALUES as error:
             return StoreUnavailable(f"a value cannot be stored, or a stored one not be read: {error}")
 
-    async def _write(self, work: Callable[[Connection, Totals], T]) -> T:
+    async def _write(self, work: Callable[[Connection, Totals, Known], T]) -> T:
         """One transaction, which counts on a copy of the totals; it may be run more than once, and others
         may end while it runs."""
 
-        def counted(connection: Connection) -> tuple[T, int, int, int]:
-            number = self._known.begin() if self._known else 0
+        def counted(connection: Connection) -> tuple[T, int, int, Callable[[], None]]:
+            known, confirm = self._begin()
             before = self.totals
             trial = Totals(before.rows, before.bytes)
-            result = work(connection, trial)
-            return result, trial.rows - before.rows, trial.bytes - before.bytes, number
+            result = work(connection, trial, known)
+            return result, trial.rows - before.rows, trial.bytes - before.bytes, confirm
 
-        result, rows, size, number = await self.store.write(counted)
-        if self._known:
-            self._known.confirm(number)
+        result, rows, size, confirm = await self.store.write(counted)
+        confirm()
         self.totals = Totals(self.totals.rows + rows, self.totals.bytes + size)
         return result
+
+    def _begin(self) -> tuple[Known, Callable[[], None]]:
+        """What a transaction knows, and what to call when it is durable."""
+        if self._known is None:
+            transaction = self._revised.begin()
+            return transaction, transaction.confirm
+        number = self._known.begin()
+        return self._known, partial(self._known.confirm, number)
 
     def _forget(self) -> None:
         """Rows are about to be changed past the ledger."""
         if self._known:
             self._known.forget()
+        self._revised = RevisedRows()
 
     async def bodies(self, wanted: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str, int], bytes]:
         """See `contract.Outbox.bodies`."""
@@ -231,7 +244,7 @@ class SqlOutbox:
         parked = func.coalesce(func.sum(case((delivery.c.state == int(RowState.PARKED), 1), else_=0)), 0)
         oldest = func.coalesce(func.min(delivery.c.accepted_at_ms), 0)
         query = (
-            select(node, parked, oldest)
+            select(*_SUMMARY_COLUMNS, parked, oldest)
             .join_from(
                 node,
                 delivery,
@@ -239,7 +252,7 @@ class SqlOutbox:
                 isouter=True,
             )
             .where(*conditions)
-            .group_by(*node.c)
+            .group_by(*_SUMMARY_COLUMNS)
             .order_by(node.c.node_id)
             .limit(limit)
         )
@@ -247,7 +260,7 @@ class SqlOutbox:
             query = query.having(parked > 0)
         if only.older_than_ms:
             query = query.having(and_(oldest > 0, oldest < only.older_than_ms))
-        return [NodeSummary(node_row(row), int(row[7]), int(row[8])) for row in connection.execute(query)]
+        return [NodeSummary(node_row(row), int(row[-2]), int(row[-1])) for row in connection.execute(query)]
 
     async def pending(self, node_id: str, after_seq: int, limit: int) -> list[ObjectRow]:
         """See `contract.Outbox.pending`."""
@@ -306,14 +319,14 @@ class SqlOutbox:
         return await self._each_pending(node_id, key, lambda ledger, row: ledger.purge(row, at_ms))
 
     async def _each_pending(self, node_id: str, key: str, change: Any, only: RowState | None = None) -> int:
-        def work(connection: Connection, totals: Totals) -> int:
+        def work(connection: Connection, totals: Totals, known: Known) -> int:
             needs = Needs({node_id}, set(), set(), set(), {node_id})
-            ledger = load_ledger(connection, needs, self.quotas, totals, self._known)
+            ledger = load_ledger(connection, needs, self.quotas, totals, known)
             rows = sorted(ledger.objects.get(node_id, {}).values(), key=lambda row: row.seq)
             chosen = [r for r in rows if (not key or r.key == key) and (only is None or r.state == only)]
             for row in chosen:
                 change(ledger, row)
-            write_ledger(connection, ledger, self._event_ids, self._known)
+            write_ledger(connection, ledger, self._event_ids, known)
             return len(chosen)
 
         return await self._write(work)
@@ -331,7 +344,7 @@ class SqlOutbox:
         )
 
         def work(connection: Connection) -> int:
-            connection.execute(select(node.c.node_id).where(node.c.node_id == node_id).with_for_update())
+            connection.execute(revised([node_id]))
             self._forget()
             return connection.execute(statement).rowcount
 
@@ -345,16 +358,16 @@ class SqlOutbox:
             .limit(limit)
         )
 
-        def work(connection: Connection, totals: Totals) -> list[ObjectRow]:
+        def work(connection: Connection, totals: Totals, known: Known) -> list[ObjectRow]:
             keys = {(row[0], row[1]) for row in connection.execute(due)}
             needs = Needs({node_id for node_id, _ in keys}, keys, set(), set(), set())
-            ledger = load_ledger(connection, needs, self.quotas, totals, self._known)
+            ledger = load_ledger(connection, needs, self.quotas, totals, known)
             rows = [row for rows in ledger.objects.values() for row in rows.values()]
             # Looked at again now that they are locked.
             ended = [r for r in rows if r.state != RowState.SETTLED and 0 < r.expires_at_ms <= at_ms]
             for row in ended:
                 ledger.end(row, "expired", at_ms)
-            write_ledger(connection, ledger, self._event_ids, self._known)
+            write_ledger(connection, ledger, self._event_ids, known)
             return ended
 
         return await self._write(work)

@@ -1,5 +1,6 @@
 """One group commit: load what the operations name, let the ledger change it, write it back."""
 
+import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 
 from services.dispatcher.outbox.event_ids import EventIds
-from services.dispatcher.outbox.known_rows import KnownRows
+from services.dispatcher.outbox.known_rows import Known
 from services.dispatcher.outbox.ledger import Change, Ledger, Needs, Quotas, Totals, needs_of
 from services.dispatcher.outbox.records import NodeRow, ObjectRow, Op, Result
 from services.dispatcher.outbox.rows import (
@@ -111,6 +112,15 @@ _nodes_by_id = RowQuery(
     ["node_id"],
     lambda wanted: select(node).join_from(wanted, node, node.c.node_id == wanted.c.node_id),
 )
+_nodes_by_id_locked = RowQuery(
+    ["node_id"],
+    lambda wanted: (
+        select(node)
+        .join_from(wanted, node, node.c.node_id == wanted.c.node_id)
+        .order_by(node.c.node_id)
+        .with_for_update(of=node)
+    ),
+)
 _accepted_by_id = RowQuery(
     ["node_id", "message_id"],
     lambda wanted: select(
@@ -129,9 +139,9 @@ _accepted_by_id = RowQuery(
     ),
 )
 
-# Locks every node's row in the order of ids and makes those that are missing, so that two transactions
-# that meet at a node, a new one included, go one after the other and never wait in a circle. A conflict
-# locks the row; the condition keeps it from being written anew.
+# Makes nodes' rows that are missing, in the order of ids, or locks those that somebody else has made just
+# now, so that two transactions that meet at a new node go one after the other too. A conflict locks the row;
+# the condition keeps it from being written anew.
 _wanted_nodes = given_columns("wanted", {"node_id": node.c.node_id.type})
 _lock_nodes = (
     postgresql.insert(node)
@@ -152,10 +162,16 @@ def lock_nodes(connection: Connection, node_ids: Collection[str]) -> tuple[dict[
     were made for it."""
     fresh: set[str] = set()
     wanted = sorted(node_ids)
-    if connection.dialect.name == "postgresql":
-        fresh.update(connection.execute(_lock_nodes, {"node_id": array_text(wanted)}).scalars())
-    found = _nodes_by_id.execute(connection, [(node_id,) for node_id in wanted])
-    return {row[0]: node_row(row) for row in found}, fresh
+    is_shared = connection.dialect.name == "postgresql"
+    query = _nodes_by_id_locked if is_shared else _nodes_by_id
+    found = {
+        row[0]: node_row(row, row[7]) for row in query.execute(connection, [(node_id,) for node_id in wanted])
+    }
+    if is_shared and (missing := [node_id for node_id in wanted if node_id not in found]):
+        fresh.update(connection.execute(_lock_nodes, {"node_id": array_text(missing)}).scalars())
+        made = _nodes_by_id.execute(connection, [(node_id,) for node_id in missing])
+        found.update((row[0], node_row(row, row[7])) for row in made)
+    return found, fresh
 
 
 def lock_free_nodes(connection: Connection, node_ids: Collection[str]) -> set[str]:
@@ -170,30 +186,27 @@ def lock_free_nodes(connection: Connection, node_ids: Collection[str]) -> set[st
     return known - set(connection.execute(free).scalars())
 
 
-def load_ledger(
-    connection: Connection, needs: Needs, quotas: Quotas, totals: Totals, known: KnownRows | None
-) -> Ledger:
+def load_ledger(connection: Connection, needs: Needs, quotas: Quotas, totals: Totals, known: Known) -> Ledger:
     """Everything the operations look at. Nodes are locked before their objects are read."""
     objects: defaultdict[str, dict[str, ObjectRow]] = defaultdict(dict)
     nodes: dict[str, NodeRow] = {}
-    wanted_nodes: Collection[str] = needs.nodes
-    wanted_objects: Collection[tuple[str, str]] = needs.objects
+    wanted_nodes: list[str] = []
+    wanted_objects: list[tuple[str, str]] = []
     fresh: set[str] = set()
-    if known is not None:
-        wanted_nodes, wanted_objects = [], []
-        for node_id in needs.nodes:
-            if (node_known := known.node(node_id)) is not None:
-                nodes[node_id] = node_known
-            else:
-                wanted_nodes.append(node_id)
-        for where in needs.objects:
-            if (object_known := known.object(where)) is not None:
-                objects[where[0]][where[1]] = object_known
-            else:
-                wanted_objects.append(where)
+    for node_id in needs.nodes:
+        if (node_known := known.node(node_id)) is not None:
+            nodes[node_id] = node_known
+        else:
+            wanted_nodes.append(node_id)
     if wanted_nodes:
         found, fresh = lock_nodes(connection, wanted_nodes)
         nodes.update(found)
+        known.locked(found.values())
+    for where in needs.objects:
+        if (object_known := known.object(where)) is not None:
+            objects[where[0]][where[1]] = object_known
+        else:
+            wanted_objects.append(where)
     for query, rows in (
         (_deliveries_by_key, sorted(wanted_objects)),
         (_deliveries_by_path, sorted(needs.paths)),
@@ -225,10 +238,10 @@ def _load_portions(
     return {node_id: last[node_id] for node_id, count in counts.items() if count >= needs.portion_rows}
 
 
-def write_ledger(
-    connection: Connection, ledger: Ledger, event_ids: EventIds, known: KnownRows | None
-) -> None:
+def write_ledger(connection: Connection, ledger: Ledger, event_ids: EventIds, known: Known) -> None:
     """Writes what changed, sorted by key so that concurrent transactions lock in one order."""
+    if connection.dialect.name == "postgresql":
+        ledger.revise(random.getrandbits(60))
     wiped = [(node_id,) for node_id in sorted(ledger.wiped_nodes)]
     _wipe_delivery.execute(connection, wiped)
     _wipe_events.execute(connection, wiped)
@@ -258,8 +271,7 @@ def write_ledger(
     # Deleted, or made only to be locked.
     gone = (ledger.wiped_nodes | ledger.fresh_nodes) - ledger.changed_nodes
     _delete_node.execute(connection, [(node_id,) for node_id in sorted(gone)])
-    if known is not None:
-        known.keep(ledger)
+    known.keep(ledger)
 
 
 def apply_ops(
@@ -268,7 +280,7 @@ def apply_ops(
     quotas: Quotas,
     totals: Totals,
     event_ids: EventIds,
-    known: KnownRows | None,
+    known: Known,
 ) -> list[Result]:
     """All operations, in order, in the caller's transaction."""
     listed = list(ops)
