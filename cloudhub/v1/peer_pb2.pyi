@@ -145,6 +145,100 @@ class HintResponse(_message.Message):
 Global___HintResponse: _TypeAlias = HintResponse  # noqa: Y015
 
 @_typing.final
+class ForwardRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ForwardedMessage]: ...
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___ForwardedMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForwardRequest: _TypeAlias = ForwardRequest  # noqa: Y015
+
+@_typing.final
+class ForwardedMessage(_message.Message):
+    """One checked publish for one node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    OWN_ID_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    message: _builtins.bytes
+    """An encoded Message with an id and a version (a delete: with a uid), its resource without a node's prefix."""
+    uid: _builtins.str
+    """metadata.uid of its content."""
+    size_bytes: _builtins.int
+    priority: _builtins.int
+    own_id: _builtins.bool
+    """The publisher chose its id."""
+    force: _builtins.bool
+    expires_at_ms: _builtins.int
+    """0: never."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        message: _builtins.bytes = ...,
+        uid: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        priority: _builtins.int = ...,
+        own_id: _builtins.bool = ...,
+        force: _builtins.bool = ...,
+        expires_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at_ms", b"expires_at_ms", "force", b"force", "message", b"message", "node_id", b"node_id", "own_id", b"own_id", "priority", b"priority", "size_bytes", b"size_bytes", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForwardedMessage: _TypeAlias = ForwardedMessage  # noqa: Y015
+
+@_typing.final
+class ForwardResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    NOT_HERE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[_dispatcher_pb2.NodeOutcome]:
+        """What came of the next messages, in their order, over all requests; without node ids."""
+
+    @_builtins.property
+    def not_here(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Nodes among those of the outcomes whose session is not here: they are stored all the same."""
+
+    def __init__(
+        self,
+        *,
+        outcomes: _abc.Iterable[_dispatcher_pb2.NodeOutcome] | None = ...,
+        not_here: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_here", b"not_here", "outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForwardResponse: _TypeAlias = ForwardResponse  # noqa: Y015
+
+@_typing.final
 class SendDirectRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

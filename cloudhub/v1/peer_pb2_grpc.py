@@ -41,6 +41,11 @@ class PeerServiceStub:
                 request_serializer=cloudhub_dot_v1_dot_peer__pb2.HintRequest.SerializeToString,
                 response_deserializer=cloudhub_dot_v1_dot_peer__pb2.HintResponse.FromString,
                 _registered_method=True)
+        self.Forward = channel.stream_stream(
+                '/cloudhub.v1.PeerService/Forward',
+                request_serializer=cloudhub_dot_v1_dot_peer__pb2.ForwardRequest.SerializeToString,
+                response_deserializer=cloudhub_dot_v1_dot_peer__pb2.ForwardResponse.FromString,
+                _registered_method=True)
         self.SendDirect = channel.unary_unary(
                 '/cloudhub.v1.PeerService/SendDirect',
                 request_serializer=cloudhub_dot_v1_dot_peer__pb2.SendDirectRequest.SerializeToString,
@@ -60,6 +65,15 @@ class PeerServiceServicer:
 
     def Hint(self, request, context):
         """Tells the owner of nodes that their rows were changed through another dispatcher.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Forward(self, request_iterator, context):
+        """Stored messages for nodes that the caller believes are connected here: whoever sends a node's messages
+        writes them best. Only what is safe to repeat, since the caller writes it itself when the stream breaks or
+        is silent for 2 s. The first response comes at once, further ones at least every half second.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,6 +101,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.Hint,
                     request_deserializer=cloudhub_dot_v1_dot_peer__pb2.HintRequest.FromString,
                     response_serializer=cloudhub_dot_v1_dot_peer__pb2.HintResponse.SerializeToString,
+            ),
+            'Forward': grpc.stream_stream_rpc_method_handler(
+                    servicer.Forward,
+                    request_deserializer=cloudhub_dot_v1_dot_peer__pb2.ForwardRequest.FromString,
+                    response_serializer=cloudhub_dot_v1_dot_peer__pb2.ForwardResponse.SerializeToString,
             ),
             'SendDirect': grpc.unary_unary_rpc_method_handler(
                     servicer.SendDirect,
@@ -128,6 +147,33 @@ class PeerService:
             '/cloudhub.v1.PeerService/Hint',
             cloudhub_dot_v1_dot_peer__pb2.HintRequest.SerializeToString,
             cloudhub_dot_v1_dot_peer__pb2.HintResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Forward(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/cloudhub.v1.PeerService/Forward',
+            cloudhub_dot_v1_dot_peer__pb2.ForwardRequest.SerializeToString,
+            cloudhub_dot_v1_dot_peer__pb2.ForwardResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,11 @@ class PeerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PeerServiceAsyncStub: ...
     Hint: _grpc.UnaryUnaryMultiCallable[_peer_pb2.HintRequest, _peer_pb2.HintResponse]
     """Tells the owner of nodes that their rows were changed through another dispatcher."""
+    Forward: _grpc.StreamStreamMultiCallable[_peer_pb2.ForwardRequest, _peer_pb2.ForwardResponse]
+    """Stored messages for nodes that the caller believes are connected here: whoever sends a node's messages
+    writes them best. Only what is safe to repeat, since the caller writes it itself when the stream breaks or
+    is silent for 2 s. The first response comes at once, further ones at least every half second.
+    """
     SendDirect: _grpc.UnaryUnaryMultiCallable[_peer_pb2.SendDirectRequest, _peer_pb2.SendDirectResponse]
     """Messages without acknowledgement for nodes that the caller believes are connected here."""
     Relay: _grpc.StreamStreamMultiCallable[_peer_pb2.RelayRequest, _peer_pb2.RelayResponse]
@@ -53,6 +58,11 @@ class PeerServiceAsyncStub(PeerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Hint: _aio.UnaryUnaryMultiCallable[_peer_pb2.HintRequest, _peer_pb2.HintResponse]  # type: ignore[assignment]
     """Tells the owner of nodes that their rows were changed through another dispatcher."""
+    Forward: _aio.StreamStreamMultiCallable[_peer_pb2.ForwardRequest, _peer_pb2.ForwardResponse]  # type: ignore[assignment]
+    """Stored messages for nodes that the caller believes are connected here: whoever sends a node's messages
+    writes them best. Only what is safe to repeat, since the caller writes it itself when the stream breaks or
+    is silent for 2 s. The first response comes at once, further ones at least every half second.
+    """
     SendDirect: _aio.UnaryUnaryMultiCallable[_peer_pb2.SendDirectRequest, _peer_pb2.SendDirectResponse]  # type: ignore[assignment]
     """Messages without acknowledgement for nodes that the caller believes are connected here."""
     Relay: _aio.StreamStreamMultiCallable[_peer_pb2.RelayRequest, _peer_pb2.RelayResponse]  # type: ignore[assignment]
@@ -72,6 +82,17 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.HintResponse, _abc.Awaitable[_peer_pb2.HintResponse]]:
         """Tells the owner of nodes that their rows were changed through another dispatcher."""
+
+    @_abc_1.abstractmethod
+    def Forward(
+        self,
+        request_iterator: _MaybeAsyncIterator[_peer_pb2.ForwardRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_peer_pb2.ForwardResponse], _abc.AsyncIterator[_peer_pb2.ForwardResponse]]:
+        """Stored messages for nodes that the caller believes are connected here: whoever sends a node's messages
+        writes them best. Only what is safe to repeat, since the caller writes it itself when the stream breaks or
+        is silent for 2 s. The first response comes at once, further ones at least every half second.
+        """
 
     @_abc_1.abstractmethod
     def SendDirect(

@@ -42,6 +42,7 @@ from services.dispatcher.peers.inheritance import Inheritance
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.peers.servicer import PeerServicer
 from services.dispatcher.peers.sweep import Sweep
+from services.dispatcher.peers.to_owners import ToOwners
 from services.dispatcher.policy import PolicySettings
 from services.dispatcher.publication import PublishLimits
 from services.dispatcher.publishing import Publishing
@@ -214,6 +215,8 @@ async def running_app(
         peers = Peers(own, upstream.relays, peer_metrics, clock, upstream.all_arrived, security)
         handover = Handover(peers, sessions, clock, peer_metrics)
         delivery.elsewhere = handover.changed
+        to_owners = ToOwners(delivery.sessions, delivery.writer, peers, clock, peer_metrics)
+        peers.publishes = to_owners
         limits = PublishLimits(settings.content_most_bytes, settings.answer_seconds)
         publishing = Publishing(
             delivery,
@@ -225,6 +228,7 @@ async def running_app(
             dispatcher_id,
             peers,
             NodeDeletion(outbox, sessions),
+            to_owners.submit,
         )
         anti_entropy = AntiEntropy(
             delivery, sessions, ends, stranded, openings, clock, metrics, settings.lease_seconds
@@ -241,13 +245,13 @@ async def running_app(
         add_DispatcherServiceServicer_to_server(
             DispatcherServicer(publishing, UpstreamServicer(upstream)), server.grpc_server
         )
-        holders = (delivery, ends, openings, keepalive, stranded, links, upstream, peers, handover)
+        holders = (delivery, ends, openings, keepalive, stranded, links, upstream, peers, handover, to_owners)
         add_DispatcherAdminServicer_to_server(
             DispatcherAdmin(outbox, delivery, clock, holders), server.grpc_server
         )
         add_LinkServiceServicer_to_server(links, server.grpc_server)
         add_PeerServiceServicer_to_server(
-            PeerServicer(delivery, upstream, peers, peer_metrics), server.grpc_server
+            PeerServicer(delivery, upstream, peers, peer_metrics, tracing), server.grpc_server
         )
         endpoint = MetricsEndpoint(settings.metrics_listen, registry)
         try:

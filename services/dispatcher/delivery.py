@@ -88,6 +88,10 @@ class Delivery:
             group.create_task(self._deadlines.run(), name="delivery-deadlines")
             group.create_task(self._fetch_bodies(), name="outbox-bodies")
 
+    def wall_ms(self) -> int:
+        """The present instant, as rows have it."""
+        return self._clock.wall_ms()
+
     # -- sessions ----------------------------------------------------------------------------------
 
     def new_policy(self, node_id: str, epoch: int) -> NodeDelivery:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,11 +23,11 @@ from services.dispatcher.outbox.records import (
     Duplicate,
     Event,
     EventKind,
+    ObjectRow,
     Op,
     Result,
-    Stale,
 )
-from services.dispatcher.outbox.writer import GroupResults
+from services.dispatcher.outcomes import reject, tell, unavailable
 from services.dispatcher.publication import (
     Publication,
     PublishLimits,
@@ -45,6 +45,19 @@ from services.runtime.names import check_node_id
 from services.runtime.tracing import Tracing, is_sampled, span_context, traceparent_of
 
 _log = get_log(__name__)
+
+
+# What came of an operation: here, or as the dispatcher says that has the node's session.
+StoreAnswer = Result | Exception | pb.NodeOutcome
+
+
+class Submit(Protocol):
+    """The way to the store, as publishing needs it."""
+
+    def __call__(self, ops: list[Op], done: Callable[[Sequence[StoreAnswer]], None]) -> None:
+        """Calls `done` with an answer per operation, in order, once all are durable or have failed. Of one
+        node, what is submitted first is done first. Raises Unavailable when too many wait already."""
+        ...
 
 
 class PeerPort(Protocol):
@@ -96,9 +109,11 @@ class Publishing:
         dispatcher_id: str,
         peers: PeerPort,
         deletion: NodeDeletion,
+        submit: Submit | None = None,
     ) -> None:
         self._delivery = delivery
         self._deletion = deletion
+        self._submit: Submit = submit or delivery.writer.submit
         self._id = dispatcher_id
         self._peers = peers
         self._limits = limits
@@ -179,17 +194,17 @@ class Publishing:
         checked = check_request(request, self._limits, item.response.message_id, work.at_ms, context)
         if isinstance(checked, Rejection):
             if not request.node_ids:
-                _reject(item.response.outcomes.add(), checked)
+                reject(item.response.outcomes.add(), checked)
             for node_id in request.node_ids:
                 outcome = item.response.outcomes.add(node_id=node_id)
-                _reject(outcome, checked)
+                reject(outcome, checked)
                 self._note(work, outcome, item.response.message_id)
             return
         item.publication = checked
         if item.span is not None:
             item.span.set_attribute("cloudhub.ack_mode", "ack" if checked.acknowledged else "no_ack")
         if not request.node_ids:
-            _reject(item.response.outcomes.add(), Rejection("NODES_MISSING", "node_ids", "names no node"))
+            reject(item.response.outcomes.add(), Rejection("NODES_MISSING", "node_ids", "names no node"))
         for node_id in request.node_ids:
             self._address(work, item, checked, item.response.outcomes.add(node_id=node_id))
 
@@ -201,9 +216,9 @@ class Publishing:
             outcome = item.response.outcomes.add(node_id=node_id)
             fence = 0 if fault else fences[deleted]
             if fault:
-                _reject(outcome, fault)
+                reject(outcome, fault)
             elif isinstance(fence, HubError):
-                _unavailable(outcome, fence)
+                unavailable(outcome, fence)
             else:
                 work.ops.append(DeleteNode(deleted, fence))
                 work.slots.append((item, outcome))
@@ -213,7 +228,7 @@ class Publishing:
     ) -> None:
         fault = check_node_id(outcome.node_id)
         if fault:
-            _reject(outcome, Rejection("NODE_ID_MALFORMED", "node_ids", fault))
+            reject(outcome, Rejection("NODE_ID_MALFORMED", "node_ids", fault))
         elif publication.acknowledged and not publication.is_answer:
             work.ops.append(Accept(outcome.node_id, publication, work.at_ms))
             work.slots.append((item, outcome))
@@ -248,7 +263,7 @@ class Publishing:
         elif self._delivery.direct(session, publication.message, publication.size_bytes):
             outcome.outcome = pb.OUTCOME_ACCEPTED
         else:
-            _reject(outcome, Rejection("LANE_FULL", "node_ids", "the node's link does not keep up"))
+            reject(outcome, Rejection("LANE_FULL", "node_ids", "the node's link does not keep up"))
         return True
 
     async def _look_up(self, work: _Work) -> None:
@@ -257,7 +272,7 @@ class Publishing:
             found = await self._locations.call(tuple(outcome.node_id for _, outcome in work.lookups))
         except HubError as error:
             for _, outcome in work.lookups:
-                _unavailable(outcome, error)
+                unavailable(outcome, error)
             return
         for item, outcome in work.lookups:
             publication = item.publication
@@ -290,7 +305,7 @@ class Publishing:
             told = await self._peers.send_direct(dispatcher_id, messages)
         except HubError as error:
             for _, outcome in slots:
-                _unavailable(outcome, error)
+                unavailable(outcome, error)
             return
         for (_, outcome), one in zip(slots, told, strict=True):
             outcome.CopyFrom(one)
@@ -299,62 +314,42 @@ class Publishing:
 
     async def _store(self, work: _Work) -> None:
         started_ns = time.time_ns()
-        future: asyncio.Future[GroupResults] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def done(results: GroupResults) -> None:
-            for (item, outcome), result in zip(work.slots, results, strict=True):
-                self._settle(item, outcome, result, started_ns)
+        def done(answers: Sequence[StoreAnswer]) -> None:
+            for (item, outcome), answer in zip(work.slots, answers, strict=True):
+                self._settle(item, outcome, answer, started_ns)
             if not future.done():
-                future.set_result(results)
+                future.set_result(None)
 
         try:
-            self._delivery.writer.submit(work.ops, done)
+            self._submit(work.ops, done)
         except HubError as error:
             for _, outcome in work.slots:
                 if outcome.outcome == pb.OUTCOME_UNSPECIFIED:
-                    _unavailable(outcome, error)
+                    unavailable(outcome, error)
             return
         await future
 
-    def _settle(
-        self, item: _Request, outcome: pb.NodeOutcome, result: Result | Exception, started_ns: int
-    ) -> None:
+    def _settle(self, item: _Request, outcome: pb.NodeOutcome, result: StoreAnswer, started_ns: int) -> None:
         """What the store said, for the caller; and the hand-over to the node's session."""
         if outcome.outcome != pb.OUTCOME_UNSPECIFIED:
             return  # a refusal that was only noted
+        if isinstance(result, pb.NodeOutcome):
+            outcome.MergeFrom(result)
+            return
+        tell(outcome, result)
         if isinstance(result, (Accepted, Duplicate)):
-            outcome.outcome = pb.OUTCOME_ACCEPTED
-            if isinstance(result, Duplicate):
-                outcome.duplicate_of = result.row.message_id
-            elif item.span is not None and item.span.is_recording():
-                self._tracing.record(
-                    "outbox write",
-                    traceparent_of(item.span),
-                    start_ns=started_ns,
-                    attributes={
-                        **MESSAGING,
-                        "messaging.message.id": result.row.message_id,
-                        "messaging.destination.name": result.row.path,
-                        "cloudhub.node.id": outcome.node_id,
-                        "cloudhub.seq": result.row.seq,
-                    },
-                )
+            if item.span is not None and isinstance(result, Accepted):
+                trace_write(self._tracing, traceparent_of(item.span), result.row, started_ns)
             self._delivery.committed(outcome.node_id, result)
         elif isinstance(result, Deleted):
-            outcome.outcome = pb.OUTCOME_ACCEPTED
             _log.info(
                 "node.deleted",
                 node=outcome.node_id,
                 message_id=item.response.message_id,
                 pending=result.pending,
             )
-        elif isinstance(result, Stale):
-            outcome.outcome = pb.OUTCOME_STALE
-            outcome.reason, outcome.detail = result.reason, result.detail
-        elif isinstance(result, Rejection):
-            _reject(outcome, result)
-        elif isinstance(result, HubError):
-            _unavailable(outcome, result)
 
     # -- answering ---------------------------------------------------------------------------------
 
@@ -392,11 +387,19 @@ class Publishing:
         return item.response
 
 
-def _reject(outcome: pb.NodeOutcome, rejection: Rejection) -> None:
-    outcome.outcome = pb.OUTCOME_REJECTED
-    outcome.reason, outcome.field, outcome.detail = rejection.reason, rejection.field, rejection.detail
-
-
-def _unavailable(outcome: pb.NodeOutcome, error: HubError) -> None:
-    outcome.outcome = pb.OUTCOME_UNAVAILABLE
-    outcome.reason, outcome.detail = error.reason, error.detail
+def trace_write(tracing: Tracing, context: str, row: ObjectRow, started_ns: int) -> None:
+    """The span of an accepted message's way into the store, in the trace of its publish."""
+    if not is_sampled(context):
+        return
+    tracing.record(
+        "outbox write",
+        context,
+        start_ns=started_ns,
+        attributes={
+            **MESSAGING,
+            "messaging.message.id": row.message_id,
+            "messaging.destination.name": row.path,
+            "cloudhub.node.id": row.node_id,
+            "cloudhub.seq": row.seq,
+        },
+    )

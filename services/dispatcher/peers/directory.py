@@ -12,7 +12,7 @@ from cloudhub.v1.sessions_pb2 import DispatcherPeer
 from services.dispatcher.peers.arrivals import Arrivals
 from services.dispatcher.peers.locations import Locations
 from services.dispatcher.peers.metrics import PeerMetrics
-from services.dispatcher.peers.peer import Peer
+from services.dispatcher.peers.peer import NoPublishes, Peer, Publishes
 from services.dispatcher.upstream.relays import Relays
 from services.runtime.clock import Clock
 from services.runtime.errors import StartupError, Unavailable
@@ -40,6 +40,8 @@ class Peers:
         self.own = own
         self._arrivals = Arrivals(own.dispatcher_id, arrived, ARRIVAL_SECONDS)
         self.locations = Locations()
+        # Set by the composition root before a peer comes: the two know each other.
+        self.publishes: Publishes = NoPublishes()
         # The last list of all dispatchers with a lease, and when it came on the monotonic clock.
         self.listed: frozenset[str] = frozenset()
         self.listed_at = -math.inf
@@ -99,7 +101,13 @@ class Peers:
         known = who.dispatcher_id == self.own.dispatcher_id or who.dispatcher_id in self._peers
         if not known and self._may_dial(who):
             self._peers[who.dispatcher_id] = Peer(
-                who, self.own, self._relays, self._metrics, self.locations.forget, self._security
+                who,
+                self.own,
+                self._relays,
+                self._metrics,
+                self.locations.forget,
+                self.publishes,
+                self._security,
             )
 
     def _may_dial(self, who: DispatcherPeer) -> bool:

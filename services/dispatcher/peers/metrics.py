@@ -17,6 +17,9 @@ class PeerMetrics:
         self.lost = counter("lost", "Relays from other dispatchers that broke.")
         self.hints = counter("hints", "Hints of changed nodes by what became of them.", "outcome")
         self.hinted = counter("hinted", "Hints received, by whether the session is here.", "session")
+        self.owners = counter(
+            "publishes", "Publishes sent to the node's dispatcher, by what became of them.", "outcome"
+        )
         self.swept = counter("swept", "Nodes the sweep found behind the outbox.")
         self.sweep_failures = counter("sweep_failures", "Sweeps that the store did not answer.")
         self.forwarded = counter("forwarded", "NO-ACK messages sent by way of another dispatcher.", "outcome")

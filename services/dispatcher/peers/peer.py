@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -19,6 +19,7 @@ from cloudhub.v1.peer_pb2 import (
 from cloudhub.v1.peer_pb2_grpc import PeerServiceStub
 from cloudhub.v1.sessions_pb2 import DispatcherPeer
 from services.dispatcher.outbox.records import ObjectRow
+from services.dispatcher.peers.forwards import Forwards
 from services.dispatcher.peers.hints import Hint, HintQueue
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.upstream.relays import RelayEnd, Relays
@@ -34,6 +35,7 @@ _log = get_log(__name__)
 # A dispatcher that takes longer is as good as away: hints are found by its sweep, messages without
 # acknowledgement are late anyway.
 CALL_SECONDS = 2.0
+SILENT_SECONDS = 2.0  # of a stream on which something comes every half second
 RETRY = Backoff(0.1, 2.0)
 MOST_HINTS_WAITING = 65_536
 MOST_HINTS_PER_CALL = 4096
@@ -60,6 +62,35 @@ def handed(row: ObjectRow) -> HandedMessage:
     )
 
 
+def _go_on_unless_cancelled() -> None:
+    """A cancellation that comes while a group fails is lost in the group's own error."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+class Publishes(Protocol):
+    """Who has publishes forwarded, and hears what became of them."""
+
+    def answered(self, way: Forwards[Any], outcomes: Sequence[NodeOutcome], not_here: Sequence[str]) -> None:
+        """The next outcomes of a stream."""
+        ...
+
+    def returned(self, items: Sequence[Any]) -> None:
+        """What a stream that ended leaves unanswered."""
+        ...
+
+
+class NoPublishes:
+    """Nothing is forwarded."""
+
+    def answered(self, way: Forwards[Any], outcomes: Sequence[NodeOutcome], not_here: Sequence[str]) -> None:
+        """There is nothing to hear of."""
+
+    def returned(self, items: Sequence[Any]) -> None:
+        """There is nothing to take back."""
+
+
 class Peer:
     """Made when a dispatcher comes, cancelled when it goes. `run` must be awaited by the owner."""
 
@@ -70,14 +101,18 @@ class Peer:
         relays: Relays,
         metrics: PeerMetrics,
         not_here: Callable[[Sequence[str]], None],
+        publishes: Publishes,
         security: Security = PLAINTEXT_LOOPBACK,
     ) -> None:
         self.who = who
+        # The stream for publishes that it should write; None while there is none.
+        self.forwards: Forwards[Any] | None = None
         self.is_attached = False
         self._own = own
         self._relays = relays
         self._metrics = metrics
         self._not_here = not_here
+        self._publishes = publishes
         self._security = security
         # The stub's published type is that of a blocking channel.
         self._stub: Any = None
@@ -95,6 +130,7 @@ class Peer:
                 group.create_task(self._tell_hints(), name="peer-hints")
                 group.create_task(self._direct.run(), name="peer-direct")
                 group.create_task(self._keep_relay(), name="peer-relay")
+                group.create_task(self._keep_forwards(), name="peer-forwards")
 
     @property
     def hints_waiting(self) -> int:
@@ -134,6 +170,52 @@ class Peer:
                     self._metrics.hints.labels("told").inc(len(hints))
                     if answer.not_here:
                         self._not_here(answer.not_here)
+
+    # -- publishes that it should write ------------------------------------------------------------
+
+    async def _keep_forwards(self) -> None:
+        failures = 0
+        while True:
+            call = self._stub.Forward()
+            try:
+                await self._run_forwards(call)
+            except* (grpc.aio.AioRpcError, TimeoutError) as errors:
+                _log.debug("peer.forwards_ended", peer=self.who.dispatcher_id, errors=str(errors.exceptions))
+            finally:
+                call.cancel()
+            failures = 1 if self.forwards is not None else failures + 1
+            self.forwards = None
+            _go_on_unless_cancelled()
+            await asyncio.sleep(RETRY.delay(failures, random.random()))
+
+    async def _run_forwards(self, call: Any) -> None:
+        """One stream, until it ends or is silent."""
+        forwards: Forwards[Any] = Forwards(self.who.dispatcher_id, self._publishes.returned)
+        try:
+            async with asyncio.TaskGroup() as group:
+                writer = group.create_task(self._write_forwards(call, forwards), name="peer-forwards-writer")
+                while True:
+                    async with asyncio.timeout(SILENT_SECONDS):
+                        response = await call.read()
+                    if response is grpc.aio.EOF:
+                        break
+                    self.forwards = forwards
+                    if response.outcomes:
+                        self._publishes.answered(forwards, response.outcomes, response.not_here)
+                writer.cancel()
+        finally:
+            forwards.close()
+
+    @staticmethod
+    async def _write_forwards(call: Any, forwards: Forwards[Any]) -> None:
+        while True:
+            await forwards.wake.wait()
+            forwards.wake.clear()
+            while (request := forwards.next_request()) is not None:
+                try:
+                    await call.write(request)
+                except asyncio.InvalidStateError:
+                    return  # the stream has ended, as its reader will hear
 
     # -- messages without acknowledgement ----------------------------------------------------------
 
@@ -185,6 +267,7 @@ class Peer:
                 call.cancel()
             failures = 1 if self.is_attached else failures + 1
             self._detached(detail)
+            _go_on_unless_cancelled()
             await asyncio.sleep(RETRY.delay(failures, random.random()))
 
     async def _run_relay(self, call: Any) -> None:

@@ -14,6 +14,7 @@ from cloudhub.v1.sessions_pb2 import DispatcherPeer
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.outbox.records import ObjectRow, RowState
 from services.dispatcher.peers.directory import Peers
+from services.dispatcher.peers.forward_intake import ForwardIntake
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.publication import parse_version
 from services.dispatcher.upstream.subscriptions import check_modules, serve_deliveries
@@ -21,6 +22,7 @@ from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.errors import InvalidRequest
 from services.runtime.logs import get_log
 from services.runtime.names import check_instance_id, check_label
+from services.runtime.tracing import Tracing
 
 _log = get_log(__name__)
 
@@ -96,11 +98,14 @@ def _check_caller(wanted: peer_pb2.RelaySubscription) -> None:
 class PeerServicer(PeerServiceServicer):
     """For other dispatchers."""
 
-    def __init__(self, delivery: Delivery, upstream: Upstream, peers: Peers, metrics: PeerMetrics) -> None:
+    def __init__(
+        self, delivery: Delivery, upstream: Upstream, peers: Peers, metrics: PeerMetrics, tracing: Tracing
+    ) -> None:
         self._delivery = delivery
         self._upstream = upstream
         self._peers = peers
         self._metrics = metrics
+        self._tracing = tracing
 
     async def Hint(self, request: peer_pb2.HintRequest, context: Context) -> peer_pb2.HintResponse:
         """See peer.proto."""
@@ -114,6 +119,12 @@ class PeerServicer(PeerServiceServicer):
         self._metrics.hinted.labels("here").inc(len(request.hints) - len(not_here))
         self._metrics.hinted.labels("elsewhere").inc(len(not_here))
         return peer_pb2.HintResponse(not_here=not_here)
+
+    async def Forward(  # type: ignore[override]  # the coroutine form, with context.read and write
+        self, _: object, context: grpc.aio.ServicerContext[peer_pb2.ForwardRequest, peer_pb2.ForwardResponse]
+    ) -> None:
+        """See peer.proto."""
+        await ForwardIntake(self._delivery, self._tracing).serve(context)
 
     async def SendDirect(
         self, request: peer_pb2.SendDirectRequest, context: Context

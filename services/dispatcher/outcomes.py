@@ -1,0 +1,34 @@
+"""What the store said of a publish, in the words of the API. Pure."""
+
+from cloudhub.v1 import dispatcher_pb2 as pb
+from services.dispatcher.outbox.records import Accepted, Deleted, Duplicate, Result, Stale
+from services.dispatcher.publication import Rejection
+from services.runtime.errors import HubError
+
+
+def tell(outcome: pb.NodeOutcome, result: Result | Exception) -> None:
+    """Fills in a node's outcome."""
+    if isinstance(result, (Accepted, Deleted)):
+        outcome.outcome = pb.OUTCOME_ACCEPTED
+    elif isinstance(result, Duplicate):
+        outcome.outcome = pb.OUTCOME_ACCEPTED
+        outcome.duplicate_of = result.row.message_id
+    elif isinstance(result, Stale):
+        outcome.outcome = pb.OUTCOME_STALE
+        outcome.reason, outcome.detail = result.reason, result.detail
+    elif isinstance(result, Rejection):
+        reject(outcome, result)
+    elif isinstance(result, HubError):
+        unavailable(outcome, result)
+
+
+def reject(outcome: pb.NodeOutcome, rejection: Rejection) -> None:
+    """The request is wrong, or a quota is used up."""
+    outcome.outcome = pb.OUTCOME_REJECTED
+    outcome.reason, outcome.field, outcome.detail = rejection.reason, rejection.field, rejection.detail
+
+
+def unavailable(outcome: pb.NodeOutcome, error: HubError) -> None:
+    """What became of the message is unknown."""
+    outcome.outcome = pb.OUTCOME_UNAVAILABLE
+    outcome.reason, outcome.detail = error.reason, error.detail
