@@ -48,7 +48,6 @@ def run_process(program: str, main: Callable[[asyncio.Event], Awaitable[None]]) 
 
     raise_descriptor_limit()
     # What was imported stays: no collection need look at it, which takes longer than all the rest.
-    gc.collect()
     gc.freeze()
     # Long-lived rows and links dominate the heap; frequent full collections cost latency only.
     gc.set_threshold(50_000, 20, 50)
