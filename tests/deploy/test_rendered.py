@@ -155,8 +155,7 @@ def test_the_network_is_closed_but_for_what_is_used(service: str) -> None:
         "enrolment": {50052},
     }[service]
     database = {5432} if service in ("sessions", "dispatcher") else set[int]()
-    # Enrolment makes no spans.
-    traces = set[int]() if service == "enrolment" else {4317}
+    traces = {4317}
     assert allowed("embedded", "egress", service) == outward | {53}
     assert allowed("production", "egress", service) == outward | database | {53}
     assert allowed("observed", "egress", service) == outward | database | traces | {53}
