@@ -1,10 +1,13 @@
 """Rows that the outbox knows without asking the database, where other processes write to it too. Pure.
 
 Every transaction that changes a node's rows raises the revision in the node's own row, which it has locked.
-So what was written in one transaction still stands if the next one, with the lock, finds the same revision.
+So what was written in one transaction still stands if the next one, with the lock, finds the node's row as it
+was left. The whole row is compared: dispatchers of a release without revisions, which are there while a
+rollout goes on, change its order, its owner or its quota use.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 
 from services.dispatcher.outbox.ledger import Ledger
@@ -16,9 +19,9 @@ MOST_OBJECTS = 32_768
 
 @dataclass(slots=True)
 class _Known:
-    """A node's objects as of a revision, as far as they are known."""
+    """A node's objects as of a state of its own row, as far as they are known."""
 
-    revision: int
+    node: NodeRow  # never changed
     objects: dict[str, ObjectRow]  # without their bodies; never changed
 
 
@@ -28,6 +31,8 @@ class Transaction:
 
     rows: "RevisedRows"
     _objects: dict[str, dict[str, ObjectRow]] = field(default_factory=dict)
+    _found: dict[str, NodeRow] = field(default_factory=dict)
+    _written: dict[str, NodeRow] = field(default_factory=dict)
     _ledger: Ledger | None = None
 
     def node(self, node_id: str) -> NodeRow | None:
@@ -37,6 +42,7 @@ class Transaction:
     def locked(self, nodes: Iterable[NodeRow]) -> None:
         """These rows were read and stay as they are until the transaction ends."""
         for node in nodes:
+            self._found[node.node_id] = copy(node)
             self._objects[node.node_id] = self.rows.objects_of(node)
 
     def object(self, where: tuple[str, str]) -> ObjectRow | None:
@@ -47,11 +53,12 @@ class Transaction:
     def keep(self, ledger: Ledger) -> None:
         """What it has written."""
         self._ledger = ledger
+        self._written = {node_id: copy(ledger.nodes[node_id]) for node_id in ledger.revised_nodes}
 
     def confirm(self) -> None:
         """It is durable."""
         if self._ledger is not None:
-            self.rows.keep(self._ledger)
+            self.rows.keep(self._ledger, self._found, self._written)
 
 
 class RevisedRows:
@@ -71,27 +78,27 @@ class RevisedRows:
         known = self._nodes.get(node.node_id)
         if known is None:
             return {}
-        if known.revision != node.revision:
+        if known.node != node:
             self._forget(node.node_id)
             return {}
         return known.objects
 
-    def keep(self, ledger: Ledger) -> None:
-        """What a transaction wrote that is durable."""
+    def keep(self, ledger: Ledger, found: Mapping[str, NodeRow], written: Mapping[str, NodeRow]) -> None:
+        """What a transaction wrote that is durable; rows of nodes as it found them, and as it left them."""
         for node_id in ledger.wiped_nodes:
             self._forget(node_id)
-        for node_id in ledger.revised_nodes:
+        for node_id, node in written.items():
             if node_id in ledger.wiped_nodes:
                 continue
-            revision = ledger.nodes[node_id].revision
-            known = self._nodes.pop(node_id, None)
-            if known is not None and known.revision != revision - 1:
-                self._count -= len(known.objects)
-                if known.revision >= revision:
-                    continue  # a later transaction was confirmed first; what is known would be of both
-                known = None
-            self._nodes[node_id] = known or _Known(0, {})
-            self._nodes[node_id].revision = revision
+            known = self._nodes.get(node_id)
+            if known is None or known.node != found.get(node_id):
+                # Somebody else wrote in between, or what came later was confirmed first.
+                self._forget(node_id)
+                known = _Known(node, {})
+            known.node = node
+            # What was written last is forgotten last.
+            self._nodes.pop(node_id, None)
+            self._nodes[node_id] = known
         for where in ledger.removed_objects:
             self._put(where, None)
         for where in ledger.changed_objects:

@@ -1,6 +1,7 @@
 """What the outbox knows without asking while others write: `services.dispatcher.outbox.revised_rows`."""
 
 from collections.abc import AsyncIterator
+from copy import copy
 
 import pytest
 from sqlalchemy import text
@@ -45,14 +46,16 @@ def test_what_was_written_is_known_while_the_revision_stands() -> None:
     assert node.revision == FIRST
     written(rows, node, accept(publication(4, uid="b"))).confirm()
     assert [floor(rows, node, key) for key in "abc"] == [3, 4, None]
-    assert floor(rows, NodeRow(NODE, revision=node.revision + 1), "a") is None, "somebody else wrote"
+    raised = copy(node)
+    raised.revision += 1
+    assert floor(rows, raised, "a") is None, "somebody else wrote"
     assert floor(rows, node, "a") is None, "and what was known is forgotten"
 
 
 def test_what_was_not_confirmed_is_not_known() -> None:
     rows, node = RevisedRows(), NodeRow(NODE)
     written(rows, node, accept(publication(3, uid="a"))).confirm()
-    before = NodeRow(NODE, revision=node.revision)
+    before = copy(node)
     written(rows, node, accept(publication(9, uid="a")))
     assert floor(rows, before, "a") == 3
 
@@ -61,12 +64,12 @@ def test_confirmations_out_of_turn_leave_nothing_wrong() -> None:
     rows, node = RevisedRows(), NodeRow(NODE)
     written(rows, node, accept(publication(3, uid="a"))).confirm()
     earlier = written(rows, node, accept(publication(4, uid="a")))
-    revision = node.revision
+    between = copy(node)
     later = written(rows, node, accept(publication(5, uid="a")))
     later.confirm()
     earlier.confirm()
-    assert floor(rows, NodeRow(NODE, revision=revision), "a") in (None, 4)
-    assert floor(rows, NodeRow(NODE, revision=revision + 1), "a") in (None, 5)
+    assert floor(rows, between, "a") in (None, 4)
+    assert floor(rows, node, "a") in (None, 5)
 
 
 def test_a_row_that_its_taker_changes_stays_as_it_was_written() -> None:
@@ -148,3 +151,21 @@ async def test_a_node_made_anew_never_has_a_revision_of_its_former_life(
     (taken,) = await one.commit([accept(publication(2, uid="a"))])
     assert isinstance(taken, Accepted)
     assert taken.row.seq == 2
+
+
+async def test_a_dispatcher_of_a_release_without_revisions_is_seen(
+    outboxes: tuple[SqlOutbox, SqlOutbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C38: while a rollout goes on it writes to the same rows."""
+    one, former = outboxes
+    await one.commit([Claim(NODE, 1, NOW_MS), accept(publication(3, uid="a"))])
+    with monkeypatch.context() as release:
+        release.setattr(Ledger, "revise", lambda *_: None)
+        (newer,) = await former.commit([accept(publication(5, uid="a"))])
+    (stale,) = await one.commit([accept(publication(4, uid="a"))])
+    assert isinstance(stale, Stale)
+    with monkeypatch.context() as release:
+        release.setattr(Ledger, "revise", lambda *_: None)
+        await former.commit([settle(newer, 1)])
+    (repeated,) = await one.commit([accept(publication(5, uid="a"))])
+    assert isinstance(repeated, Stale)
