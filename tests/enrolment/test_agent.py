@@ -345,6 +345,22 @@ async def _program(hub: EnrolledHub, token: str) -> asyncio.subprocess.Process:
     )
 
 
+async def _worked_and_stopped(hub: EnrolledHub, process: asyncio.subprocess.Process) -> bytes:
+    """What it said until it ended on request, after it acknowledged a message."""
+    try:
+        await hub.hub.accept(request("edge-1"))
+        await hub.hub.until_state("edge-1", "uid-cm1", _ACKNOWLEDGED, 30)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(15):
+            _, told = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, told
+    return told
+
+
 async def test_a_program_that_is_refused_ends_with_one_sentence_and_no_secret(
     enrolled: EnrolledHub,
 ) -> None:
@@ -359,17 +375,7 @@ async def test_a_program_that_is_refused_ends_with_one_sentence_and_no_secret(
 
 async def test_a_program_enrols_and_stops_on_request(enrolled: EnrolledHub) -> None:
     process = await _program(enrolled, await enrolled.token())
-    try:
-        await enrolled.hub.accept(request("edge-1"))
-        await enrolled.hub.until_state("edge-1", "uid-cm1", _ACKNOWLEDGED, 30)
-        process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(15):
-            _, told = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, told
+    told = await _worked_and_stopped(enrolled, process)
     assert b"node.enrolled" in told
     assert b"eyJ" not in told
 
@@ -381,17 +387,7 @@ async def test_a_program_whose_node_was_revoked_comes_in_by_a_new_token(enrolled
     revoke = enrolment_pb2.RevokeNodeRequest(node_id="edge-1")
     await (await enrolled.admin()).RevokeNode(revoke, timeout=10)
     process = await _program(enrolled, await enrolled.token())
-    try:
-        await enrolled.hub.accept(request("edge-1"))
-        await enrolled.hub.until_state("edge-1", "uid-cm1", _ACKNOWLEDGED, 30)
-        process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(15):
-            _, told = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, told
+    told = await _worked_and_stopped(enrolled, process)
     assert b"certificate.refused" in told
     assert b"node.enrolled" in told
     assert b"eyJ" not in told
