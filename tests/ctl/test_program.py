@@ -91,8 +91,8 @@ async def program(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pro
         async with asyncio.timeout(SECONDS):
             while len((await running.run("sessions", "-o", "json")).json) < 2:  # noqa: ASYNC110 - processes
                 await asyncio.sleep(0.05)
-            # A connector is listed from the first renewal of its dispatcher's lease on, after its first sessions.
-            while "connector-1" not in (await running.run("instances", "-o", "json")).out:
+            # A connector is listed from the next renewal of its dispatcher's lease on.
+            while "connector-1" not in (await running.run("instances", "-o", "json")).out:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         yield running
 
