@@ -1,7 +1,11 @@
 """`cloudhub-edge`: runs one edge node or many until SIGTERM or SIGINT."""
 
-import asyncio
 import gc
+
+if __name__ == "__main__":
+    gc.disable()  # what is imported stays; `main` turns it on again
+
+import asyncio
 import json
 import logging
 import signal
@@ -254,6 +258,8 @@ def prepare_process() -> None:
     """For many links in one process: prompt hand-over to the store's thread, few full collections."""
     # The thread that writes takes the interpreter back between statements; the usual 5 ms add up.
     sys.setswitchinterval(0.0005)
+    gc.freeze()
+    gc.enable()
     gc.set_threshold(50_000, 20, 50)
 
 

@@ -1,5 +1,10 @@
 """`python -m services.connector`: carries the links of edge nodes."""
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # what is imported stays; `run_process` turns it on again
+
 import asyncio
 import socket
 

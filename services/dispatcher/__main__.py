@@ -1,5 +1,10 @@
 """`python -m services.dispatcher` runs the service, `... migrate` brings its database up to date."""
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # what is imported stays; `run_process` turns it on again
+
 from services.dispatcher.app import serve
 from services.dispatcher.outbox.schema import SCHEMA
 from services.dispatcher.settings import DispatcherMigrationSettings, DispatcherSettings

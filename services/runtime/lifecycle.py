@@ -49,6 +49,7 @@ def run_process(program: str, main: Callable[[asyncio.Event], Awaitable[None]]) 
     raise_descriptor_limit()
     # What was imported stays: no collection need look at it, which takes longer than all the rest.
     gc.freeze()
+    gc.enable()
     # Long-lived rows and links dominate the heap; frequent full collections cost latency only.
     gc.set_threshold(50_000, 20, 50)
     # The loop and the store's thread share the interpreter; with the default of 5 ms the loop waits

@@ -22,7 +22,7 @@ from services.runtime.migrations import (
     upgrade,
     version_of,
 )
-from services.runtime.store_postgresql import PostgresStore, check_url, shown
+from services.runtime.postgresql_url import check_url, shown
 from services.runtime.store_sqlite import SqliteStore, sqlite_path
 
 T = TypeVar("T")
@@ -104,6 +104,9 @@ def _store_of(url: str, **postgresql: float) -> tuple[Store, str]:
         return SqliteStore(path), str(path)
     if engine == "postgresql":
         check_url(url)
+        # Here and not above: its driver costs each process 9 MiB and a twentieth of its start.
+        from services.runtime.store_postgresql import PostgresStore
+
         return PostgresStore(url, **postgresql), shown(url)
     raise StartupError(
         f"database {shown(url)!r}: expected sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"

@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import parse_qs, urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 from sqlalchemy import Connection, event
@@ -18,7 +18,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from services.runtime.backoff import Backoff
-from services.runtime.errors import StartupError, StoreBusy, StoreRefused, StoreUnavailable
+from services.runtime.errors import StoreBusy, StoreRefused, StoreUnavailable
+from services.runtime.postgresql_url import hosts_of
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ class PostgresStore:
     is_shared = True
 
     def __init__(self, url: str, *, statement_seconds: float = STATEMENT_SECONDS) -> None:
-        self._hosts = deque(_hosts_of(url))
+        self._hosts = deque(hosts_of(url))
         self._arguments: dict[str, Any] = {
             "timeout": CONNECT_SECONDS,
             "server_settings": {
@@ -173,29 +174,6 @@ class PostgresStore:
         if self._running:
             await asyncio.wait(self._running)
         await self._engine.dispose()
-
-
-def _hosts_of(url: str) -> list[str]:
-    """One URL for each host of a URL that lists several."""
-    parts = urlsplit(url)
-    user, at, hosts = parts.netloc.rpartition("@")
-    return [urlunsplit(parts._replace(netloc=f"{user}{at}{host}")) for host in hosts.split(",")]
-
-
-def shown(url: str) -> str:
-    """The URL without its password."""
-    parts = urlsplit(url)
-    user, at, hosts = parts.netloc.rpartition("@")
-    name, colon, _ = user.partition(":")
-    hidden = f"{name}{colon and ':***'}{at}{hosts}"
-    return urlunsplit(parts._replace(netloc=hidden, query=""))
-
-
-def check_url(url: str) -> None:
-    """Raises StartupError if this is no URL of a PostgreSQL database."""
-    parts = urlsplit(url)
-    if not parts.netloc or not parts.path.strip("/"):
-        raise StartupError(f"database {shown(url)!r}: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
 
 
 def _ms(seconds: float) -> str:

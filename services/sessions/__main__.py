@@ -1,5 +1,10 @@
 """`python -m services.sessions` runs the service, `... migrate` brings its database up to date."""
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # what is imported stays; `run_process` turns it on again
+
 import socket
 
 from services.runtime.lifecycle import run_process

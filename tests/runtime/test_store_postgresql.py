@@ -13,7 +13,8 @@ from sqlalchemy import Connection, text
 from demo.postgres import PostgresServer
 from services.runtime import store_postgresql
 from services.runtime.errors import StartupError, StoreBusy, StoreRefused, StoreUnavailable
-from services.runtime.store_postgresql import PostgresStore, check_url, shown
+from services.runtime.postgresql_url import check_url, shown
+from services.runtime.store_postgresql import PostgresStore
 from tests.support.postgres import SURVIVES_KILL, Databases, reachable_folder, running_pair
 from tests.support.processes import eventually
 
