@@ -4,7 +4,7 @@ import asyncio
 
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.outbox.contract import Outbox
-from services.dispatcher.peers.laggards import laggards, pages
+from services.dispatcher.peers.laggards import pages, still_behind
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.runtime.errors import StoreUnavailable
 from services.runtime.logs import get_log
@@ -17,7 +17,7 @@ NODES_PER_PAGE = 1000
 
 class Sweep:
     """Compares last seqs of all live nodes, about every second, where other dispatchers may write to the
-    database. `run` must be awaited by the owner."""
+    database. A node that two looks find behind is read again. `run` must be awaited by the owner."""
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class Sweep:
         self._outbox = outbox
         self._metrics = metrics
         self._interval_seconds = interval_seconds
+        self._seen: dict[str, int] = {}
 
     async def run(self) -> None:
         """Sweeps until cancelled."""
@@ -46,12 +47,13 @@ class Sweep:
                 failing = True
 
     async def once(self) -> int:
-        """One look at every live node; how many were behind. Raises StoreUnavailable."""
+        """One look at every live node; how many are read again. Raises StoreUnavailable."""
         found = 0
+        before, self._seen = self._seen, {}
         for page in pages(list(self._delivery.sessions), NODES_PER_PAGE):
             stored = await self._outbox.last_seqs(page)
-            # Compared after reading: what was committed here meanwhile is known here.
-            behind = laggards(self._delivery.last_seqs(page), stored)
+            behind, seen = still_behind(self._delivery.last_seqs(page), stored, before)
+            self._seen.update(seen)
             for node_id in behind:
                 self._delivery.reread(node_id)
             found += len(behind)

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
+from services.dispatcher.outbox.records import Accepted
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.peers.sweep import Sweep
 from services.runtime.errors import StoreUnavailable
@@ -22,10 +23,27 @@ async def test_what_another_dispatcher_committed_is_found_and_sent() -> None:
         await half.connect("edge-1")
         sweep = sweep_of(half)
         await half.outbox.commit([accept(publication(1, message_id="m1"))])
+        assert await sweep.once() == 0
         assert await sweep.once() == 1
         await half.settled()
         await asyncio.sleep(0)
         assert half.delivery.sessions["edge-1"].policy.last_seq == 1
+        assert await sweep.once() == 0
+
+
+async def test_what_was_committed_here_and_is_told_between_two_looks_is_not_read_again() -> None:
+    async with running_delivery_half() as half:
+        session = await half.connect("edge-1")
+        sweep = sweep_of(half)
+        (first,) = await half.outbox.commit([accept(publication(1, message_id="m1"))])
+        assert await sweep.once() == 0
+        assert isinstance(first, Accepted)
+        half.delivery.committed("edge-1", first)
+        assert session.policy.last_seq == 1
+        (second,) = await half.outbox.commit([accept(publication(2, message_id="m2"))])
+        assert await sweep.once() == 0
+        assert isinstance(second, Accepted)
+        half.delivery.committed("edge-1", second)
         assert await sweep.once() == 0
 
 
@@ -36,9 +54,11 @@ async def test_what_another_dispatcher_purged_is_not_sent_any_more() -> None:
         await half.outbox.commit([accept(publication(1, message_id="m1"))])
         sweep = sweep_of(half)
         await sweep.once()
+        await sweep.once()
         await half.settled()
         assert session.policy.state_of(publication(1).key) is not None
         await half.outbox.purge("edge-1", "", half.clock.wall_ms())
+        await sweep.once()
         assert await sweep.once() == 1
         await half.settled()
         assert session.policy.state_of(publication(1).key) is None
