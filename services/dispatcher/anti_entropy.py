@@ -7,7 +7,7 @@ with the same reason, and told as `disconnected`.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from cloudhub.v1.link_pb2 import CLOSE_REASON_DISPATCHER_LOST
@@ -38,7 +38,8 @@ class Disagreements:
     """What was apart at every look so far, and since when. Pure.
 
     A session that is here and not in the registry is settled at the second look. One that the registry has
-    here and that is not is left alone for a lease: it may be opening, or its link on the way back.
+    here and that is not is left alone for a lease: it may be opening, or its link on the way back; and as
+    long as the registry is being told that it has ended.
     """
 
     def __init__(self, lease_seconds: float) -> None:
@@ -49,10 +50,18 @@ class Disagreements:
     def __bool__(self) -> bool:
         return bool(self._unknown or self._not_here)
 
-    def look(self, registry: Mapping[str, int], here: Mapping[str, int], now: float) -> Settlement:
-        """Compares; what is given back is not given back again unless it is found anew."""
+    def look(
+        self,
+        registry: Mapping[str, int],
+        here: Mapping[str, int],
+        now: float,
+        closing: Collection[Known] = (),
+    ) -> Settlement:
+        """Compares; what is given back is not given back again unless it is found anew. `closing` are those
+        of which the registry may not have heard yet that they have ended."""
         unknown = here.items() - registry.items()
-        not_here = {known: self._not_here.get(known, now) for known in registry.items() - here.items()}
+        missing = (registry.items() - here.items()).difference(closing)
+        not_here = {known: self._not_here.get(known, now) for known in missing}
         settled = Settlement(
             sorted(unknown & self._unknown),
             sorted(known for known, since in not_here.items() if now - since >= self._lease_seconds),
@@ -101,10 +110,11 @@ class AntiEntropy:
 
     async def look(self) -> None:
         """Compares once and settles what is due; raises HubError if sessions does not answer."""
+        closing = self._ends.closing()
         registry = await self._sessions.held()
         if self._openings.draining:
             return
-        settled = self._disagreements.look(registry, self._here(), self._clock.monotonic())
+        settled = self._disagreements.look(registry, self._here(), self._clock.monotonic(), closing)
         for node_id, epoch in settled.unknown_to_registry:
             if self._end_here(node_id, epoch):
                 self._report("unknown_to_registry", node_id, epoch)

@@ -164,6 +164,10 @@ class SessionEnds:
         self._idle.clear()
         self._wake.set()
 
+    def closing(self) -> set[tuple[str, int]]:
+        """Node and epoch of every session of which the registry has not confirmed yet that it has ended."""
+        return {(end.node_id, end.epoch) for end in self._waiting}
+
     def count(self, held: DispatcherResources) -> None:
         """resources.Holder."""
         held.session_ends += len(self._waiting)

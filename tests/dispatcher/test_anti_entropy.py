@@ -32,6 +32,16 @@ def test_a_session_that_is_not_here_is_left_alone_for_a_lease() -> None:
     assert compared.look({"edge-1": 7}, {}, 15.0) == Settlement([], [("edge-1", 7)])
 
 
+def test_a_session_whose_end_the_registry_is_being_told_is_no_disagreement() -> None:
+    """Sessions was away for longer than a lease, and answers again before it has heard of the end."""
+    compared = Disagreements(LEASE)
+    assert compared.look({"edge-1": 7}, {}, 0.0) == NOTHING
+    assert compared.look({"edge-1": 7}, {}, 15.0, {("edge-1", 7)}) == NOTHING
+    assert not compared
+    assert compared.look({"edge-1": 8}, {}, 20.0, {("edge-1", 7)}) == NOTHING
+    assert compared.look({"edge-1": 8}, {}, 35.0, {("edge-1", 7)}) == Settlement([], [("edge-1", 8)])
+
+
 def test_an_epoch_that_changes_between_looks_is_another_session() -> None:
     """C37: a link that moves here and away again is no disagreement."""
     compared = Disagreements(LEASE)
