@@ -225,8 +225,12 @@ class MemoryOutbox:
         self._check()
         if not key:
             for _, event in self.events:
-                if (event.node_id, event.message_id, event.kind) == (node_id, message_id, EventKind.ACCEPTED):
+                is_told = event.kind == EventKind.ACCEPTED or event.accepted_at_ms
+                if (event.node_id, event.message_id) == (node_id, message_id) and is_told:
                     key = event.key
+            for waiting in self._pending(node_id):
+                if waiting.message_id == message_id:
+                    key = waiting.key
         row = self.objects.get(node_id, {}).get(key)
         return copy(row) if row else None
 
@@ -239,7 +243,12 @@ class MemoryOutbox:
             if event.node_id == node_id
             and (event.message_id == message_id if message_id else event.key == key)
         ]
-        return unfolded(found)[-limit:]
+        untold = [
+            row
+            for row in self._pending(node_id)
+            if not row.own_id and (row.message_id == message_id if message_id else row.key == key)
+        ]
+        return unfolded(found, untold)[-limit:]
 
     async def redeliver(self, node_id: str, key: str, at_ms: int) -> int:
         """See `contract.Outbox.redeliver`."""

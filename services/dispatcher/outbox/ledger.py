@@ -327,7 +327,7 @@ class Ledger:
                     self._touch(other, op.at_ms)
         if row.state != SETTLED:
             superseded_id = row.message_id
-            self._row_event(row, EventKind.ENDED, op.at_ms, 0, "superseded")
+            self._ended_event(row, op.at_ms, 0, "superseded")
             self._count(node, -1, -row.size_bytes)
         expires_at_ms = publication.expires_at_ms
         if not node.known and not expires_at_ms:
@@ -353,11 +353,13 @@ class Ledger:
         row.expires_at_ms = expires_at_ms
         row.size_bytes = publication.size_bytes
         row.traceparent = publication.traceparent
+        row.own_id = publication.own_id
         row.body = publication.body
         self._count(node, 1, row.size_bytes)
         self._touch(row, op.at_ms, Change.ACCEPTED)
         self.used_ids[op.node_id, message.id] = (publication.key, publication.version)
-        self._row_event(row, _ACCEPTED, op.at_ms, 0)
+        if publication.own_id:
+            self._row_event(row, _ACCEPTED, op.at_ms, 0)
         return Accepted(row, superseded_id)
 
     # -- ending ------------------------------------------------------------------------------------
@@ -366,15 +368,17 @@ class Ledger:
         node.last_ack_ms = op.at_ms
         self.changed_nodes.add(node.node_id)
         attempt, sent_at_ms = (op.sent.attempt, op.sent.at_ms) if op.sent else (0, 0)
+        ends = row is not None and row.seq == op.seq and row.state != SETTLED
         self.events.append(
             Event(
                 *(op.node_id, _ACKNOWLEDGED, op.at_ms, op.message_id, op.key, op.version),
                 *(attempt, op.epoch, "", sent_at_ms),
+                row.accepted_at_ms if row is not None and ends and not row.own_id else 0,
             )
         )
         if row is None:
             return
-        if row.seq == op.seq and row.state != SETTLED:
+        if ends:
             self._count(node, -1, -row.size_bytes)
             row.acknowledged = max(row.acknowledged or 0, op.version or 0)
             self._clear(row, "acknowledged", op.at_ms)
@@ -396,7 +400,7 @@ class Ledger:
 
     def _end(self, row: ObjectRow, node: NodeRow, reason: str, at_ms: int, epoch: int) -> None:
         self._count(node, -1, -row.size_bytes)
-        self._row_event(row, EventKind.ENDED, at_ms, epoch, reason)
+        self._ended_event(row, at_ms, epoch, reason)
         self._clear(row, reason, at_ms)
 
     def _clear(self, row: ObjectRow, reason: str, at_ms: int) -> None:
@@ -509,6 +513,11 @@ class Ledger:
         self.totals.rows += rows
         self.totals.bytes += size_bytes
         self.changed_nodes.add(node.node_id)
+
+    def _ended_event(self, row: ObjectRow, at_ms: int, epoch: int, reason: str) -> None:
+        self._row_event(row, EventKind.ENDED, at_ms, epoch, reason)
+        if not row.own_id:
+            self.events[-1] = self.events[-1]._replace(accepted_at_ms=row.accepted_at_ms)
 
     def _row_event(
         self, row: ObjectRow, kind: EventKind, at_ms: int, epoch: int, reason: str = "", attempt: int = 0

@@ -78,6 +78,7 @@ class ObjectRow(msgspec.Struct, gc=False):
     expires_at_ms: int = 0
     size_bytes: int = 0
     traceparent: str = ""
+    own_id: bool = True  # its acceptance has a line of history of its own
     body: bytes | None = None  # the encoded message, only in rows just accepted
 
 
@@ -91,8 +92,9 @@ def snapshot(row: ObjectRow) -> ObjectRow:
 
 
 class Event(NamedTuple):
-    """One line of a message's history, or of an acknowledgement two: with a `sent_at_ms`, it tells of the
-    `attempt` as well that was acknowledged (`unfolded`)."""
+    """One line of a message's history, or up to three (`unfolded`): with a `sent_at_ms`, an acknowledgement
+    tells of the `attempt` as well that it answers; with an `accepted_at_ms`, the end of a message tells of
+    its acceptance."""
 
     node_id: str
     kind: EventKind
@@ -104,19 +106,39 @@ class Event(NamedTuple):
     epoch: int = 0
     reason: str = ""
     sent_at_ms: int = 0
+    accepted_at_ms: int = 0
 
 
-def unfolded(events: Iterable[Event]) -> list[Event]:
-    """A line for each thing that happened, in order."""
+def _put_acceptance(lines: list[Event], told: Event | ObjectRow) -> None:
+    """Before everything else that is told of the message, unless it is there."""
+    accepted = EventKind.ACCEPTED
+    place = len(lines)
+    for index, line in enumerate(lines):
+        if line.message_id == told.message_id and line.kind is accepted:
+            return
+        if line.message_id == told.message_id or line.at_ms > told.accepted_at_ms:
+            place = min(place, index)
+    line = Event(told.node_id, accepted, told.accepted_at_ms, told.message_id, told.key, told.version)
+    lines.insert(place, line)
+
+
+def unfolded(events: Iterable[Event], pending: Iterable[ObjectRow] = ()) -> list[Event]:
+    """A line for each thing that happened, in order; `pending` are rows whose acceptance is told by nothing
+    else yet."""
     lines: list[Event] = []
     for event in events:
+        if event.accepted_at_ms:
+            _put_acceptance(lines, event)
         if event.sent_at_ms:
             place = len(lines)
             while place and lines[place - 1].at_ms > event.sent_at_ms:
                 place -= 1
-            lines.insert(place, event._replace(kind=EventKind.SENT, at_ms=event.sent_at_ms, sent_at_ms=0))
-            event = event._replace(attempt=0, sent_at_ms=0)
-        lines.append(event)
+            sent = event._replace(kind=EventKind.SENT, at_ms=event.sent_at_ms, sent_at_ms=0, accepted_at_ms=0)
+            lines.insert(place, sent)
+            event = event._replace(attempt=0)
+        lines.append(event._replace(sent_at_ms=0, accepted_at_ms=0))
+    for row in pending:
+        _put_acceptance(lines, row)
     return lines
 
 

@@ -50,6 +50,7 @@ def _object_row(row: Sequence[Any], body: bytes | None) -> ObjectRow:
         row[18],
         row[19],
         row[20],
+        bool(row[21]),
         body,
     )
 
@@ -78,6 +79,7 @@ def object_values(row: ObjectRow) -> tuple[Any, ...]:
         row.expires_at_ms,
         row.size_bytes,
         row.traceparent,
+        row.own_id,
     )
 
 
@@ -126,7 +128,8 @@ def node_values(row: NodeRow) -> tuple[Any, ...]:
 
 
 def event_of(row: Sequence[Any]) -> Event:
-    """From (node_id, kind, at_ms, message_id, object_key, version, attempt, epoch, reason, sent_at_ms).
+    """From (node_id, kind, at_ms, message_id, object_key, version, attempt, epoch, reason, sent_at_ms,
+    accepted_at_ms).
 
     Raises RowDamaged.
     """
@@ -134,7 +137,7 @@ def event_of(row: Sequence[Any]) -> Event:
         kind, version = EventKind(row[1]), version_number(row[5])
     except (ValueError, TypeError) as error:
         raise RowDamaged(str(row[0]), f"its history: {error}") from error
-    return Event(row[0], kind, row[2], row[3], row[4], version, row[6], row[7], row[8], row[9])
+    return Event(row[0], kind, row[2], row[3], row[4], version, row[6], row[7], row[8], row[9], row[10])
 
 
 def event_values(event: Event, event_id: int) -> tuple[Any, ...]:
@@ -151,4 +154,5 @@ def event_values(event: Event, event_id: int) -> tuple[Any, ...]:
         event.epoch,
         event.reason,
         event.sent_at_ms,
+        event.accepted_at_ms,
     )

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Table,
     Text,
     text,
+    true,
 )
 
 from services.dispatcher.upstream.uploads import upload_table
@@ -67,6 +68,8 @@ delivery = Table(
     Column("expires_at_ms", BigInteger, nullable=False),
     Column("size_bytes", Integer, nullable=False),
     Column("traceparent", Text, nullable=False),
+    # The publisher chose the message id: its acceptance has a line of history of its own.
+    Column("own_id", Boolean, nullable=False, server_default=true()),
     Column("message", LargeBinary),
 )
 Index("delivery_by_path", delivery.c.node_id, delivery.c.path)
@@ -96,6 +99,7 @@ delivery_event = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("reason", Text, nullable=False),
     Column("sent_at_ms", BigInteger, nullable=False, server_default=text("0")),
+    Column("accepted_at_ms", BigInteger, nullable=False, server_default=text("0")),
 )
 _accepted = text("kind = 1")
 Index(
@@ -104,4 +108,12 @@ Index(
     delivery_event.c.message_id,
     sqlite_where=_accepted,
     postgresql_where=_accepted,
+)
+_ended = text("accepted_at_ms <> 0")
+Index(
+    "delivery_event_ended",
+    delivery_event.c.node_id,
+    delivery_event.c.message_id,
+    sqlite_where=_ended,
+    postgresql_where=_ended,
 )

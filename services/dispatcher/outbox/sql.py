@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError
-from sqlalchemy import ColumnElement, Connection, and_, case, func, select
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, select, union_all
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, SweepPlace, Swept
@@ -47,6 +47,7 @@ _EVENT_COLUMNS = [
         "epoch",
         "reason",
         "sent_at_ms",
+        "accepted_at_ms",
     )
 ]
 _SUMMARY_COLUMNS = [column for column in node.c if column.name != "revision"]
@@ -75,6 +76,21 @@ _latest_event = (
     .where(delivery_event.c.node_id == node.c.node_id)
     .scalar_subquery()
 )
+
+_by_message_id = (
+    (delivery_event.c.object_key, delivery_event.c, delivery_event.c.kind == 1),
+    (delivery_event.c.object_key, delivery_event.c, delivery_event.c.accepted_at_ms != 0),
+    (delivery.c.object_key, delivery.c, delivery.c.state != 0),
+)
+# Each part has an index of its own, but for what is pending, which is read whole.
+_key_of_message = union_all(
+    *(
+        select(key).where(
+            columns.node_id == bindparam("node_id"), columns.message_id == bindparam("message_id"), told
+        )
+        for key, columns, told in _by_message_id
+    )
+).limit(1)
 
 
 def _read_totals(connection: Connection) -> Totals:
@@ -278,12 +294,8 @@ class SqlOutbox:
         def read(connection: Connection) -> ObjectRow | None:
             wanted: Any = key
             if not key:
-                event = delivery_event.c
-                wanted = connection.execute(
-                    select(event.object_key).where(
-                        event.node_id == node_id, event.message_id == message_id, event.kind == 1
-                    )
-                ).scalar()
+                named = {"node_id": node_id, "message_id": message_id}
+                wanted = connection.execute(_key_of_message, named).scalar()
             query = select(*DELIVERY_COLUMNS).where(
                 delivery.c.node_id == node_id, delivery.c.object_key == wanted
             )
@@ -303,8 +315,18 @@ class SqlOutbox:
             .order_by(delivery_event.c.event_id.desc())
             .limit(limit)
         )
-        found = await self.store.read(lambda c: [event_of(row) for row in c.execute(query)])
-        return unfolded(reversed(found))[-limit:]
+        # What is pending has not told of its acceptance, unless its publisher chose its id.
+        of_pending = delivery.c.message_id == message_id if message_id else delivery.c.object_key == key
+        untold = select(*DELIVERY_COLUMNS).where(
+            delivery.c.node_id == node_id, of_pending, delivery.c.state != 0, delivery.c.own_id.is_(False)
+        )
+
+        def read(connection: Connection) -> list[Event]:
+            events = [event_of(row) for row in connection.execute(query)]
+            pending = [object_row(row) for row in connection.execute(untold)]
+            return unfolded(reversed(events), pending)[-limit:]
+
+        return await self.store.read(read)
 
     async def redeliver(self, node_id: str, key: str, at_ms: int) -> int:
         """See `contract.Outbox.redeliver`."""

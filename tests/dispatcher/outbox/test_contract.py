@@ -843,6 +843,71 @@ async def test_an_acknowledgement_tells_of_the_attempt_that_it_brings_along(outb
     assert await outbox.history(NODE, "m1", "", 1) == events[3:]
 
 
+async def test_a_message_without_an_id_of_its_publisher_tells_of_its_acceptance_at_its_end(
+    outbox: Outbox,
+) -> None:
+    """Until then its row does; the history reads the same, and it is found by its id all the while."""
+    await claim(outbox, 1)
+    first, second = await accepted(
+        outbox,
+        accept(publication(3, uid="a")),
+        accept(publication(4, uid="a"), at_ms=NOW_MS + 2),
+    )
+    one, two = first.message_id, second.message_id
+    told = [
+        Event(NODE, EventKind.ACCEPTED, NOW_MS, one, "a", 3),
+        Event(NODE, EventKind.ENDED, NOW_MS + 2, one, "a", 3, reason="superseded"),
+        Event(NODE, EventKind.ACCEPTED, NOW_MS + 2, two, "a", 4),
+    ]
+    assert await outbox.history(NODE, "", "a", 10) == told
+    assert await outbox.history(NODE, one, "", 10) == told[:2]
+    assert await outbox.history(NODE, two, "", 10) == told[2:]
+    await commit(outbox, Attempt(NODE, 1, "a", two, 4, 1, NOW_MS + 3))
+    attempt = Attempt(NODE, 1, "a", two, 4, 2, NOW_MS + 4)
+    settle_it = Settle(NODE, 1, "a", second.seq, 4, two, NOW_MS + 5, sent=attempt)
+    told += [
+        Event(NODE, EventKind.SENT, NOW_MS + 3, two, "a", 4, attempt=1, epoch=1),
+        Event(NODE, EventKind.SENT, NOW_MS + 4, two, "a", 4, attempt=2, epoch=1),
+        Event(NODE, EventKind.ACKNOWLEDGED, NOW_MS + 5, two, "a", 4, epoch=1),
+    ]
+    for message_id in (one, two):
+        row = await outbox.find(NODE, message_id, "")
+        assert row
+        assert (row.key, row.message_id, row.state) == ("a", two, RowState.PENDING)
+    await commit(outbox, settle_it)
+    assert await outbox.history(NODE, "", "a", 10) == told
+    assert await outbox.history(NODE, two, "", 10) == told[2:]
+    assert await outbox.history(NODE, "", "a", 2) == told[-2:]
+    # An acknowledgement that comes again has nothing to tell of the acceptance.
+    await commit(outbox, settle_it._replace(at_ms=NOW_MS + 6, sent=None))
+    again = Event(NODE, EventKind.ACKNOWLEDGED, NOW_MS + 6, two, "a", 4, epoch=1)
+    assert await outbox.history(NODE, two, "", 10) == [*told[2:], again]
+    for message_id in (one, two):
+        assert await outbox.find(NODE, message_id, "")
+
+
+@pytest.mark.parametrize("ending", ["purge", "expire", "end", "park and purge", "delete of the path"])
+async def test_however_a_message_ends_its_history_begins_with_its_acceptance(
+    outbox: Outbox, ending: str
+) -> None:
+    await claim(outbox, 1)
+    (row,) = await accepted(outbox, accept(publication(3, uid="a", expires_at_ms=NOW_MS + 10)))
+    if ending == "end":
+        await commit(outbox, End(NODE, 1, "a", row.seq, row.message_id, "why", NOW_MS + 1))
+    elif ending == "expire":
+        assert len(await outbox.expire(NOW_MS + 10, 10)) == 1
+    elif ending == "delete of the path":
+        await accepted(outbox, accept(publication(None, is_delete=True), at_ms=NOW_MS + 1))
+    else:
+        if ending == "park and purge":
+            await commit(outbox, Park(NODE, 1, "a", row.seq, row.message_id, "why", NOW_MS + 1))
+        assert await outbox.purge(NODE, "a", NOW_MS + 2) == 1
+    told = await outbox.history(NODE, row.message_id, "", 10)
+    middle = [EventKind.PARKED] if ending == "park and purge" else []
+    assert [event.kind for event in told] == [EventKind.ACCEPTED, *middle, EventKind.ENDED]
+    assert (told[0].at_ms, told[0].key, told[0].version) == (NOW_MS, "a", 3)
+
+
 async def test_a_refused_publish_is_in_the_history_with_its_reason(outbox: Outbox) -> None:
     await accepted(outbox, accept(publication(5)))
     await commit(
