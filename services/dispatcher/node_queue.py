@@ -44,12 +44,9 @@ class NodeQueue:
 
     def add(self, entry: Entry) -> None:
         """A message of a key that has none."""
-        if entry.body is not None:
-            if self._held_bytes + entry.size_bytes > self._most_held_bytes:
-                entry.body = None
-            else:
-                self._held_bytes += entry.size_bytes
+        body, entry.body = entry.body, None
         self.entries[entry.key] = entry
+        self._hold_body(entry, body)
         self.by_id[entry.message_id] = entry
         if entry.path and not entry.is_answer:  # an answer is about a request, it deletes nothing
             self._paths.setdefault(entry.path, []).append(entry)
@@ -57,6 +54,12 @@ class NodeQueue:
             self.push(entry)
         elif entry.state == PARKED:
             self.parked += 1
+
+    def met(self, told: Entry) -> None:
+        """An accepted message that was read before it was told: what was told has its body."""
+        known = self.entries.get(told.key)
+        if known is not None and known.seq == told.seq and known.state == READY and known.body is None:
+            self._hold_body(known, told.body)
 
     def push(self, entry: Entry) -> None:
         """A ready entry waits for its turn. Pushing it twice does no harm."""
@@ -158,6 +161,11 @@ class NodeQueue:
         if entry.is_answer or len(siblings) < 2:
             return []
         return [other for other in siblings if other.seq < entry.seq and other.state == PARKED]
+
+    def _hold_body(self, entry: Entry, body: bytes | None) -> None:
+        if body is not None and self._held_bytes + entry.size_bytes <= self._most_held_bytes:
+            entry.body = body
+            self._held_bytes += entry.size_bytes
 
     def _release(self, entry: Entry) -> None:
         if entry.state == IN_FLIGHT:

@@ -410,6 +410,8 @@ class NodeDelivery:
                 self._take(entry)
             elif entry.seq > (self._last_seq or 0):
                 self._early.append(entry)
+            else:
+                self._queue.met(entry)
         again = self._reread_again or bool(self._early) or self._told_seq > (self._last_seq or 0)
         self._reread_again = False
         actions = self._pump(now, wall_ms)
@@ -418,8 +420,10 @@ class NodeDelivery:
     def _take(self, entry: Entry) -> None:
         self._last_seq = entry.seq
         known = self._queue.entries.get(entry.key)
-        if known is None or known.seq < entry.seq:  # else a reading has met it, or what came after it
+        if known is None or known.seq < entry.seq:
             self._replace(entry)
+        else:  # a reading has met it, or what came after it
+            self._queue.met(entry)
 
     def _meet(self, entry: Entry) -> None:
         """A row that was read."""

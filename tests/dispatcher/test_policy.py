@@ -374,6 +374,30 @@ def test_a_reread_in_portions_that_fails_begins_anew(node: Node) -> None:
     assert node.portions() == [Reread(), Reread(1), Reread()]
 
 
+def test_what_is_read_and_told_as_well_has_its_body_from_what_was_told(node: Node) -> None:
+    """Rows are read without their bodies; those that are told meanwhile need not be fetched."""
+    node.do(node.policy.reread())
+    node.accept(entry(1))
+    node.accept(entry(2))
+    assert node.reload(entry(1, body=False), entry(2, body=False), last_seq=2) == ["m1", "m2"]
+    opening = Node()
+    opening.accept(entry(2))
+    assert opening.load(entry(1), entry(2, body=False), last_seq=2) == ["m1", "m2"]
+    assert node.fetches() == opening.fetches() == []
+
+
+def test_bodies_told_while_rows_are_read_are_bounded_too() -> None:
+    node = Node(PolicySettings(window_messages=1, held_bytes=2000))
+    node.load()
+    told = [entry(seq, size_bytes=800) for seq in (1, 2, 3, 4)]
+    node.do(node.policy.reread())
+    for one in told:
+        node.accept(one)
+    read = [entry(seq, size_bytes=800, body=False) for seq in (1, 2, 3, 4)]
+    assert node.reload(*read, last_seq=4) == ["m1"]
+    assert sum(one.size_bytes for one in read if one.body is not None) == 1600
+
+
 def test_a_change_told_by_its_seq_is_read_again_unless_hints_tell_it(node: Node) -> None:
     """While a large backlog is read, hints go on; they must not make it be read for ever."""
     node.do(node.policy.reread())
