@@ -270,9 +270,10 @@ class Delivery:
         return True
 
     def last_seqs(self, node_ids: Sequence[str]) -> dict[str, int | None]:
-        """The last seq that the policies of those with a session here know; None before they loaded."""
+        """The last seq that the policies of those with a session here know; None before they loaded, and
+        while they read: what they knew is old then, and they are about to know better."""
         return {
-            node_id: session.policy.last_seq
+            node_id: None if session.policy.is_reading else session.policy.last_seq
             for node_id in node_ids
             if (session := self.sessions.get(node_id)) is not None
         }

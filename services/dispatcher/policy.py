@@ -389,6 +389,11 @@ class NodeDelivery:
         """The newest seq known; None before loading."""
         return self._last_seq
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether an answer to LoadOn or Reread is on its way, until which `last_seq` stands still."""
+        return self._reading is not None
+
     def state_of(self, key: str) -> EntryState | None:
         """Where a key's newest message stands; None if nothing is pending."""
         entry = self._queue.entries.get(key)

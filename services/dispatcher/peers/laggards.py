@@ -18,8 +18,8 @@ def laggards(known: Mapping[str, int | None], stored: Mapping[str, int]) -> dict
     """Nodes whose sessions are behind, with the last seq in the outbox: (node -> last seq) as policies know
     it, and as the outbox has it.
 
-    A policy that knows none has not loaded yet: what it loads is newer than `stored`. A node without
-    a row has nothing pending.
+    A policy that knows none has not loaded yet or is reading; if what it reads is older than `stored`, a
+    later look finds that. A node without a row has nothing pending.
     """
     return {
         node_id: stored[node_id]

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
+from services.dispatcher.actions import Reread
 from services.dispatcher.outbox.records import Accepted
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.peers.sweep import Sweep
@@ -45,6 +46,22 @@ async def test_what_was_committed_here_and_is_told_between_two_looks_is_not_read
         assert isinstance(second, Accepted)
         half.delivery.committed("edge-1", second)
         assert await sweep.once() == 0
+
+
+async def test_a_session_that_is_reading_is_not_asked_to_read_again() -> None:
+    """Under load a reading takes longer than the time between two looks: it would never end."""
+    async with running_delivery_half() as half:
+        session = await half.connect("edge-1")
+        sweep = sweep_of(half)
+        await half.outbox.commit([accept(publication(1, message_id="m1"))])
+        assert await sweep.once() == 0
+        assert session.policy.reread() == [Reread()]
+        assert half.delivery.last_seqs(["edge-1"]) == {"edge-1": None}
+        assert await sweep.once() == 0
+        assert session.policy.reloaded([], 0, 0.0, 0) == []
+        assert half.delivery.last_seqs(["edge-1"]) == {"edge-1": 0}
+        assert await sweep.once() == 0
+        assert await sweep.once() == 1
 
 
 async def test_what_another_dispatcher_purged_is_not_sent_any_more() -> None:
