@@ -48,6 +48,8 @@ class EnrolmentListener:
         self._room = asyncio.Semaphore(most_connections)
         self._most_per_network = max(1, most_connections // 4)
         self._open: Counter[str] = Counter()
+        # Accepted, and their tasks have not begun: one that is cancelled before that closes nothing.
+        self._unserved: set[socket.socket] = set()
         self._seconds = request_seconds
         self._socket = tcp_listener(listen, "enrolment", _BACKLOG)
 
@@ -84,11 +86,15 @@ class EnrolmentListener:
                         accepted.close()
                         continue
                     self._open[network] += 1
+                    self._unserved.add(accepted)
                     group.create_task(self._serve(accepted, host, network), name="enrolment request")
         finally:
             self._socket.close()
+            for accepted in self._unserved:
+                accepted.close()
 
     async def _serve(self, accepted: socket.socket, address: str, network: str) -> None:
+        self._unserved.discard(accepted)
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(_READ_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)

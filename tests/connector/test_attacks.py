@@ -75,7 +75,7 @@ async def test_thousands_of_half_finished_handshakes_disturb_no_link(
     start_app: StartApp, authority: TestAuthority, dispatcher: LinkDispatcher
 ) -> None:
     """Invariants 6, 7: openings are bounded, all of them end at their deadline, links go on meanwhile."""
-    async with start_app(openings_most=1024, opening_seconds=2.0) as app:
+    async with start_app(openings_most=1024, opening_seconds=5.0) as app:
         peers = EdgePeers(authority, app.edge_port)
         hello = _client_hello(authority.client_context(None))
         async with _untouched(app, peers, dispatcher, 1.0):
@@ -84,14 +84,14 @@ async def test_thousands_of_half_finished_handshakes_disturb_no_link(
                 await _half_finished(app.edge_port, hello if number % 2 else b"")
                 for number in range(_HALF_FINISHED)
             ]
-            await poll(lambda: metric(app, "openings") == 1024)
+            await poll(lambda: metric(app, "openings") == 1024, 20)
             assert metric(app, "accept_waits_total") >= 1
             # Another edge gets in when the first of them have had their time.
-            async with peers.link("new", open_timeout=10):
+            async with peers.link("new", open_timeout=20):
                 pass
             await poll(
                 lambda: metric(app, "handshake_failures_total", reason="handshake_timeout") == _HALF_FINISHED,
-                20,
+                40,
             )
             for writer in writers:
                 writer.close()
