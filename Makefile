@@ -20,10 +20,8 @@ $(READY): requirements.lock pyproject.toml
 run: $(READY)
 	@$(BIN)/python -m demo $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(TLS),--tls)
 
-# COVERAGE=1 measures branches too, which takes half as long again.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal \
-		$(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=90)
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal --cov --cov-report=term --cov-fail-under=90
 
 # Network namespaces: needs root, and Debian's iproute2 and iptables. Logs stay in .run/e2e*. Scenarios measure:
 # those that wait most of their time are played side by side, the others alone after that; those that fail are

@@ -12,10 +12,12 @@ from tests.support.postgres import Databases, running_databases
 
 __all__ = ["figures", "pytest_terminal_summary"]
 
-# The services run as processes of their own there, or not at all.
+# The services run as processes of their own there, or not at all; or as whole hubs in this one, which run the
+# lines again that the services' own tests run.
 _ELSEWHERE = {
     *("bench", "chaos", "ctl", "demo", "deploy", "docs", "e2e", "edge", "fuzz", "lab", "metrics", "soak"),
     *("tools", "tracing"),
+    *("hub", "replicas", "security"),
 }
 
 
