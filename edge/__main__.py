@@ -3,7 +3,7 @@
 import gc
 
 if __name__ == "__main__":
-    gc.disable()  # what is imported stays; `main` turns it on again
+    gc.disable()  # what is imported stays; `prepare_process` turns it on again
 
 import asyncio
 import json
