@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from tests.support.edge_peer import EdgePeers, frame_bytes, keepalive, request_bytes
 
 HOST = "127.0.0.1"
-ANSWER_SECONDS = 20.0
+ANSWER_SECONDS = 60.0
 # Closing with this linger resets the connection instead of ending it.
 _RESET = struct.pack("ii", 1, 0)
 _CLOSE_FRAME = b"\x88\x82\x00\x00\x00\x00\x03\xe8"  # 1000, masked with zeros
