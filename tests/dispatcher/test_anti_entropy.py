@@ -1,9 +1,12 @@
-"""What the registry and a dispatcher do not both have: `services.dispatcher.anti_entropy`, the comparison."""
+"""What the registry and a dispatcher do not both have: `services.dispatcher.anti_entropy`."""
+
+from typing import Any
+from unittest import mock
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.dispatcher.anti_entropy import Disagreements, Settlement
+from services.dispatcher.anti_entropy import AntiEntropy, Disagreements, Settlement
 
 LEASE = 15.0
 NOTHING = Settlement([], [])
@@ -84,3 +87,20 @@ def test_only_what_was_apart_at_this_and_the_last_look_is_ever_settled(
         assert set(settled.not_here) <= registry.items() - here.items()
         assert set(settled.not_here) <= last[0].items() - last[1].items()
         last = registry, here
+
+
+async def test_what_still_waits_to_be_told_as_ended_is_not_ended_again() -> None:
+    """The shell asks for it before it asks the registry: an end that is confirmed meanwhile counts too."""
+    ends, sessions, clock = mock.Mock(), mock.AsyncMock(), mock.Mock()
+    sessions.held.return_value = {"edge-1": 7}
+    ends.closing.side_effect = [set(), {("edge-1", 7)}, set(), set()]
+    here: Any = mock.Mock(sessions={}, draining=False)
+    here.epochs.return_value = {}
+    compared = AntiEntropy(here, sessions, ends, here, here, clock, mock.Mock(), LEASE)
+    for now in (0.0, LEASE, 2 * LEASE):
+        clock.monotonic.return_value = now
+        await compared.look()
+    ends.close.assert_not_called()
+    clock.monotonic.return_value = 3 * LEASE
+    await compared.look()
+    ends.close.assert_called_once()

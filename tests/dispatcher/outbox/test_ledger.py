@@ -701,3 +701,13 @@ def test_a_claim_that_goes_on_ends_answers_of_former_sessions_only(book: Book) -
     assert load(portioned(book, 1), claim) == ([1], 1)
     book.accepts(publication(None, is_answer=True, message_id="new"))
     assert load(portioned(book, 9), claim._replace(after_seq=1, last_seq=2)) == ([3], None)
+
+
+def test_a_message_costs_one_row_of_history_and_one_more_if_its_publisher_chose_its_id(book: Book) -> None:
+    unnamed, named = book.accepts(publication(1)), book.accepts(publication(1, uid="b", message_id="m1"))
+    book.acknowledge(unnamed)
+    book.acknowledge(named)
+    (only,) = [event for event in book.ledger.events if event.message_id == unnamed.message_id]
+    assert (only.kind, only.accepted_at_ms) == (EventKind.ACKNOWLEDGED, NOW_MS)
+    told = [(event.kind, event.accepted_at_ms) for event in book.ledger.events if event.message_id == "m1"]
+    assert told == [(EventKind.ACCEPTED, 0), (EventKind.ACKNOWLEDGED, 0)]
