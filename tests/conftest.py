@@ -1,7 +1,7 @@
 """What every test shares."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
 import uvloop
@@ -21,13 +21,20 @@ _ELSEWHERE = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Measuring coverage doubles the time of what is measured: state machines run the same lines thousands of
-    times, and others of the tests have run them before."""
-    for item in items:
-        folder = item.path.relative_to(item.config.rootpath).parts[1]
-        if folder in _ELSEWHERE or isinstance(item, TestCaseFunction):
-            item.add_marker(pytest.mark.no_cover)
+    times, and others of the tests have run them before. (`no_cover` would go on measuring their fixtures.)"""
+    plugin = item.config.pluginmanager.getplugin("_cov")
+    controller = plugin.cov_controller if plugin else None
+    folder = item.path.relative_to(item.config.rootpath).parts[1]
+    if controller is None or (folder not in _ELSEWHERE and not isinstance(item, TestCaseFunction)):
+        return (yield)
+    controller.pause()
+    try:
+        return (yield)
+    finally:
+        controller.resume()
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -86,7 +86,6 @@ async def test_a_session_that_its_dispatcher_does_not_have_is_closed(hub: Runnin
         assert told == [("edge-1", "connected"), ("edge-1", "disconnected"), ("edge-1", "disconnected")]
 
 
-@pytest.mark.no_cover
 async def test_sessions_that_come_and_go_are_no_disagreement(hub: RunningHub) -> None:
     """C1, C36: reconnects, and an absence of sessions that lasts longer than a lease."""
     async with hub.fleet("edge-1", "edge-2"):

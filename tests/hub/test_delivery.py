@@ -37,7 +37,6 @@ async def in_flight(hub: RunningHub, node_id: str = "edge-1") -> int:
     return int(response.node.in_flight)
 
 
-@pytest.mark.no_cover
 async def test_publishing_to_absent_nodes_leaves_nothing_in_memory(
     tmp_path: Path, authority: TestAuthority
 ) -> None:

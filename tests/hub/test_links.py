@@ -80,7 +80,6 @@ async def test_simultaneous_links_of_one_node_leave_one(tmp_path: Path, authorit
             await edge.connection.close()
 
 
-@pytest.mark.no_cover
 async def test_after_two_hundred_reconnects_everything_is_that_of_one_link(
     tmp_path: Path, authority: TestAuthority
 ) -> None:

@@ -138,7 +138,6 @@ async def test_simultaneous_links_through_both_connectors_leave_one(hub: Running
         await hub.until_session("edge-1", lambda session: session.state == CLOSED)
 
 
-@pytest.mark.no_cover
 async def test_after_a_hundred_reconnects_everything_is_that_of_one_link(
     hub: RunningHub, routes: Routes, databases: Databases
 ) -> None:
@@ -197,7 +196,6 @@ async def test_after_a_hundred_reconnects_everything_is_that_of_one_link(
     assert len(page.sessions) == 1, "one row per node, however often it came"
 
 
-@pytest.mark.no_cover
 async def test_publishing_to_absent_nodes_through_both_dispatchers_leaves_nothing_in_memory(
     hub: RunningHub,
 ) -> None:

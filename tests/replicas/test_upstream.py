@@ -392,7 +392,6 @@ async def test_an_upload_that_the_former_dispatcher_commits_late_keeps_its_place
         assert await uploaded(cloud, 2) == [1, 2]
 
 
-@pytest.mark.no_cover
 async def test_uploads_keep_their_order_while_links_move(tmp_path: Path, authority: TestAuthority) -> None:
     """C31: a dispatcher stops and comes back under load; every confirmed number is handed on, in order."""
     nodes, count = [f"edge-{number}" for number in range(6)], 40

@@ -11,8 +11,9 @@ from tests.weak_network.conftest import Stage
 pytestmark = [pytest.mark.weak_network, pytest.mark.timeout(600)]
 
 NODES = 2000
-# On the machine of docs/weak-networks.md. An opening over QUIC costs both ends twice the processor time.
-BACK_SECONDS = 60.0 if TRANSPORT == "quic" else 15.0
+# On the machine of docs/weak-networks.md. An opening over QUIC costs both ends twice the processor time, and
+# a message too: there the load is lighter, so that it is openings that the two cores are busy with.
+BACK_SECONDS, PAUSE_SECONDS = (60.0, 16.0) if TRANSPORT == "quic" else (15.0, 4.0)
 OUTAGE_SECONDS = 3.0
 
 
@@ -27,7 +28,7 @@ async def test_a_reconnect_storm(stage: Stage) -> None:
         "reconnect storm",
         {"one": half, "two": half, "others": 20},
         publishers=1,
-        pause_seconds=4.0,
+        pause_seconds=PAUSE_SECONDS,
         edge_flags=("--most-delay", "1", "--upload-every", "60", "--status-every", "60"),
         observe_seconds=2.0,
         limit_total=NODES + 20,
@@ -46,5 +47,5 @@ async def test_a_reconnect_storm(stage: Stage) -> None:
         began = scenario.clock.now()
         await scenario.scene.connected(most)
         scenario.note = f"{NODES} links back in {scenario.clock.now() - began:.1f} s"
-        await scenario.recovered("storm", since=began)
+        await scenario.recovered("storm", since=began, within=most + 60)
     assert scenario.links_opened["one"] >= 2 * half

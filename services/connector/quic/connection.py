@@ -10,6 +10,7 @@ in this module alone, and tests/connector/quic/test_connection.py holds it again
 - *Streams.* Two of the peer's: one in both directions for control, one for its messages.
 - *First round trip.* The retry has measured one: what is assumed until there is an acknowledgement is no
   less, so on a wire with a long queue nothing is sent twice that only waits (RFC 9002, 6.2.2).
+- *Silence.* How many probes a peer left unanswered is told, so that nothing else is sent to one that is gone.
 - *Resets.* Tokens are a function of the connection id and the server's key, so a connector that has lost a
   connection can still tell its peer (RFC 9000, 10.3).
 """
@@ -38,6 +39,9 @@ DOWNSTREAM = 3
 MOST_HANDSHAKE_BYTES = 100 * 1024
 # A retry's round trip is longer by as much as the peer's own copies took, where packets are lost.
 _MOST_INITIAL_RTT = 4.0
+# Probes in a row left unanswered, each waited for twice as long as the one before (RFC 9002, 6.2.1). Where a
+# fifth of the packets is lost in each direction, that many are lost by chance once in sixty times.
+_UNHEARD_PROBES = 4
 _MOST_FRAME_BYTES = 1 + 8 + 8
 _RESET_TOKEN_BYTES = 16
 # A reset looks like any packet: RFC 9000, 10.3 asks for at least 21 bytes, fewer than what it answers.
@@ -162,6 +166,11 @@ class HubConnection(QuicConnection):
         stream.max_stream_data_local_sent = stream.max_stream_data_local
 
     # What became of what was sent, and of the connection.
+
+    @property
+    def unheard(self) -> bool:
+        """Whether the peer has answered no probe for long: what is sent beside probes is likely lost."""
+        return self._loss._pto_count >= _UNHEARD_PROBES
 
     @property
     def end(self) -> ConnectionTerminated | None:

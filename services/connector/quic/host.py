@@ -23,6 +23,10 @@ class QuicHost(ConnectionHost, Protocol):
         """Sends a datagram."""
         ...
 
+    def behind(self) -> bool:
+        """Whether datagrams have come that were not read yet."""
+        ...
+
     def dropped(self) -> None:
         """A datagram was over the connection's rate."""
         ...

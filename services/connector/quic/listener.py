@@ -4,10 +4,13 @@ A peer's address is proved by a retry before anything is kept of it (RFC 9000, 8
 address makes the hub send a packet smaller than its own there, and no more.
 """
 
+import array
 import asyncio
+import fcntl
 import logging
 import os
 import socket
+import termios
 from typing import cast
 
 from aioquic._buffer import Buffer
@@ -74,6 +77,7 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
         self._touched: dict[QuicEdgeConnection, None] = {}
         self._flush_due = False
         self._full = False
+        self._unread = array.array("i", [0])
         self._udp: asyncio.DatagramTransport | None = None
         self._socket = udp_socket(
             listen,
@@ -223,6 +227,11 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
     def send(self, datagram: bytes, address: Address) -> None:
         if self._udp is not None and not self._udp.is_closing():
             self._udp.sendto(datagram, address)
+
+    def behind(self) -> bool:
+        # It tells the size of the next datagram (udp(7)).
+        fcntl.ioctl(self._socket, termios.FIONREAD, self._unread)
+        return self._unread[0] > 0
 
     def dropped(self) -> None:
         self._metrics.quic_dropped.labels("rate").inc()

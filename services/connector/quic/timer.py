@@ -7,16 +7,26 @@ from services.connector.quic.connection import HubConnection
 
 # uvloop's clock ticks in milliseconds: a timer fires up to one early.
 _TIMER_SECONDS = 0.001
+# What may be put off while datagrams wait to be read, and how often that is looked at.
+_MOST_LATE_SECONDS = 2.0
+_LOOK_SECONDS = 0.02
 
 
 class QuicTimer:
-    """One timer; it may fire too early, and then looks again, which is cheaper than to move it."""
+    """One timer; it may fire too early, and then looks again, which is cheaper than to move it.
 
-    __slots__ = ("_at", "_loop", "_quic", "_timer")
+    It says that nothing came, so what came is read first: while the hub is `behind`, the answer is likelier
+    in its socket than lost, and whatever was sent again would put it further behind.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, quic: HubConnection) -> None:
+    __slots__ = ("_at", "_behind", "_loop", "_quic", "_timer")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, quic: HubConnection, behind: Callable[[], bool]
+    ) -> None:
         self._loop = loop
         self._quic = quic
+        self._behind = behind
         self._at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -45,4 +55,7 @@ class QuicTimer:
                 self.arm(now, call)
                 return
             now = due
+        elif due is not None and now - due < _MOST_LATE_SECONDS and self._behind():
+            self._timer = self._loop.call_later(_LOOK_SECONDS, self._fired, call)
+            return
         call(now)

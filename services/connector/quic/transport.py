@@ -168,7 +168,8 @@ class QuicEdgeConnection:
         if self.phase is not Phase.OPEN:
             return False
         self._outbound.write(frames)
-        self._transmit(self._loop.time())
+        if not self._quic.unheard:  # else with its next probe
+            self._transmit(self._loop.time())
         self._blocked = not self._outbound.sent
         return not self._blocked
 

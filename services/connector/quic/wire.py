@@ -44,7 +44,7 @@ class Wire:
         self._close_datagram: tuple[bytes, Address] | None = None
         self._unanswered = 0
         self._ids: set[bytes] = set()
-        self._timer = QuicTimer(loop, quic)
+        self._timer = QuicTimer(loop, quic, host.behind)
 
     def receive(self, datagram: bytes, address: Address, now: float) -> bool:
         """Whether the connection took the datagram in. Over the rate of a link it is dropped, as by a network

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import math
 import os
 import time
 
@@ -12,6 +13,7 @@ import pytest
 from cloudhub.v1 import link_pb2, message_pb2
 from cloudhub.v1.edge_pb2 import EdgeMessage, EdgeRouter
 from services.connector.app import ConnectorApp
+from services.connector.quic.connection import DOWNSTREAM, HubConnection
 from services.connector.settings import QUIC_OFF
 from tests.connector.conftest import StartApp, metric, poll
 from tests.support.certs import TestAuthority
@@ -192,6 +194,30 @@ async def test_an_edge_that_does_not_read_holds_the_hub_back(
         assert not any(report.acknowledged_through > 14 for report in dispatcher.written)
         dispatcher.send_messages(1, _message("late"))
         await poll(lambda: link.state and len(link.state.outbound) > 10)
+
+
+async def test_an_edge_that_is_gone_is_sent_probes_and_nothing_else(
+    app: ConnectorApp, quic_peers: QuicPeers, dispatcher: LinkDispatcher
+) -> None:
+    """Until its link is found dead it costs little, however much is for it; that leaves once it is heard."""
+    async with quic_peers.link() as peer:
+        link = app.links.admitted()[0]
+        peer.hears = 0
+        dispatcher.send_messages(1, _message("unheard"))
+        quic: HubConnection = link.transport._quic  # type: ignore[attr-defined]
+        await poll(lambda: quic.unheard, 30)
+        written = len(dispatcher.written)
+        dispatcher.send_messages(1, *(_message(f"m{number}") for number in range(5)))
+        await poll(lambda: link.transport.blocked)
+        assert len(dispatcher.written) == written
+        assert quic.sent_through(DOWNSTREAM) < quic.written_through(DOWNSTREAM)
+        peer.hears = math.inf
+        assert [(await peer.message()).header.id for _ in range(6)] == [
+            "unheard",
+            *(f"m{number}" for number in range(5)),
+        ]
+        await poll(lambda: not link.transport.blocked and not quic.unheard)
+        assert len(dispatcher.written) > written
 
 
 async def test_held_input_is_not_looked_at_and_not_let_in(
