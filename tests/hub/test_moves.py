@@ -213,7 +213,7 @@ async def test_while_sessions_is_away_links_stay_where_they_are(
     tmp_path: Path, authority: TestAuthority
 ) -> None:
     """C36: a dispatcher drains meanwhile; its links wait without one, and move when sessions is back."""
-    settings = {"sessions_seconds": 0.5}
+    settings = {"sessions_seconds": 2.0}
     async with (
         running_hub(tmp_path, authority, dispatchers=2, shared_outbox=True, dispatcher=settings) as hub,
         hub.edge() as edge,

@@ -25,7 +25,8 @@ class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
         self.admit = True
         self.grant = True
         self.receipts = True
-        self.hold_hello = False
+        self._may_greet = asyncio.Event()
+        self._may_greet.set()
         self.hellos: list[link_pb2.ConnectorHello] = []
         self.announcements: list[link_pb2.LinkAnnouncement] = []
         self.transfers: list[link_pb2.LinkTransfer] = []
@@ -117,6 +118,18 @@ class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
         """Refuses an announcement or a transfer."""
         self.give_verdict(link, link_pb2.Refusal(reason=reason, close_reason=close_reason))
 
+    @property
+    def hold_hello(self) -> bool:
+        """Whether connectors get no answer to their hello; those that wait get it when that ends."""
+        return not self._may_greet.is_set()
+
+    @hold_hello.setter
+    def hold_hello(self, held: bool) -> None:
+        if held:
+            self._may_greet.clear()
+        else:
+            self._may_greet.set()
+
     def give_verdict(self, link: int, refusal: link_pb2.Refusal | None = None) -> int:
         """Admits or refuses; answers the epoch (0 if refused)."""
         epoch = 0
@@ -156,8 +169,7 @@ class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
         self._out = asyncio.Queue()
         reader = asyncio.create_task(self._read(request_iterator))
         try:
-            if self.hold_hello:
-                await asyncio.Event().wait()
+            await self._may_greet.wait()
             yield link_pb2.DispatcherBatch(
                 hello=link_pb2.DispatcherHello(
                     dispatcher_id=self.dispatcher_id, name="test", lease_seconds=self.lease_seconds
