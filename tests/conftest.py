@@ -1,17 +1,22 @@
 """What every test shares."""
 
 import asyncio
+import os
 from collections.abc import Callable, Generator, Iterator
 
 import pytest
 import uvloop
 from _pytest.unittest import TestCaseFunction
+from sqlalchemy import Connection, inspect
 
+from services.runtime import store
+from services.runtime.migrations import Schema, version_of
 from tests.support.figures import figures, pytest_terminal_summary
 from tests.support.postgres import Databases, running_databases
 
 __all__ = ["figures", "pytest_terminal_summary"]
 
+_HELD = "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY rowid"
 # The services run as processes of their own there, or not at all; or as whole hubs in this one, which run the
 # lines again that the services' own tests run.
 _ELSEWHERE = {
@@ -42,6 +47,34 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Tests run on the loop that the services run on: its transports differ from asyncio's."""
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _migrated_once() -> Iterator[None]:
+    """What migrations make of a new SQLite file is made of the next ones by the statements it then holds:
+    hundreds of tests begin with such a file, and those of the migrations alone ask how it came to be."""
+    made: dict[str, list[str]] = {}
+
+    def statements(connection: Connection, schema: Schema) -> list[str]:
+        held = connection.exec_driver_sql(_HELD)
+        version = version_of(connection, schema)
+        return [*held.scalars(), f"INSERT INTO {schema.version_table} VALUES ('{version}')"]
+
+    def upgrade(connection: Connection, schema: Schema, name: str) -> None:
+        is_empty = connection.dialect.name == "sqlite" and not inspect(connection).get_table_names()
+        if not is_empty or "test_migrations" in os.environ.get("PYTEST_CURRENT_TEST", ""):
+            real(connection, schema, name)
+        elif schema.service not in made:
+            real(connection, schema, name)
+            made[schema.service] = statements(connection, schema)
+        else:
+            for statement in made[schema.service]:
+                connection.exec_driver_sql(statement)
+
+    real = store.upgrade
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "upgrade", upgrade)
+        yield
 
 
 @pytest.fixture(scope="session")
