@@ -9,7 +9,7 @@ import uvloop
 from _pytest.unittest import TestCaseFunction
 from sqlalchemy import Connection, inspect
 
-from services.runtime import store
+from services.runtime import migrations, store
 from services.runtime.migrations import Schema, version_of
 from tests.support.figures import figures, pytest_terminal_summary
 from tests.support.postgres import Databases, running_databases
@@ -32,10 +32,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     times, and others of the tests have run them before. (`no_cover` would go on measuring their fixtures.)"""
     plugin = item.config.pluginmanager.getplugin("_cov")
     controller = plugin.cov_controller if plugin else None
+    if controller is None or item.get_closest_marker("no_cover"):
+        return (yield)
     folder = item.path.relative_to(item.config.rootpath).parts[1]
     # What a store does on SQLite as well is measured there.
     again = "postgresql" in item.name and folder != "runtime"
-    if controller is None or not (again or folder in _ELSEWHERE or isinstance(item, TestCaseFunction)):
+    if not (again or folder in _ELSEWHERE or isinstance(item, TestCaseFunction)):
         return (yield)
     controller.pause()
     try:
@@ -63,15 +65,14 @@ def _migrated_once() -> Iterator[None]:
     def upgrade(connection: Connection, schema: Schema, name: str) -> None:
         is_empty = connection.dialect.name == "sqlite" and not inspect(connection).get_table_names()
         if not is_empty or "test_migrations" in os.environ.get("PYTEST_CURRENT_TEST", ""):
-            real(connection, schema, name)
+            migrations.upgrade(connection, schema, name)
         elif schema.service not in made:
-            real(connection, schema, name)
+            migrations.upgrade(connection, schema, name)
             made[schema.service] = statements(connection, schema)
         else:
             for statement in made[schema.service]:
                 connection.exec_driver_sql(statement)
 
-    real = store.upgrade
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "upgrade", upgrade)
         yield

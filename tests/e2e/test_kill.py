@@ -99,6 +99,7 @@ async def test_nothing_accepted_is_lost_whatever_is_killed(tmp_path: Path) -> No
     acceptances = Acceptances()
     async with HubProcesses(tmp_path, FLAGS) as hub:
         await hub.start_edges(NODES)
+        await one_session_each(hub)  # less may be pending of a node that never connected
         publishers = [
             Publisher(name, hub.address("dispatcher"), nodes, 10, acceptances)
             for name, nodes in (("left", NODES[:10]), ("right", NODES[10:]))
