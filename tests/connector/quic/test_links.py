@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from typing import Any
 
 import psutil
 import pytest
@@ -14,6 +15,7 @@ from cloudhub.v1 import link_pb2, message_pb2
 from cloudhub.v1.edge_pb2 import EdgeMessage, EdgeRouter
 from services.connector.app import ConnectorApp
 from services.connector.quic.connection import DOWNSTREAM, HubConnection
+from services.connector.quic.listener import QuicListener
 from services.connector.settings import QUIC_OFF
 from tests.connector.conftest import StartApp, metric, poll
 from tests.support.certs import TestAuthority
@@ -218,6 +220,23 @@ async def test_an_edge_that_is_gone_is_sent_probes_and_nothing_else(
         ]
         await poll(lambda: not link.transport.blocked and not quic.unheard)
         assert len(dispatcher.written) > written
+
+
+async def test_a_hub_that_is_behind_with_reading_sends_nothing_again(
+    app: ConnectorApp, quic_peers: QuicPeers, dispatcher: LinkDispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The acknowledgement may be among what it has not read."""
+    unread = False
+    monkeypatch.setattr(QuicListener, "behind", lambda _: unread)
+    async with quic_peers.link() as peer:
+        quic: Any = app.links.admitted()[0].transport._quic  # type: ignore[attr-defined]
+        await poll(lambda: quic.acknowledged_through(DOWNSTREAM) == quic.written_through(DOWNSTREAM))
+        unread, peer.hears = True, 0
+        dispatcher.send_messages(1, _message("m1"))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(poll(lambda: quic._loss._pto_count), 0.7)
+        unread = False
+        await poll(lambda: quic._loss._pto_count)
 
 
 async def test_held_input_is_not_looked_at_and_not_let_in(
