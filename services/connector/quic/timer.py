@@ -16,7 +16,8 @@ class QuicTimer:
     """One timer; it may fire too early, and then looks again, which is cheaper than to move it.
 
     It says that nothing came, so what came is read first: while the hub is `behind`, the answer is likelier
-    in its socket than lost, and whatever was sent again would put it further behind.
+    in its socket than lost, and whatever was sent again would put it further behind. Acknowledgements wait
+    too, unless something else is sent: on time they cost a busy hub more than their delay costs edges.
     """
 
     __slots__ = ("_at", "_behind", "_loop", "_quic", "_timer")
