@@ -3,6 +3,7 @@ does not believe, and the directory in which they meet."""
 
 import asyncio
 import fcntl
+import os
 import shutil
 import socket
 import tempfile
@@ -63,9 +64,13 @@ class SecurePort:
     def _make_folder(self) -> Path:
         try:
             sweep(Path(tempfile.gettempdir()))
-            self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-            self._lock = (self._folder / _LOCK).open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            while True:
+                self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+                self._lock = (self._folder / _LOCK).open("w")
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                if os.fstat(self._lock.fileno()).st_nlink:
+                    break
+                self._lock.close()  # another process swept the folder before it was locked
         except OSError as error:
             raise StartupError(
                 "gRPC with TLS needs a directory for its sockets, by the variable TMPDIR or /tmp: "

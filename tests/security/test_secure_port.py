@@ -1,11 +1,13 @@
 """A gRPC server behind the TLS front: its end, strangers who call often, newer CAs, and its directory."""
 
 import asyncio
+import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import grpc
 import pytest
@@ -194,6 +196,31 @@ async def test_what_a_killed_process_left_is_swept_and_what_is_in_use_stays(
     finally:
         await other.stop(0)
     assert own.exists()
+
+
+async def test_a_folder_that_another_process_swept_before_it_was_locked_is_made_anew(
+    security: MutualTls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Services that start at the same time sweep too."""
+    swept: list[Path] = []
+    flock = fcntl.flock
+
+    def swept_before(lock: TextIO, how: int) -> None:
+        if how == fcntl.LOCK_EX and not swept:
+            swept.append(Path(lock.name).parent)
+            shutil.rmtree(swept[0])
+        flock(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", swept_before)
+    server = RpcServer("127.0.0.1:0", [], security)
+    await server.start()
+    try:
+        own = port_of(server)._folder
+        assert own is not None
+        assert own.exists()
+        assert [own] != swept
+    finally:
+        await server.stop(0)
 
 
 @pytest.mark.parametrize(
