@@ -6,15 +6,15 @@ from fuzz.targets import TARGETS
 
 # What a run of the tests can afford.
 EXAMPLES = {
-    "frames": 150,
-    "quic": 100,
-    "datagrams": 30,
-    "settings": 30,
-    "files": 30,
-    "enrolment": 100,
-    "links": 30,
-    "requests": 200,
-    "requests-postgresql": 100,
+    "frames": 300,
+    "quic": 200,
+    "datagrams": 60,
+    "settings": 60,
+    "files": 60,
+    "enrolment": 200,
+    "links": 60,
+    "requests": 400,
+    "requests-postgresql": 200,
 }
 
 

@@ -503,18 +503,13 @@ class RunningHub:
     async def until_state(
         self, node_id: str, key: str, state: pb.DeliveryState.ValueType, seconds: float = 10.0
     ) -> pb.ExplainDeliveryResponse:
-        """The first explanation that says this state. A store that does not answer is asked again: just after
-        it is back, a connection of the time before may be what a question gets."""
+        """The first explanation that says this state."""
         last: pb.ExplainDeliveryResponse | None = None
         try:
             async with asyncio.timeout(seconds):
                 while True:
-                    try:
-                        last = await self.explain(node_id, key=key)
-                    except grpc.aio.AioRpcError as error:
-                        if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                            raise
-                    if last is not None and last.state == state:
+                    last = await self.explain(node_id, key=key)
+                    if last.state == state:
                         return last
                     await asyncio.sleep(0.01)
         except TimeoutError:

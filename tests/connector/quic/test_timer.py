@@ -22,7 +22,12 @@ class Turn:
         self.at: float | None = self.loop.time()
         self.called: asyncio.Future[float] = self.loop.create_future()
         quic = cast("HubConnection", SimpleNamespace(get_timer=lambda: self.at))
-        self.timer = QuicTimer(self.loop, quic, lambda: self.behind)
+        self.looked = asyncio.Event()
+        self.timer = QuicTimer(self.loop, quic, self._is_behind)
+
+    def _is_behind(self) -> bool:
+        self.looked.set()
+        return self.behind
 
     def arm(self) -> None:
         self.timer.arm(self.loop.time(), self.called.set_result)
@@ -50,7 +55,7 @@ async def test_what_came_is_read_first() -> None:
 async def test_what_came_meanwhile_can_make_it_superfluous() -> None:
     turn = Turn(behind=True)
     turn.arm()
-    await asyncio.sleep(0.05)
+    await asyncio.wait_for(turn.looked.wait(), 5)
     turn.at = None  # the answer was read
     turn.behind = False
     turn.timer.arm(turn.loop.time(), turn.called.set_result)

@@ -1218,7 +1218,7 @@ def emptied_databases() -> dict[str, str]:
 
 @pytest.mark.no_cover
 @pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(script=st.lists(steps, min_size=1, max_size=12))
 def test_both_outboxes_show_the_same_after_any_operations(
     script: list[Step],
