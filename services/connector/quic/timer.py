@@ -51,12 +51,12 @@ class QuicTimer:
         self._timer = None
         now = self._loop.time()
         due = self._quic.get_timer()
-        if due is not None and due > now:
+        if due is not None:
             if due > now + _TIMER_SECONDS:
                 self.arm(now, call)
                 return
-            now = due
-        elif due is not None and now - due < _MOST_LATE_SECONDS and self._behind():
-            self._timer = self._loop.call_later(_LOOK_SECONDS, self._fired, call)
-            return
+            now = max(now, due)
+            if now - due < _MOST_LATE_SECONDS and self._behind():
+                self._timer = self._loop.call_later(_LOOK_SECONDS, self._fired, call)
+                return
         call(now)

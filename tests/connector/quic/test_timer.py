@@ -52,6 +52,17 @@ async def test_what_came_is_read_first() -> None:
     assert turn.loop.time() - began < 1.5
 
 
+async def test_a_timer_that_fires_within_the_clocks_tick_reads_first_too() -> None:
+    """The loop's clock is coarser than the times it is given: it often calls just before they are due."""
+    turn = Turn(behind=True)
+    tick = 0.0005
+    turn.at = turn.loop.time() + tick
+    turn.arm()
+    turn.loop.time = lambda: turn.at - tick if turn.at else 0.0  # type: ignore[method-assign]
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(turn.called), 0.3)
+
+
 async def test_what_came_meanwhile_can_make_it_superfluous() -> None:
     turn = Turn(behind=True)
     turn.arm()
