@@ -54,9 +54,10 @@ StoreAnswer = Result | Exception | pb.NodeOutcome
 class Submit(Protocol):
     """The way to the store, as publishing needs it."""
 
-    def __call__(self, ops: list[Op], done: Callable[[Sequence[StoreAnswer]], None]) -> None:
-        """Calls `done` with an answer per operation, in order, once all are durable or have failed. Of one
-        node, what is submitted first is done first. Raises Unavailable when too many wait already."""
+    def __call__(self, ops: list[Op], answered: Callable[[int, StoreAnswer], None]) -> None:
+        """Calls `answered` with the place of an operation and what came of it as soon as it is durable or has
+        failed: none waits for those of other nodes. Of one node, what is submitted first is answered first.
+        Raises Unavailable when too many wait already."""
         ...
 
 
@@ -109,11 +110,11 @@ class Publishing:
         dispatcher_id: str,
         peers: PeerPort,
         deletion: NodeDeletion,
-        submit: Submit | None = None,
+        submit: Submit,
     ) -> None:
         self._delivery = delivery
         self._deletion = deletion
-        self._submit: Submit = submit or delivery.writer.submit
+        self._submit = submit
         self._id = dispatcher_id
         self._peers = peers
         self._limits = limits
@@ -315,15 +316,17 @@ class Publishing:
     async def _store(self, work: _Work) -> None:
         started_ns = time.time_ns()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        left = len(work.slots)
 
-        def done(answers: Sequence[StoreAnswer]) -> None:
-            for (item, outcome), answer in zip(work.slots, answers, strict=True):
-                self._settle(item, outcome, answer, started_ns)
-            if not future.done():
+        def answered(place: int, answer: StoreAnswer) -> None:
+            nonlocal left
+            left -= 1
+            self._settle(*work.slots[place], answer, started_ns)
+            if not left and not future.done():
                 future.set_result(None)
 
         try:
-            self._submit(work.ops, done)
+            self._submit(work.ops, answered)
         except HubError as error:
             for _, outcome in work.slots:
                 if outcome.outcome == pb.OUTCOME_UNSPECIFIED:

@@ -83,6 +83,25 @@ async def test_the_owner_writes_what_others_take_in(
         assert (stale.outcome, stale.reason) == (pb.OUTCOME_STALE, "BELOW_FLOOR")
 
 
+async def test_what_is_stored_is_sent_though_the_rest_of_its_frame_waits_for_another_owner(
+    tmp_path: Path, databases: Databases, authority: TestAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a later publish overtook it, and what the session has would have to be read again."""
+    async with running_replicas(tmp_path, databases, authority) as hub, hub[1].edge() as far:
+        await known_owner(hub, far)
+        async with hub[0].edge("edge-2") as near:
+            monkeypatch.setattr(ForwardIntake, "_take", lambda *_: None)
+            call = hub[0].cloud.PublishStream(timeout=20)
+            frame = [request(name="cm1"), request("edge-2", name="cm1")]
+            await call.write(pb.PublishStreamRequest(requests=frame))
+            await near.answer(await near.next(10))
+            await call.write(pb.PublishStreamRequest(requests=[request("edge-2", name="cm2")]))
+            await near.answer(await near.next(10))
+            assert hub[0].metric("peers_publishes_total", **RETURNED) == 0, "the owner still has it"
+            assert hub[0].metric("rereads_total") == 0
+            call.cancel()
+
+
 async def test_an_objects_delete_by_path_keeps_its_place_between_what_the_owner_writes(
     tmp_path: Path, databases: Databases, authority: TestAuthority
 ) -> None:

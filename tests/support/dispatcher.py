@@ -19,10 +19,10 @@ from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.node_deletion import NodeDeletion
 from services.dispatcher.node_session import NodeSession
 from services.dispatcher.outbox.ledger import Quotas
-from services.dispatcher.outbox.records import Loaded
+from services.dispatcher.outbox.records import Loaded, Op
 from services.dispatcher.policy import PolicySettings
 from services.dispatcher.publication import PublishLimits
-from services.dispatcher.publishing import Publishing
+from services.dispatcher.publishing import Publishing, StoreAnswer
 from services.dispatcher.sessions_client import SessionsClient
 from services.runtime.errors import Unavailable
 from services.runtime.tracing import Tracing
@@ -186,9 +186,19 @@ class DeliveryHalf:
             OWN_ID,
             self.peers,
             NodeDeletion(self.outbox, self.sessions),
+            self._submit,
         )
         self.admin = DispatcherAdmin(self.outbox, self.delivery, self.clock, [self.delivery])
         self.stream = ReadableStream("c1", "connector-0")
+
+    def _submit(self, ops: list[Op], answered: Callable[[int, StoreAnswer], None]) -> None:
+        """`publishing.Submit` where there are no other dispatchers."""
+
+        def done(results: Sequence[StoreAnswer]) -> None:
+            for place, result in enumerate(results):
+                answered(place, result)
+
+        self.delivery.writer.submit(ops, done)
 
     async def connect(self, node_id: str = "edge-1", epoch: int = 1) -> NodeSession:
         """The node's link opens; what was pending is sent."""

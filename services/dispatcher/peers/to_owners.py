@@ -26,24 +26,9 @@ Answer = Result | Exception | NodeOutcome
 MOST_UNDER_WAY = 100_000
 
 
-class _Group:
-    """Operations that were submitted together and are answered together."""
-
-    __slots__ = ("answers", "done", "left")
-
-    def __init__(self, count: int, done: Callable[[Sequence[Answer]], None]) -> None:
-        self.answers: list[Answer] = [NodeOutcome()] * count
-        self.left = count
-        self.done = done
-
-    def answer(self, index: int, answer: Answer) -> None:
-        self.answers[index] = answer
-        self.left -= 1
-        if not self.left:
-            self.done(self.answers)
-
-
-Item = tuple[_Group, int, Op]
+Answered = Callable[[int, Answer], None]
+# Whom to tell of which of the operations submitted together.
+Item = tuple[Answered, int, Op]
 Way = Forwards[Item]
 
 
@@ -85,18 +70,23 @@ class ToOwners:
         """resources.Holder."""
         held.outbox_operations += self._under_way
 
-    def submit(self, ops: list[Op], done: Callable[[Sequence[Answer]], None]) -> None:
+    def submit(self, ops: list[Op], answered: Answered) -> None:
         """See `publishing.Submit`."""
         if not self._peers and not self._ways:
+
+            def done(results: Sequence[Result | Exception]) -> None:
+                for place, result in enumerate(results):
+                    answered(place, result)
+
             self._writer.submit(ops, done)
             return
         if self._under_way + len(ops) > MOST_UNDER_WAY:
             raise Unavailable("OVERLOADED", f"{self._under_way} operations are on their way to the store")
-        group, now = _Group(len(ops), done), self._clock.monotonic()
+        now = self._clock.monotonic()
         going: defaultdict[Way | None, list[Item]] = defaultdict(list)
         self._under_way += len(ops)
-        for index, op in enumerate(ops):
-            item = (group, index, op)
+        for place, op in enumerate(ops):
+            item = (answered, place, op)
             if isinstance(op, Event):
                 going[None].append(item)  # a line of history has no place in the node's order
             elif self._ways.enter(op.node_id, way := self._way(op, now), item):
@@ -129,8 +119,8 @@ class ToOwners:
     def _came_back(self, answered: Sequence[tuple[Item, Answer]]) -> None:
         self._under_way -= len(answered)
         released: defaultdict[Way | None, list[Item]] = defaultdict(list)
-        for (group, index, op), answer in answered:
-            group.answer(index, answer)
+        for (tell, place, op), answer in answered:
+            tell(place, answer)
             if not isinstance(op, Event):
                 for way, item in self._ways.left(op.node_id):
                     released[way].append(item)
