@@ -45,6 +45,7 @@ def publication(
     priority: int = 0,
     expires_at_ms: int = 0,
     traceparent: str = "",
+    content: bytes = b'{"n":1}',
 ) -> Publication:
     """A checked message: of the object `uid`, else of its path; `message_id` empty: the hub's own choice."""
     chosen = message_id or f"hub-{uid or path}-{version}-{'delete' if is_delete else 'update'}"
@@ -54,7 +55,7 @@ def publication(
         resource=path,
         operation=operation,
         resource_version="" if version is None else str(version),
-        content=b'{"n":1}',
+        content=content,
     )
     return Publication(
         message=message,

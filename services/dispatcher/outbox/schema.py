@@ -42,7 +42,9 @@ node = Table(
     Column("revision", BigInteger, nullable=False, server_default=text("0")),
 )
 
-# One row per (node, object). Versions are 20 digits of text: they compare exactly on every engine.
+# One row per (node, object). No index holds what a message changes in it, so PostgreSQL updates it within its
+# page (HOT); what is pending is found among the rows of its node.
+# Versions are 20 digits of text: they compare exactly on every engine.
 # `message` is the serialized cloudhub.v1.Message, dropped when the row is settled.
 delivery = Table(
     "delivery",
@@ -71,16 +73,9 @@ delivery = Table(
     # The publisher chose the message id: its acceptance has a line of history of its own.
     Column("own_id", Boolean, nullable=False, server_default=true()),
     Column("message", LargeBinary),
+    postgresql_with={"fillfactor": 70},
 )
 Index("delivery_by_path", delivery.c.node_id, delivery.c.path)
-_pending = text("state <> 0")
-Index(
-    "delivery_pending",
-    delivery.c.node_id,
-    delivery.c.seq,
-    sqlite_where=_pending,
-    postgresql_where=_pending,
-)
 _expiring = text("expires_at_ms <> 0")
 Index("delivery_expiring", delivery.c.expires_at_ms, sqlite_where=_expiring, postgresql_where=_expiring)
 

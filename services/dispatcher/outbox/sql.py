@@ -82,7 +82,7 @@ _by_message_id = (
     (delivery_event.c.object_key, delivery_event.c, delivery_event.c.accepted_at_ms != 0),
     (delivery.c.object_key, delivery.c, delivery.c.state != 0),
 )
-# Each part has an index of its own, but for what is pending, which is read whole.
+# The history has an index for each part; for what is pending the node's rows are looked through.
 _key_of_message = union_all(
     *(
         select(key).where(
@@ -272,6 +272,8 @@ class SqlOutbox:
             .order_by(node.c.node_id)
             .limit(limit)
         )
+        if only.only_parked or only.older_than_ms:
+            query = query.where(node.c.pending_rows > 0)  # else every object of the fleet would be read
         if only.only_parked:
             query = query.having(parked > 0)
         if only.older_than_ms:

@@ -215,7 +215,13 @@ def load_ledger(connection: Connection, needs: Needs, quotas: Quotas, totals: To
         if rows:
             for row in query.execute(connection, rows):
                 objects[row[0]].setdefault(row[1], object_row(row))
-    read_through = _load_portions(connection, needs, objects) if needs.portions else {}
+    # Most nodes that connect have nothing pending: their rows are not looked through.
+    portions = {
+        node_id: after_seq
+        for node_id, after_seq in needs.portions.items()
+        if node_id in nodes and nodes[node_id].pending_rows
+    }
+    read_through = _load_portions(connection, portions, needs.portion_rows, objects) if portions else {}
     used_ids: dict[tuple[str, str], tuple[str, int | None]] = {}
     if needs.message_ids:
         for row in _accepted_by_id.execute(connection, sorted(needs.message_ids)):
@@ -224,18 +230,21 @@ def load_ledger(connection: Connection, needs: Needs, quotas: Quotas, totals: To
 
 
 def _load_portions(
-    connection: Connection, needs: Needs, objects: defaultdict[str, dict[str, ObjectRow]]
+    connection: Connection,
+    portions: dict[str, int],
+    portion_rows: int,
+    objects: defaultdict[str, dict[str, ObjectRow]],
 ) -> dict[str, int]:
-    """Adds the next pending rows of nodes; says up to where, of those that may have more."""
-    wanted = [(node_id, str(after_seq)) for node_id, after_seq in sorted(needs.portions.items())]
+    """Adds the next pending rows of nodes above a seq; says up to where, of those that may have more."""
+    wanted = [(node_id, str(after_seq)) for node_id, after_seq in sorted(portions.items())]
     counts: Counter[str] = Counter()
     last: dict[str, int] = {}
-    for row in _deliveries_portion.execute(connection, wanted, skipped=needs.portion_rows - 1):
+    for row in _deliveries_portion.execute(connection, wanted, skipped=portion_rows - 1):
         node_id, seq = row[0], row[8]
         counts[node_id] += 1
         last[node_id] = max(seq, last.get(node_id, 0))
         objects[node_id].setdefault(row[1], object_row(row))
-    return {node_id: last[node_id] for node_id, count in counts.items() if count >= needs.portion_rows}
+    return {node_id: last[node_id] for node_id, count in counts.items() if count >= portion_rows}
 
 
 def write_ledger(connection: Connection, ledger: Ledger, event_ids: EventIds, known: Known) -> None:
