@@ -83,8 +83,9 @@ async def test_a_publish_reaches_the_node_by_the_sweep_when_every_hint_is_lost(
 ) -> None:
     """C34: nothing depends on a hint that arrived."""
     async with running_replicas(tmp_path, databases, authority) as hub, hub[1].edge() as edge:
-        await hub[0].accept(request(version=1))
-        await hub[0].accept(request(version=1, name="other"))
+        # Both at once: nobody knows the node's dispatcher yet, which would be given the second one to write.
+        both = [request(version=1), request(version=1, name="other")]
+        await asyncio.gather(*map(hub[0].accept, both))
         assert await take_over(edge, 2) == ["1", "1"]
         assert hub[1].metric("peers_swept_total") >= 1
 

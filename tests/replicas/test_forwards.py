@@ -31,6 +31,9 @@ async def known_owner(hub: Replicas, edge: StockEdge, node_id: str = "edge-1") -
     await edge.answer(await edge.next(10))
     await eventually(lambda: peers.locations.find(node_id, asyncio.get_running_loop().time()) == owner)
     await eventually(lambda: any(one.forwards is not None for one in peers))
+    # By a hint or already by its owner: nothing of it is still under way.
+    ways = (("peers_hints_total", {"outcome": "told"}), ("peers_publishes_total", ANSWERED))
+    await eventually(lambda: sum(hub[0].metric(name, **labels) for name, labels in ways) >= 1)
 
 
 async def apply_all(edge: StockEdge, seen: list[str]) -> None:

@@ -411,8 +411,9 @@ async def test_uploads_keep_their_order_while_links_move(tmp_path: Path, authori
 
     async def restart(hub: RunningHub) -> None:
         await asyncio.sleep(0.2)
-        await hub.dispatchers[1].stop()
-        await hub.dispatchers[1].start()
+        holder = hub.holder(nodes[0])
+        await holder.stop()
+        await holder.start()
 
     async with (
         running_hub(
