@@ -13,6 +13,7 @@ from services.runtime import migrations, store
 from services.runtime.migrations import Schema, version_of
 from tests.support.figures import figures, pytest_terminal_summary
 from tests.support.postgres import Databases, running_databases
+from tests.support.statements import compiled_once
 
 __all__ = ["figures", "pytest_terminal_summary"]
 
@@ -78,8 +79,21 @@ def _migrated_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once() -> Iterator[None]:
+    with compiled_once():
+        yield
+
+
 @pytest.fixture(scope="session")
-def databases() -> Iterator[Databases]:
+def _databases() -> Iterator[Databases]:
     """PostgreSQL: one server for the whole run, started when the first test asks for it."""
     with running_databases() as running:
         yield running
+
+
+@pytest.fixture
+def databases(_databases: Databases) -> Iterator[Databases]:
+    """Databases for one test."""
+    yield _databases
+    _databases.take_back()

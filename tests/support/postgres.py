@@ -6,10 +6,12 @@ import os
 import shutil
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from demo.postgres import MISSING, NOT_DURABLE, START_SECONDS, PostgresServer, find_binaries
@@ -39,26 +41,82 @@ def reachable_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+# What a schema is made of: a database in which a test has changed any of it serves no other test.
+_SHAPE = """
+    SELECT md5(string_agg(line, ';' ORDER BY line)) FROM (
+        SELECT table_name || column_name || data_type AS line FROM information_schema.columns
+        WHERE table_schema = 'public'
+        UNION ALL SELECT conname || pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE connamespace = 'public'::regnamespace
+        UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'
+    ) AS lines
+"""
+_END_OTHERS = """
+    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
 class Databases:
-    """Fresh databases on one server, copied from one that was migrated once per schema."""
+    """Fresh databases on one server, copied from one that was migrated once per schema, or emptied again: a
+    copy is three hundred new files."""
 
     def __init__(self, server: PostgresServer) -> None:
         self.server = server
         self._numbers = itertools.count(1)
-        self._templates: dict[str, str] = {}
+        self._shapes: dict[str, str] = {}
+        self._lent: list[tuple[str, str]] = []
+        self._free: defaultdict[str, list[str]] = defaultdict(list)
 
     def empty(self) -> str:
         """The URL of a database without tables."""
         return self.server.create_database(f"test_{next(self._numbers)}")
 
     async def fresh(self, schema: Schema) -> str:
-        """The URL of a database that holds an empty schema."""
-        if schema.service not in self._templates:
-            name = f"template_{schema.service}"
-            await migrate(self.server.create_database(name), schema)
-            self._templates[schema.service] = name
-        name = f"test_{next(self._numbers)}"
-        return await asyncio.to_thread(self.server.create_database, name, self._templates[schema.service])
+        """The URL of a database that holds an empty schema, until the test ends."""
+        template = f"template_{schema.service}"
+        if schema.service not in self._shapes:
+            url = self.server.create_database(template)
+            await migrate(url, schema)
+            self._shapes[schema.service] = await _shape(url)
+        while free := self._free[schema.service]:
+            url = free.pop()
+            if await _emptied(url, schema, self._shapes[schema.service]):
+                break
+        else:
+            name = f"test_{next(self._numbers)}"
+            url = await asyncio.to_thread(self.server.create_database, name, template)
+        self._lent.append((schema.service, url))
+        return url
+
+    def take_back(self) -> None:
+        """The test is over that they were given to."""
+        for service, url in self._lent:
+            self._free[service].append(url)
+        self._lent.clear()
+
+
+async def _shape(url: str) -> str:
+    connection = await asyncpg.connect(url)
+    try:
+        return str(await connection.fetchval(_SHAPE))
+    finally:
+        await connection.close()
+
+
+async def _emptied(url: str, schema: Schema, shape: str) -> bool:
+    """Makes it as it was at first; False if its tables are not."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(_END_OTHERS)
+        if await connection.fetchval(_SHAPE) != shape:
+            return False
+        # Not TRUNCATE, which makes new files.
+        await connection.execute("; ".join(f'DELETE FROM "{name}"' for name in schema.metadata.tables))
+        await connection.execute("SELECT pg_stat_reset()")
+    finally:
+        await connection.close()
+    return True
 
 
 @contextmanager

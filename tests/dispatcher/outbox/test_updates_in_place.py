@@ -31,9 +31,7 @@ async def test_updates_of_a_delivery_stay_in_its_page(databases: Databases) -> N
     )
     updates = in_place = 0
     async with asyncio.timeout(10):
-        while (
-            updates < 2 * ROUNDS * OBJECTS - OBJECTS
-        ):  # counted with a delay
+        while updates < 2 * ROUNDS * OBJECTS - OBJECTS:  # counted with a delay
             updates, in_place = await outbox.store.read(lambda c: tuple(c.execute(counted).one()))
     await outbox.store.close()
     assert in_place > 0.9 * updates
