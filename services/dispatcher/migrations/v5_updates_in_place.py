@@ -7,6 +7,6 @@ down_revision = "v4"
 
 
 def upgrade() -> None:
-    op.drop_index("delivery_pending", "delivery")
     if op.get_context().dialect.name == "postgresql":
+        op.drop_index("delivery_pending", "delivery")
         op.execute("ALTER TABLE delivery SET (fillfactor = 70)")

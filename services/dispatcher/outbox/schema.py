@@ -42,8 +42,8 @@ node = Table(
     Column("revision", BigInteger, nullable=False, server_default=text("0")),
 )
 
-# One row per (node, object). No index holds what a message changes in it, so PostgreSQL updates it within its
-# page (HOT); what is pending is found among the rows of its node.
+# One row per (node, object). On PostgreSQL no index holds what a message changes in it: it is updated within
+# its page (HOT), and what is pending is found among the rows of its node.
 # Versions are 20 digits of text: they compare exactly on every engine.
 # `message` is the serialized cloudhub.v1.Message, dropped when the row is settled.
 delivery = Table(
@@ -76,6 +76,10 @@ delivery = Table(
     postgresql_with={"fillfactor": 70},
 )
 Index("delivery_by_path", delivery.c.node_id, delivery.c.path)
+# SQLite writes only what changes in an index, and looks through a node's rows far more slowly.
+Index("delivery_pending", delivery.c.node_id, delivery.c.seq, sqlite_where=text("state <> 0")).ddl_if(
+    dialect="sqlite"
+)
 _expiring = text("expires_at_ms <> 0")
 Index("delivery_expiring", delivery.c.expires_at_ms, sqlite_where=_expiring, postgresql_where=_expiring)
 
