@@ -394,7 +394,7 @@ async def test_an_upload_that_the_former_dispatcher_commits_late_keeps_its_place
 
 async def test_uploads_keep_their_order_while_links_move(tmp_path: Path, authority: TestAuthority) -> None:
     """C31: a dispatcher stops and comes back under load; every confirmed number is handed on, in order."""
-    nodes, count = [f"edge-{number}" for number in range(14)], 20  # so many that each dispatcher has some
+    nodes, count = [f"edge-{number}" for number in range(14)], 40  # so many that each dispatcher has some
     handed: dict[str, list[int]] = defaultdict(list)
     confirmed: dict[str, list[int]] = defaultdict(list)
 
