@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +21,7 @@ from demo.exclusive import FolderInUse, exclusive
 from demo.fleet import FleetFault
 from demo.postgres import PostgresFault
 from demo.processes import ProcessFault
-from edge.__main__ import LogFormat, configure_logs
+from edge.__main__ import LogFormat, configure_logs, stop_on_signals
 
 _DEFAULT = ChaosSettings()
 _FAULTS = (FolderInUse, ProcessFault, PostgresFault, FleetFault, TimeoutError, grpc.aio.AioRpcError)
@@ -34,8 +33,7 @@ async def _main(settings: ChaosSettings, console: Console) -> Verdict:
 
     task = asyncio.current_task()
     assert task is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    stop_on_signals(task.cancel)
     run = ChaosRun(settings, tell)
     await run.run()
     verdict = judge(run.history, run.node_ids)

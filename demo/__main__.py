@@ -1,7 +1,6 @@
 """`python -m demo`: what `make run` does."""
 
 import asyncio
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +17,7 @@ from demo.manifests import ManifestFault
 from demo.postgres import PostgresFault
 from demo.processes import ProcessFault
 from demo.settings import DemoSettings
+from edge.__main__ import stop_on_signals
 from edge.certificates import CertificateFault
 
 _DEFAULT = DemoSettings()
@@ -55,8 +55,7 @@ async def _main(settings: DemoSettings, console: Console) -> int:
             given_up = True
             task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    stop_on_signals(on_signal)
     verdict = await demo.run()
     for example in verdict.examples:
         console.print(f"lost: {example}", highlight=False, markup=False, soft_wrap=True)

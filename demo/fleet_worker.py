@@ -8,7 +8,6 @@ which they were published: the difference to the time of the acknowledgement is 
 import asyncio
 import json
 import random
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +19,15 @@ import typer
 import uvloop
 
 from demo.latency import Latencies
-from edge.__main__ import LinkTransport, LogFormat, Sync, configure_logs, enrolled, prepare_process
+from edge.__main__ import (
+    LinkTransport,
+    LogFormat,
+    Sync,
+    configure_logs,
+    enrolled,
+    prepare_process,
+    stop_on_signals,
+)
 from edge.agent import EdgeFleet
 from edge.enrolment import Enroller, EnrolmentFault, hub_beside, read_join_token
 from edge.node import OutboxFull
@@ -210,8 +217,7 @@ async def serve(
 ) -> None:
     """Runs a fleet, whose nodes get certificates first if they enrol, until it is told to stop."""
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop_on_signals(stop.set)
     if renewals is not None and not await enrolled(renewals, stop):
         return
     worker = FleetProcess(settings, node_ids, renewals, by_node=by_node)

@@ -1,4 +1,4 @@
-"""`cloudhub-edge`: runs one edge node or many until SIGTERM or SIGINT."""
+"""`cloudhub-edge`: runs one edge node or many until SIGTERM, SIGINT or SIGHUP."""
 
 import gc
 
@@ -11,6 +11,7 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -56,7 +57,8 @@ class LogFormat(StrEnum):
 
 def configure_logs(log_format: LogFormat) -> None:
     """Text on a terminal, one JSON object a line elsewhere; to stderr."""
-    as_json = log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not sys.stderr.isatty())
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()  # None: closed by whoever started us
+    as_json = log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not is_terminal)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     logging.getLogger("websockets").setLevel(logging.ERROR)
     structlog.configure(
@@ -65,7 +67,7 @@ def configure_logs(log_format: LogFormat) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer()
             if as_json
-            else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+            else structlog.dev.ConsoleRenderer(colors=is_terminal),
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
@@ -100,6 +102,15 @@ def _status(agent: EdgeAgent) -> bytes:
     return json.dumps({"name": f"{agent.node_id}-pod", "status": status}).encode()
 
 
+def stop_on_signals(stop: Callable[[], object]) -> None:
+    """Calls `stop` in the running loop at SIGTERM, SIGINT and SIGHUP; the last stays ignored where whoever
+    started the process wanted it so (nohup)."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, stop)
+
+
 async def enrolled(renewals: Renewals, stop: asyncio.Event) -> bool:
     """Whether all nodes have certificates; False if asked to stop before. Raises EnrolmentFault
     or StoredFault."""
@@ -127,8 +138,7 @@ async def serve(
     """Runs a fleet until a signal asks it to stop. Raises SettingsFault, EnrolmentFault, StoredFault
     or StoreFault at the start."""
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop_on_signals(stop.set)
     if renewals is not None and not await enrolled(renewals, stop):
         return
     fleet = EdgeFleet(
@@ -214,7 +224,7 @@ def run(
         LogFormat, typer.Option(help="auto: text on a terminal, JSON elsewhere")
     ] = LogFormat.AUTO,
 ) -> None:
-    """Runs edge nodes against a hub until SIGTERM or SIGINT."""
+    """Runs edge nodes against a hub until SIGTERM, SIGINT or SIGHUP."""
     node_ids = list(dict.fromkeys((*(node or ()), *(f"{node_prefix}{n}" for n in range(1, nodes + 1)))))
     if not node_ids:
         raise SettingsFault("no node named: give --node or --nodes")

@@ -1,7 +1,6 @@
 """`python -m soak`: what `make soak` does."""
 
 import asyncio
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,7 @@ from demo.exclusive import FolderInUse, exclusive
 from demo.fleet import FleetFault
 from demo.postgres import PostgresFault
 from demo.processes import ProcessFault
+from edge.__main__ import stop_on_signals
 from soak.growth import growth
 from soak.plot import plot
 from soak.run import SoakRun
@@ -37,8 +37,7 @@ async def _main(settings: SoakSettings, console: Console) -> tuple[Verdict, list
 
     task = asyncio.current_task()
     assert task is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    stop_on_signals(task.cancel)
     run = SoakRun(settings, tell)
     await run.run()
     verdict, grown = judge(run.history, run.node_ids), growth(run.record.samples)

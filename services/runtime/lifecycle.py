@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import resource
 import signal
 import sys
@@ -19,25 +20,48 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def keep_standard_descriptors() -> None:
+    """Puts nothing where a standard stream was closed: else a database or a link gets that number, and what a
+    library writes to standard error goes into it."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is this one
+
+
+def on_stop_signals(asked: Callable[[bool], None]) -> None:
+    """Calls `asked` in the running loop at SIGTERM, SIGINT and SIGHUP, with whether it may count as a second
+    one.
+
+    SIGHUP may not: service managers send it right behind SIGTERM, and a terminal that closes sends it more
+    than once. Where whoever started the process has it ignored (nohup), it stays so.
+    """
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked, True)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGHUP, asked, False)
+
+
 def run_process(program: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Runs `main(stop)` on uvloop; SIGTERM and SIGINT set `stop`, a second one ends at once.
+    """Runs `main(stop)` on uvloop; SIGTERM, SIGINT and SIGHUP set `stop`, a second SIGTERM or SIGINT ends it
+    at once.
 
     Exits with status 1 and one sentence on a StartupError, with the traceback on anything else.
     """
 
     async def body() -> None:
         stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
         current = asyncio.current_task()
         assert current is not None
 
-        def on_signal() -> None:
-            if stop.is_set():
+        def on_signal(may_be_second: bool) -> None:
+            if stop.is_set() and may_be_second:
                 current.cancel()
             stop.set()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
+        on_stop_signals(on_signal)
         try:
             await main(stop)
         except BaseExceptionGroup as group:
@@ -46,6 +70,7 @@ def run_process(program: str, main: Callable[[asyncio.Event], Awaitable[None]]) 
                 refused = refused.exceptions[0]
             raise refused or group from None
 
+    keep_standard_descriptors()
     raise_descriptor_limit()
     # What was imported stays: no collection need look at it, which takes longer than all the rest.
     gc.freeze()

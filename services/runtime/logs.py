@@ -19,7 +19,8 @@ def _add_trace(_: Any, __: str, event: structlog.types.EventDict) -> structlog.t
 
 def configure_logs(service: str, name: str, level: str, log_format: str) -> None:
     """Routes structlog and the standard library's logging to stderr."""
-    as_json = log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()  # None: closed by whoever started us
+    as_json = log_format == "json" or (log_format == "auto" and not is_terminal)
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -29,7 +30,7 @@ def configure_logs(service: str, name: str, level: str, log_format: str) -> None
     last: list[structlog.types.Processor] = (
         [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
         if as_json
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [structlog.dev.ConsoleRenderer(colors=is_terminal)]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

@@ -92,8 +92,9 @@ async def test_what_was_acknowledged_survives_kill_9_and_uploads_are_repeated(
         assert await asyncio.wait_for(process.wait(), 10) == 0
 
 
-async def test_sigterm_ends_cleanly_and_says_what_was_done(
-    cloud: CloudSide, certificates: Path, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_ends_it_cleanly_and_it_says_what_was_done(
+    cloud: CloudSide, certificates: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     command: list[str | Path] = [
         *arguments(cloud, certificates, tmp_path / "edge.db"),
@@ -106,7 +107,7 @@ async def test_sigterm_ends_cleanly_and_says_what_was_done(
         assert {link.node_id for link in links} == {"edge-1", "edge-2"}
         report = await links[0].next()
         assert report["route"]["resource"] == f"default/podstatus/{links[0].node_id}-pod"
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         _, errors = await asyncio.wait_for(process.communicate(), 10)
     assert process.returncode == 0
     for link in links:
