@@ -33,7 +33,7 @@ from services.dispatcher.link_servicer import EdgeLinks, LinkServicer
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.node_deletion import NodeDeletion
 from services.dispatcher.openings import Openings
-from services.dispatcher.outbox.ledger import Quotas
+from services.dispatcher.outbox.quotas import Quotas
 from services.dispatcher.outbox.schema import SCHEMA, uploads
 from services.dispatcher.outbox.sql import SqlOutbox
 from services.dispatcher.peers.directory import Peers

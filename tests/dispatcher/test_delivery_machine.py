@@ -18,7 +18,8 @@ from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.actions import Action, Fetch, LoadOn, Record, Reread, Send
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.entry import Entry, EntryState
-from services.dispatcher.outbox.ledger import Ledger, Quotas, Totals
+from services.dispatcher.outbox.ledger import Ledger
+from services.dispatcher.outbox.quotas import Quotas, Totals
 from services.dispatcher.outbox.records import (
     Accept,
     Accepted,

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.message_pb2 import Message
-from services.dispatcher.outbox.ledger import Quotas
+from services.dispatcher.outbox.quotas import Quotas
 from services.dispatcher.outbox.records import EventKind, RowState
 from services.dispatcher.policy import PolicySettings
 from services.runtime.tracing import Tracing

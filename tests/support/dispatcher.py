@@ -18,7 +18,7 @@ from services.dispatcher.delivery import Delivery
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.node_deletion import NodeDeletion
 from services.dispatcher.node_session import NodeSession
-from services.dispatcher.outbox.ledger import Quotas
+from services.dispatcher.outbox.quotas import Quotas
 from services.dispatcher.outbox.records import Loaded, Op
 from services.dispatcher.policy import PolicySettings
 from services.dispatcher.publication import PublishLimits

@@ -8,7 +8,9 @@ from msgspec.structs import replace
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, SweepPlace, Swept
 from services.dispatcher.outbox.event_ids import EventIds, first_id_of
-from services.dispatcher.outbox.ledger import Change, Ledger, Quotas, Totals, needs_of
+from services.dispatcher.outbox.ledger import Change, Ledger
+from services.dispatcher.outbox.needs import needs_of
+from services.dispatcher.outbox.quotas import Quotas, Totals
 from services.dispatcher.outbox.records import (
     Accept,
     Accepted,

@@ -7,6 +7,9 @@ writes what `Ledger` marks as changed, all in one transaction.
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from services.dispatcher.outbox.judging import Verdict, id_fault, judge
+from services.dispatcher.outbox.needs import MOST_LOADED
+from services.dispatcher.outbox.quotas import Quotas, Totals, quota_fault
 from services.dispatcher.outbox.records import (
     Accept,
     Accepted,
@@ -35,75 +38,10 @@ from services.dispatcher.outbox.records import (
 )
 from services.dispatcher.publication import Publication, Rejection
 
-# Pending rows that one transaction loads, of all nodes together and of each at least. A row costs some 10 µs
-# in which nobody else's work is done.
-MOST_LOADED = 512
-LEAST_LOADED = 16
-
 # Looked up once: a member of an enumeration costs a call each time it is named.
 SETTLED, PENDING, PARKED = RowState
 _ACCEPTED, _SENT, _ACKNOWLEDGED = EventKind.ACCEPTED, EventKind.SENT, EventKind.ACKNOWLEDGED
 _DONE = Done()
-
-
-@dataclass(frozen=True, slots=True)
-class Quotas:
-    """Bounds of what may be pending, and what happens to nodes never seen before."""
-
-    node_rows: int = 20_000
-    node_bytes: int = 64 * 1024 * 1024
-    unknown_node_rows: int = 100
-    unknown_node_bytes: int = 4 * 1024 * 1024
-    unknown_node_seconds: float = 7 * 86_400.0
-    total_rows: int = 2_000_000
-    total_bytes: int = 8 * 1024 * 1024 * 1024
-    refuse_unknown_nodes: bool = False
-
-
-@dataclass(slots=True)
-class Totals:
-    """Pending rows and bytes of all nodes."""
-
-    rows: int = 0
-    bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """The rows that a batch of operations looks at."""
-
-    nodes: set[str]
-    objects: set[tuple[str, str]]
-    paths: set[tuple[str, str]]
-    message_ids: set[tuple[str, str]]
-    pending_of: set[str]  # all of their pending rows
-    portions: dict[str, int] = field(default_factory=dict)  # of these the next ones above a seq
-
-    @property
-    def portion_rows(self) -> int:
-        """How many rows a portion has at most."""
-        return max(LEAST_LOADED, MOST_LOADED // max(1, len(self.portions)))
-
-
-def needs_of(ops: list[Op]) -> Needs:
-    """What must be loaded before `ops` are applied."""
-    needs = Needs(set(), set(), set(), set(), set())
-    for op in ops:
-        if isinstance(op, Event):
-            continue
-        needs.nodes.add(op.node_id)
-        if isinstance(op, Accept):
-            publication = op.publication
-            needs.objects.add((op.node_id, publication.key))
-            if publication.is_delete and not publication.uid:
-                needs.paths.add((op.node_id, publication.message.resource))
-            if publication.own_id:
-                needs.message_ids.add((op.node_id, publication.message.id))
-        elif isinstance(op, (Claim, Reload)):
-            needs.portions[op.node_id] = min(op.after_seq, needs.portions.get(op.node_id, op.after_seq))
-        elif not isinstance(op, (Attempt, DeleteNode, ForgetNode)):
-            needs.objects.add((op.node_id, op.key))
-    return needs
 
 
 class Change(IntEnum):
@@ -191,12 +129,18 @@ class Ledger:
         publication = op.publication
         node = self._node(op.node_id)
         row = self._target(op.node_id, publication)
-        verdict: Result | None = self._check_id(op.node_id, publication, row)
+        used = self.used_ids.get((op.node_id, publication.message.id)) if publication.own_id else None
+        verdict: Result | None = id_fault(used, publication, row)
         if verdict is None and self.quotas.refuse_unknown_nodes and not node.known:
             verdict = Rejection("UNKNOWN_NODE", "node_ids", f"node {op.node_id} has never connected")
-        verdict = (
-            verdict or self._judge(node, row, publication, op.at_ms) or self._quota(node, row, publication)
-        )
+        if verdict is None:
+            judged = judge(row, publication)
+            if isinstance(judged, Stale):
+                verdict = judged
+            elif row is not None and judged is Verdict.REPEATED:
+                verdict = self._duplicate(node, row, op.at_ms)
+            else:
+                verdict = quota_fault(self.quotas, self.totals, node, row, publication)
         if verdict is not None:
             reason = "" if not isinstance(verdict, (Stale, Rejection)) else verdict.reason
             if reason:
@@ -211,20 +155,6 @@ class Ledger:
                 )
             return verdict
         return self._take(op, publication, node, row)
-
-    def _check_id(self, node_id: str, publication: Publication, row: ObjectRow | None) -> Rejection | None:
-        """An id names one version of one object; repeating a publish with its id is fine."""
-        used = self.used_ids.get((node_id, publication.message.id)) if publication.own_id else None
-        if used is None:
-            return None
-        same_key = used[0] in (publication.key, row.key if row else "")
-        if same_key and (publication.is_delete or used[1] == publication.version):
-            return None
-        return Rejection(
-            "MESSAGE_ID_REUSED",
-            "message.id",
-            f"{publication.message.id} was accepted for {used[0]!r} version {used[1]}; use a new id",
-        )
 
     def _target(self, node_id: str, publication: Publication) -> ObjectRow | None:
         """The row a publication is about; a delete without uid takes the path's newest live object, or
@@ -241,37 +171,6 @@ class Ledger:
         found = [row for row in self._rows(node_id).values() if row.path == path and not row.is_answer]
         return sorted(found, key=lambda row: row.seq)
 
-    def _judge(
-        self, node: NodeRow, row: ObjectRow | None, publication: Publication, at_ms: int
-    ) -> Result | None:
-        """Stale or duplicate; None if the publication is to be taken."""
-        if row is None:
-            return None
-        version = publication.version
-        if publication.is_answer:
-            return self._duplicate(node, row, at_ms)
-        if publication.is_delete:
-            if not row.deleted:
-                return None
-            newer = version is not None and version > row.floor
-            if row.state != SETTLED:
-                return None if newer and not row.uid else self._duplicate(node, row, at_ms)
-            if publication.force or row.acknowledged is None or (newer and not row.uid):
-                return None
-            return Stale("ACKNOWLEDGED", "the node has acknowledged the delete")
-        assert version is not None
-        if row.deleted and row.uid:
-            return Stale("DELETED", "the object of this uid was deleted")
-        if version < row.floor or (row.deleted and version == row.floor):
-            return Stale("BELOW_FLOOR", f"version {row.floor} was accepted before")
-        if version > row.floor:
-            return None
-        if row.state != SETTLED:
-            return self._duplicate(node, row, at_ms)
-        if row.acknowledged == version and not publication.force:
-            return Stale("ACKNOWLEDGED", f"the node has acknowledged version {version}")
-        return None
-
     def _duplicate(self, node: NodeRow, row: ObjectRow, at_ms: int) -> Duplicate:
         parked = row.state == PARKED
         if parked:
@@ -286,28 +185,6 @@ class Ledger:
         self._touch(row, at_ms)
         self.changed_nodes.add(node.node_id)
         self._row_event(row, EventKind.REDELIVERED, at_ms, 0)
-
-    def _quota(self, node: NodeRow, row: ObjectRow | None, publication: Publication) -> Rejection | None:
-        was_pending = row is not None and row.state != SETTLED
-        rows = 0 if was_pending else 1
-        grows = publication.size_bytes - (row.size_bytes if row is not None and was_pending else 0)
-        quotas = self.quotas
-        most_rows = quotas.node_rows if node.known else quotas.unknown_node_rows
-        most_bytes = quotas.node_bytes if node.known else quotas.unknown_node_bytes
-        kind = "node" if node.known else "never connected node"
-        if rows and node.pending_rows >= most_rows:
-            return Rejection(
-                "NODE_QUOTA_ROWS", "node_ids", f"{kind} has {node.pending_rows} messages pending"
-            )
-        if grows > 0 and node.pending_bytes + grows > most_bytes:
-            return Rejection("NODE_QUOTA_BYTES", "node_ids", f"{kind} has {node.pending_bytes} bytes pending")
-        if rows and self.totals.rows >= quotas.total_rows:
-            return Rejection(
-                "TOTAL_QUOTA_ROWS", "node_ids", f"{self.totals.rows} messages are pending in all"
-            )
-        if grows > 0 and self.totals.bytes + grows > quotas.total_bytes:
-            return Rejection("TOTAL_QUOTA_BYTES", "node_ids", f"{self.totals.bytes} bytes are pending in all")
-        return None
 
     def _take(self, op: Accept, publication: Publication, node: NodeRow, row: ObjectRow | None) -> Accepted:
         message = publication.message

@@ -12,7 +12,9 @@ from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, SweepPlace, Swept
 from services.dispatcher.outbox.event_ids import EventIds
 from services.dispatcher.outbox.known_rows import Known, KnownRows
-from services.dispatcher.outbox.ledger import Ledger, Needs, Quotas, Totals
+from services.dispatcher.outbox.ledger import Ledger
+from services.dispatcher.outbox.needs import Needs
+from services.dispatcher.outbox.quotas import Quotas, Totals
 from services.dispatcher.outbox.records import Event, ObjectRow, Op, Result, RowState, unfolded
 from services.dispatcher.outbox.retention import revised, swept
 from services.dispatcher.outbox.revised_rows import RevisedRows

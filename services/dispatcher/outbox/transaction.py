@@ -23,7 +23,9 @@ from sqlalchemy.dialects import postgresql
 
 from services.dispatcher.outbox.event_ids import EventIds
 from services.dispatcher.outbox.known_rows import Known
-from services.dispatcher.outbox.ledger import Change, Ledger, Needs, Quotas, Totals, needs_of
+from services.dispatcher.outbox.ledger import Change, Ledger
+from services.dispatcher.outbox.needs import Needs, needs_of
+from services.dispatcher.outbox.quotas import Quotas, Totals
 from services.dispatcher.outbox.records import NodeRow, ObjectRow, Op, Result
 from services.dispatcher.outbox.rows import (
     cleared_values,

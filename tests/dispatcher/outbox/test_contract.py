@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox import schema
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, Outbox, SweepPlace
-from services.dispatcher.outbox.ledger import Quotas, Totals
+from services.dispatcher.outbox.quotas import Quotas, Totals
 from services.dispatcher.outbox.records import (
     Accepted,
     Attempt,

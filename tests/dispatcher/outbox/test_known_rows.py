@@ -10,7 +10,8 @@ from sqlalchemy import Connection, text
 from services.dispatcher.outbox import schema
 from services.dispatcher.outbox.contract import SweepPlace
 from services.dispatcher.outbox.known_rows import KnownRows
-from services.dispatcher.outbox.ledger import Ledger, Quotas, Totals
+from services.dispatcher.outbox.ledger import Ledger
+from services.dispatcher.outbox.quotas import Quotas, Totals
 from services.dispatcher.outbox.records import Accepted, Claim, DeleteNode, Op, RowState, Stale
 from services.dispatcher.outbox.sql import SqlOutbox
 from services.runtime.errors import StoreUnavailable

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.dispatcher.outbox.ledger import Change, Ledger, Quotas, Totals, needs_of
+from services.dispatcher.outbox.ledger import Change, Ledger
+from services.dispatcher.outbox.needs import needs_of
+from services.dispatcher.outbox.quotas import Quotas, Totals
 from services.dispatcher.outbox.records import (
     Accepted,
     Attempt,

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from services.dispatcher.outbox.contract import NodeFilter, SweepPlace
-from services.dispatcher.outbox.ledger import Quotas, Totals
+from services.dispatcher.outbox.quotas import Quotas, Totals
 from services.dispatcher.outbox.records import (
     Accepted,
     Claim,

@@ -7,7 +7,8 @@ import pytest
 from sqlalchemy import text
 
 from services.dispatcher.outbox.contract import SweepPlace
-from services.dispatcher.outbox.ledger import Ledger, Quotas, Totals
+from services.dispatcher.outbox.ledger import Ledger
+from services.dispatcher.outbox.quotas import Quotas, Totals
 from services.dispatcher.outbox.records import Accepted, Claim, DeleteNode, NodeRow, Op, Stale
 from services.dispatcher.outbox.revised_rows import RevisedRows, Transaction
 from services.dispatcher.outbox.schema import SCHEMA

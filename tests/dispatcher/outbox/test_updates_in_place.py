@@ -4,7 +4,7 @@ import asyncio
 
 from sqlalchemy import text
 
-from services.dispatcher.outbox.ledger import Quotas
+from services.dispatcher.outbox.quotas import Quotas
 from services.dispatcher.outbox.records import Claim
 from services.dispatcher.outbox.schema import SCHEMA
 from services.dispatcher.outbox.sql import SqlOutbox
