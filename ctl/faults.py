@@ -9,7 +9,7 @@ from enum import IntEnum
 import grpc
 
 from services.runtime.callers import REASONS as CERTIFICATE_REASONS
-from services.runtime.rpc import error_info
+from services.runtime.rpc import NO_ANSWER, error_info
 
 
 class ExitCode(IntEnum):
@@ -57,6 +57,10 @@ _CODES = {
     grpc.StatusCode.INVALID_ARGUMENT: ExitCode.USAGE,
     grpc.StatusCode.UNAVAILABLE: ExitCode.UNREACHABLE,
 }
+TRY_AGAIN = NO_ANSWER - {grpc.StatusCode.UNAUTHENTICATED}
+"""What a service answers that is away or has too much to do; a certificate does not get better by asking."""
+# Of gRPC's own words, on either side, about a message above its bound.
+_TOO_LARGE = "message larger than max"
 
 
 def fault_of(
@@ -83,7 +87,9 @@ def fault_of(
     if code is grpc.StatusCode.UNIMPLEMENTED:
         text = f"{address} is no {service} of a hub: name its address with {name}"
         return CtlFault(ExitCode.USAGE, text)
-    if code is grpc.StatusCode.UNAVAILABLE:
+    if _TOO_LARGE in detail and not from_hub:
+        return CtlFault(ExitCode.USAGE, f"{where} and this program exchange no message so large: {detail}")
+    if code in TRY_AGAIN:
         return CtlFault(ExitCode.UNREACHABLE, f"{where} cannot do it now: {detail}; try again")
     hint = f"; {_HINTS[reason]}" if reason in _HINTS else ""
     return CtlFault(_CODES.get(code, ExitCode.FAILED), f"{detail}{hint}")

@@ -15,7 +15,7 @@ from cloudhub.v1.connector_pb2_grpc import ConnectorAdminStub
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub, DispatcherServiceStub
 from cloudhub.v1.enrolment_pb2_grpc import EnrolmentAdminStub
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub
-from ctl.faults import CtlFault, ExitCode, fault_of
+from ctl.faults import TRY_AGAIN, CtlFault, ExitCode, fault_of
 from services.runtime.clock import SystemClock
 from services.runtime.errors import StartupError
 from services.runtime.rpc import open_channel
@@ -132,7 +132,7 @@ class Service:
             raise lost
         except grpc.aio.AioRpcError as error:
             code = error.code()
-            if code is grpc.StatusCode.CANCELLED or (code is grpc.StatusCode.UNAVAILABLE and answered):
+            if code is grpc.StatusCode.CANCELLED or (answered and code in TRY_AGAIN):
                 raise lost from error
             raise await self._fault(error) from error
 

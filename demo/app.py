@@ -28,6 +28,7 @@ from demo.settings import DemoSettings
 from demo.subscriber import Subscriber
 from demo.workload import Workload
 from edge.certificates import create_node_certificates, create_server_certificate
+from services.runtime.rpc import NO_ANSWER
 
 CONNECT_SECONDS = 60.0
 REFRESH_SECONDS = 0.5
@@ -206,7 +207,7 @@ class Demo:
         try:
             figures.hub = await operator.figures()
         except grpc.aio.AioRpcError as error:
-            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            if error.code() not in NO_ANSWER:
                 raise
             # A service that is gone for good ends the demo elsewhere.
             figures.hub = HubFigures()

@@ -15,7 +15,7 @@ from demo.ports import HOST, HubPorts
 from demo.processes import Child, Launch
 from edge.certificates import create_program_certificate, create_service_certificate
 from services.runtime.clock import SystemClock
-from services.runtime.rpc import open_channel
+from services.runtime.rpc import NO_ANSWER, open_channel
 from services.runtime.security import PLAINTEXT_LOOPBACK, MutualTls, Security, is_loopback
 from services.runtime.tls_files import TlsFiles
 
@@ -64,7 +64,7 @@ async def _serving(address: str, security: Security) -> None:
                     if answer.status == health_pb2.HealthCheckResponse.SERVING:
                         return
             except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if error.code() not in NO_ANSWER:
                     raise
 
 

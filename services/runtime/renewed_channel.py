@@ -21,9 +21,13 @@ _UNREADY_SECONDS = 10.0
 _AGAIN_SECONDS = 1.0
 _NOT_TAKEN = (
     grpc.StatusCode.UNAUTHENTICATED,
+    # It has no role, or an edge's.
+    grpc.StatusCode.PERMISSION_DENIED,
     # Nothing was said about it.
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
 )
 
 MakeChannel = Callable[[], grpc.aio.Channel]

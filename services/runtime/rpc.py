@@ -33,9 +33,13 @@ NO_ANSWER = frozenset(
         grpc.StatusCode.DEADLINE_EXCEEDED,
         # It has something against our certificate, which a newer one mends, here or there.
         grpc.StatusCode.UNAUTHENTICATED,
+        # It has too much to do: gRPC's core sheds calls before any servicer sees them, and so does its front.
+        # Nothing that asks here is cancelled by its own side and then looked at.
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
 )
-"""What a call of another service ends with that may do better later."""
+"""What a call of another service ends with that may do better later: no answer, never a verdict."""
 # The name whose health says that the process works, whatever it waits for: what a supervisor restarts it by.
 LIVE = "live"
 _MOST_PROBES = 64
@@ -239,8 +243,9 @@ def open_replicas_channel(
 ) -> grpc.aio.Channel:
     """A channel to all replicas of another service (`Replicas` of the settings), which take turns.
 
-    A call of the gRPC service named that a replica cannot take (UNAVAILABLE, or UNAUTHENTICATED of one that
-    does not know the CA yet) goes to another one, up to three in all: its calls must bear being made twice.
+    A call of the gRPC service named that a replica cannot take (NO_ANSWER, such as UNAVAILABLE, or
+    UNAUTHENTICATED of one that does not know the CA yet) goes to another one, up to three in all: its calls
+    must bear being made twice.
     A replica that is silent costs those calls their deadline.
     """
     for address in replicas.split(","):
@@ -258,7 +263,9 @@ def open_replicas_channel(
                     "initialBackoff": "0.05s",
                     "maxBackoff": "0.5s",
                     "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE", "UNAUTHENTICATED"],
+                    "retryableStatusCodes": sorted(
+                        code.name for code in NO_ANSWER - {grpc.StatusCode.DEADLINE_EXCEEDED}
+                    ),
                 },
             }
         ],
