@@ -59,6 +59,8 @@ FRAME_FAULT_CODES: dict[FrameFault, CloseCode] = {
     FrameFault.ENCODING: CloseCode(1007, "not valid UTF-8", True),
     FrameFault.SYNTAX: CloseCode(1007, "not valid JSON", True),
     FrameFault.DEPTH: CloseCode(1007, "JSON nested too deeply", True),
+    FrameFault.NUMBER: CloseCode(1007, "a number beyond a float64", True),
+    FrameFault.SURROGATE: CloseCode(1007, "half a surrogate pair", True),
     FrameFault.SHAPE: CloseCode(1008, "not a message", True),
     FrameFault.PROTOBUF: CloseCode(1007, "not a valid protobuf message", True),
 }

@@ -1,6 +1,7 @@
 """The JSON text frame of the edge link, to and from `cloudhub.v1.Message` (docs/protocol.md).
 
-Content is opaque: it is checked to be one JSON value and carried as the bytes it came in. Fields the
+Content is opaque: what comes from an edge is checked to be JSON that every decoder reads (`json_text`), what
+goes to one to be JSON, and both are carried as the bytes they came in. Fields the
 hub does not know travel in `Message.extra` as JSON text, so that they survive in both directions.
 """
 
@@ -10,14 +11,18 @@ from typing import Annotated
 import msgspec
 
 from cloudhub.v1 import message_pb2
+from services.runtime.json_text import JsonFault, NotJson, find_fault
+from services.runtime.json_text import check_json as check_text
 
 
 class FrameFault(enum.Enum):
     """What is wrong with a frame; the value is the metric label."""
 
-    ENCODING = "invalid_utf8"
-    SYNTAX = "invalid_json"
-    DEPTH = "nested_too_deep"
+    ENCODING = JsonFault.ENCODING.value
+    SYNTAX = JsonFault.SYNTAX.value
+    DEPTH = JsonFault.DEPTH.value
+    NUMBER = JsonFault.NUMBER.value
+    SURROGATE = JsonFault.SURROGATE.value
     SHAPE = "wrong_shape"
     PROTOBUF = "invalid_protobuf"
 
@@ -32,6 +37,8 @@ class FrameError(Exception):
 
 
 _NULL = msgspec.Raw(b"null")
+# Shorter than any number that is too large, and so is what most frames of an edge hold.
+_HARMLESS_BYTES = 4
 _Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
@@ -79,7 +86,7 @@ def check_extra(name: str, value: bytes) -> None:
     known = {"header": _HEADER_FIELDS, "route": _ROUTE_FIELDS}.get(part) if inner else None
     if name in _FRAME_FIELDS or (known is not None and inner in known):
         raise FrameError(FrameFault.SHAPE, f"the extra field `{name[:40]}` has the name of a known one")
-    check_json(value, f"extra[{name[:40]!r}]")
+    check_content(value, f"extra[{name[:40]!r}]")
 
 
 class ParsedFrame:
@@ -88,7 +95,7 @@ class ParsedFrame:
     __slots__ = ("_content", "_extra", "_header", "_route")
 
     def __init__(
-        self, header: _Header, route: _Route, content: msgspec.Raw, extra: dict[str, bytes] | None
+        self, header: _Header, route: _Route, content: bytes, extra: dict[str, bytes] | None
     ) -> None:
         self._header = header
         self._route = route
@@ -122,7 +129,7 @@ class ParsedFrame:
             message.operation = route.operation
         if route.resource:
             message.resource = route.resource
-        message.content = bytes(self._content)
+        message.content = self._content
         if self._extra:
             for name, value in self._extra.items():
                 message.extra[name] = value
@@ -146,10 +153,15 @@ def parse_frame(data: bytes) -> ParsedFrame:
     except msgspec.ValidationError as error:
         raise FrameError(FrameFault.SHAPE, str(error)) from None
     except msgspec.DecodeError as error:
+        fault = find_fault(data)
+        if fault is not None:
+            raise FrameError(FrameFault(fault.fault.value), str(fault)) from None
         raise FrameError(FrameFault.SYNTAX, str(error)) from None
     except RecursionError:
         raise FrameError(FrameFault.DEPTH, "the JSON is nested too deeply") from None
-    return ParsedFrame(frame.header or _EMPTY_HEADER, frame.route or _EMPTY_ROUTE, frame.content, None)
+    content = bytes(frame.content)
+    check_content(content, "content")
+    return ParsedFrame(frame.header or _EMPTY_HEADER, frame.route or _EMPTY_ROUTE, content, None)
 
 
 def _parse_with_extra(data: bytes) -> ParsedFrame:
@@ -167,7 +179,11 @@ def _parse_with_extra(data: bytes) -> ParsedFrame:
             # It would come back as a field of the header or the route.
             raise FrameError(FrameFault.SHAPE, f"the top-level field `{name[:40]}` has an ambiguous name")
         extra[name] = bytes(value)
-    return ParsedFrame(header, route, fields.get("content", _NULL), extra)
+    for name, value in extra.items():
+        check_content(value, f"extra[{name[:40]!r}]")
+    content = bytes(fields.get("content", _NULL))
+    check_content(content, "content")
+    return ParsedFrame(header, route, content, extra)
 
 
 def _known_part(
@@ -238,6 +254,16 @@ def _json_value(value: bytes, field: str) -> bytes:
     """`value`, checked to be exactly one JSON value in UTF-8."""
     check_json(value, field)
     return value
+
+
+def check_content(value: bytes, field: str) -> None:
+    """Raises FrameError, naming the field, if a value from an edge is not one that every decoder reads."""
+    if len(value) <= _HARMLESS_BYTES and value.isascii():
+        return check_json(value, field)
+    try:
+        return check_text(value)
+    except NotJson as fault:
+        raise FrameError(FrameFault(fault.fault.value), f"{field}: {fault}") from None
 
 
 def check_json(value: bytes, field: str) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from cloudhub.v1.dispatcher_pb2 import ACK_MODE_ACK, ACK_MODE_NO_ACK, ACK_MODE_UNSPECIFIED, PublishRequest
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.ack_mode import wants_acknowledgement
+from services.runtime.json_text import JsonFault, NotJson, check_json
 
 MOST_VERSION_DIGITS = 20
 MOST_TEXT_BYTES = 1024
@@ -69,27 +70,24 @@ class _Object(msgspec.Struct):
 
 
 _object_decoder = msgspec.json.Decoder(_Object)
-_any_decoder = msgspec.json.Decoder(msgspec.Raw)
 
 
 def content_uid(content: bytes) -> str:
     """`metadata.uid` of a JSON object, empty where there is none.
 
-    Raises ValueError if the bytes are not exactly one JSON value in UTF-8.
+    Raises NotJson, a ValueError, for what no edge is to be sent (`services.runtime.json_text`).
     """
+    check_json(content)
     try:
-        content.decode()
-        try:
-            return _object_decoder.decode(content).metadata.uid
-        except msgspec.ValidationError:
-            _any_decoder.decode(content)  # well-formed, but not an object with string metadata.uid
-            return ""
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at byte {error.start}") from error
-    except msgspec.DecodeError as error:
-        raise ValueError(str(error)) from error
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        return _object_decoder.decode(content).metadata.uid
+    except msgspec.ValidationError:
+        return ""  # not an object with string metadata.uid
+
+
+def _json_fault(part: str, field: str, fault: NotJson) -> Rejection:
+    if fault.fault is JsonFault.NUMBER:
+        return Rejection(f"{part}_NUMBER_TOO_LARGE", field, str(fault))
+    return Rejection(f"{part}_NOT_JSON", field, f"must be one JSON value: {fault}")
 
 
 def parse_version(text: str) -> int | None:
@@ -129,9 +127,9 @@ def _text_fault(texts: tuple[str, ...]) -> Rejection | None:
 def _extra_fault(message: Message) -> Rejection | None:
     for name, value in message.extra.items():
         try:
-            content_uid(value)
-        except ValueError as error:
-            return Rejection("EXTRA_NOT_JSON", f"message.extra[{name}]", f"must be one JSON value: {error}")
+            check_json(value)
+        except NotJson as fault:
+            return _json_fault("EXTRA", f"message.extra[{name}]", fault)
     return None
 
 
@@ -156,8 +154,8 @@ def check_request(
         )
     try:
         uid = content_uid(content)
-    except ValueError as error:
-        return Rejection("CONTENT_NOT_JSON", "message.content", f"must be one JSON value: {error}")
+    except NotJson as not_json:
+        return _json_fault("CONTENT", "message.content", not_json)
     texts = _texts_of(message)
     fault = _text_fault(texts) or (_extra_fault(message) if message.extra else None)
     if fault:

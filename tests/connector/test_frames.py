@@ -239,3 +239,29 @@ def test_content_that_is_no_json_is_never_written(content: bytes) -> None:
     message = message_pb2.Message(extra={"x": content or b"-"}, content=content)
     with pytest.raises(FrameError):
         encode_frame(message)
+
+
+@pytest.mark.parametrize(
+    ("frame", "fault", "words"),
+    [
+        (b'{"content": {"a": 1e400}}', FrameFault.NUMBER, "content: the number 1e400 at byte 6 is beyond"),
+        (
+            b'{"content": 1, "more": [-1e999]}',
+            FrameFault.NUMBER,
+            "extra['more']: the number -1e999 at byte 1",
+        ),
+        (b'{"header": {"x": %s}}' % (b"9" * 400), FrameFault.NUMBER, "extra['header.x']: the number 999"),
+        (b'{"content": "\\ud83d"}', FrameFault.SURROGATE, "\\ud83d at byte 13 is half a surrogate pair"),
+        (b'{"header": {"msg_id": "\\ude00"}}', FrameFault.SURROGATE, "\\ude00 at byte 23 is half a"),
+        (b'{"content": NaN}', FrameFault.SYNTAX, "NaN at byte 12 is no JSON value"),
+        (b'{"content": %s}' % (b"[" * 600 + b"]" * 600), FrameFault.DEPTH, "nested deeper than 500"),
+    ],
+)
+def test_content_that_other_decoders_refuse_is_refused_with_what_and_where(
+    frame: bytes, fault: FrameFault, words: str
+) -> None:
+    """C43: an edge cannot hand to subscribers what they cannot read."""
+    with pytest.raises(FrameError) as caught:
+        decode_frame(frame)
+    assert caught.value.fault is fault
+    assert words in caught.value.detail

@@ -86,6 +86,10 @@ REJECTIONS: list[tuple[str, Change, str, str]] = [
     ("two values", set_message(content=b"1 2"), "CONTENT_NOT_JSON", "message.content"),
     ("no UTF-8", set_message(content=b'"\xff"'), "CONTENT_NOT_JSON", "message.content"),
     ("deep", set_message(content=b"[" * 500), "CONTENT_NOT_JSON", "message.content"),
+    ("NaN", set_message(content=b'{"a": NaN}'), "CONTENT_NOT_JSON", "message.content"),
+    ("half an emoji", set_message(content=b'"\\ud83d"'), "CONTENT_NOT_JSON", "message.content"),
+    ("1e400", set_message(content=b'{"a": 1e400}'), "CONTENT_NUMBER_TOO_LARGE", "message.content"),
+    ("400 digits", set_message(content=b"9" * 400), "CONTENT_NUMBER_TOO_LARGE", "message.content"),
     ("large", set_message(content=b" " * 1000 + b"1"), "CONTENT_TOO_LARGE", "message.content"),
     ("content twice", put("content_json", "{}"), "CONTENT_TWICE", "content_json"),
     (
@@ -115,6 +119,18 @@ REJECTIONS: list[tuple[str, Change, str, str]] = [
         "EXTRA_NOT_JSON",
         "message.extra[header.x]",
     ),
+    (
+        "1e400 as extra",
+        lambda what: what.message.extra.update({"x": b"[1e400]"}),
+        "EXTRA_NUMBER_TOO_LARGE",
+        "message.extra[x]",
+    ),
+    (
+        "half an emoji as extra",
+        lambda what: what.message.extra.update({"x": b'"\\ude00"'}),
+        "EXTRA_NOT_JSON",
+        "message.extra[x]",
+    ),
 ]
 
 
@@ -129,6 +145,21 @@ def test_a_malformed_request_is_rejected_with_its_field(change: Change, reason: 
     assert isinstance(result, Rejection)
     assert (result.reason, result.field) == (reason, field)
     assert result.detail
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"limit": 1e400}', "the number 1e400 at byte 10 is beyond a float64; send it as a string"),
+        (b'{"text": "\\ud83d"}', "\\ud83d at byte 10 is half a surrogate pair"),
+        (b'{"load": NaN}', "NaN at byte 9 is no JSON value; send null or a string"),
+    ],
+)
+def test_content_that_no_edge_can_read_is_refused_with_what_and_where(content: bytes, words: str) -> None:
+    """C43."""
+    refused = check(request("edge-1", content=content))
+    assert isinstance(refused, Rejection)
+    assert words in refused.detail
 
 
 def test_a_rejection_says_what_came_but_not_all_of_a_long_text() -> None:

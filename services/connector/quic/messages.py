@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 
 from cloudhub.v1.edge_pb2 import EdgeMessage
 from cloudhub.v1.message_pb2 import Message
-from services.connector.frames import FrameError, FrameFault, check_extra, check_json
+from services.connector.frames import FrameError, FrameFault, check_content, check_extra, check_json
 
 
 class ParsedMessage:
@@ -45,7 +45,7 @@ def parse_message(payload: bytes) -> ParsedMessage:
     except DecodeError as error:
         raise FrameError(FrameFault.PROTOBUF, str(error) or "no message") from None
     if message.content:
-        check_json(message.content, "content")
+        check_content(message.content, "content")
     for name, value in message.extra.items():
         check_extra(name, value)
     return ParsedMessage(message)
