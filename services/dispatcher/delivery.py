@@ -31,7 +31,8 @@ from services.dispatcher.outbox.records import (
     RowState,
     Settle,
 )
-from services.dispatcher.outbox.writer import GroupResults, OutboxWriter
+from services.dispatcher.outbox.turns import GroupResults
+from services.dispatcher.outbox.writer import OutboxWriter
 from services.dispatcher.policy import NodeDelivery, PolicySettings
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError, RowDamaged, StoreUnavailable

@@ -122,7 +122,7 @@ async def test_a_delayed_commit_never_brings_the_older_version_after_the_newer(
 
         first._one_batch = late  # type: ignore[method-assign]
         older = asyncio.create_task(hub[0].publish(request(version=1)))
-        await eventually(lambda: len(first._queue) == 1)
+        await eventually(lambda: first.waiting == 1)
         await hub[1].accept(request(version=2))
         assert await take_over(edge, 1) == ["2"]
         release.set()

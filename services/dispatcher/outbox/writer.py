@@ -1,9 +1,7 @@
 """Group commit of the outbox: all that queued while the last transaction ran goes into the next."""
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.outbox.contract import Outbox
@@ -20,34 +18,27 @@ from services.dispatcher.outbox.records import (
     Result,
     Settle,
 )
+from services.dispatcher.outbox.turns import (
+    LARGE_BYTES,
+    LARGE_OPERATIONS,
+    Group,
+    GroupResults,
+    Turns,
+    Waiting,
+    sizes_of,
+)
 from services.runtime.backoff import Backoff
 from services.runtime.errors import HubError, StoreBusy, StoreUnavailable, Unavailable
 from services.runtime.logs import get_log
 
 _log = get_log(__name__)
 
-GroupResults = list[Result | Exception]
-
-
-@dataclass(slots=True)
-class _Group:
-    """Operations whose results are told together."""
-
-    expected: int
-    done: Callable[[GroupResults], None]
-    results: GroupResults = field(default_factory=list)
-
-    def add(self, result: Result | Exception) -> None:
-        self.results.append(result)
-        if len(self.results) == self.expected:
-            self.done(self.results)
-
-
-_Queued = tuple[Op, _Group | None]
+MAX_TRANSACTION_BYTES = 4 * 1024 * 1024
+MAX_WAITING_BYTES = 256 * 1024 * 1024
 
 
 class OutboxWriter:
-    """The only writer of deliveries. Order of submission is order of effect.
+    """The only writer of deliveries. Order of submission is order of effect, but for large groups (`turns`).
 
     An acknowledgement takes the attempt with it that still waits: one line of history instead of two.
 
@@ -64,17 +55,21 @@ class OutboxWriter:
         *,
         most_per_batch: int = 2048,
         most_waiting: int = 100_000,
+        max_bytes_per_batch: int = MAX_TRANSACTION_BYTES,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
     ) -> None:
         self._outbox = outbox
         self._metrics = metrics
         self._recorded = recorded
-        self._most_per_batch = most_per_batch
         self._most_waiting = most_waiting
-        self._queue: deque[_Queued] = deque()
+        self._max_waiting_bytes = max_waiting_bytes
+        self._turns = Turns(most_per_batch, max_bytes_per_batch)
         self._attempts: dict[tuple[str, str], Attempt] = {}  # the last of each message, while it waits
         self._taken_along: set[Attempt] = set()
-        self._untold: list[tuple[_Queued, Result | Exception]] = []
-        self._grouped = 0
+        self._untold: list[tuple[Waiting, Result | Exception]] = []
+        # Operations of groups that wait, and bytes of their messages: of large groups, of others.
+        self._grouped = {True: 0, False: 0}
+        self._held_bytes = {True: 0, False: 0}
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -84,7 +79,7 @@ class OutboxWriter:
     @property
     def waiting(self) -> int:
         """Operations that the next transactions take."""
-        return len(self._queue)
+        return len(self._turns)
 
     def record(self, op: OwnedOp) -> None:
         """Writes this sooner or later, unless its epoch is fenced or the process ends before."""
@@ -95,18 +90,18 @@ class OutboxWriter:
             if attempt is not None and attempt.epoch == op.epoch:
                 self._taken_along.add(attempt)
                 op = Settle(*op[:-1], attempt)
-        self._queue.append((op, None))
+        self._turns.record(op)
         self._notify()
 
     def forget(self, op: ForgetNode) -> None:
         """Does this sooner or later, behind all that the node's session recorded."""
-        self._queue.append((op, None))
+        self._turns.record(op)
         self._notify()
 
     def note(self, event: Event) -> None:
         """Writes a line of history that nobody waits for; left out when too much waits already."""
-        if len(self._queue) < self._most_waiting:
-            self._queue.append((event, None))
+        if len(self._turns) < self._most_waiting:
+            self._turns.record(event)
             self._notify()
 
     def submit(self, ops: list[Op], done: Callable[[GroupResults], None]) -> None:
@@ -116,15 +111,25 @@ class OutboxWriter:
         """
         if self._stopped:
             raise Unavailable("STOPPING", "the service is shutting down")
-        if self._grouped + len(ops) > self._most_waiting:
-            raise Unavailable("OVERLOADED", f"{self._grouped} operations wait for the store")
+        written, held = sizes_of(ops)
+        is_large = written > LARGE_BYTES or len(ops) > LARGE_OPERATIONS
+        self._check_room(len(ops), held, is_large=is_large)
         if not ops:
             done([])
             return
-        group = _Group(len(ops), done)
-        self._grouped += len(ops)
-        self._queue.extend((op, group) for op in ops)
+        self._grouped[is_large] += len(ops)
+        self._held_bytes[is_large] += held
+        self._turns.submit(ops, Group(len(ops), done, is_large=is_large, held_bytes=held))
         self._notify()
+
+    def _check_room(self, operations: int, held: int, *, is_large: bool) -> None:
+        """Raises Unavailable when too much waits already. Large groups and others have bounds of their own:
+        neither finds the room taken by the other."""
+        waiting, held_bytes = self._grouped[is_large], self._held_bytes[is_large]
+        if waiting + operations > self._most_waiting:
+            raise Unavailable("OVERLOADED", f"{waiting} operations wait for the store")
+        if held_bytes and held_bytes + held > self._max_waiting_bytes:
+            raise Unavailable("OVERLOADED", f"messages of {held_bytes} bytes wait for the store")
 
     async def perform(self, ops: list[Op]) -> GroupResults:
         """`submit`, awaited."""
@@ -156,7 +161,7 @@ class OutboxWriter:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._queue or self._untold:
+                while self._turns or self._untold:
                     failures = 0 if await self._one_batch() else failures + 1
                     if failures:
                         await asyncio.sleep(self._backoff.random_delay(failures))
@@ -165,10 +170,11 @@ class OutboxWriter:
             self._stopped = True
             self._tell()
             gone = Unavailable("STOPPING", "the service is shutting down")
-            for _, group in self._queue:
+            waiting = list(self._turns)
+            self._turns.clear()
+            for _, _, group, place in waiting:
                 if group:
-                    group.add(gone)
-            self._queue.clear()
+                    self._add(group, place, gone)
 
     async def _one_batch(self) -> bool:
         """Writes what waits, and tells meanwhile what came of the batch before: the store works while the
@@ -183,51 +189,55 @@ class OutboxWriter:
             self._tell()
         return commit.result()
 
-    def _next_batch(self) -> list[_Queued]:
-        batch: list[_Queued] = []
-        while self._queue and len(batch) < self._most_per_batch:
-            queued = self._queue.popleft()
-            op = queued[0]
+    def _next_batch(self) -> list[Waiting]:
+        taken = self._turns.take()
+        if not self._attempts and not self._taken_along:
+            return taken
+        batch: list[Waiting] = []
+        for waiting in taken:
+            op = waiting[1]
             if isinstance(op, Attempt):
                 if op in self._taken_along:
                     self._taken_along.discard(op)
                     continue
                 if self._attempts.get((op.node_id, op.message_id)) is op:
                     del self._attempts[op.node_id, op.message_id]
-            batch.append(queued)
+            batch.append(waiting)
         return batch
 
-    async def _commit(self, batch: list[_Queued]) -> bool:
+    async def _commit(self, batch: list[Waiting]) -> bool:
         """Puts back what has to be tried again, so that the order stays; the rest is told later."""
-        self._grouped -= sum(1 for _, group in batch if group)
+        for _, _, group, _ in batch:
+            if group is not None:
+                self._grouped[group.is_large] -= 1
         with self._metrics.commit_seconds.time():
             try:
-                results = await self._outbox.commit([op for op, _ in batch])
+                results = await self._outbox.commit([op for _, op, _, _ in batch])
             except StoreUnavailable as error:
                 self._failed(batch, error)
                 return False
             except asyncio.CancelledError:
-                self._queue.extendleft(reversed(batch))
+                self._turns.put_back(batch)
                 raise
         self._metrics.commit_operations.observe(len(batch))
         came_of_it = list(zip(batch, results, strict=True))
         self._untold += came_of_it  # what came before may not be told yet
         locked = [
-            queued for queued, result in came_of_it if isinstance(result, StoreBusy) and queued[1] is None
+            waiting for waiting, result in came_of_it if isinstance(result, StoreBusy) and waiting[2] is None
         ]
         if locked:
             self._metrics.store_failures.inc()
-            _log.warning("outbox.rows_locked", operations=len(locked), node=locked[0][0].node_id)
-            self._queue.extendleft(reversed(locked))
+            _log.warning("outbox.rows_locked", operations=len(locked), node=locked[0][1].node_id)
+            self._turns.put_back(locked)
         return not locked
 
     def _tell(self) -> None:
         """What came of the last batch that the store has taken."""
         untold, self._untold = self._untold, []
         recorded: list[OwnedOp] = []
-        for (op, group), result in untold:
+        for (_, op, group, place), result in untold:
             if group is not None:
-                group.add(result)
+                self._add(group, place, result)
             elif isinstance(result, Fenced):
                 self._metrics.fenced.inc()
             elif isinstance(result, Exception) and not isinstance(result, StoreBusy):
@@ -237,13 +247,14 @@ class OutboxWriter:
                 recorded.append(op)
         self._recorded(recorded)
 
-    def _failed(self, batch: list[_Queued], error: StoreUnavailable) -> None:
+    def _add(self, group: Group, place: int, result: Result | Exception) -> None:
+        if group.add(place, result):
+            self._held_bytes[group.is_large] -= group.held_bytes
+
+    def _failed(self, batch: list[Waiting], error: StoreUnavailable) -> None:
         self._metrics.store_failures.inc()
         _log.warning("outbox.unavailable", error=str(error), operations=len(batch))
-        kept: list[_Queued] = []
-        for item in batch:
-            if item[1] is None:
-                kept.append(item)
-            else:
-                item[1].add(error)
-        self._queue.extendleft(reversed(kept))
+        for waiting in batch:
+            if waiting[2] is not None:
+                self._add(waiting[2], waiting[3], error)
+        self._turns.put_back([waiting for waiting in batch if waiting[2] is None])

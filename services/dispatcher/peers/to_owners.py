@@ -13,6 +13,7 @@ from typing import Protocol
 from cloudhub.v1.dispatcher_pb2 import NodeOutcome
 from cloudhub.v1.resources_pb2 import DispatcherResources
 from services.dispatcher.outbox.records import Accept, Event, Op, Result
+from services.dispatcher.outbox.turns import LARGE_OPERATIONS
 from services.dispatcher.peers.directory import Peers
 from services.dispatcher.peers.forwards import Forwards
 from services.dispatcher.peers.metrics import PeerMetrics
@@ -23,8 +24,8 @@ from services.runtime.errors import HubError, Unavailable
 
 Answer = Result | Exception | NodeOutcome
 
+# Of these, what is submitted in a large group finds half: others still find room beside it.
 MOST_UNDER_WAY = 100_000
-
 
 Answered = Callable[[int, Answer], None]
 # Whom to tell of which of the operations submitted together.
@@ -80,7 +81,8 @@ class ToOwners:
 
             self._writer.submit(ops, done)
             return
-        if self._under_way + len(ops) > MOST_UNDER_WAY:
+        most = MOST_UNDER_WAY if len(ops) <= LARGE_OPERATIONS or not self._under_way else MOST_UNDER_WAY // 2
+        if self._under_way + len(ops) > most:
             raise Unavailable("OVERLOADED", f"{self._under_way} operations are on their way to the store")
         now = self._clock.monotonic()
         going: defaultdict[Way | None, list[Item]] = defaultdict(list)

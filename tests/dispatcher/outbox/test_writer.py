@@ -20,7 +20,8 @@ from services.dispatcher.outbox.records import (
     RowState,
     Settle,
 )
-from services.dispatcher.outbox.writer import GroupResults, OutboxWriter
+from services.dispatcher.outbox.turns import LARGE_BYTES, GroupResults
+from services.dispatcher.outbox.writer import OutboxWriter
 from services.runtime.errors import StoreBusy, StoreUnavailable, Unavailable
 from tests.support.dispatcher import Metrics
 from tests.support.outbox import NODE, NOW_MS, MemoryOutbox, accept, publication
@@ -388,3 +389,54 @@ async def test_a_caller_that_gave_up_disturbs_nobody(desk: Desk) -> None:
     await asyncio.wait_for(desk.writer.flush(), 5)
     assert await desk.outbox.find(NODE, "", "a")
     assert gone.cancelled()
+
+
+# Large groups
+
+
+async def test_a_bystander_is_written_while_a_large_publish_is(desk: Desk) -> None:
+    """C50: its answer comes after one transaction; the large publish's when all of it is durable."""
+    desk.outbox.is_held = True
+    large: list[GroupResults] = []
+    body = publication(1, content=b'"' + b"x" * LARGE_BYTES + b'"')
+    desk.writer.submit([accept(body, f"ghost-{n}") for n in range(20)], collect(large))
+    assert len(await desk.begun()) == 1  # of no more bytes is a transaction
+    bystander = asyncio.ensure_future(desk.writer.perform([accept(publication(1))]))
+    await asyncio.wait([bystander], timeout=0)
+    desk.outbox.gate.release()
+    assert NODE in {op.node_id for op in await desk.begun()}
+    desk.outbox.is_held = False
+    desk.outbox.gate.release()
+    (result,) = await asyncio.wait_for(bystander, 5)
+    assert isinstance(result, Accepted)
+    assert large == []
+    await asyncio.wait_for(desk.writer.flush(), 5)
+    (results,) = large
+    assert [result.row.node_id for result in results if isinstance(result, Accepted)] == [
+        f"ghost-{n}" for n in range(20)
+    ]
+
+
+async def test_what_waits_of_large_groups_takes_nobody_elses_room() -> None:
+    """C50: in operations and in bytes; a body is counted once, however many nodes it goes to."""
+    writer = OutboxWriter(
+        *(MemoryOutbox(), Metrics(), lambda ops: None), most_waiting=3000, max_waiting_bytes=2 * LARGE_BYTES
+    )
+    results: list[GroupResults] = []
+    body = publication(1, content=b'"' + b"x" * LARGE_BYTES + b'"')
+    writer.submit([accept(body, f"ghost-{n}") for n in range(1500)], collect(results))
+    with pytest.raises(Unavailable, match="operations wait"):
+        writer.submit([accept(body, f"ghost-{n}") for n in range(1501)], collect(results))
+    other = publication(2, content=b'"' + b"x" * LARGE_BYTES + b'"')
+    with pytest.raises(Unavailable, match="bytes wait"):
+        writer.submit([accept(other, "ghost-1")], collect(results))
+    for n in range(2000):
+        writer.submit([accept(publication(n))], collect(results))
+    task = asyncio.create_task(writer.run())
+    await asyncio.wait_for(writer.flush(), 30)
+    writer.submit([accept(other, "ghost-1")], collect(results))  # there is room again
+    await asyncio.wait_for(writer.flush(), 5)
+    assert len(results) == 2002
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
