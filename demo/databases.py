@@ -35,6 +35,11 @@ def sqlite_databases(data: Path) -> Databases:
     return Databases(f"sqlite:///{data / 'sessions.db'}", f"sqlite:///{data / 'dispatcher.db'}")
 
 
+def database_variable(service: str, url: str) -> dict[str, str]:
+    """How a service is told the URL of its database: command lines can be read by everybody."""
+    return {f"CLOUDHUB_{service.upper()}_DATABASE": url}
+
+
 async def migrate(databases: Databases, logs: Path) -> None:
     """Brings the schemas of both services up to date. Raises ProcessFault."""
     async with asyncio.TaskGroup() as group:
@@ -44,8 +49,9 @@ async def migrate(databases: Databases, logs: Path) -> None:
 
 async def _migrate(service: str, url: str, logs: Path) -> None:
     name = f"migration of {service}"
-    arguments = ["-m", f"services.{service}", "migrate", "--database", url]
-    child = await Child.start(name, arguments, logs / f"migrate-{service}.log")
+    arguments = ["-m", f"services.{service}", "migrate"]
+    log_path = logs / f"migrate-{service}.log"
+    child = await Child.start(name, arguments, log_path, environment=database_variable(service, url))
     try:
         async with asyncio.timeout(MIGRATE_SECONDS):
             await child.succeeded()

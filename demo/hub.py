@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from demo.databases import Databases, sqlite_databases
+from demo.databases import Databases, database_variable, sqlite_databases
 from demo.ports import HOST, HubPorts
 from demo.processes import Child, Launch
 from edge.certificates import create_program_certificate, create_service_certificate
@@ -77,12 +77,20 @@ class Instance:
     """One process of a service; ended, it may be started again under its name, on its ports."""
 
     def __init__(
-        self, name: str, address: str, arguments: Sequence[str], log_path: Path, security: Security
+        self,
+        name: str,
+        address: str,
+        arguments: Sequence[str],
+        log_path: Path,
+        security: Security,
+        environment: Mapping[str, str],
     ) -> None:
         self.name = name
         self.address = address
         """HOST:PORT of its gRPC server."""
         self.arguments = list(arguments)
+        self.environment = dict(environment)
+        """What of its settings no command line may show, which everybody on the machine can read."""
         self.security = security
         """What channels to it are opened with."""
         self._log_path = log_path
@@ -101,7 +109,9 @@ class Instance:
     async def launch(self) -> None:
         """Starts the process and returns at once; its log goes on where the last process left it."""
         again = self._child is not None
-        self._child = await Child.start(self.name, self.arguments, self._log_path, append=again)
+        self._child = await Child.start(
+            self.name, self.arguments, self._log_path, append=again, environment=self.environment
+        )
 
     async def start(self) -> None:
         """Starts the process; returns when it serves. Raises ProcessFault."""
@@ -198,7 +208,7 @@ def make_hub(
     grpc_flags = _grpc_flags(certificates, tls=tls)
 
     def instances(
-        service: str, number_of: Callable[[HubPorts], tuple[int, int]], *own: str
+        service: str, number_of: Callable[[HubPorts], tuple[int, int]], *own: str, database: str = ""
     ) -> list[Instance]:
         made = []
         for number, replica in enumerate(ports, 1):
@@ -215,20 +225,23 @@ def make_hub(
                 arguments += ["--quic-listen", f"{host}:{replica.edges_quic}"]
             elif service == ENROLMENT:
                 arguments += ["--listen", f"{host}:{replica.enrolment}"]
-            made.append(Instance(name, address, arguments, data / "logs" / f"{name}.log", security))
+            log_path = data / "logs" / f"{name}.log"
+            environment = database_variable(service, database) if database else {}
+            made.append(Instance(name, address, arguments, log_path, security, environment))
         return made
 
     sessions = instances(
         "sessions",
         lambda one: (one.sessions, one.sessions_metrics),
-        *("--database", databases.sessions, "--enrolment-ca", str(certificates / "ca.crt")),
+        *("--enrolment-ca", str(certificates / "ca.crt")),
+        database=databases.sessions,
     )
     dispatchers = instances(
         "dispatcher",
         lambda one: (one.dispatcher, one.dispatcher_metrics),
-        *("--database", databases.dispatcher),
         *("--sessions", _joined(sessions)),
         *("--cluster-ca", str(certificates / "ca.crt")),
+        database=databases.dispatcher,
     )
     for_edges = [
         *("--certificate", str(certificates / "server.crt")),

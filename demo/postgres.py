@@ -150,11 +150,11 @@ class PostgresServer:
         secret = self.folder / "password"
         secret.write_text(primary.password)
         self._own(secret)
-        source = f"host=127.0.0.1 port={primary.port} user={USER} password={primary.password}"
-        source += f" application_name=standby_{self.port}"
+        source = f"host=127.0.0.1 port={primary.port} user={USER} application_name=standby_{self.port}"
         self.run(
             "pg_basebackup",
             ["--pgdata", str(self.data), "--write-recovery-conf", "--checkpoint", "fast", "--dbname", source],
+            password=primary.password,
         )
 
     def start(self) -> None:
@@ -234,7 +234,10 @@ class PostgresServer:
 
     def sql(self, statement: str, database: str = "postgres") -> str:
         """Runs one statement by psql and gives back its rows as text."""
-        return self.run("psql", ["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", statement, self.url(database)])
+        where = f"host=127.0.0.1 port={self.port} user={USER} dbname={database}"
+        return self.run(
+            "psql", ["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", statement, where], password=self.password
+        )
 
     def create_database(self, name: str, template: str = "template1") -> str:
         """Makes a database and gives back its URL."""
@@ -242,15 +245,16 @@ class PostgresServer:
         self.sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY file_copy')
         return self.url(name)
 
-    def run(self, program: str, arguments: Sequence[str]) -> str:
-        """Runs one of PostgreSQL's programs as the server's user; its output."""
+    def run(self, program: str, arguments: Sequence[str], *, password: str = "") -> str:
+        """Runs one of PostgreSQL's programs as the server's user; its output. The `password` for its
+        connections is on no command line, which everybody could read."""
         done = subprocess.run(
             [self._binaries / program, *arguments],
             capture_output=True,
             text=True,
             check=False,
             cwd=self.folder,
-            env={**os.environ, "LC_ALL": "C"},
+            env={**os.environ, "LC_ALL": "C", **({"PGPASSWORD": password} if password else {})},
             user=self._user.pw_uid if self._user else None,
             group=self._user.pw_gid if self._user else None,
             extra_groups=[] if self._user else None,

@@ -67,7 +67,11 @@ def configure_logs(log_format: LogFormat) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer()
             if as_json
-            else structlog.dev.ConsoleRenderer(colors=is_terminal),
+            else structlog.dev.ConsoleRenderer(
+                # Without local variables, which may hold a join token.
+                colors=is_terminal,
+                exception_formatter=structlog.dev.plain_traceback,
+            ),
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
@@ -170,6 +174,7 @@ async def serve(
 
 
 def run(
+    strays: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     server: Annotated[str, typer.Option(help="wss://HOST:PORT of the hub; several with commas between")] = "",
     ca: Annotated[Path | None, typer.Option(help="certificate of the hub's CA")] = None,
     enrol: Annotated[
@@ -225,6 +230,9 @@ def run(
     ] = LogFormat.AUTO,
 ) -> None:
     """Runs edge nodes against a hub until SIGTERM, SIGINT or SIGHUP."""
+    if strays:
+        # Not repeated: one may be a token behind a space too many.
+        raise SettingsFault("an argument belongs to no option; --help lists them")
     node_ids = list(dict.fromkeys((*(node or ()), *(f"{node_prefix}{n}" for n in range(1, nodes + 1)))))
     if not node_ids:
         raise SettingsFault("no node named: give --node or --nodes")

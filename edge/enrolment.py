@@ -72,7 +72,8 @@ def split_server(server: str) -> tuple[str, int]:
     """Host and port of `https://HOST:PORT`. Raises EnrolmentFault."""
     match = _SERVER.fullmatch(server.rstrip("/"))
     if not match or not 0 < int(match[2]) < 65536:
-        raise EnrolmentFault(f"enrol {server!r}: should be https://HOST:PORT")
+        told = "" if "@" in server else f" {server!r}"  # a password may be in it
+        raise EnrolmentFault(f"enrol{told}: should be https://HOST:PORT")
     return match[1], int(match[2])
 
 

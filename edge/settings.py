@@ -23,6 +23,11 @@ class SettingsFault(Exception):
     """A setting that cannot be; the text says which and what would be right."""
 
 
+def _told(server: str) -> str:
+    """An address in a message, unless a password may be in it."""
+    return "" if "@" in server else f" {server!r}"
+
+
 @dataclass(frozen=True, slots=True)
 class EdgeSettings:
     """Settings of one process; its nodes share them. Times in seconds."""
@@ -61,12 +66,17 @@ class EdgeSettings:
 
     def __post_init__(self) -> None:
         for server in self.servers:
-            if not server.startswith("wss://") or server.count("/") != 2:
-                raise SettingsFault(f"server {server!r}: should be wss://HOST:PORT")
+            if not server.startswith("wss://") or server.count("/") != 2 or "@" in server:
+                raise SettingsFault(f"server{_told(server)}: should be wss://HOST:PORT")
         for server in self.quic_servers:
             _, _, port = server.rpartition(":")
-            if not server.startswith("quic://") or server.count("/") != 2 or not port.isdecimal():
-                raise SettingsFault(f"quic-server {server!r}: should be quic://HOST:PORT")
+            if (
+                not server.startswith("quic://")
+                or server.count("/") != 2
+                or "@" in server
+                or not port.isdecimal()
+            ):
+                raise SettingsFault(f"quic-server{_told(server)}: should be quic://HOST:PORT")
         if (self.certificates is None) == (self.certificate is None):
             raise SettingsFault("certificates: give either a folder of them or one certificate and its key")
         if self.certificate is not None and self.key is None:

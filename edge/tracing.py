@@ -5,7 +5,9 @@ came, so that its acknowledgement joins the trace all the same.
 """
 
 import os
+import re
 import threading
+from urllib.parse import unquote
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -16,9 +18,12 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
 from edge.protocol import Message
+from edge.settings import SettingsFault
 
 # How long the end of a process may wait for a collector that does not answer.
 FLUSH_SECONDS = 3.0
+
+_HEADER = re.compile(r"[0-9A-Za-z_.-]+\s*=[ -~]*")
 
 
 def _parent(traceparent: str) -> Context | None:
@@ -80,8 +85,19 @@ class EdgeTracing:
         cut.join()
 
 
+def _check_exporter_variables() -> None:
+    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+        if "@" in os.environ.get(name, ""):
+            raise SettingsFault(f"{name}: should be an address without user and password")
+    for name in ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"):
+        for number, header in enumerate(filter(None, os.environ.get(name, "").split(",")), 1):
+            if not _HEADER.fullmatch(unquote(header.strip())):
+                raise SettingsFault(f"{name}: entry {number} should be NAME=VALUE, the value percent-encoded")
+
+
 def configure_tracing(instance: str) -> EdgeTracing:
-    """On when the OTEL_* variables name an OTLP endpoint or exporter."""
+    """On when the OTEL_* variables name an OTLP endpoint or exporter. Raises SettingsFault for variables of
+    which the exporter would repeat a secret in the logs."""
     wanted = os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(
         "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -99,6 +115,7 @@ def configure_tracing(instance: str) -> EdgeTracing:
             }
         )
     )
+    _check_exporter_variables()
     exporter = OTLPSpanExporter()
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return EdgeTracing(provider, exporter)

@@ -21,10 +21,9 @@ from services.connector.tls import server_context
 from services.dispatcher.settings import DispatcherSettings
 from services.enrolment.settings import EnrolmentSettings
 from services.runtime.clock import SystemClock
+from services.runtime.database_url import check_url, sqlite_path
 from services.runtime.errors import StartupError
-from services.runtime.postgresql_url import check_url
 from services.runtime.settings import ServiceSettings, load_settings
-from services.runtime.store_sqlite import sqlite_path
 from services.runtime.tls_files import TlsFiles
 from services.sessions.settings import SessionsSettings
 from tests.support.certs import TestAuthority

@@ -12,16 +12,21 @@ from services.connector.link import LinkLimits
 from services.runtime.settings import Address, ServiceSettings, check_address, split_address
 
 QUIC_OFF = "off"
+# A URL, perhaps with a password: what is dialled is told in logs.
+_NO_HOST = frozenset("/?#@")
 
 
 def _check_addresses(value: str) -> str:
     for part in value.split(","):
         host, separator, port = part.strip().rpartition(":")
-        if not separator or not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise ValueError(
-                "should be HOST:PORT,HOST:PORT,... for example 127.0.0.1:50051; "
-                f"{part.strip()!r} is not HOST:PORT"
-            )
+        if (
+            not separator
+            or not host
+            or not port.isdigit()
+            or not 0 < int(port) < 65536
+            or set(host) & _NO_HOST
+        ):
+            raise ValueError("should be HOST:PORT,HOST:PORT,... for example 127.0.0.1:50051")
         split_address(part.strip())
     return value
 

@@ -22,7 +22,11 @@ class DispatcherSettings(ServiceSettings):
         "or IP:PORT of each, separated by commas",
     )
     sessions_seconds: float = Field(5.0, gt=0, le=60, description="time limit of a call to sessions")
-    database: str = Field("sqlite:///cloudhub-dispatcher.db", description="URL of the outbox")
+    database: str = Field(
+        "sqlite:///cloudhub-dispatcher.db",
+        repr=False,  # it may hold a password, as all such settings
+        description="URL of the outbox; with a password better given by the environment",
+    )
     cluster_ca: Path | None = Field(
         None,
         description="PEM file that edges get when they ask for k8s/ca.crt; none: such requests get an error",

@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 from opentelemetry import trace
+from structlog.tracebacks import ExceptionDictTransformer
 
 Log = structlog.stdlib.BoundLogger
 
@@ -17,6 +18,7 @@ def _add_trace(_: Any, __: str, event: structlog.types.EventDict) -> structlog.t
     return event
 
 
+# Tracebacks show no local variables: those of whoever reads settings or opens a store hold passwords.
 def configure_logs(service: str, name: str, level: str, log_format: str) -> None:
     """Routes structlog and the standard library's logging to stderr."""
     is_terminal = sys.stderr is not None and sys.stderr.isatty()  # None: closed by whoever started us
@@ -28,9 +30,16 @@ def configure_logs(service: str, name: str, level: str, log_format: str) -> None
         _add_trace,
     ]
     last: list[structlog.types.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [
+            structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
+            structlog.processors.JSONRenderer(),
+        ]
         if as_json
-        else [structlog.dev.ConsoleRenderer(colors=is_terminal)]
+        else [
+            structlog.dev.ConsoleRenderer(
+                colors=is_terminal, exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

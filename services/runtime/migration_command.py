@@ -19,7 +19,9 @@ class MigrationSettings(BaseSettings):
 
     model_config = SettingsConfigDict(cli_kebab_case=True, cli_avoid_json=True, extra="ignore", frozen=True)
 
-    database: str = Field(description="URL of the database")
+    database: str = Field(
+        repr=False, description="URL of the database; with a password better given by the environment"
+    )
 
 
 def ran_migration(program: str, kind: type[MigrationSettings], schema: Schema) -> bool:

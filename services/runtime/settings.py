@@ -3,17 +3,21 @@
 import ipaddress
 import re
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
 
 from services.runtime.names import check_label
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 # Seconds of it are still 64 bits of milliseconds.
 _MOST_NUMBER = 10**15
-_ADDRESS = re.compile(r"^(?P<host>\[[0-9a-fA-F:.]+\]|[^\[\]:\s]+):(?P<port>\d{1,5})$")
+_ADDRESS = re.compile(r"^(?P<host>\[[0-9a-fA-F:.]+\]|[^\[\]:\s/?#@]+):(?P<port>\d{1,5})$")
 
 
 def check_address(value: str) -> str:
@@ -115,20 +119,58 @@ class ServiceSettings(BaseSettings):
 
 S = TypeVar("S", bound=BaseSettings)
 
+_FLAG = re.compile(r"--[a-z]+(-[a-z]+)*")
+# Of a value that has one of these, a part may be a password.
+_URL_MARKS = ("@", "//")
+_MOST_SHOWN_CHARS = 80
+
 
 def load_settings(kind: type[S], program: str, argv: list[str] | None = None) -> S:
-    """Reads settings from flags and environment; exits with status 2 and one sentence per fault."""
+    """Reads settings from flags and environment; exits with status 2 and one sentence per fault, which shows
+    nothing that may be a secret."""
     kind.model_config["cli_prog_name"] = program
+    arguments = sys.argv[1:] if argv is None else argv
+    strays = list(_strays(kind, arguments))
+    for stray in strays:
+        print(f"{program}: {stray}; --help lists the flags", file=sys.stderr)
+    if strays:
+        raise SystemExit(2)
     try:
-        return CliApp.run(kind, cli_args=sys.argv[1:] if argv is None else argv)
+        return CliApp.run(kind, cli_args=arguments)
     except ValidationError as error:
         prefix = str(kind.model_config.get("env_prefix", ""))
         for fault in error.errors():
             field = ".".join(str(part) for part in fault["loc"])
             flag, variable = "--" + field.replace("_", "-"), (prefix + field).upper()
-            text = fault["msg"].removeprefix("Value error, ")
-            print(f"{program}: {flag} (or {variable}): {text}; got {fault['input']!r}", file=sys.stderr)
+            text = fault["msg"].removeprefix("Value error, ").partition("; got ")[0]
+            print(f"{program}: {flag} (or {variable}): {text}{_got(kind, field, fault)}", file=sys.stderr)
         raise SystemExit(2) from None
     except SettingsError as error:
         print(f"{program}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _strays(kind: type[BaseSettings], arguments: Sequence[str]) -> Iterator[str]:
+    """What is wrong with arguments that are no flag and no flag's value: argparse would repeat them, and one
+    may be a password whose flag was mistyped, or a part of one."""
+    flags = {"--" + name.replace("_", "-") for name in kind.model_fields}
+    at = 0
+    while at < len(arguments):
+        name, has_value, _ = arguments[at].partition("=")
+        at += 1
+        if name in flags:
+            at += not has_value
+        elif arguments[at - 1] not in ("--help", "-h"):
+            told = name if _FLAG.fullmatch(name) else "it"
+            yield f"argument {at}: {told} is no flag and no value of one"
+
+
+def _got(kind: type[BaseSettings], field: str, fault: "ErrorDetails") -> str:
+    """The faulty value, if it can be told."""
+    if fault["type"] in ("missing", "extra_forbidden"):
+        return ""
+    setting = kind.model_fields.get(field)
+    value = fault["input"]
+    if (setting is not None and not setting.repr) or any(mark in str(value) for mark in _URL_MARKS):
+        return "; its value is not shown, since it may hold a password"
+    return f"; got {str(value)[:_MOST_SHOWN_CHARS]!r}"

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from services.runtime.database_url import engine_of, shown, sqlite_path
 from services.runtime.errors import StartupError, StoreUnavailable
 from services.runtime.migrations import (
     Schema,
@@ -22,8 +23,7 @@ from services.runtime.migrations import (
     upgrade,
     version_of,
 )
-from services.runtime.postgresql_url import check_url, shown
-from services.runtime.store_sqlite import SqliteStore, sqlite_path
+from services.runtime.store_sqlite import SqliteStore
 
 T = TypeVar("T")
 
@@ -98,19 +98,13 @@ async def migrate(url: str, schema: Schema) -> str:
 
 def _store_of(url: str, **postgresql: float) -> tuple[Store, str]:
     """The store that a URL names, and how to call it in a message."""
-    engine = url.partition(":")[0]
-    if engine == "sqlite":
+    if engine_of(url) == "sqlite":
         path = sqlite_path(url)
         return SqliteStore(path), str(path)
-    if engine == "postgresql":
-        check_url(url)
-        # Here and not above: its driver costs each process 9 MiB and a twentieth of its start.
-        from services.runtime.store_postgresql import PostgresStore
+    # Here and not above: its driver costs each process 9 MiB and a twentieth of its start.
+    from services.runtime.store_postgresql import PostgresStore
 
-        return PostgresStore(url, **postgresql), shown(url)
-    raise StartupError(
-        f"database {shown(url)!r}: expected sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
-    )
+    return PostgresStore(url, **postgresql), shown(url)
 
 
 async def _first_use(store: Store, name: str, work: Callable[[Connection], T]) -> T:

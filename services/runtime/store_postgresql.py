@@ -18,8 +18,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from services.runtime.backoff import Backoff
+from services.runtime.database_url import hosts_of
 from services.runtime.errors import StoreBusy, StoreRefused, StoreUnavailable
-from services.runtime.postgresql_url import hosts_of
 
 T = TypeVar("T")
 
@@ -106,6 +106,11 @@ class PostgresStore:
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
                 last = error
                 self._hosts.rotate(-1)
+            except ValueError:
+                # Its text and its traceback would show parts of the URL.
+                raise StoreUnavailable(
+                    "what stands behind the ? of its URL cannot be used; see asyncpg.connect for what can"
+                ) from None
         raise StoreUnavailable(f"no host takes writes: {_said(last)}") from last
 
     async def write(self, work: Callable[[Connection], T]) -> T:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from sqlalchemy import Connection, create_engine, event
-from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import (
-    ArgumentError,
     DataError,
     DBAPIError,
     IntegrityError,
@@ -71,21 +70,11 @@ class SqliteStore:
         self._lock.close()
 
 
-def sqlite_path(url: str) -> Path:
-    """The file that a `sqlite:///PATH` names. Raises StartupError if it names none."""
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise StartupError(f"database {url!r} is no URL; expected sqlite:///PATH") from error
-    if not parsed.database or parsed.database == ":memory:":
-        raise StartupError("database: a file is needed, for example sqlite:///cloudhub.db")
-    return Path(parsed.database)
-
-
 def _engine(path: Path, *, read_only: bool) -> Engine:
     engine = create_engine(
-        f"sqlite:///{path}",
+        URL.create("sqlite", database=str(path)),
         poolclass=StaticPool,
+        hide_parameters=True,
         connect_args={"check_same_thread": False, "timeout": 5, "cached_statements": 512},
     )
 

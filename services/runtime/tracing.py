@@ -6,8 +6,10 @@ publisher's context is still carried along.
 """
 
 import os
+import re
 import threading
 from collections.abc import Iterable, Mapping
+from urllib.parse import unquote
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -19,10 +21,16 @@ from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanK
 from opentelemetry.trace.status import Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
+from services.runtime.errors import StartupError
+
 # How long the end of a process may wait for a collector that does not answer.
 FLUSH_SECONDS = 3.0
 
 _HEX = frozenset("0123456789abcdef")
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+_HEADER_NAME = re.compile(r"[0-9A-Za-z_.-]+")
+_HEADER_VALUE = re.compile(r"[ -~]*")
 
 
 def is_sampled(traceparent: str) -> bool:
@@ -138,8 +146,26 @@ class Tracing:
         cut.join()
 
 
+def _check_exporter_variables() -> None:
+    for name in _ENDPOINTS:
+        if "@" in os.environ.get(name, ""):
+            raise StartupError(
+                f"{name} should be an address without user and password; what a collector wants to be shown "
+                "goes into OTEL_EXPORTER_OTLP_HEADERS"
+            )
+    for name in _HEADERS:
+        for number, header in enumerate(filter(None, os.environ.get(name, "").split(",")), 1):
+            key, has_value, value = (unquote(part) for part in header.strip().partition("="))
+            if not has_value or not _HEADER_NAME.fullmatch(key.strip()) or not _HEADER_VALUE.fullmatch(value):
+                raise StartupError(
+                    f"{name}: entry {number} should be NAME=VALUE, the value percent-encoded, in printable "
+                    "ASCII; it is not shown, since it may be a secret"
+                )
+
+
 def configure_tracing(service: str, instance: str) -> Tracing:
-    """Tracing by the standard OTEL_* variables: on when an OTLP endpoint or exporter is named."""
+    """Tracing by the standard OTEL_* variables: on when an OTLP endpoint or exporter is named. Raises
+    StartupError for variables of which the exporter would repeat a secret in the logs."""
     wanted = os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(
         "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -155,6 +181,7 @@ def configure_tracing(service: str, instance: str) -> Tracing:
             **OTELResourceDetector().detect().attributes,
         }
     )
+    _check_exporter_variables()
     provider, exporter = TracerProvider(resource=resource), OTLPSpanExporter()
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return Tracing(provider, service, exporter)

@@ -15,7 +15,11 @@ class SessionsSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="CLOUDHUB_SESSIONS_")
 
     listen: Address = Field("0.0.0.0:50052", description="HOST:PORT of the gRPC server")
-    database: str = Field("sqlite:///cloudhub-sessions.db", description="URL of the database")
+    database: str = Field(
+        "sqlite:///cloudhub-sessions.db",
+        repr=False,  # it may hold a password, as all such settings
+        description="URL of the database; with a password better given by the environment",
+    )
     lease_seconds: float = Field(
         15.0, gt=0, le=600, description="silence after which a dispatcher's sessions are orphans"
     )

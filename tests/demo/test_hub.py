@@ -33,8 +33,8 @@ def test_one_replica_listens_on_the_documented_ports_and_keeps_its_state_in_file
         "127.0.0.1:50053",
     ]
     assert hub.server == "wss://127.0.0.1:10000"
-    assert _flag(hub, "sessions", 1, "--database") == "sqlite:///data/sessions.db"
-    assert _flag(hub, "dispatcher", 1, "--database") == "sqlite:///data/dispatcher.db"
+    assert hub.sessions[0].environment == {"CLOUDHUB_SESSIONS_DATABASE": "sqlite:///data/sessions.db"}
+    assert hub.dispatchers[0].environment == {"CLOUDHUB_DISPATCHER_DATABASE": "sqlite:///data/dispatcher.db"}
 
 
 def test_every_replica_knows_all_replicas_of_what_it_calls() -> None:
@@ -42,7 +42,8 @@ def test_every_replica_knows_all_replicas_of_what_it_calls() -> None:
     hub = _hub(2)
     for number in (1, 2):
         assert _flag(hub, "dispatcher", number, "--sessions") == "127.0.0.1:50052,127.0.0.1:50062"
-        assert _flag(hub, "dispatcher", number, "--database") == "postgresql://d"
+        dispatcher = hub.dispatchers[number - 1]
+        assert dispatcher.environment == {"CLOUDHUB_DISPATCHER_DATABASE": "postgresql://d"}
         assert _flag(hub, "connector", number, "--dispatchers") == "127.0.0.1:50051,127.0.0.1:50061"
         assert _flag(hub, "connector", number, "--name") == f"connector-{number}"
     assert hub.server == "wss://127.0.0.1:10000,wss://127.0.0.1:10010"
@@ -83,3 +84,13 @@ def test_the_table_lists_every_process() -> None:
     text = console.export_text()
     assert "sessions-1, dispatcher-1 12, dispatcher-2 8" in text
     assert "connector-1 20" in text
+
+
+def test_no_command_line_holds_the_password_of_a_database() -> None:
+    """C53: everybody on a machine can read them."""
+    ports = (HubPorts(),)
+    databases = Databases("postgresql://hub:Xk79Lq2s@h/s", "postgresql://hub:Xk79Lq2s@h/d")
+    hub = make_hub(Path("data"), Path("certificates"), ports, databases, enrolments=1)
+    assert len(hub.instances) == 4
+    for instance in hub.instances:
+        assert not any("Xk79Lq2s" in argument for argument in instance.arguments)

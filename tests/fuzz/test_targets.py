@@ -10,6 +10,7 @@ EXAMPLES = {
     "quic": 200,
     "datagrams": 60,
     "settings": 60,
+    "secrets": 300,
     "files": 60,
     "enrolment": 200,
     "links": 60,

@@ -12,8 +12,7 @@ from sqlalchemy import Connection, text
 
 from demo.postgres import PostgresServer
 from services.runtime import store_postgresql
-from services.runtime.errors import StartupError, StoreBusy, StoreRefused, StoreUnavailable
-from services.runtime.postgresql_url import check_url, shown
+from services.runtime.errors import StoreBusy, StoreRefused, StoreUnavailable
 from services.runtime.store_postgresql import PostgresStore
 from tests.support.postgres import SURVIVES_KILL, Databases, reachable_folder, running_pair
 from tests.support.processes import eventually
@@ -311,16 +310,3 @@ async def test_a_standby_is_never_written_to() -> None:
         with pytest.raises(StoreUnavailable, match="no host takes writes"):
             await alone.write(run("INSERT INTO item VALUES (1)"))
         await alone.close()
-
-
-def test_urls_are_checked_and_shown_without_their_password() -> None:
-    check_url("postgresql://user:secret@one:5432,two:5433/db?sslmode=require")
-    assert shown("postgresql://user:secret@one:5432,two/db?sslmode=require&password=x") == (
-        "postgresql://user:***@one:5432,two/db"
-    )
-    for wrong in ("postgresql://", "postgresql:///db", "postgresql://user:secret@host"):
-        with pytest.raises(
-            StartupError, match="expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
-        ) as said:
-            check_url(wrong)
-        assert "secret" not in str(said.value)

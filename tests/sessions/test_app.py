@@ -181,7 +181,7 @@ async def test_a_wrong_database_is_one_sentence(tmp_path: Path) -> None:
     other.commit()
     other.close()
     for url, said in (
-        ("mysql://x/y", "expected sqlite:///PATH or postgresql://"),
+        ("mysql://x/y", "should be sqlite:///PATH or postgresql://"),
         (f"sqlite:///{foreign}", "cannot use the database"),
         (f"sqlite:///{tmp_path}/other.db", "holds the schema of dispatcher, not the schema of sessions"),
     ):
