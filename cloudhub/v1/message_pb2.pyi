@@ -22,6 +22,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class Message(_message.Message):
     """One message between a cloud program and an edge node, in either direction.
 
+    The encoded message has at most 964 KiB (the dispatcher's --content-most-bytes and 64 KiB), of which content
+    has 900 KiB; each text has at most 1024 bytes.
+
     It is the edge link's JSON message (docs/protocol.md) with its header and route laid flat. The
     hub reads the fields it needs and carries `content` as opaque bytes.
     """
@@ -94,7 +97,8 @@ class Message(_message.Message):
     @_builtins.property
     def extra(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
         """Fields of the JSON message that the hub does not know, unchanged: the name is "header.<name>",
-        "route.<name>" or "<name>" for the top level, the value is its JSON text.
+        "route.<name>" or "<name>" for the top level, the value is its JSON text. At most 64 fields, with names
+        of 1 to 256 bytes that are no field's of this message.
         """
 
     def __init__(

@@ -76,8 +76,16 @@ _quote = msgspec.json.Encoder().encode
 _HEADER_FIELDS = frozenset(_Header.__struct_fields__)
 _ROUTE_FIELDS = frozenset(_Route.__struct_fields__)
 _FRAME_FIELDS = frozenset(_Frame.__struct_fields__)
+# Each takes more room in a batch than in its frame; without a bound a frame of short names would outgrow it.
+MAX_EXTRA_FIELDS = 64
 _EMPTY_HEADER = _Header()
 _EMPTY_ROUTE = _Route()
+
+
+def check_extra_count(number: int) -> None:
+    """Raises FrameError for more fields than `Message.extra` may have."""
+    if number > MAX_EXTRA_FIELDS:
+        raise FrameError(FrameFault.SHAPE, f"{number} unknown fields; at most {MAX_EXTRA_FIELDS}")
 
 
 def check_extra(name: str, value: bytes) -> None:
@@ -179,6 +187,7 @@ def _parse_with_extra(data: bytes) -> ParsedFrame:
             # It would come back as a field of the header or the route.
             raise FrameError(FrameFault.SHAPE, f"the top-level field `{name[:40]}` has an ambiguous name")
         extra[name] = bytes(value)
+    check_extra_count(len(extra))
     for name, value in extra.items():
         check_content(value, f"extra[{name[:40]!r}]")
     content = bytes(fields.get("content", _NULL))

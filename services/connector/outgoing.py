@@ -39,11 +39,11 @@ class OutgoingBatches:
 
     def announce(self, announcement: link_pb2.LinkAnnouncement) -> None:
         """A link asks for a session."""
-        self._room(_ELEMENT_BYTES * 4).announcements.append(announcement)
+        self._room(_ELEMENT_BYTES + announcement.ByteSize()).announcements.append(announcement)
 
     def transfer(self, announcement: link_pb2.LinkAnnouncement, epoch: int) -> None:
         """An admitted link asks for its session to move here."""
-        self._room(_ELEMENT_BYTES * 4).transfers.add(link=announcement, epoch=epoch)
+        self._room(_ELEMENT_BYTES + announcement.ByteSize()).transfers.add(link=announcement, epoch=epoch)
 
     def written(self, link: int, epoch: int, acknowledged_through: int, direct_through: int) -> None:
         """Bytes of a link are with the operating system; only the last report of a link counts."""
@@ -67,7 +67,9 @@ class OutgoingBatches:
 
     def end(self, link: int, epoch: int, reason: link_pb2.CloseReason.ValueType, detail: str) -> None:
         """A link is gone, the last that is told of it."""
-        self._room(_ELEMENT_BYTES * 2).ended.add(link=link, epoch=epoch, reason=reason, detail=detail)
+        self._room(_ELEMENT_BYTES + 4 * len(detail)).ended.add(
+            link=link, epoch=epoch, reason=reason, detail=detail
+        )
         self._written.pop(link, None)
 
     def heartbeat(self) -> None:

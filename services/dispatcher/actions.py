@@ -12,7 +12,7 @@ Ordering contract, kept by `delivery.Delivery` alone:
    session's epoch; one whose epoch is fenced is forgotten.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cloudhub.v1.message_pb2 import Message
@@ -44,9 +44,10 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Load the bodies of these (key, seq) and hand them to `bodies`."""
+    """Load the bodies of these (key, seq), `size_bytes` in all, and hand them to `bodies`."""
 
     wanted: tuple[tuple[str, int], ...]
+    size_bytes: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,11 @@ from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, Outbox
 from services.dispatcher.outbox.records import Event, ObjectRow
 from services.dispatcher.publication import MOST_LIFETIME_MS
 from services.dispatcher.resources import Holder, dispatcher_resources
+from services.runtime.batching import portions
 from services.runtime.clock import Clock
 from services.runtime.errors import InvalidRequest, NotFound
 from services.runtime.names import check_node_id
+from services.runtime.rpc import MAX_ANSWER_BYTES
 from services.runtime.tracing import trace_id_of
 
 Context = grpc.aio.ServicerContext[object, object]
@@ -101,10 +103,12 @@ class DispatcherAdmin(DispatcherAdminServicer):
                 "NODE_UNKNOWN", f"nothing was ever published to node {node_id}, nor did it connect"
             )
         rows = await self._outbox.pending(node_id, int(token), size + 1)
+        # A page has fewer objects where their names are long.
+        objects = next(portions(map(self._object, rows), _size_of, size, MAX_ANSWER_BYTES), [])
         return pb.InspectNodeResponse(
             node=self._node(summary),
-            objects=[self._object(row) for row in rows[:size]],
-            next_page_token=_token(str(rows[size - 1].seq)) if len(rows) > size else "",
+            objects=objects,
+            next_page_token=_token(str(objects[-1].seq)) if len(rows) > len(objects) else "",
         )
 
     async def ExplainDelivery(
@@ -140,7 +144,9 @@ class DispatcherAdmin(DispatcherAdminServicer):
             )
         else:
             response.state, response.explanation = explain_events(events)
-        response.events.extend(_event(event) for event in events)
+        # The newest ones, as far as an answer has room.
+        told = next(portions(map(_event, reversed(events)), _size_of, MOST_EVENTS, MAX_ANSWER_BYTES), [])
+        response.events.extend(reversed(told))
         return response
 
     async def Redeliver(self, request: pb.RedeliverRequest, context: Context) -> pb.RedeliverResponse:
@@ -205,6 +211,10 @@ class DispatcherAdmin(DispatcherAdminServicer):
             expires_at=_timestamp(row.expires_at_ms),
             deleted=row.deleted,
         )
+
+
+def _size_of(element: pb.ObjectDelivery | pb.DeliveryEvent) -> int:
+    return element.ByteSize() + 8  # what stands around it in a list
 
 
 def _event(event: Event) -> pb.DeliveryEvent:

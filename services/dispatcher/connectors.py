@@ -15,10 +15,13 @@ from cloudhub.v1.link_pb2 import (
     Refusal,
 )
 from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.sizes import ELEMENT_BYTES
 
-# Keeps one gRPC message far below the receivers' limit (runtime.rpc.MOST_MESSAGE_BYTES).
+# Far below what one gRPC message may have (runtime.rpc.MOST_MESSAGE_BYTES); an element larger than that goes
+# alone, and none is larger than sizes.MAX_BODY_BYTES.
 MOST_BATCH_FRAMES = 512
 MOST_BATCH_BYTES = 4 * 1024 * 1024
+MAX_BATCH_ELEMENTS = 4096
 
 
 class ConnectorStream:
@@ -33,6 +36,7 @@ class ConnectorStream:
         self._full: list[DispatcherBatch] = []
         self._batch = DispatcherBatch()
         self._batch_bytes = 0
+        self._batch_elements = 0
         self._wake = asyncio.Event()
         self._finished = False
 
@@ -45,13 +49,12 @@ class ConnectorStream:
 
     def admit(self, link: int, epoch: int) -> None:
         """The link's verdict: admitted."""
-        self._batch.verdicts.append(LinkVerdict(link=link, epoch=epoch))
-        self._wake.set()
+        self._room(ELEMENT_BYTES).verdicts.append(LinkVerdict(link=link, epoch=epoch))
 
     def refuse(self, link: int, refusal: Refusal) -> None:
         """The link's verdict: refused."""
-        self._batch.verdicts.append(LinkVerdict(link=link, refusal=refusal))
-        self._wake.set()
+        verdict = LinkVerdict(link=link, refusal=refusal)
+        self._room(ELEMENT_BYTES + verdict.ByteSize()).verdicts.append(verdict)
 
     def send(
         self, link: int, epoch: int, number: int, body: bytes, *, direct: bool, traceparent: str = ""
@@ -59,32 +62,28 @@ class ConnectorStream:
         """An encoded message to the edge; `traceparent` replaces the message's own."""
         if traceparent:
             body += Message(traceparent=traceparent).SerializeToString()  # the last value of a field counts
-        batch = self._batch
+        batch = self._room(len(body) + ELEMENT_BYTES)
         batch.downstream.add(link=link, epoch=epoch, number=number, direct=direct, message=body)
-        self._batch_bytes += len(body) + 64
-        if len(batch.downstream) >= MOST_BATCH_FRAMES or self._batch_bytes >= MOST_BATCH_BYTES:
+        if len(batch.downstream) >= MOST_BATCH_FRAMES:
             self._seal()
-        self._wake.set()
 
     def receipt(self, link: int, epoch: int, through: int) -> None:
         """Upstream frames of the link up to this number are taken over."""
-        self._batch.receipts.append(Receipt(link=link, epoch=epoch, through=through))
-        self._wake.set()
+        self._room(ELEMENT_BYTES).receipts.append(Receipt(link=link, epoch=epoch, through=through))
 
     def read_control(self, link: int, epoch: int, *, paused: bool) -> None:
         """Stop or go on reading from the link."""
-        self._batch.read_controls.append(ReadControl(link=link, epoch=epoch, paused=paused))
-        self._wake.set()
+        control = ReadControl(link=link, epoch=epoch, paused=paused)
+        self._room(ELEMENT_BYTES).read_controls.append(control)
 
     def probe(self, link: int, epoch: int) -> None:
         """Ask how long the link has been silent."""
-        self._batch.probes.append(Probe(link=link, epoch=epoch))
-        self._wake.set()
+        self._room(ELEMENT_BYTES).probes.append(Probe(link=link, epoch=epoch))
 
     def close(self, link: int, epoch: int, reason: CloseReason.ValueType, detail: str) -> None:
-        """Close the link. Nothing of the link may follow, so the batch ends behind it."""
-        self._batch.closes.append(LinkClose(link=link, epoch=epoch, reason=reason, detail=detail))
-        self._wake.set()
+        """Close the link: the last that is said of it."""
+        close = LinkClose(link=link, epoch=epoch, reason=reason, detail=detail)
+        self._room(ELEMENT_BYTES + close.ByteSize()).closes.append(close)
 
     def heartbeat(self, lease_age_seconds: float) -> None:
         """The stream lives; and so long ago this dispatcher's lease was renewed."""
@@ -107,9 +106,19 @@ class ConnectorStream:
         """Whether the stream ends once everything taken so far is written."""
         return self._finished
 
+    def _room(self, size_bytes: int) -> DispatcherBatch:
+        """The batch for an element of at most that size: the last one, unless it would become too large."""
+        full = self._batch_bytes + size_bytes > MOST_BATCH_BYTES or self._batch_elements >= MAX_BATCH_ELEMENTS
+        if full and self._batch_elements:
+            self._seal()
+        self._batch_bytes += size_bytes
+        self._batch_elements += 1
+        self._wake.set()
+        return self._batch
+
     def _seal(self) -> None:
         self._full.append(self._batch)
-        self._batch, self._batch_bytes = DispatcherBatch(), 0
+        self._batch, self._batch_bytes, self._batch_elements = DispatcherBatch(), 0, 0
 
     async def next_batches(self) -> list[DispatcherBatch]:
         """Waits until something is queued and takes all of it, in order."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ from services.dispatcher.outbox.records import (
 from services.dispatcher.outbox.turns import GroupResults
 from services.dispatcher.outbox.writer import OutboxWriter
 from services.dispatcher.policy import NodeDelivery, PolicySettings
+from services.dispatcher.sizes import MAX_BODY_BYTES
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError, RowDamaged, StoreUnavailable
 from services.runtime.logs import get_log
@@ -43,6 +45,8 @@ _log = get_log(__name__)
 
 MESSAGING = {"messaging.system": "cloudhub"}
 STORE_RETRY_SECONDS = 1.0
+# Of bodies loaded together, for all nodes that ask; at least those of one.
+MAX_FETCHED_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class _Wanted:
 
     session: NodeSession
     keys: tuple[tuple[str, int], ...]
+    size_bytes: int
 
 
 class Delivery:
@@ -75,7 +80,7 @@ class Delivery:
         self._metrics = metrics
         self._tracing = tracing
         self._deadlines: Deadlines[NodeSession] = Deadlines(clock, self._due)
-        self._wanted: list[_Wanted] = []
+        self._wanted: deque[_Wanted] = deque()
         self._fetch = asyncio.Event()
         self._random = random.Random()
         self._sent_first = metrics.sent.labels("acknowledged", "first")
@@ -206,7 +211,10 @@ class Delivery:
         )
 
     def direct(self, session: NodeSession, message: Message, size_bytes: int) -> bool:
-        """Sends a NO-ACK message; False if the lane is full."""
+        """Sends a NO-ACK message; False if the lane is full, or no lane has room for it."""
+        if size_bytes > MAX_BODY_BYTES:
+            self.dropped(session.node_id, message.id, "too_large", session.epoch)
+            return False
         actions = session.policy.direct(message, size_bytes)
         if actions is None:
             self.dropped(session.node_id, message.id, "lane_full", session.epoch)
@@ -305,7 +313,7 @@ class Delivery:
             elif isinstance(action, SendDirect):
                 self._send_direct(session, action)
             elif isinstance(action, Fetch):
-                self._wanted.append(_Wanted(session, action.wanted))
+                self._wanted.append(_Wanted(session, action.wanted, action.size_bytes))
                 self._fetch.set()
             elif isinstance(action, LoadOn):
                 assert session.claim is not None, "it was claimed before it was loaded"
@@ -394,9 +402,7 @@ class Delivery:
         attributes["cloudhub.reason"] = op.reason
         if isinstance(op, Park):
             context = self._tracing.record("park", parent, attributes=attributes, error=op.reason)
-            return Park(
-                op.node_id, op.epoch, op.key, op.seq, op.message_id, op.reason, op.at_ms, op.refused, context
-            )
+            return op._replace(traceparent=context)
         context = self._tracing.record("end", parent, attributes=attributes, error=op.reason)
         return End(op.node_id, op.epoch, op.key, op.seq, op.message_id, op.reason, op.at_ms, context)
 
@@ -438,10 +444,10 @@ class Delivery:
                 if op.traceparent:
                     self._trace_record(op)
             elif isinstance(op, Park):
-                self._metrics.parked.labels("refused" if op.refused else "unacknowledged").inc()
+                self._metrics.parked.labels("refused" if op.refused else op.cause).inc()
                 self._trace_record(op)
             elif isinstance(op, End):
-                self._metrics.ended.labels("refused" if op.reason.startswith("refused") else op.reason).inc()
+                self._metrics.ended.labels(op.reason.partition(":")[0]).inc()
                 self._trace_record(op)
         self._metrics.acknowledged.inc(settled)
         self._sent_first.inc(first)
@@ -513,11 +519,16 @@ class Delivery:
         while True:
             await self._fetch.wait()
             self._fetch.clear()
-            await self._fetch_wanted()
+            while self._wanted:
+                await self._fetch_wanted()
 
     async def _fetch_wanted(self) -> None:
         # Apart from the loop, which would keep the last sessions and bodies in hand while it waits.
-        wanted, self._wanted = self._wanted, []
+        wanted = [self._wanted.popleft()]
+        size_bytes = wanted[0].size_bytes
+        while self._wanted and size_bytes + self._wanted[0].size_bytes <= MAX_FETCHED_BYTES:
+            size_bytes += self._wanted[0].size_bytes
+            wanted.append(self._wanted.popleft())
         keys = [(w.session.node_id, key, seq) for w in wanted for key, seq in w.keys]
         try:
             found = await self._outbox.bodies(keys)
@@ -543,7 +554,8 @@ class Delivery:
             row.message_id,
             path=row.path,
             version=row.version,
-            size_bytes=row.size_bytes,
+            # Those of former releases count for less than they are.
+            size_bytes=max(row.size_bytes, len(row.body or b"")),
             priority=row.priority,
             is_delete=row.deleted,
             is_answer=row.is_answer,

@@ -292,7 +292,7 @@ class EdgeLinks:
         """Sends an answer over the direct lane, if the session still lives."""
         session = self._session(node_id, epoch)
         if session is not None:
-            self._delivery.direct(session, message, len(message.content) + 256)
+            self._delivery.direct(session, message, message.ByteSize())
 
     def stored(self, frames: Iterable[tuple[str, int, int]]) -> None:
         """Uploads by (node, epoch, frame number) are stored, or need not be: connectors may forget them."""

@@ -27,7 +27,7 @@ class DispatcherMetrics:
         self.acknowledged = counter("acknowledged", "Messages settled by an edge's acknowledgement.")
         self.refused = counter("refused", "Negative acknowledgements of edges.")
         self.parked = counter("parked", "Messages parked.", "reason")
-        for reason in ("refused", "unacknowledged"):
+        for reason in ("refused", "unacknowledged", "unsendable"):
             # Prometheus sees no increase in a counter that begins with 1: no alert for the first message.
             self.parked.labels(reason)
         self.ended = counter("ended", "Messages ended without an acknowledgement.", "reason")

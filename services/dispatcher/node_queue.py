@@ -26,6 +26,7 @@ class NodeQueue:
         "by_id",
         "entries",
         "fetching",
+        "fetching_bytes",
         "parked",
         "window",
     )
@@ -35,6 +36,7 @@ class NodeQueue:
         self.entries: dict[str, Entry] = {}  # key -> its newest message
         self.by_id: dict[str, Entry] = {}  # also superseded ones that are in flight
         self.fetching = 0  # entries whose body is being loaded
+        self.fetching_bytes = 0
         self.parked = 0  # entries that wait for an operator or a publisher
         self._most_held_bytes = held_bytes
         self._held_bytes = 0
@@ -83,11 +85,14 @@ class NodeQueue:
         """Its body is being loaded."""
         entry.state = FETCHING
         self.fetching += 1
+        self.fetching_bytes += entry.size_bytes
 
-    def fetched(self, entry: Entry, body: bytes | None) -> None:
-        """Its body is here (or could not be had for now)."""
-        self.fetching -= 1
+    def fetched(self, entry: Entry, body: bytes | None, size_bytes: int = 0) -> None:
+        """Its body is here, or could not be had for now; it turned out to have `size_bytes`."""
+        self._end_fetch(entry)
         entry.state = READY
+        # Rows of former releases count for less than they are.
+        entry.size_bytes = max(entry.size_bytes, size_bytes, len(body or b""))
         if body is not None:
             entry.body = body
             self._held_bytes += entry.size_bytes
@@ -171,10 +176,14 @@ class NodeQueue:
         if entry.state == IN_FLIGHT:
             self.window.remove(entry)
         elif entry.state == FETCHING:
-            self.fetching -= 1
+            self._end_fetch(entry)
         if entry.body is not None:
             self._held_bytes -= entry.size_bytes
             entry.body = None
+
+    def _end_fetch(self, entry: Entry) -> None:
+        self.fetching -= 1
+        self.fetching_bytes -= entry.size_bytes
 
     def _hold_path(self, entry: Entry) -> bool:
         """The entry keeps its place in its path until one more record is durable; False if it has none."""

@@ -15,8 +15,9 @@ from services.dispatcher.actions import Action, Fetch, Ignore, LoadOn, Record, R
 from services.dispatcher.entry import Cause, Entry, EntryState
 from services.dispatcher.inflight import Window
 from services.dispatcher.node_queue import NodeQueue
-from services.dispatcher.outbox.records import Attempt, CountUnacknowledged, End, Park, Settle
+from services.dispatcher.outbox.records import Attempt, CountUnacknowledged, End, Park, Settle, Withheld
 from services.dispatcher.reading import Reading
+from services.dispatcher.sizes import MAX_BODY_BYTES, too_large
 
 READY, FETCHING, IN_FLIGHT = EntryState.READY, EntryState.FETCHING, EntryState.IN_FLIGHT
 PARKED, GONE = EntryState.PARKED, EntryState.GONE
@@ -37,6 +38,8 @@ class PolicySettings:
     direct_bytes: int = 1024 * 1024
     # Bodies of waiting messages held in memory per node; the rest is loaded when its turn comes.
     held_bytes: int = 512 * 1024
+    # Of one encoded message: more fits into no batch of the link stream, nor into a frame of an edge.
+    max_body_bytes: int = MAX_BODY_BYTES
 
 
 class NodeDelivery:
@@ -183,18 +186,23 @@ class NodeDelivery:
         return self._pump(now, wall_ms)
 
     def bodies(
-        self, found: Iterable[tuple[str, int, bytes | None]], now: float, wall_ms: int
+        self, found: Iterable[tuple[str, int, bytes | Withheld | None]], now: float, wall_ms: int
     ) -> list[Action]:
         """The answer to Fetch; None for a message that has moved on (a hint about it follows)."""
+        actions: list[Action] = []
         for key, seq, body in found:
             entry = self._queue.entries.get(key)
             if entry is None or entry.seq != seq or entry.state != FETCHING:
                 continue
             if body is None:
                 self._drop(entry)
-                continue
-            self._queue.fetched(entry, body)
-        return self._pump(now, wall_ms)
+            elif isinstance(body, Withheld):
+                self._queue.fetched(entry, None, body.size_bytes)
+                if body.fault:
+                    actions += self._give_up(entry, body.fault, wall_ms)
+            else:
+                self._queue.fetched(entry, body)
+        return [*actions, *self._pump(now, wall_ms)]
 
     def fetch_failed(self, keys: Iterable[tuple[str, int]]) -> None:
         """The outbox did not answer; the entries wait for the next input or deadline."""
@@ -466,13 +474,14 @@ class NodeDelivery:
         queue, window = self._queue, self._queue.window
         wanted: list[tuple[str, int]] = []
         wanted_bytes = 0
+        max_body_bytes = self._settings.max_body_bytes
         while (entry := queue.first()) is not None:
             if entry.expires_at is not None and entry.expires_at <= now:
                 actions += self._finish(entry, "expired", wall_ms, "")
                 continue
             if entry.body is None:
-                full = queue.fetching >= window.most_messages
-                if full or (wanted and wanted_bytes + entry.size_bytes > window.most_bytes):
+                full = queue.fetching_bytes + entry.size_bytes > window.most_bytes
+                if queue.fetching and (full or queue.fetching >= window.most_messages):
                     break
                 queue.pop()
                 queue.fetch(entry)
@@ -482,6 +491,9 @@ class NodeDelivery:
             if queue.fetching or not window.has_room_for(entry.size_bytes):
                 break  # the order holds: nobody overtakes a message whose body is on its way
             queue.pop()
+            if len(entry.body) > max_body_bytes:
+                actions += self._give_up(entry, too_large(len(entry.body)), wall_ms)
+                continue
             if parked := queue.parked_before(entry):
                 for other in parked:
                     actions += self._finish(other, "a later object of its path follows", wall_ms, "")
@@ -489,7 +501,7 @@ class NodeDelivery:
             window.add(entry)
             actions.append(self._send(entry))
         if wanted:
-            actions.append(Fetch(tuple(wanted)))
+            actions.append(Fetch(tuple(wanted), wanted_bytes))
         return actions
 
     def _send(self, entry: Entry) -> Send:
@@ -544,8 +556,21 @@ class NodeDelivery:
             return [count, *self._park(entry, reason, wall_ms, "")]
         return [count, self._send(entry)]
 
+    def _give_up(self, entry: Entry, fault: str, wall_ms: int) -> list[Action]:
+        """It can be sent over no link."""
+        if entry.is_answer:
+            return self._finish(entry, f"unsendable: {fault}", wall_ms, "")
+        return self._park(entry, fault, wall_ms, "", cause="unsendable")
+
     def _park(
-        self, entry: Entry, reason: str, wall_ms: int, traceparent: str, *, refused: bool = False
+        self,
+        entry: Entry,
+        reason: str,
+        wall_ms: int,
+        traceparent: str,
+        *,
+        refused: bool = False,
+        cause: str = "unacknowledged",
     ) -> list[Action]:
         self._queue.park(entry)
         op = Park(
@@ -558,6 +583,7 @@ class NodeDelivery:
             wall_ms,
             refused,
             traceparent,
+            cause,
         )
         return [Record(op, entry)]
 

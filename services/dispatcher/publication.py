@@ -9,15 +9,18 @@ import msgspec
 from cloudhub.v1.dispatcher_pb2 import ACK_MODE_ACK, ACK_MODE_NO_ACK, ACK_MODE_UNSPECIFIED, PublishRequest
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.ack_mode import wants_acknowledgement
+from services.dispatcher.sizes import MAX_BESIDE_CONTENT_BYTES
 from services.runtime.json_text import JsonFault, NotJson, check_json
+from services.runtime.names import shown
 
 MOST_VERSION_DIGITS = 20
+# Of a text as UTF-8. Keys, paths and ids stand in indexes beside a node id: PostgreSQL takes 2704 bytes.
 MOST_TEXT_BYTES = 1024
+MAX_EXTRA_FIELDS = 64
+MAX_EXTRA_NAME_BYTES = 256
 MOST_PRIORITY = 9
 # A duration may hold what no clock and no column does.
 MOST_LIFETIME_MS = 100 * 366 * 86_400_000
-# The JSON around the content on the edge link: field names, quotes, timestamps.
-ENVELOPE_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class Publication(NamedTuple):
 
     `version` is None for deletes and answers that carry none. `expires_at_ms` is wall clock, 0 for
     never. `message` has its resource without the node prefix and is never changed again; `body` is
-    its encoded form, which is what is stored and sent.
+    its encoded form, which is what is stored and sent. `size_bytes` is the size of that.
     """
 
     message: Message
@@ -59,6 +62,11 @@ class PublishLimits:
 
     content_most_bytes: int = 900 * 1024
     answer_seconds: float = 60.0
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Of the encoded message: content, extra fields and names together."""
+        return self.content_most_bytes + MAX_BESIDE_CONTENT_BYTES
 
 
 class _Metadata(msgspec.Struct):
@@ -106,6 +114,29 @@ def strip_node_prefix(resource: str) -> str:
     return resource
 
 
+# Of a character, at most.
+_UTF8_BYTES = 4
+# Names that `Message.extra` must not have: on the link they stand for fields of the message.
+_KNOWN_FIELDS = frozenset(
+    {
+        "content",
+        "header",
+        "route",
+        *(
+            f"header.{name}"
+            for name in (
+                "msg_id",
+                "parent_msg_id",
+                "resourceversion",
+                "sync",
+                "timestamp",
+                "traceparent",
+                "type",
+            )
+        ),
+        *(f"route.{name}" for name in ("destination", "group", "operation", "resource", "source")),
+    }
+)
 # Read in one go: each field of a protobuf message that is read alone costs a call.
 _TEXT_FIELDS = ("id", "parent_id", "type", "source", "destination", "group", "operation", "resource")
 _texts_of = attrgetter(*_TEXT_FIELDS)
@@ -114,23 +145,52 @@ _texts_of = attrgetter(*_TEXT_FIELDS)
 def _text_fault(texts: tuple[str, ...]) -> Rejection | None:
     """What is wrong with the values of `_TEXT_FIELDS`."""
     joined = "".join(texts)
-    if len(joined) <= MOST_TEXT_BYTES and joined.isprintable():
+    if len(joined) * _UTF8_BYTES <= MOST_TEXT_BYTES and joined.isprintable():
         return None
     for field, text in zip(_TEXT_FIELDS, texts, strict=True):
-        if len(text) > MOST_TEXT_BYTES:
-            return Rejection("FIELD_TOO_LONG", f"message.{field}", f"over {MOST_TEXT_BYTES} characters")
+        if utf8_bytes(text) > MOST_TEXT_BYTES:
+            return Rejection("FIELD_TOO_LONG", f"message.{field}", f"over {MOST_TEXT_BYTES} bytes as UTF-8")
         if not text.isprintable():
             return Rejection("FIELD_NOT_PRINTABLE", f"message.{field}", "has control characters")
     return None
 
 
-def _extra_fault(message: Message) -> Rejection | None:
-    for name, value in message.extra.items():
+def utf8_bytes(text: str) -> int:
+    """The size of a text as databases and links have it."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _extra_fault(message: Message, limits: PublishLimits) -> Rejection | None:
+    extra = message.extra
+    if len(extra) > MAX_EXTRA_FIELDS:
+        return Rejection(
+            "EXTRA_TOO_MANY", "message.extra", f"{len(extra)} fields; at most {MAX_EXTRA_FIELDS}"
+        )
+    size_bytes = len(message.content) + sum(len(name) + len(value) for name, value in extra.items())
+    if size_bytes > limits.max_message_bytes:  # before all of it is looked at
+        return _too_large("message.extra", size_bytes, limits)
+    for name, value in extra.items():
+        field = f"message.extra[{shown(name)}]"
+        if not name or utf8_bytes(name) > MAX_EXTRA_NAME_BYTES or not name.isprintable():
+            return Rejection(
+                "EXTRA_NAME_MALFORMED", field, f"must be printable and 1 to {MAX_EXTRA_NAME_BYTES} bytes"
+            )
+        if name in _KNOWN_FIELDS:
+            return Rejection("EXTRA_NAME_KNOWN", field, "is a field of the message itself: set that")
         try:
             check_json(value)
         except NotJson as fault:
-            return _json_fault("EXTRA", f"message.extra[{name}]", fault)
+            return _json_fault("EXTRA", field, fault)
     return None
+
+
+def _too_large(field: str, size_bytes: int, limits: PublishLimits) -> Rejection:
+    return Rejection(
+        "MESSAGE_TOO_LARGE",
+        field,
+        f"content, extra fields and names have {size_bytes} bytes together; "
+        f"at most {limits.max_message_bytes}",
+    )
 
 
 def check_request(
@@ -157,14 +217,14 @@ def check_request(
     except NotJson as not_json:
         return _json_fault("CONTENT", "message.content", not_json)
     texts = _texts_of(message)
-    fault = _text_fault(texts) or (_extra_fault(message) if message.extra else None)
+    fault = _text_fault(texts) or (_extra_fault(message, limits) if message.extra else None)
     if fault:
         return fault
-    if len(uid) > MOST_TEXT_BYTES or not uid.isprintable():
+    if utf8_bytes(uid) > MOST_TEXT_BYTES or not uid.isprintable():
         return Rejection(
             "UID_MALFORMED",
             "message.content",
-            f"metadata.uid must be printable and at most {MOST_TEXT_BYTES} characters",
+            f"metadata.uid must be printable and at most {MOST_TEXT_BYTES} bytes as UTF-8",
         )
     own_id, parent_id, _, _, _, _, operation, written_resource = texts
     resource = strip_node_prefix(written_resource)
@@ -224,9 +284,12 @@ def check_request(
         message.resource = resource
     if traceparent or message.traceparent:
         message.traceparent = traceparent
+    body = message.SerializeToString()
+    if len(body) > limits.max_message_bytes:
+        return _too_large("message.extra" if message.extra else "message", len(body), limits)
     return Publication(
         message=message,
-        body=message.SerializeToString(),
+        body=body,
         acknowledged=acknowledged,
         key=f"answer:{own_id or message_id}" if is_answer else uid or resource,
         uid="" if is_answer else uid,
@@ -237,6 +300,6 @@ def check_request(
         priority=priority,
         expires_at_ms=expires_at_ms,
         force=request.force,
-        size_bytes=len(content) + ENVELOPE_BYTES + len(resource),
+        size_bytes=len(body),
         traceparent=traceparent,
     )

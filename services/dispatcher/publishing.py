@@ -36,7 +36,7 @@ from services.dispatcher.publication import (
     strip_node_prefix,
 )
 from services.dispatcher.sessions_client import SessionsClient
-from services.runtime.batching import Batcher
+from services.runtime.batching import Batcher, portions
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError
 from services.runtime.ids import new_id
@@ -46,6 +46,9 @@ from services.runtime.tracing import Tracing, is_sampled, span_context, tracepar
 
 _log = get_log(__name__)
 
+# NO-ACK messages given to another dispatcher at once.
+MAX_DIRECT_PER_CALL = 256
+MAX_DIRECT_BYTES_PER_CALL = 4 * 1024 * 1024
 
 # What came of an operation: here, or as the dispatcher says that has the node's session.
 StoreAnswer = Result | Exception | pb.NodeOutcome
@@ -293,23 +296,25 @@ class Publishing:
 
     async def _forward(self, dispatcher_id: str, slots: list[tuple[_Request, pb.NodeOutcome]]) -> None:
         """NO-ACK messages by way of the dispatcher that has their nodes' sessions."""
-        messages = [
-            DirectMessage(
-                node_id=outcome.node_id,
-                message=item.publication.message,
-                size_bytes=item.publication.size_bytes,
-            )
-            for item, outcome in slots
-            if item.publication is not None
-        ]
-        try:
-            told = await self._peers.send_direct(dispatcher_id, messages)
-        except HubError as error:
-            for _, outcome in slots:
-                unavailable(outcome, error)
-            return
-        for (_, outcome), one in zip(slots, told, strict=True):
-            outcome.CopyFrom(one)
+        # Each is a copy: a message for thousands of nodes is copied for some of them at a time.
+        for portion in portions(slots, _slot_bytes, MAX_DIRECT_PER_CALL, MAX_DIRECT_BYTES_PER_CALL):
+            messages = [
+                DirectMessage(
+                    node_id=outcome.node_id,
+                    message=item.publication.message,
+                    size_bytes=item.publication.size_bytes,
+                )
+                for item, outcome in portion
+                if item.publication is not None
+            ]
+            try:
+                told = await self._peers.send_direct(dispatcher_id, messages)
+            except HubError as error:
+                for _, outcome in portion:
+                    unavailable(outcome, error)
+                continue
+            for (_, outcome), one in zip(portion, told, strict=True):
+                outcome.CopyFrom(one)
 
     # -- messages that are stored ------------------------------------------------------------------
 
@@ -388,6 +393,11 @@ class Publishing:
                     item.span.set_status(Status(StatusCode.ERROR, ", ".join(sorted(faults))))
             item.span.end()
         return item.response
+
+
+def _slot_bytes(slot: tuple[_Request, pb.NodeOutcome]) -> int:
+    publication = slot[0].publication
+    return publication.size_bytes if publication is not None else 0
 
 
 def trace_write(tracing: Tracing, context: str, row: ObjectRow, started_ns: int) -> None:

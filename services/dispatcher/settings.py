@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from services.dispatcher.sizes import MAX_CONTENT_BYTES
 from services.runtime.migration_command import MigrationSettings
 from services.runtime.settings import Address, Replicas, ServiceSettings
 
@@ -51,7 +52,12 @@ class DispatcherSettings(ServiceSettings):
         10, ge=1, le=1000, description="intervals without ack before a message is parked"
     )
 
-    content_most_bytes: int = Field(900 * 1024, ge=1024, le=16 * 1024 * 1024, description="size of a content")
+    content_most_bytes: int = Field(
+        900 * 1024,
+        ge=1024,
+        le=MAX_CONTENT_BYTES,
+        description="size of a content; extra fields and names may take 64 KiB more, all as encoded",
+    )
     answer_seconds: float = Field(60.0, gt=0, le=3600, description="how long an answer to an edge waits")
     node_most_rows: int = Field(20_000, ge=1, description="pending messages per node")
     node_most_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="pending bytes per node")

@@ -1,14 +1,32 @@
-"""Group commit: whatever queued while the last batch was at work goes into the next one."""
+"""Group commit: whatever queued while the last batch was at work goes into the next one. And parts of what is
+too much at once."""
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from services.runtime.errors import HubError, Unavailable
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def portions(
+    items: Iterable[T], size_of: Callable[[T], int], max_items: int, max_bytes: int
+) -> Iterator[list[T]]:
+    """The items in order, in lists of bounded length and size; one that is larger by itself comes alone."""
+    portion: list[T] = []
+    size_bytes = 0
+    for item in items:
+        size = size_of(item)
+        if portion and (len(portion) >= max_items or size_bytes + size > max_bytes):
+            yield portion
+            portion, size_bytes = [], 0
+        portion.append(item)
+        size_bytes += size
+    if portion:
+        yield portion
 
 
 class Batcher(Generic[T, R]):

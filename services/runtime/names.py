@@ -4,6 +4,7 @@ import re
 
 MOST_NODE_ID_CHARS = 253
 MOST_LABEL_CHARS = 253
+MAX_SHOWN_CHARS = 80
 _TRANSPORTS = ("websocket", "quic")
 _NODE_ID = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
 _PROJECT_ID = re.compile(r"[A-Za-z0-9_-]{1,63}")
@@ -12,6 +13,13 @@ _NOT_OF_INSTANCE_ID = re.compile(r"[^!-~]")
 # RFC 5280 allows 20 octets.
 _SERIAL = re.compile(r"(?:[1-9a-f][0-9a-f]{0,39})?")
 _MOST_NAME_IN_ID_CHARS = 80
+
+
+def shown(text: str, max_chars: int = MAX_SHOWN_CHARS) -> str:
+    """A text of a caller's as errors repeat it: its beginning, and how much more there is of it."""
+    if len(text) <= max_chars:
+        return text
+    return f"{text[:max_chars]}... ({len(text)} characters)"
 
 
 def check_node_id(text: str) -> str | None:

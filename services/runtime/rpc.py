@@ -25,8 +25,10 @@ from services.runtime.security import PLAINTEXT_LOOPBACK, SERVICE_NAME, Security
 from services.runtime.server_tls import ServerTls
 from services.runtime.settings import split_address
 
-# A batch of the link stream holds many frames of up to 1 MiB; senders keep batches below a quarter of this.
+# Of one gRPC message between the hub's own; senders keep batches far below it.
 MOST_MESSAGE_BYTES = 32 * 1024 * 1024
+# Of an answer to programs and operators: gRPC libraries take 4 MiB unless told otherwise.
+MAX_ANSWER_BYTES = 3 * 1024 * 1024
 NO_ANSWER = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,

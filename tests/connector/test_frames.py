@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudhub.v1 import message_pb2
+from cloudhub.v1.edge_pb2 import EdgeMessage
 from services.connector.frames import FrameError, FrameFault, decode_frame, encode_frame
+from services.connector.quic.messages import parse_message
 
 _TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
 _JSON = st.recursive(
@@ -224,6 +226,26 @@ def test_an_extra_field_cannot_take_the_place_of_a_known_one() -> None:
     frame = encode_frame(message_pb2.Message(id="good", source="s", content=b"1", extra=extra))
     assert b"evil" not in frame
     assert json.loads(frame)["content"] == 1
+
+
+@pytest.mark.parametrize("place", ["header", "route", ""])
+def test_a_message_has_at_most_so_many_unknown_fields(place: str) -> None:
+    """C41: a frame of short names would be larger in a batch than on the link."""
+
+    def frame(number: int) -> bytes:
+        unknown = {f"x{index}": 1 for index in range(number)}
+        return json.dumps({place: unknown} if place else unknown).encode()
+
+    assert len(decode_frame(frame(64)).extra) == 64
+    with pytest.raises(FrameError) as refused:
+        decode_frame(frame(65))
+    assert (refused.value.fault, refused.value.detail) == (
+        FrameFault.SHAPE,
+        "65 unknown fields; at most 64",
+    )
+    message = EdgeMessage(extra={f"x{index}": b"1" for index in range(65)})
+    with pytest.raises(FrameError, match="65 unknown fields"):
+        parse_message(message.SerializeToString())
 
 
 def test_the_given_trace_context_replaces_the_messages() -> None:

@@ -44,6 +44,29 @@ async def explain(half: DeliveryHalf, **named: str) -> pb.ExplainDeliveryRespons
     return await half.admin.ExplainDelivery(pb.ExplainDeliveryRequest(node_id=NODE, **named), NO_CONTEXT)
 
 
+async def test_pages_and_histories_of_long_names_fit_into_answers(
+    half: DeliveryHalf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C41: a page ends early, its token goes on behind it; of a history the newest lines are told."""
+    await half.connect()
+    await published(half, NODE, *(f"m{number}" for number in range(6)))
+    whole = await half.admin.InspectNode(pb.InspectNodeRequest(node_id=NODE), NO_CONTEXT)
+    history = (await explain(half, message_id="m0")).events
+    assert len(history) == 1
+    await refused(half, "m0")
+    monkeypatch.setattr("services.dispatcher.admin.MAX_ANSWER_BYTES", whole.objects[0].ByteSize() * 2 + 60)
+    found: list[pb.ObjectDelivery] = []
+    token, pages = "", 0
+    while pages == 0 or token:
+        page = await half.admin.InspectNode(pb.InspectNodeRequest(node_id=NODE, page_token=token), NO_CONTEXT)
+        found += page.objects
+        token, pages = page.next_page_token, pages + 1
+    assert pages > 2
+    assert [one.message_id for one in found] == [one.message_id for one in whole.objects]
+    monkeypatch.setattr("services.dispatcher.admin.MAX_ANSWER_BYTES", 1)
+    assert [event.kind for event in (await explain(half, message_id="m0")).events] == ["parked"]
+
+
 async def test_nodes_are_listed_with_their_figures(half: DeliveryHalf) -> None:
     await half.connect()
     await published(half, NODE, "m1", "m2")

@@ -81,7 +81,7 @@ async def test_a_batch_is_sealed_at_its_bound_of_frames(stream: ConnectorStream)
 async def test_a_batch_is_sealed_at_its_bound_of_bytes(
     stream: ConnectorStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connectors, "MOST_BATCH_BYTES", 3000)
+    monkeypatch.setattr(connectors, "MOST_BATCH_BYTES", 3100)
     for number in range(5):
         stream.send(1, 5, number, Message(content=b"x" * 1450).SerializeToString(), direct=False)
     assert [len(batch.downstream) for batch in await stream.next_batches()] == [2, 2, 1]

@@ -11,7 +11,15 @@ from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.actions import Action, Fetch, Ignore, LoadOn, Record, Reread, Send, SendDirect
 from services.dispatcher.entry import Entry, EntryState
 from services.dispatcher.inflight import Window
-from services.dispatcher.outbox.records import Attempt, CountUnacknowledged, End, OwnedOp, Park, Settle
+from services.dispatcher.outbox.records import (
+    Attempt,
+    CountUnacknowledged,
+    End,
+    OwnedOp,
+    Park,
+    Settle,
+    Withheld,
+)
 from services.dispatcher.policy import NodeDelivery, PolicySettings
 
 Owned = TypeVar("Owned", bound=OwnedOp)
@@ -127,7 +135,7 @@ class Node:
         self.now = end
         return sent
 
-    def bodies(self, *found: tuple[str, int, bytes | None]) -> list[str]:
+    def bodies(self, *found: tuple[str, int, bytes | Withheld | None]) -> list[str]:
         return self.sent(self.policy.bodies(found, self.now, self.wall_ms))
 
     # what came out
@@ -1245,3 +1253,45 @@ def test_the_lanes_count_apart(node: Node) -> None:
     node.write(through=0, direct=1)
     assert node.policy.next_deadline() is None
     assert len(node.policy.direct_waiting) == 0
+
+
+# Messages that no link carries
+
+
+def test_a_message_that_no_link_carries_is_parked_and_those_behind_it_go() -> None:
+    """C41: whether its size shows when it is loaded or came with a hint; it takes no room in the window."""
+    settings = PolicySettings(max_body_bytes=3)
+    node = Node(settings)
+    node.load(entry(1, body=False), entry(2))
+    assert node.bodies(("k1", 1, Withheld(4000, "too large to be sent: 4000 bytes"))) == ["m2"]
+    told = entry(3)
+    told.body = b"four"
+    assert node.accept(told) == []
+    assert node.accept(entry(4)) == ["m4"]
+    parked = node.records(Park)
+    assert [(op.key, op.cause, op.reason[:20]) for op in parked] == [
+        ("k1", "unsendable", "too large to be sent"),
+        ("k3", "unsendable", "too large to be sent"),
+    ]
+    assert node.policy.in_flight == 2
+
+
+def test_an_answer_that_no_link_carries_ends() -> None:
+    node = Node()
+    node.load(entry(1, body=False, is_answer=True))
+    assert node.bodies(("k1", 1, Withheld(4000, "too large"))) == []
+    (end,) = node.records(End)
+    assert end.reason == "unsendable: too large"
+
+
+def test_what_turns_out_larger_than_its_row_says_counts_as_it_is() -> None:
+    """C41: a body that found no room is asked for again by itself; a window that it fills holds the next."""
+    node = Node(PolicySettings(window_bytes=1000))
+    node.load(entry(1, body=False), entry(2, body=False), entry(3, body=False))
+    assert node.bodies(("k1", 1, b"x" * 900), ("k2", 2, Withheld(900)), ("k3", 3, b"m3")) == ["m1"]
+    fetches = node.fetches()
+    assert fetches == [(("k1", 1), ("k2", 2), ("k3", 3)), (("k2", 2),)]
+    assert node.bodies(("k2", 2, b"x" * 900)) == []
+    node.write()
+    assert node.ack("m1") == ["m2", "m3"]
+    assert node.policy.in_flight_bytes == 1000

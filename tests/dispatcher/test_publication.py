@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.message_pb2 import Message
+from services.connector.frames import encode_frame
+from services.connector.quic.messages import encode_message
 from services.dispatcher.publication import (
-    ENVELOPE_BYTES,
     Publication,
     PublishLimits,
     Rejection,
@@ -21,6 +22,7 @@ from services.dispatcher.publication import (
     parse_version,
     strip_node_prefix,
 )
+from services.dispatcher.sizes import MAX_BESIDE_CONTENT_BYTES
 from tests.support.dispatcher import NOW_MS, request
 
 LIMITS = PublishLimits(content_most_bytes=1000, answer_seconds=60.0)
@@ -55,6 +57,10 @@ def ttl(seconds: int = 0, nanos: int = 0) -> Change:
 
 def put(name: str, value: object) -> Change:
     return lambda what: setattr(what, name, value)
+
+
+def extra(name: str) -> Change:
+    return lambda what: what.message.extra.update({name: b"1"})
 
 
 LONG = "x" * 1025
@@ -131,6 +137,32 @@ REJECTIONS: list[tuple[str, Change, str, str]] = [
         "EXTRA_NOT_JSON",
         "message.extra[x]",
     ),
+    (
+        "many extra fields",
+        lambda what: what.message.extra.update({f"header.{number}": b"1" for number in range(65)}),
+        "EXTRA_TOO_MANY",
+        "message.extra",
+    ),
+    *(
+        (f"extra name {text[:10]!r}", extra(text), "EXTRA_NAME_MALFORMED", f"message.extra[{shown}]")
+        for text, shown in (("", ""), ("a\nb", "a\nb"), ("é" * 129, f"{'é' * 80}... (129 characters)"))
+    ),
+    ("extra of a known name", extra("header.sync"), "EXTRA_NAME_KNOWN", "message.extra[header.sync]"),
+    (
+        "large extra field",
+        lambda what: what.message.extra.update({"x": b" " * 67_000 + b"1"}),
+        "MESSAGE_TOO_LARGE",
+        "message.extra",
+    ),
+    *(
+        (
+            f"{field} of few characters in many bytes",
+            set_message(**{field: "漢" * 342}),
+            "FIELD_TOO_LONG",
+            f"message.{field}",
+        )
+        for field in ("id", "resource", "operation")
+    ),
 ]
 
 
@@ -162,6 +194,45 @@ def test_content_that_no_edge_can_read_is_refused_with_what_and_where(content: b
     assert words in refused.detail
 
 
+@pytest.mark.parametrize("uid", ["u" * 1024, "漢" * 341])
+def test_a_uid_is_bounded_in_bytes(uid: str) -> None:
+    """C44: a key stands in an index, whose bound is in bytes."""
+    limits = PublishLimits()
+    content = json.dumps({"metadata": {"uid": uid}}, ensure_ascii=False).encode()
+    found = check_request(request(content=content), limits, "made-here", NOW_MS, "")
+    assert isinstance(found, Publication)
+    assert found.key == uid
+    longer = content.replace(uid.encode(), uid.encode() + "漢".encode())
+    refused = check_request(request(content=longer), limits, "made-here", NOW_MS, "")
+    assert isinstance(refused, Rejection)
+    assert refused.reason == "UID_MALFORMED"
+
+
+@given(
+    extra_bytes=st.integers(0, 66_700),
+    content_bytes=st.integers(1, 1000),
+    texts=st.lists(st.sampled_from(['"', "\\", "漢", "x"]).map(lambda c: c * 300), min_size=4, max_size=4),
+    name=st.sampled_from(["header.x", 'quo"te', "route.\\"]),
+)
+def test_a_message_that_is_taken_fits_into_its_frame(
+    extra_bytes: int, content_bytes: int, texts: list[str], name: str
+) -> None:
+    """C41: whatever makes it large, the encoded message is within the bound, and what becomes of it on either
+    kind of link is at most the names' escapes and the frame's own words larger."""
+    what = request(content=b"1".rjust(content_bytes), message_id="m")
+    if extra_bytes:
+        what.message.extra[name] = b"1".rjust(extra_bytes)
+    what.message.source, what.message.destination, what.message.group, what.message.type = texts
+    found = check(what)
+    if isinstance(found, Rejection):
+        assert found.reason == "MESSAGE_TOO_LARGE"
+        assert content_bytes + extra_bytes > 1000 + MAX_BESIDE_CONTENT_BYTES - 6000
+        return
+    assert found.size_bytes == len(found.body) <= LIMITS.max_message_bytes
+    for encode in (encode_frame, encode_message):
+        assert len(encode(found.message, "t" * 55)) <= found.size_bytes + MAX_BESIDE_CONTENT_BYTES
+
+
 def test_a_rejection_says_what_came_but_not_all_of_a_long_text() -> None:
     """C16."""
     result = check(request(version="9" * 100_000))
@@ -178,7 +249,7 @@ def test_a_request_is_taken_as_it_came() -> None:
     assert (found.acknowledged, found.key, found.uid, found.version) == (True, "u1", "u1", 42)
     assert (found.is_delete, found.is_answer, found.own_id) == (False, False, True)
     assert (found.priority, found.force, found.expires_at_ms) == (9, True, 0)
-    assert found.size_bytes == len(what.message.content) + ENVELOPE_BYTES + len(what.message.resource)
+    assert found.size_bytes == len(found.body)
     assert found.message.content == what.message.content
     assert found.message.resource_version == "00042"
     assert found.message.extra == {"header.x": b"[1]"}

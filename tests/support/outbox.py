@@ -22,6 +22,7 @@ from services.dispatcher.outbox.records import (
     Result,
     RowState,
     Settle,
+    Withheld,
     unfolded,
 )
 from services.dispatcher.publication import Publication
@@ -171,10 +172,12 @@ class MemoryOutbox:
             self.bodies_held.pop((node_id, key), None)
         self.events += [(self._event_ids.next(event.at_ms), event) for event in ledger.events]
 
-    async def bodies(self, wanted: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str, int], bytes]:
+    async def bodies(
+        self, wanted: Sequence[tuple[str, str, int]]
+    ) -> dict[tuple[str, str, int], bytes | Withheld]:
         """See `contract.Outbox.bodies`."""
         self._check()
-        found: dict[tuple[str, str, int], bytes] = {}
+        found: dict[tuple[str, str, int], bytes | Withheld] = {}
         for node_id, key, seq in wanted:
             row = self.objects.get(node_id, {}).get(key)
             body = self.bodies_held.get((node_id, key))

@@ -7,7 +7,14 @@ from google.protobuf.message import DecodeError
 
 from cloudhub.v1.edge_pb2 import EdgeMessage
 from cloudhub.v1.message_pb2 import Message
-from services.connector.frames import FrameError, FrameFault, check_content, check_extra, check_json
+from services.connector.frames import (
+    FrameError,
+    FrameFault,
+    check_content,
+    check_extra,
+    check_extra_count,
+    check_json,
+)
 
 
 class ParsedMessage:
@@ -46,6 +53,7 @@ def parse_message(payload: bytes) -> ParsedMessage:
         raise FrameError(FrameFault.PROTOBUF, str(error) or "no message") from None
     if message.content:
         check_content(message.content, "content")
+    check_extra_count(len(message.extra))
     for name, value in message.extra.items():
         check_extra(name, value)
     return ParsedMessage(message)

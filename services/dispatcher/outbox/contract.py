@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from services.dispatcher.outbox.records import Event, NodeRow, ObjectRow, Op, Result
+from services.dispatcher.outbox.records import Event, NodeRow, ObjectRow, Op, Result, Withheld
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,11 @@ class Outbox(Protocol):
         """
         ...
 
-    async def bodies(self, wanted: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str, int], bytes]:
-        """Messages by (node, key, seq); those that have moved on are absent."""
+    async def bodies(
+        self, wanted: Sequence[tuple[str, str, int]]
+    ) -> dict[tuple[str, str, int], bytes | Withheld]:
+        """Messages by (node, key, seq); those that have moved on are absent. At least one of them is loaded,
+        further ones as far as memory should hold them at once."""
         ...
 
     async def last_seqs(self, node_ids: Sequence[str]) -> dict[str, int]:

@@ -190,7 +190,8 @@ class CountUnacknowledged(NamedTuple):
 
 
 class Park(NamedTuple):
-    """Give the message up until a newer version, an equal publish, Redeliver or expiry."""
+    """Give the message up until a newer version, an equal publish, Redeliver or expiry. `cause` is the label
+    of the metric, unless the edge `refused` it."""
 
     node_id: str
     epoch: int
@@ -201,6 +202,7 @@ class Park(NamedTuple):
     at_ms: int
     refused: bool = False
     traceparent: str = ""
+    cause: str = "unacknowledged"
 
 
 class End(NamedTuple):
@@ -304,6 +306,14 @@ class Loaded:
     fenced: bool = False
     through_seq: int | None = None
     pending: int = 0
+
+
+class Withheld(NamedTuple):
+    """A stored body that was not loaded, and its size; `fault` says why it can never be sent. Without one
+    there was no room for it beside others: it is asked for again."""
+
+    size_bytes: int
+    fault: str = ""
 
 
 class Deleted(NamedTuple):

@@ -15,7 +15,7 @@ from services.dispatcher.outbox.known_rows import Known, KnownRows
 from services.dispatcher.outbox.ledger import Ledger
 from services.dispatcher.outbox.needs import Needs
 from services.dispatcher.outbox.quotas import Quotas, Totals
-from services.dispatcher.outbox.records import Event, ObjectRow, Op, Result, RowState, unfolded
+from services.dispatcher.outbox.records import Event, ObjectRow, Op, Result, RowState, Withheld, unfolded
 from services.dispatcher.outbox.retention import revised, swept
 from services.dispatcher.outbox.revised_rows import RevisedRows
 from services.dispatcher.outbox.rows import event_of, node_row, object_row
@@ -27,6 +27,7 @@ from services.dispatcher.outbox.transaction import (
     lock_free_nodes,
     write_ledger,
 )
+from services.dispatcher.sizes import MAX_BODY_BYTES, too_large
 from services.runtime.errors import RowDamaged, StoreBusy, StoreRefused, StoreUnavailable
 from services.runtime.logs import get_log
 from services.runtime.rowsets import RowQuery
@@ -53,10 +54,22 @@ _EVENT_COLUMNS = [
     )
 ]
 _SUMMARY_COLUMNS = [column for column in node.c if column.name != "revision"]
+# Of the bodies that one reading brings; at least one comes.
+MAX_LOADED_BYTES = 32 * 1024 * 1024
 # A value that the driver cannot take, such as a number too large, or a row that somebody else wrote.
 _BAD_VALUES = (ValueError, TypeError, OverflowError)
 
 
+_sizes_by_key = RowQuery(
+    ["node_id", "object_key"],
+    lambda wanted: select(
+        delivery.c.node_id, delivery.c.object_key, delivery.c.seq, func.length(delivery.c.message)
+    ).join_from(
+        wanted,
+        delivery,
+        and_(delivery.c.node_id == wanted.c.node_id, delivery.c.object_key == wanted.c.object_key),
+    ),
+)
 _bodies_by_key = RowQuery(
     ["node_id", "object_key"],
     lambda wanted: select(
@@ -102,6 +115,27 @@ def _read_totals(connection: Connection) -> Totals:
         )
     ).one()
     return Totals(int(rows), int(size))
+
+
+def _loadable(
+    wanted: Sequence[tuple[str, str, int]], sizes: dict[tuple[str, str, int], int]
+) -> tuple[list[tuple[str, str]], dict[tuple[str, str, int], bytes | Withheld]]:
+    """The objects whose bodies are loaded, and those whose are not."""
+    loaded: list[tuple[str, str]] = []
+    withheld: dict[tuple[str, str, int], bytes | Withheld] = {}
+    total_bytes = 0
+    for place in wanted:
+        size_bytes = sizes.get(place)
+        if size_bytes is None:
+            continue
+        if size_bytes > MAX_BODY_BYTES:
+            withheld[place] = Withheld(size_bytes, too_large(size_bytes))
+        elif loaded and total_bytes + size_bytes > MAX_LOADED_BYTES:
+            withheld[place] = Withheld(size_bytes)
+        else:
+            loaded.append(place[:2])
+            total_bytes += size_bytes
+    return loaded, withheld
 
 
 @dataclass(slots=True)
@@ -214,24 +248,27 @@ class SqlOutbox:
             self._known.forget()
         self._revised = RevisedRows()
 
-    async def bodies(self, wanted: Sequence[tuple[str, str, int]]) -> dict[tuple[str, str, int], bytes]:
+    async def bodies(
+        self, wanted: Sequence[tuple[str, str, int]]
+    ) -> dict[tuple[str, str, int], bytes | Withheld]:
         """See `contract.Outbox.bodies`."""
 
-        def read(connection: Connection) -> dict[tuple[str, str, int], bytes]:
-            rows = _bodies_by_key.execute(connection, [pair[:2] for pair in wanted])
-            found: dict[tuple[str, str, int], bytes] = {}
-            for node_id, key, seq, body in rows:
-                if body is None:
-                    continue
+        def read(connection: Connection) -> dict[tuple[str, str, int], bytes | Withheld]:
+            # Not what the rows say of themselves: a former release counted the content alone.
+            rows = _sizes_by_key.execute(connection, [place[:2] for place in wanted])
+            sizes = {(row[0], row[1], row[2]): int(row[3]) for row in rows if row[3] is not None}
+            loaded, found = _loadable(wanted, sizes)
+            for node_id, key, seq, body in _bodies_by_key.execute(connection, loaded) if loaded else ():
                 try:
                     Message.FromString(body)  # a row that somebody spoilt must not reach the link
                     found[node_id, key, seq] = body
                 except DecodeError:
                     _log.error("outbox.body_unreadable", node=node_id, object_key=key, seq=seq)
+                    found[node_id, key, seq] = Withheld(len(body), "what is stored of it cannot be read")
             return found
 
         found = await self.store.read(read)
-        return {key: found[key] for key in wanted if key in found}
+        return {place: found[place] for place in wanted if place in found}
 
     async def last_seqs(self, node_ids: Sequence[str]) -> dict[str, int]:
         """See `contract.Outbox.last_seqs`."""

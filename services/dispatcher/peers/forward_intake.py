@@ -64,7 +64,7 @@ def _publication(at: str, one: ForwardedMessage) -> Publication:
         priority=one.priority,
         expires_at_ms=one.expires_at_ms,
         force=one.force,
-        size_bytes=one.size_bytes,
+        size_bytes=len(body),
         traceparent=message.traceparent,
     )
 

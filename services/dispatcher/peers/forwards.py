@@ -10,6 +10,9 @@ from cloudhub.v1.peer_pb2 import ForwardedMessage, ForwardRequest
 from services.dispatcher.outbox.records import Accept
 
 MOST_BYTES_PER_REQUEST = 4 * 1024 * 1024
+MAX_MESSAGES_PER_REQUEST = 1024
+# What a message has beside its body: the node's id, the uid (at most 1 KiB), numbers.
+_BESIDE_BYTES = 1408
 
 T = TypeVar("T")
 
@@ -41,8 +44,8 @@ class Forwards(Generic[T]):
         self.is_open = True
         self._returned = returned
         self._unanswered: deque[T] = deque()
-        self._requests: deque[ForwardRequest] = deque()
-        self._last_bytes = 0
+        # Bodies are copied when they are written: one message may wait here for thousands of nodes.
+        self._unsent: deque[Accept] = deque()
 
     def __len__(self) -> int:
         return len(self._unanswered)
@@ -53,17 +56,21 @@ class Forwards(Generic[T]):
             self._returned([item for item, _ in items])
             return
         for item, op in items:
-            if not self._requests or self._last_bytes >= MOST_BYTES_PER_REQUEST:
-                self._requests.append(ForwardRequest())
-                self._last_bytes = 0
-            self._requests[-1].messages.append(forwarded(op))
-            self._last_bytes += op.publication.size_bytes
+            self._unsent.append(op)
             self._unanswered.append(item)
         self.wake.set()
 
     def next_request(self) -> ForwardRequest | None:
         """What is written next; None if nothing waits."""
-        return self._requests.popleft() if self._requests else None
+        if not self._unsent:
+            return None
+        request, size_bytes = ForwardRequest(), 0
+        while self._unsent and len(request.messages) < MAX_MESSAGES_PER_REQUEST:
+            size_bytes += self._unsent[0].publication.size_bytes + _BESIDE_BYTES
+            if request.messages and size_bytes > MOST_BYTES_PER_REQUEST:
+                break
+            request.messages.append(forwarded(self._unsent.popleft()))
+        return request
 
     def answered(self, outcomes: Sequence[NodeOutcome]) -> list[tuple[T, NodeOutcome]]:
         """The items that these are about. Raises IndexError for answers to nothing."""
@@ -72,7 +79,7 @@ class Forwards(Generic[T]):
     def close(self) -> None:
         """The stream has ended."""
         self.is_open = False
-        self._requests.clear()
+        self._unsent.clear()
         items, self._unanswered = list(self._unanswered), deque()
         if items:
             self._returned(items)

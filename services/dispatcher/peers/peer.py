@@ -42,6 +42,8 @@ MOST_HINTS_PER_CALL = 4096
 MOST_MESSAGES_PER_CALL = 1024
 MOST_BYTES_PER_CALL = 4 * 1024 * 1024
 MOST_CALLS_WAITING = 4096
+# What a message has beside itself: the node's id, numbers.
+_BESIDE_BYTES = 320
 
 Messages = tuple[DirectMessage, ...]
 
@@ -227,11 +229,13 @@ class Peer:
         outcomes: list[NodeOutcome] = []
         request, size_bytes = SendDirectRequest(), 0
         for message in (message for call in calls for message in call):
-            if len(request.messages) >= MOST_MESSAGES_PER_CALL or size_bytes >= MOST_BYTES_PER_CALL:
+            size = message.size_bytes + _BESIDE_BYTES
+            full = len(request.messages) >= MOST_MESSAGES_PER_CALL or size_bytes + size > MOST_BYTES_PER_CALL
+            if full and request.messages:
                 outcomes += await self._send_one(request)
                 request, size_bytes = SendDirectRequest(), 0
             request.messages.append(message)
-            size_bytes += message.size_bytes
+            size_bytes += size
         outcomes += await self._send_one(request)
         found = iter(outcomes)
         return [[next(found) for _ in call] for call in calls]

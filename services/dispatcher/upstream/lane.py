@@ -79,6 +79,10 @@ class Lane:
         """Those that wait, in order."""
         return self._waiting.values()
 
+    def first(self) -> Parcel:
+        """The one that `pop` takes."""
+        return next(iter(self._waiting.values()))
+
     def pop(self) -> Parcel:
         """The first one."""
         _, parcel = self._waiting.popitem(last=False)

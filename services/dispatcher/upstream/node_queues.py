@@ -226,14 +226,14 @@ class NodeQueues:
         return _PLAIN if earlier is None else _MERGED
 
     def take(self, subscriber_id: int, most: int, most_bytes: int) -> list[tuple[int, Parcel]]:
-        """Up to `most` parcels with their delivery ids, ending once `most_bytes` are reached."""
+        """Up to `most` parcels with their delivery ids, of at most `most_bytes` together; one of any size."""
         subscriber = self._subscribers[subscriber_id]
         most = min(most, subscriber.most_held - len(subscriber.held))
         taken: list[tuple[int, Parcel]] = []
         size = 0
         while len(taken) < most and size < most_bytes:
             lane = self._next_lane(subscriber)
-            if lane is None:
+            if lane is None or (taken and size + lane.first().size_bytes > most_bytes):
                 break
             self._leave_line(lane)
             parcel = lane.pop()

@@ -1,7 +1,13 @@
 """Hints that wait."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloudhub.v1.message_pb2 import Message
+from cloudhub.v1.peer_pb2 import HintRequest, NodeHint
 from services.dispatcher.outbox.records import ObjectRow
 from services.dispatcher.peers.hints import Hint, HintQueue
+from services.dispatcher.peers.peer import handed
 
 MUCH = 1 << 30
 
@@ -48,7 +54,7 @@ def test_rows_travel_with_their_hint_in_order() -> None:
 
 def test_rows_for_which_there_is_no_room_are_left_out_and_their_hint_stays() -> None:
     """The owner finds a gap and reads them."""
-    hints = HintQueue(10, most_bytes=250)
+    hints = HintQueue(10, most_bytes=500)
     for seq in (1, 2, 3):
         assert hints.add("a", Hint(seq, [row(seq)]))
     ((_, hint),) = hints.take(10, MUCH)
@@ -61,5 +67,47 @@ def test_a_call_ends_once_its_rows_are_many_bytes() -> None:
     hints = HintQueue(10)
     for node_id in ("a", "b", "c"):
         hints.add(node_id, Hint(1, [row(1)]))
-    assert taken(hints, most_bytes=150) == [("a", 1), ("b", 1)]
+    assert taken(hints, most_bytes=1200) == [("a", 1), ("b", 1)]
     assert taken(hints) == [("c", 1)]
+
+
+def test_of_a_hint_that_is_more_than_a_call_carries_the_rest_is_left_out() -> None:
+    """C41: the owner finds the gap and reads it; the room that the rows took is free again."""
+    hints = HintQueue(10, most_bytes=10_000)
+    hints.add("a", Hint(3, [row(1, 400), row(2, 400), row(3, 400)]))
+    hints.add("b", Hint(1, [row(1)]))
+    ((node_id, hint),) = hints.take(10, 1500)
+    assert (node_id, hint.last_seq, [one.seq for one in hint.rows]) == ("a", 3, [1, 2])
+    assert taken(hints) == [("b", 1)]
+    hints.add("a", Hint(4, [row(4, 9_000)]))
+    assert [one.seq for one in hints.take(10, MUCH)[0][1].rows] == [4]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.integers(0, 3000), st.integers(0, 1000)), min_size=1, max_size=40
+    )
+)
+def test_no_call_is_larger_than_it_may_be(told: list[tuple[str, int, int]]) -> None:
+    """C41: whatever the sizes of bodies and keys are, and whatever rows say of themselves."""
+    hints = HintQueue(10, most_bytes=60_000)
+    for seq, (node_id, body_bytes, key_chars) in enumerate(told, 1):
+        one = ObjectRow(
+            node_id * 253,
+            "漢" * key_chars,
+            seq=2**62,
+            version=10**20 - 1,
+            body=Message(id="m", content=b"x" * body_bytes).SerializeToString(),
+            size_bytes=1,
+            accepted_at_ms=2**62,
+            expires_at_ms=2**62,
+        )
+        hints.add(node_id * 253, Hint(2**62 + seq, [one]))
+    while found := hints.take(2, 8000):
+        request = HintRequest(
+            hints=[
+                NodeHint(node_id=node_id, last_seq=hint.last_seq, messages=map(handed, hint.rows))
+                for node_id, hint in found
+            ]
+        )
+        assert request.ByteSize() <= 8000

@@ -145,7 +145,7 @@ def test_a_batch_ends_at_its_size() -> None:
     subscriber = queues.subscribe([MODULE], 10)
     for number in range(3):
         queues.put(parcel("a", str(number), size=100))
-    assert texts(queues.take(subscriber, 10, 150)) == ["0", "1"]
+    assert texts(queues.take(subscriber, 10, 250)) == ["0", "1"]
 
 
 def test_modules_are_apart() -> None:
