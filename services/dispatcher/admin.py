@@ -19,7 +19,7 @@ from services.dispatcher.resources import Holder, dispatcher_resources
 from services.runtime.batching import portions
 from services.runtime.clock import Clock
 from services.runtime.errors import InvalidRequest, NotFound
-from services.runtime.names import check_node_id
+from services.runtime.names import check_node_id, shown
 from services.runtime.rpc import MAX_ANSWER_BYTES
 from services.runtime.tracing import trace_id_of
 
@@ -123,7 +123,7 @@ class DispatcherAdmin(DispatcherAdminServicer):
         row = await self._outbox.find(node_id, message_id, key)
         events = await self._outbox.history(node_id, message_id, key, MOST_EVENTS)
         if row is None and not events:
-            what = f"message {message_id}" if message_id else f"object {key}"
+            what = f"message {shown(message_id)}" if message_id else f"object {shown(key)}"
             raise NotFound(
                 "MESSAGE_UNKNOWN", f"node {node_id} has no {what}, or its history has been dropped"
             )

@@ -3,7 +3,11 @@
 from cloudhub.v1 import dispatcher_pb2 as pb
 from services.dispatcher.outbox.records import Accepted, Deleted, Duplicate, Result, Stale
 from services.dispatcher.publication import Rejection
-from services.runtime.errors import HubError
+from services.runtime.errors import HubError, StoreRefused
+from services.runtime.names import cut_bytes
+
+# Of what is said to one outcome of thousands.
+MAX_TEXT_BYTES = 320
 
 
 def tell(outcome: pb.NodeOutcome, result: Result | Exception) -> None:
@@ -18,6 +22,8 @@ def tell(outcome: pb.NodeOutcome, result: Result | Exception) -> None:
         outcome.reason, outcome.detail = result.reason, result.detail
     elif isinstance(result, Rejection):
         reject(outcome, result)
+    elif isinstance(result, StoreRefused):
+        reject(outcome, Rejection("STORE_REFUSED", "message", result.detail))
     elif isinstance(result, HubError):
         unavailable(outcome, result)
 
@@ -25,10 +31,12 @@ def tell(outcome: pb.NodeOutcome, result: Result | Exception) -> None:
 def reject(outcome: pb.NodeOutcome, rejection: Rejection) -> None:
     """The request is wrong, or a quota is used up."""
     outcome.outcome = pb.OUTCOME_REJECTED
-    outcome.reason, outcome.field, outcome.detail = rejection.reason, rejection.field, rejection.detail
+    outcome.reason = rejection.reason
+    outcome.field = cut_bytes(rejection.field, MAX_TEXT_BYTES)
+    outcome.detail = cut_bytes(rejection.detail, MAX_TEXT_BYTES)
 
 
 def unavailable(outcome: pb.NodeOutcome, error: HubError) -> None:
     """What became of the message is unknown."""
     outcome.outcome = pb.OUTCOME_UNAVAILABLE
-    outcome.reason, outcome.detail = error.reason, error.detail
+    outcome.reason, outcome.detail = error.reason, cut_bytes(error.detail, MAX_TEXT_BYTES)

@@ -12,6 +12,7 @@ from services.runtime.callers import REASONS, Callers, client_address
 from services.runtime.clock import Clock
 from services.runtime.errors import Forbidden, Unauthenticated, Unavailable
 from services.runtime.logs import get_log
+from services.runtime.names import shown
 from services.runtime.roles import ALLOWED, Role, allowed, is_admin
 
 AUDIT_LOG = "cloudhub.audit"
@@ -78,14 +79,14 @@ class Access:
             # The connection was made before, and goes on with the calls that it has.
             raise Unauthenticated(
                 "CERTIFICATE_EXPIRED",
-                f"the certificate of {identity.name} has expired",
+                f"the certificate of {shown(identity.name)} has expired",
             )
         if allowed(call.method, identity.roles):
             return
         if not identity.roles:
             raise Forbidden(
                 "CERTIFICATE_WITHOUT_ROLE",
-                f"the certificate of {identity.name} has no role: its organisation should be one of "
+                f"the certificate of {shown(identity.name)} has no role: its organisation should be one of "
                 + ", ".join(role.value for role in Role if role is not Role.EDGE),
             )
         wanted = "" if Role.EDGE in identity.roles else _names(ALLOWED.get(call.method, frozenset()))

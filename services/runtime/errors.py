@@ -20,6 +20,13 @@ raise and never pick statuses by hand.
 
 import grpc
 
+from services.runtime.names import cut_bytes
+
+# gRPC carries a status in at most 8 KiB of metadata: the sentence with each byte as up to three, and once
+# more with the details in base64. Above that the caller gets RESOURCE_EXHAUSTED, at random.
+MAX_DETAIL_BYTES = 800
+MAX_METADATA_BYTES = 256
+
 ROW_DAMAGED = "ROW_DAMAGED"
 
 
@@ -27,17 +34,19 @@ class HubError(Exception):
     """Base of everything a service answers with.
 
     `reason` is stable and machine-readable (UPPER_SNAKE_CASE); `detail` says what is wrong and
-    what would be right; `metadata` becomes ErrorInfo's.
+    what would be right; `metadata` becomes ErrorInfo's. Both are cut to what a status can carry; what repeats
+    a caller's text cuts it before (`names.shown`), so that the sentence has its end.
     """
 
     status: grpc.StatusCode = grpc.StatusCode.INTERNAL
     retryable = False
 
     def __init__(self, reason: str, detail: str, **metadata: str) -> None:
+        detail = cut_bytes(detail, MAX_DETAIL_BYTES)
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
-        self.metadata = metadata
+        self.metadata = {key: cut_bytes(value, MAX_METADATA_BYTES) for key, value in metadata.items()}
 
 
 class InvalidRequest(HubError):
@@ -106,7 +115,7 @@ class RowDamaged(StoreUnavailable):
     def __init__(self, node_id: str, detail: str) -> None:
         super().__init__(f"a row of node {node_id!r} is damaged: {detail}")
         self.reason = ROW_DAMAGED
-        self.metadata = {"node_id": node_id}
+        self.metadata = {"node_id": cut_bytes(node_id, MAX_METADATA_BYTES)}
 
 
 class StartupError(Exception):

@@ -5,6 +5,7 @@ import re
 MOST_NODE_ID_CHARS = 253
 MOST_LABEL_CHARS = 253
 MAX_SHOWN_CHARS = 80
+_CUT = "..."
 _TRANSPORTS = ("websocket", "quic")
 _NODE_ID = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
 _PROJECT_ID = re.compile(r"[A-Za-z0-9_-]{1,63}")
@@ -19,7 +20,16 @@ def shown(text: str, max_chars: int = MAX_SHOWN_CHARS) -> str:
     """A text of a caller's as errors repeat it: its beginning, and how much more there is of it."""
     if len(text) <= max_chars:
         return text
-    return f"{text[:max_chars]}... ({len(text)} characters)"
+    return f"{text[:max_chars]}{_CUT} ({len(text)} characters)"
+
+
+def cut_bytes(text: str, max_bytes: int) -> str:
+    """A text of at most that many bytes as UTF-8: its beginning, where it has more."""
+    # What is longer in characters is longer in bytes; a very long one is not encoded as a whole.
+    encoded = text[: max_bytes + 1].encode(errors="replace")
+    if len(encoded) <= max_bytes:
+        return encoded.decode()
+    return encoded[: max_bytes - len(_CUT)].decode(errors="ignore") + _CUT
 
 
 def check_node_id(text: str) -> str | None:

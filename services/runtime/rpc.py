@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -67,8 +68,15 @@ def error_reason(error: grpc.aio.AioRpcError) -> str:
 
 
 def error_info(error: grpc.aio.AioRpcError) -> tuple[str, dict[str, str]]:
-    """Reason and metadata of a failed call's ErrorInfo; without one, the name of its gRPC status."""
-    status = rpc_status.from_call(cast("grpc.Call", error))
+    """Reason and metadata of a failed call's ErrorInfo; without one, the name of its gRPC status.
+
+    Details that belong to another status than the call ended with, or are none, count for nothing: something
+    on the way may have ended the call otherwise than the other side did.
+    """
+    try:
+        status = rpc_status.from_call(cast("grpc.Call", error))
+    except (ValueError, DecodeError):
+        status = None
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info):

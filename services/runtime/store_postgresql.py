@@ -38,8 +38,8 @@ _RETRY = Backoff(0.01, 0.3, jitter=0.9)
 # Serialization failure, deadlock, and a row that another replica has just made.
 _IN_THE_WAY = frozenset({"40001", "40P01", "23505"})
 _LOCKED = "55P03"
-# Bad data, broken constraints.
-_REFUSED_CLASSES = ("22", "23")
+# Bad data, broken constraints, what is more than the server's program takes: an index entry, a text.
+_REFUSED_CLASSES = ("22", "23", "54")
 # The server goes, comes, or became a standby: other connections to it are worth nothing either.
 _HOST_GONE = frozenset({"57P01", "57P02", "57P03", "25006"})
 

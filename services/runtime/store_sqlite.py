@@ -60,6 +60,8 @@ class SqliteStore:
             raise StoreRefused(f"the database refused: {error.orig}") from error
         except DBAPIError as error:
             raise StoreUnavailable(f"the database refused: {error.orig}") from error
+        except (OverflowError, UnicodeEncodeError) as error:  # the driver's, unlike those above as they are
+            raise StoreRefused(f"the database cannot hold a value: {error}") from error
 
     async def close(self) -> None:
         """See `store.Store.close`."""

@@ -187,7 +187,7 @@ def session_filter(request: sessions_pb2.ListSessionsRequest) -> Filter:
         states = frozenset(State(state) for state in request.states)
     except ValueError:
         raise InvalidRequest(
-            "states", f"should be SessionStates from 1 to {max(State)}; got {list(request.states)}"
+            "states", f"should be SessionStates from 1 to {max(State)}; got {list(request.states)[:16]}"
         ) from None
     optional = {
         "project_id": (request.project_id, check_project_id),

@@ -26,7 +26,7 @@ from services.dispatcher.outbox.records import (
     unfolded,
 )
 from services.dispatcher.publication import Publication
-from services.runtime.errors import StoreUnavailable
+from services.runtime.errors import StoreRefused, StoreUnavailable
 
 NODE = "edge-1"
 PATH = "default/configmap/a"
@@ -119,7 +119,7 @@ class MemoryOutbox:
         results: list[Result | Exception] = []
         for op in ops:
             if self._is_bad(op):
-                results.append(StoreUnavailable("the database refused the value"))
+                results.append(StoreRefused("the database refused the value"))
             else:
                 results.extend(self._commit([op]))
         return results

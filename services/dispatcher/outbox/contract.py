@@ -51,8 +51,8 @@ class Outbox(Protocol):
         """Applies all operations in one durable transaction, in order, one result each.
 
         When it returns, everything is on disk. An operation that the database itself refuses (bad
-        data), or whose rows somebody else keeps locked (StoreBusy), fails alone: its exception stands in
-        its place.
+        data: StoreRefused), or whose rows somebody else keeps locked (StoreBusy), fails alone: its exception
+        stands in its place.
         """
         ...
 

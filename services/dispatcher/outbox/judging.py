@@ -4,6 +4,7 @@ from enum import Enum
 
 from services.dispatcher.outbox.records import ObjectRow, RowState, Stale
 from services.dispatcher.publication import Publication, Rejection
+from services.runtime.names import shown
 
 SETTLED = RowState.SETTLED
 
@@ -28,7 +29,8 @@ def id_fault(
     return Rejection(
         "MESSAGE_ID_REUSED",
         "message.id",
-        f"{publication.message.id} was accepted for {used[0]!r} version {used[1]}; use a new id",
+        f"{shown(publication.message.id)} was accepted for {shown(used[0])!r} version {used[1]}: "
+        "use a new id",
     )
 
 

@@ -181,10 +181,9 @@ class SqlOutbox:
         if len(ops) == 1:
             return [whole]
         self._forget()  # what stands there may not be what was written
-        results: list[Result | Exception] = []
-        for op in ops:
-            results.extend(await self.commit([op]))
-        return results
+        # Whoever waits for a good one waits for some further transactions, not for one per operation.
+        half = len(ops) // 2
+        return [*await self.commit(ops[:half]), *await self.commit(ops[half:])]
 
     async def _try(self, ops: Sequence[Op]) -> list[Result] | StoreUnavailable:
         """The results, or what the database or its content has against one of the operations."""
@@ -195,7 +194,7 @@ class SqlOutbox:
         except (StoreRefused, RowDamaged) as error:
             return error
         except _BAD_VALUES as error:
-            return StoreUnavailable(f"a value cannot be stored, or a stored one not be read: {error}")
+            return StoreRefused(f"a value cannot be stored, or a stored one not be read: {error}")
 
     async def _try_unlocked(self, ops: Sequence[Op]) -> list[Result | StoreBusy] | StoreUnavailable:
         """Leaves out the nodes that somebody else holds, so that they hold up nobody but themselves."""
@@ -216,7 +215,7 @@ class SqlOutbox:
         except (StoreRefused, StoreBusy, RowDamaged) as error:
             return error
         except _BAD_VALUES as error:
-            return StoreUnavailable(f"a value cannot be stored, or a stored one not be read: {error}")
+            return StoreRefused(f"a value cannot be stored, or a stored one not be read: {error}")
 
     async def _write(self, work: Callable[[Connection, Totals, Known], T]) -> T:
         """One transaction, which counts on a copy of the totals; it may be run more than once, and others

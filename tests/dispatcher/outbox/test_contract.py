@@ -1,10 +1,12 @@
 """What every outbox must do, run on each engine and on the fake of `tests.support.outbox`."""
 
 import asyncio
+import random
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -43,8 +45,8 @@ from services.dispatcher.outbox.records import (
 )
 from services.dispatcher.outbox.retention import NODES_PER_STEP
 from services.dispatcher.outbox.sql import SqlOutbox
-from services.dispatcher.publication import Rejection
-from services.runtime.errors import RowDamaged
+from services.dispatcher.publication import MOST_TEXT_BYTES, Rejection
+from services.runtime.errors import RowDamaged, StoreRefused
 from services.runtime.store import Store, open_store
 from tests.support.outbox import NODE, NOW_MS, PATH, MemoryOutbox, accept, publication, settle
 from tests.support.postgres import Databases
@@ -243,16 +245,78 @@ async def test_versions_of_twenty_digits_compare_as_integers(outbox: Outbox) -> 
 
 
 async def test_a_row_the_database_refuses_fails_alone(case: Case) -> None:
+    """C44."""
     outbox = case.outbox
     await case.refuse("bad")
     results = await outbox.commit(
         [accept(publication(1, uid="a")), accept(publication(1, uid="bad")), accept(publication(1, uid="b"))]
     )
     assert isinstance(results[0], Accepted)
-    assert isinstance(results[1], Exception)
+    assert isinstance(results[1], StoreRefused)
     assert isinstance(results[2], Accepted)
     assert [(row.key, row.seq) for row in await outbox.pending(NODE, 0, 10)] == [("a", 1), ("b", 2)]
     assert case.totals == Totals(2, 200)
+
+
+async def test_a_row_the_database_refuses_costs_others_few_transactions(
+    open_outbox: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C44: of 256 publishes one is refused; the others do not wait for 255 transactions."""
+    outbox = await open_outbox()
+    await refuse_key(outbox.store, "bad")
+    writes = 0
+    write = outbox.store.write
+
+    async def counted(work: Callable[[Connection], Any]) -> Any:
+        nonlocal writes
+        writes += 1
+        return await write(work)
+
+    monkeypatch.setattr(outbox.store, "write", counted)
+    ops = [accept(publication(1, uid=f"k{n}")) for n in range(256)]
+    ops[77] = accept(publication(1, uid="bad"))
+    results = await outbox.commit(ops)
+    assert [place for place, result in enumerate(results) if not isinstance(result, Accepted)] == [77]
+    assert [row.seq for row in await outbox.pending(NODE, 0, 300)] == list(range(1, 256))
+    assert writes <= 17
+
+
+async def test_the_longest_names_are_stored(open_outbox: Opener) -> None:
+    """C44: names of as many bytes as a publish may have fit into every index, and cannot be compressed."""
+    outbox = await open_outbox()
+    letters = random.Random(5)
+
+    def name() -> str:
+        return "".join(chr(letters.randrange(0x4E00, 0x9FFF)) for _ in range(MOST_TEXT_BYTES // 3))
+
+    node_id, one = "n" * 253, publication(1, uid=name(), path=name(), message_id=name())
+    assert len(one.uid.encode()) > MOST_TEXT_BYTES - 3
+    answer = publication(None, is_answer=True, message_id=name())
+    await accepted(outbox, accept(one, node_id), accept(answer, node_id))
+    await accepted(outbox, accept(publication(None, path=one.message.resource, is_delete=True), node_id))
+    found = await outbox.find(node_id, one.message.id, "")
+    assert found is not None
+    assert found.deleted
+
+
+async def test_what_an_index_does_not_take_fails_alone(open_outbox: Opener) -> None:
+    """C44: a name as long as a former release let it be, which PostgreSQL refuses with an error of class 54,
+    and SQLite takes; a number that no column holds."""
+    outbox = await open_outbox()
+    letters = random.Random(5)
+    long = "".join(chr(letters.randrange(0x4E00, 0x9FFF)) for _ in range(1015))
+    results = await outbox.commit(
+        [
+            accept(publication(1, uid="a"), OTHER),
+            accept(publication(1, path=long)),
+            accept(publication(1, uid="n", expires_at_ms=2**70)),
+            accept(publication(1, uid="b"), OTHER),
+        ]
+    )
+    assert isinstance(results[0], Accepted)
+    assert isinstance(results[1], StoreRefused if outbox.store.is_shared else Accepted)
+    assert isinstance(results[2], StoreRefused)
+    assert isinstance(results[3], Accepted)
 
 
 async def test_a_refused_row_that_is_alone_in_its_batch_is_a_result_too(case: Case) -> None:
