@@ -24,7 +24,7 @@ TEXTS = st.text(max_size=60).flatmap(
 def carried_bytes(error: HubError) -> int:
     """What gRPC sends of a status: the sentence percent-encoded, and all of it in base64."""
     status = status_of(error)
-    details = b"".join(value for _, value in status.trailing_metadata)
+    details = b"".join(value for _, value in status.trailing_metadata if isinstance(value, bytes))
     return len(quote(status.details)) + len(base64.b64encode(details)) + 200
 
 
@@ -61,7 +61,7 @@ def _failed(code: grpc.StatusCode, details: bytes | None) -> grpc.aio.AioRpcErro
 def _details(code: grpc.StatusCode) -> bytes:
     status = status_pb2.Status(code=code.value[0], message="what the transport says")
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason="NODE_UNKNOWN"))
-    return status.SerializeToString()
+    return bytes(status.SerializeToString())
 
 
 @pytest.mark.parametrize("details", [_details(grpc.StatusCode.NOT_FOUND), b"\xff", b"", None])
