@@ -286,7 +286,9 @@ class SubscribeRequest(_message.Message):
 
     @_builtins.property
     def acknowledged(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Later requests: the delivery ids that the subscriber is done with."""
+        """Later requests: the delivery ids that the subscriber is done with, at most 65 536. Ids that it does not
+        hold are counted and change nothing.
+        """
 
     def __init__(
         self,
@@ -309,7 +311,7 @@ class Subscription(_message.Message):
     MODULES_FIELD_NUMBER: _builtins.int
     MAX_UNACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     max_unacknowledged: _builtins.int
-    """How many deliveries may be unacknowledged at once; 0 means 256."""
+    """How many deliveries may be unacknowledged at once, at most 65 536; 0 means 256."""
     @_builtins.property
     def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Module names: "edgecontroller", "devicecontroller", "router", "taskmanager", ..."""

@@ -76,7 +76,9 @@ class DispatcherServiceServicer:
 
     def Subscribe(self, request_iterator, context):
         """Receives upstream messages of some modules. The first request names the modules, later ones
-        acknowledge. What was not acknowledged when the stream ends goes to another subscriber.
+        acknowledge. What was not acknowledged when the stream ends goes to another subscriber. Subscribers of
+        a module get its nodes in turn, and all that a node says there until it is acknowledged. One that acknowledges
+        nothing for a minute (a setting) while another could have what it holds is ended: ABORTED, NO_ACKNOWLEDGEMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

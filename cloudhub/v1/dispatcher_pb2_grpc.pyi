@@ -45,7 +45,9 @@ class DispatcherServiceStub:
     """
     Subscribe: _grpc.StreamStreamMultiCallable[_dispatcher_pb2.SubscribeRequest, _dispatcher_pb2.SubscribeResponse]
     """Receives upstream messages of some modules. The first request names the modules, later ones
-    acknowledge. What was not acknowledged when the stream ends goes to another subscriber.
+    acknowledge. What was not acknowledged when the stream ends goes to another subscriber. Subscribers of
+    a module get its nodes in turn, and all that a node says there until it is acknowledged. One that acknowledges
+    nothing for a minute (a setting) while another could have what it holds is ended: ABORTED, NO_ACKNOWLEDGEMENT.
     """
 
 @_typing.type_check_only
@@ -64,7 +66,9 @@ class DispatcherServiceAsyncStub(DispatcherServiceStub):
     """
     Subscribe: _aio.StreamStreamMultiCallable[_dispatcher_pb2.SubscribeRequest, _dispatcher_pb2.SubscribeResponse]  # type: ignore[assignment]
     """Receives upstream messages of some modules. The first request names the modules, later ones
-    acknowledge. What was not acknowledged when the stream ends goes to another subscriber.
+    acknowledge. What was not acknowledged when the stream ends goes to another subscriber. Subscribers of
+    a module get its nodes in turn, and all that a node says there until it is acknowledged. One that acknowledges
+    nothing for a minute (a setting) while another could have what it holds is ended: ABORTED, NO_ACKNOWLEDGEMENT.
     """
 
 class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -98,7 +102,9 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_dispatcher_pb2.SubscribeResponse], _abc.AsyncIterator[_dispatcher_pb2.SubscribeResponse]]:
         """Receives upstream messages of some modules. The first request names the modules, later ones
-        acknowledge. What was not acknowledged when the stream ends goes to another subscriber.
+        acknowledge. What was not acknowledged when the stream ends goes to another subscriber. Subscribers of
+        a module get its nodes in turn, and all that a node says there until it is acknowledged. One that acknowledges
+        nothing for a minute (a setting) while another could have what it holds is ended: ABORTED, NO_ACKNOWLEDGEMENT.
         """
 
 def add_DispatcherServiceServicer_to_server(servicer: DispatcherServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -186,7 +186,7 @@ async def running_app(
             clock=clock,
             tracing=tracing,
             registry=registry,
-            settings=UpstreamSettings(),
+            settings=UpstreamSettings(subscriber_ack_seconds=settings.subscriber_ack_seconds),
             events_done=acknowledger.done,
             cluster_ca=cluster_ca,
         )

@@ -51,6 +51,13 @@ class DispatcherSettings(ServiceSettings):
     most_attempts: int = Field(
         10, ge=1, le=1000, description="intervals without ack before a message is parked"
     )
+    subscriber_ack_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="how long a subscriber may hold deliveries without acknowledging any, where another "
+        "could have them",
+    )
 
     content_most_bytes: int = Field(
         900 * 1024,

@@ -4,6 +4,7 @@
     ├── InvalidRequest       the caller's request is wrong; names the field
     ├── NotFound             the named thing does not exist
     ├── Refused              a rule forbids it now (limit, state)
+    ├── Ended                the hub ends what went on (a stream); the caller may begin anew
     ├── Unauthenticated      the caller's certificate proves nothing (any more)
     ├── Forbidden            the caller's role may not do this
     └── Unavailable          a dependency does not answer; safe to repeat
@@ -69,6 +70,12 @@ class Refused(HubError):
     """The request is well formed but may not be carried out now."""
 
     status = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class Ended(HubError):
+    """A stream is ended for what its caller did or did not do on it; a new one may begin."""
+
+    status = grpc.StatusCode.ABORTED
 
 
 class Unauthenticated(HubError):

@@ -201,6 +201,30 @@ async def test_what_a_subscriber_left_behind_goes_to_one_at_the_nodes_own_dispat
         assert hub[0].metric("upstream_waiting") == 0
 
 
+async def test_one_that_is_stuck_at_another_dispatcher_keeps_nothing_from_good_ones(
+    tmp_path: Path, databases: Databases, authority: TestAuthority
+) -> None:
+    """C39, C49: alone with the module at its dispatcher, it is ended for the sake of a subscriber elsewhere;
+    what it held comes back to the node's dispatcher and goes to that one, in order."""
+    async with (
+        running_replicas(tmp_path, databases, authority, subscriber_ack_seconds=1.0) as hub,
+        hub[0].subscriber("edgecontroller") as stuck,
+    ):
+        await served(hub, "edgecontroller")
+        async with hub[1].edge("edge-a") as a, hub[1].edge("edge-b") as b:
+            for edge in (a, b):
+                await reports(edge, *range(5))
+            await eventually(lambda: hub[1].metric("upstream_relayed_away_total") == 12)
+            await stuck.next()
+            async with hub[1].subscriber("edgecontroller") as good:
+                got = await good.take(12)
+                assert all(one.redelivered for one in got)
+                for node in ("edge-a", "edge-b"):
+                    assert numbers([one for one in got if one.node_id == node]) == list(range(5))
+        assert hub[0].metric("upstream_subscribers_ended_total", reason="no_acknowledgement") == 1
+        assert hub[0].metric("upstream_subscribers") == 0
+
+
 async def test_a_subscription_that_grows_disturbs_no_other(
     tmp_path: Path, databases: Databases, authority: TestAuthority
 ) -> None:

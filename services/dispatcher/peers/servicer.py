@@ -18,7 +18,7 @@ from services.dispatcher.peers.forward_intake import ForwardIntake
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.publication import parse_version
 from services.dispatcher.sizes import MAX_BODY_BYTES, too_large
-from services.dispatcher.upstream.subscriptions import check_modules, serve_deliveries
+from services.dispatcher.upstream.subscriptions import check_acknowledged, check_modules, serve_deliveries
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.errors import InvalidRequest
 from services.runtime.logs import get_log
@@ -166,18 +166,18 @@ class PeerServicer(PeerServiceServicer):
         modules, credit = check_relay(wanted)
         heard = wanted.number
         caller = DispatcherPeer(dispatcher_id=wanted.dispatcher_id, name=wanted.name, address=wanted.address)
-        subscriber_id, wake = upstream.subscribe(modules, credit, is_relay=True)
+        seat = upstream.subscribe(modules, credit, is_relay=True)
         self._peers.introduced(caller)
-        _log.info("relay.opened", modules=modules, dispatcher=wanted.dispatcher_id, subscriber=subscriber_id)
+        _log.info("relay.opened", modules=modules, dispatcher=wanted.dispatcher_id, subscriber=seat.number)
 
         def handle(request: peer_pb2.RelayRequest) -> None:
             nonlocal heard
             if request.HasField("subscription"):
-                upstream.resubscribe(subscriber_id, *check_relay(request.subscription))
+                upstream.resubscribe(seat.number, *check_relay(request.subscription))
                 heard = request.subscription.number
             if request.returned:
-                upstream.give_back(subscriber_id, request.returned)
-            upstream.acknowledge(subscriber_id, request.acknowledged)
+                upstream.give_back(seat.number, check_acknowledged(request.returned, "returned"))
+            upstream.acknowledge(seat.number, check_acknowledged(request.acknowledged))
 
-        async for deliveries in serve_deliveries(upstream, subscriber_id, wake, requests, handle, context):
+        async for deliveries in serve_deliveries(upstream, seat, requests, handle, context):
             yield peer_pb2.RelayResponse(deliveries=deliveries, subscription=heard)

@@ -13,14 +13,17 @@ class Lane:
     """Parcels in the order of arrival, and who holds earlier ones.
 
     While a subscriber holds parcels of the lane it is the lane's `owner` (0: nobody) and the only one
-    to get more. `turns` is where the lane stands in line, with `ticket` as its place. `relayed` counts
-    the waiting parcels that other dispatchers keep. `returned` are held ones, by their delivery ids, that
-    the owner does not want: they are put back when it has settled the others.
+    to get more: `handed` many in a row so far, and none any more while the lane is `draining`. `turns` is
+    where the lane stands in line, with `ticket` as its place. `relayed` counts the waiting parcels that
+    other dispatchers keep. `returned` are held ones, by their delivery ids, that the owner does not want:
+    they are put back when it has settled the others.
     """
 
     __slots__ = (
         "_last",
         "_waiting",
+        "draining",
+        "handed",
         "held",
         "module",
         "node_id",
@@ -34,6 +37,8 @@ class Lane:
     def __init__(self, module: str, node_id: str) -> None:
         self.module = module
         self.node_id = node_id
+        self.draining = False
+        self.handed = 0
         self.held = 0
         self.owner = 0
         self.relayed = 0
@@ -45,6 +50,11 @@ class Lane:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether it has an owner that holds nothing of it yet."""
+        return bool(self.owner) and not self.held
 
     def mergeable(self, newcomer: Parcel) -> Parcel | None:
         """The waiting report that `newcomer` may replace: the last of its resource, of the same session."""

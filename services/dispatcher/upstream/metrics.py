@@ -43,4 +43,10 @@ class UpstreamMetrics:
         self.waiting = gauge("waiting", "Messages in memory that no subscriber holds.")
         self.unsettled_bytes = gauge("unsettled_bytes", "Size of the messages in memory, uploads aside.")
         self.subscribers = gauge("subscribers", "Subscribers at this dispatcher.")
+        self.subscribers_ended = counter(
+            "subscribers_ended", "Subscribers whose stream the hub ended, by the reason.", "reason"
+        )
+        self.oldest_unacknowledged = gauge(
+            "oldest_unacknowledged_seconds", "How long a subscriber here has held the oldest delivery."
+        )
         self.uploads_rows = gauge("uploads_rows", "Uploads in the store.")

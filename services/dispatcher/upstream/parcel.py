@@ -24,7 +24,8 @@ class Parcel:
     `message` has the resource as subscribers see it, `resource` is as the node knows it. `merge_key`
     is empty unless it is a report that may be merged. `place` is an upload's place in the store, and of
     a relayed one its delivery id at the other dispatcher; `relay` is the number of the relay that brought
-    it. `number` is given by the queue. `handed_at_ms` is set when a subscriber gets it.
+    it. `number` is given by the queue. When a subscriber gets it `handed_at` is set, in seconds of a
+    monotonic clock, and `handed_at_ms` by the wall's.
     """
 
     module: str
@@ -39,4 +40,5 @@ class Parcel:
     relay: int = 0
     number: int = 0
     redelivered: bool = False
+    handed_at: float = 0.0
     handed_at_ms: int = 0

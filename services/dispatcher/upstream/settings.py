@@ -19,5 +19,6 @@ class UpstreamSettings:
     most_waiting_bytes_total: int = 256 * 1024 * 1024
     most_events_per_node: int = 16
     most_events_total: int = 200_000
+    subscriber_ack_seconds: float = 60.0
     upload_pause_seconds: float = 30.0
     uploads_most_rows: int = 1_000_000

@@ -14,7 +14,7 @@ from cloudhub.v1.dispatcher_pb2 import (
     Subscription,
     UpstreamDelivery,
 )
-from services.dispatcher.upstream.upstream import Upstream
+from services.dispatcher.upstream.upstream import Seat, Upstream
 from services.runtime.callers import client_address
 from services.runtime.errors import InvalidRequest
 from services.runtime.logs import get_log
@@ -58,16 +58,25 @@ def check_subscription(subscription: Subscription) -> tuple[list[str], int]:
     return modules, credit
 
 
+def check_acknowledged(delivery_ids: Sequence[int], field: str = "acknowledged") -> Sequence[int]:
+    """Those ids; InvalidRequest if they are more than anybody can hold."""
+    if len(delivery_ids) > MOST_UNACKNOWLEDGED:
+        raise InvalidRequest(
+            field, f"at most {MOST_UNACKNOWLEDGED} ids in a request, got {len(delivery_ids)}"
+        )
+    return delivery_ids
+
+
 async def serve_deliveries(
     upstream: Upstream,
-    subscriber_id: int,
-    wake: asyncio.Event,
+    seat: Seat,
     requests: AsyncIterator[R],
     handle: Callable[[R], None],
     context: grpc.aio.ServicerContext[Any, Any],
 ) -> AsyncIterator[list[UpstreamDelivery]]:
     """Hands on whatever is there whenever the stream is writable, until the caller ends it; the
-    subscriber leaves then. `handle` gets each further request of the caller."""
+    subscriber leaves then. Raises what the upstream ended it with. `handle` gets each further request of the
+    caller."""
     gone = False
 
     def leave() -> None:
@@ -75,30 +84,35 @@ async def serve_deliveries(
         nonlocal gone
         if not gone:
             gone = True
-            wake.set()
-            returned = upstream.leave(subscriber_id)
-            log.info("subscription.ended", subscriber=subscriber_id, returned=returned)
+            seat.wake.set()
+            if seat.ended is None:
+                returned = upstream.leave(seat.number)
+                log.info("subscription.ended", subscriber=seat.number, returned=returned)
 
     context.add_done_callback(cast("Any", lambda _: leave()))
 
     async def read() -> None:
         async for request in requests:
-            if gone:
+            if gone or seat.ended is not None:
                 return
             handle(request)
 
-    reader = asyncio.create_task(read(), name=f"subscription-{subscriber_id}")
-    reader.add_done_callback(lambda _: wake.set())
+    reader = asyncio.create_task(read(), name=f"subscription-{seat.number}")
+    reader.add_done_callback(lambda _: seat.wake.set())
     try:
         # Tells the caller that from now on everything for these modules is kept for it.
         await context.send_initial_metadata(())
         while not (gone or reader.done()):
-            wake.clear()
-            deliveries = upstream.take(subscriber_id, MOST_PER_RESPONSE, MOST_BYTES_PER_RESPONSE)
+            seat.wake.clear()
+            if seat.ended is not None:
+                raise seat.ended
+            deliveries = upstream.take(seat.number, MOST_PER_RESPONSE, MOST_BYTES_PER_RESPONSE)
             if deliveries:
                 yield deliveries
             else:
-                await wake.wait()
+                await seat.wake.wait()
+        if seat.ended is not None:
+            raise seat.ended
         if reader.done():
             reader.result()
     finally:
@@ -128,20 +142,18 @@ class UpstreamServicer:
         if not first.HasField("subscription"):
             raise InvalidRequest("subscription", "the first request of a stream says what to receive")
         modules, credit = check_subscription(first.subscription)
-        subscriber_id, wake = self._upstream.subscribe(modules, credit)
+        seat = self._upstream.subscribe(modules, credit)
         log.info(
             "subscription.opened",
             modules=modules,
             peer=client_address(unquote(context.peer())),
-            subscriber=subscriber_id,
+            subscriber=seat.number,
         )
 
         def handle(request: SubscribeRequest) -> None:
             if request.HasField("subscription"):
                 raise InvalidRequest("subscription", "only the first request of a stream may carry one")
-            self._upstream.acknowledge(subscriber_id, request.acknowledged)
+            self._upstream.acknowledge(seat.number, check_acknowledged(request.acknowledged))
 
-        async for deliveries in serve_deliveries(
-            self._upstream, subscriber_id, wake, requests, handle, context
-        ):
+        async for deliveries in serve_deliveries(self._upstream, seat, requests, handle, context):
             yield SubscribeResponse(deliveries=deliveries)

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry
@@ -17,7 +18,7 @@ from services.dispatcher.upstream.answers import answer
 from services.dispatcher.upstream.lifecycle_events import EventCopies, event_message
 from services.dispatcher.upstream.merging import merge_key
 from services.dispatcher.upstream.metrics import UpstreamMetrics
-from services.dispatcher.upstream.node_queues import NodeQueues
+from services.dispatcher.upstream.node_queues import NodeQueues, Stuck
 from services.dispatcher.upstream.parcel import Kind, Parcel
 from services.dispatcher.upstream.relays import Relays
 from services.dispatcher.upstream.room import Bounds
@@ -34,10 +35,26 @@ from services.dispatcher.upstream.settings import UpstreamSettings
 from services.dispatcher.upstream.spans import UpstreamSpans
 from services.dispatcher.upstream.upload_keeper import UploadKeeper
 from services.runtime.clock import Clock
+from services.runtime.errors import Ended, HubError
+from services.runtime.logs import get_log
 from services.runtime.store import Store
 from services.runtime.tracing import Tracing
 
 OVERLOADED = "the hub is overloaded: send it again later"
+# How often is looked for subscribers that settle nothing, in parts of the time they have.
+LOOKS_PER_TIME = 20
+
+log = get_log(__name__)
+
+
+@dataclass(slots=True)
+class Seat:
+    """A subscriber at work. `wake` is set when there may be something for it, and when it has `ended`: then
+    it is one no more, for the reason given."""
+
+    number: int
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: HubError | None = None
 
 
 class EdgePort(Protocol):
@@ -101,7 +118,8 @@ class Upstream:
         self._copies = EventCopies()
         self._done: list[str] = []
         self._some_done = asyncio.Event()
-        self._wakes: dict[int, asyncio.Event] = {}
+        self._seats: dict[int, Seat] = {}
+        self._ack_seconds = settings.subscriber_ack_seconds
         # A dispatcher that shares its work has to hear first what the others' subscribers want.
         self._knows_who_serves = not is_shared
         self._relaying: set[int] = set()  # subscribers that are other dispatchers
@@ -120,12 +138,14 @@ class Upstream:
         self.metrics.waiting.set_function(lambda: self._queues.waiting)
         self.metrics.unsettled_bytes.set_function(lambda: self._queues.room.size_bytes)
         self.metrics.subscribers.set_function(lambda: self._queues.subscribers)
+        self.metrics.oldest_unacknowledged.set_function(self._oldest_unacknowledged_seconds)
 
     async def run(self) -> None:
         """Stores uploads and reports settled events until cancelled; awaited by the app."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.uploads.run(), name="uploads")
             tasks.create_task(self._report_events(), name="events-done")
+            tasks.create_task(self._end_stuck(), name="stuck-subscribers")
 
     def count(self, held: DispatcherResources) -> None:
         """resources.Holder."""
@@ -284,7 +304,7 @@ class Upstream:
 
     def _wake(self) -> None:
         for subscriber_id in self._queues.woken():
-            self._wakes[subscriber_id].set()
+            self._seats[subscriber_id].wake.set()
 
     def _event_settled(self, parcel: Parcel) -> None:
         """A copy of an event is done with: a subscriber had it, or it found no room."""
@@ -306,19 +326,16 @@ class Upstream:
         """The modules that have a subscriber, here or at another dispatcher."""
         return self._queues.served()
 
-    def subscribe(
-        self, modules: Sequence[str], most_unacknowledged: int, *, is_relay: bool = False
-    ) -> tuple[int, asyncio.Event]:
-        """A subscriber comes, or another dispatcher that has some. Gives back its id and the event that
-        is set when there may be something."""
-        subscriber_id = self._queues.subscribe(modules, most_unacknowledged, is_relay=is_relay)
-        wake = self._wakes[subscriber_id] = asyncio.Event()
-        wake.set()
+    def subscribe(self, modules: Sequence[str], most_unacknowledged: int, *, is_relay: bool = False) -> Seat:
+        """A subscriber comes, or another dispatcher that has some."""
+        seat = Seat(self._queues.subscribe(modules, most_unacknowledged, is_relay=is_relay))
+        self._seats[seat.number] = seat
+        seat.wake.set()
         if is_relay:
-            self._relaying.add(subscriber_id)
+            self._relaying.add(seat.number)
         else:
             self.relays.subscribers_changed()
-        return subscriber_id, wake
+        return seat
 
     def resubscribe(self, subscriber_id: int, modules: Sequence[str], most_unacknowledged: int) -> None:
         """The subscribers of another dispatcher have changed."""
@@ -335,7 +352,8 @@ class Upstream:
         deliveries: list[UpstreamDelivery] = []
         now_ms = self._clock.wall_ms()
         again = 0
-        for delivery_id, parcel in self._queues.take(subscriber_id, most, most_bytes):
+        now = self._clock.monotonic()
+        for delivery_id, parcel in self._queues.take(subscriber_id, most, most_bytes, now):
             parcel.handed_at_ms = now_ms
             again += parcel.redelivered
             deliveries.append(
@@ -357,7 +375,7 @@ class Upstream:
 
     def acknowledge(self, subscriber_id: int, delivery_ids: Iterable[int]) -> None:
         """The subscriber is done with these; ids it does not hold are counted and change nothing."""
-        settled, unknown = self._queues.settle(subscriber_id, delivery_ids)
+        settled, unknown = self._queues.settle(subscriber_id, delivery_ids, self._clock.monotonic())
         is_relay = subscriber_id in self._relaying
         if not is_relay:
             self.metrics.settled.inc(len(settled))
@@ -378,7 +396,7 @@ class Upstream:
 
     def leave(self, subscriber_id: int) -> int:
         """The subscriber is gone; what it held goes to others. Gives back how much that was."""
-        del self._wakes[subscriber_id]
+        del self._seats[subscriber_id]
         returned = self._queues.leave(subscriber_id)
         if subscriber_id in self._relaying:
             self._relaying.discard(subscriber_id)
@@ -386,3 +404,29 @@ class Upstream:
             self.relays.subscribers_changed()
         self._wake()
         return len(returned)
+
+    def _oldest_unacknowledged_seconds(self) -> float:
+        oldest_at = self._queues.oldest_unsettled_at()
+        return 0.0 if oldest_at is None else self._clock.monotonic() - oldest_at
+
+    async def _end_stuck(self) -> None:
+        while True:
+            await asyncio.sleep(self._ack_seconds / LOOKS_PER_TIME)
+            while stuck := self._queues.stuck(self._clock.monotonic(), self._ack_seconds):
+                # One at a time: the last one that is left with its modules stays, however slow.
+                self._end(stuck[0])
+
+    def _end(self, stuck: Stuck) -> None:
+        seat = self._seats[stuck.subscriber_id]
+        seat.ended = Ended(
+            "NO_ACKNOWLEDGEMENT",
+            f"{stuck.held} deliveries were held for {stuck.seconds:.0f} s without an acknowledgement, "
+            f"allowed are {self._ack_seconds:g} s, and go to another subscriber: subscribe again, and "
+            "acknowledge sooner or ask for fewer at a time (max_unacknowledged)",
+        )
+        self.metrics.subscribers_ended.labels("no_acknowledgement").inc()
+        log.warning(
+            "subscription.stuck", subscriber=seat.number, held=stuck.held, seconds=round(stuck.seconds, 1)
+        )
+        self.leave(seat.number)
+        seat.wake.set()

@@ -43,7 +43,7 @@ def texts(taken: list[tuple[int, Parcel]]) -> list[str]:
 
 
 def take(queues: NodeQueues, subscriber: int, most: int = 1000) -> list[tuple[int, Parcel]]:
-    return queues.take(subscriber, most, 1 << 40)
+    return queues.take(subscriber, most, 1 << 40, 0.0)
 
 
 def test_update_delete_update_stays_so() -> None:
@@ -104,7 +104,7 @@ def test_a_node_stays_with_one_subscriber_until_all_is_settled() -> None:
     assert take(queues, second) == []
     queues.put(parcel("a", "3"))
     assert take(queues, second) == []
-    queues.settle(first, [held[0]])
+    queues.settle(first, [held[0]], 0.0)
     assert queues.woken() >= {first, second}
     assert texts(take(queues, second)) == ["2", "3"]
     assert take(queues, first) == []
@@ -116,10 +116,12 @@ def test_what_a_subscriber_held_goes_to_another_in_order_and_marked() -> None:
     """C32: a subscriber that dies loses nothing."""
     queues = NodeQueues(ROOMY)
     first, second = queues.subscribe([MODULE], 10), queues.subscribe([MODULE], 10)
+    assert take(queues, first) == []
     for number in range(5):
         queues.put(parcel("a", str(number)))
     held = take(queues, first, 4)
-    queues.settle(first, [held[1][0]])
+    assert take(queues, second) == []
+    queues.settle(first, [held[1][0]], 0.0)
     assert [one.message.id for one in queues.leave(first)] == ["0", "2", "3"]
     assert queues.woken() == {second}
     taken = take(queues, second)
@@ -136,7 +138,7 @@ def test_a_subscriber_gets_no_more_than_its_credit() -> None:
     taken = take(queues, subscriber)
     assert texts(taken) == ["0", "1"]
     assert take(queues, subscriber) == []
-    assert queues.settle(subscriber, [taken[0][0], taken[0][0], 99]) == ([taken[0][1]], 2)
+    assert queues.settle(subscriber, [taken[0][0], taken[0][0], 99], 0.0) == ([taken[0][1]], 2)
     assert texts(take(queues, subscriber)) == ["2"]
 
 
@@ -145,13 +147,14 @@ def test_a_batch_ends_at_its_size() -> None:
     subscriber = queues.subscribe([MODULE], 10)
     for number in range(3):
         queues.put(parcel("a", str(number), size=100))
-    assert texts(queues.take(subscriber, 10, 250)) == ["0", "1"]
+    assert texts(queues.take(subscriber, 10, 250, 0.0)) == ["0", "1"]
 
 
 def test_modules_are_apart() -> None:
     queues = NodeQueues(ROOMY)
     edge = queues.subscribe([MODULE], 10)
     both = queues.subscribe([MODULE, "router", "router"], 10)
+    assert take(queues, edge) == take(queues, both) == []
     assert sorted(queues.served()) == [MODULE, "router"]
     queues.put(parcel("a", "1", module="router"))
     queues.put(parcel("a", "2", module="devicecontroller"))
@@ -217,7 +220,7 @@ def test_what_a_subscriber_holds_takes_up_room_but_is_not_dropped() -> None:
     queues.put(update("a", "u2", "p2"))
     taken = take(queues, subscriber)
     assert [one.message.id for one, _ in queues.put(update("a", "u3", "p3")).dropped] == ["u3"]
-    queues.settle(subscriber, [taken[0][0]])
+    queues.settle(subscriber, [taken[0][0]], 0.0)
     assert queues.put(update("a", "u4", "p4")).dropped == ()
 
 
@@ -293,7 +296,7 @@ def test_nothing_stays_in_memory_when_all_is_settled() -> None:
         queues.put(parcel(f"node-{number}", "1"))
         queues.put(update(f"node-{number}", "2"))
     taken = take(queues, subscriber, 5000)
-    queues.settle(subscriber, [delivery_id for delivery_id, _ in taken])
+    queues.settle(subscriber, [delivery_id for delivery_id, _ in taken], 0.0)
     queues.leave(subscriber)
     assert (queues.lanes, queues.waiting, queues.subscribers) == (0, 0, 0)
     assert (queues.room.nodes, queues.room.messages, queues.room.size_bytes) == (0, 0, 0)
@@ -312,8 +315,8 @@ def test_what_was_relayed_goes_to_subscribers_here_alone() -> None:
     here = queues.subscribe(["edgecontroller"], 10)
     relay = queues.open_relay()
     queues.put(relayed("a", relay, 1), by_epoch=True)
-    assert queues.take(other, 10, 1000) == []
-    assert [one.place for _, one in queues.take(here, 10, 1000)] == [1]
+    assert queues.take(other, 10, 1000, 0.0) == []
+    assert [one.place for _, one in queues.take(here, 10, 1000, 0.0)] == [1]
 
 
 def test_what_was_relayed_of_an_earlier_session_goes_first() -> None:
@@ -323,21 +326,21 @@ def test_what_was_relayed_of_an_earlier_session_goes_first() -> None:
     relay = queues.open_relay()
     queues.put(Parcel("edgecontroller", "a", 2, Message(id="new"), 1))
     queues.put(relayed("a", relay, 1, epoch=1), by_epoch=True)
-    assert [one.message.id for _, one in queues.take(here, 10, 1000)] == ["relayed-1", "new"]
+    assert [one.message.id for _, one in queues.take(here, 10, 1000, 0.0)] == ["relayed-1", "new"]
 
 
 def test_a_lane_that_a_relay_holds_waits_for_it_when_relayed_parcels_come() -> None:
     queues = NodeQueues(ROOMY)
     other = queues.subscribe(["edgecontroller"], 10, is_relay=True)
     queues.put(Parcel("edgecontroller", "a", 2, Message(id="held"), 1))
-    ((delivery_id, _),) = queues.take(other, 10, 1000)
+    ((delivery_id, _),) = queues.take(other, 10, 1000, 0.0)
     here = queues.subscribe(["edgecontroller"], 10)
     relay = queues.open_relay()
     queues.put(relayed("a", relay, 1), by_epoch=True)
-    assert queues.take(here, 10, 1000) == queues.take(other, 10, 1000) == []
-    queues.settle(other, [delivery_id])
-    assert queues.take(other, 10, 1000) == []
-    assert [one.place for _, one in queues.take(here, 10, 1000)] == [1]
+    assert queues.take(here, 10, 1000, 0.0) == queues.take(other, 10, 1000, 0.0) == []
+    queues.settle(other, [delivery_id], 0.0)
+    assert queues.take(other, 10, 1000, 0.0) == []
+    assert [one.place for _, one in queues.take(here, 10, 1000, 0.0)] == [1]
 
 
 def test_a_relay_that_ends_takes_its_waiting_parcels_with_it() -> None:
@@ -346,7 +349,7 @@ def test_a_relay_that_ends_takes_its_waiting_parcels_with_it() -> None:
     relay = queues.open_relay()
     for number in (1, 2):
         queues.put(relayed("a", relay, number), by_epoch=True)
-    queues.take(here, 10, 1000)
+    queues.take(here, 10, 1000, 0.0)
     queues.close_relay(relay)
     assert (queues.waiting, queues.lanes) == (0, 1)
     # Nor does the held one wait here again.
@@ -360,7 +363,7 @@ def test_without_a_subscriber_here_relayed_parcels_are_given_up() -> None:
     relay = queues.open_relay()
     for number in (1, 2):
         queues.put(relayed("a", relay, number), by_epoch=True)
-    queues.take(here, 10, 1000)
+    queues.take(here, 10, 1000, 0.0)
     queues.leave(here)
     assert sorted(one.place for one in queues.withdraw_unserved()) == [1, 2]
     assert (queues.waiting, queues.lanes) == (0, 0)
@@ -372,13 +375,13 @@ def test_returned_parcels_go_to_another_in_order_when_the_rest_is_settled() -> N
     other = queues.subscribe(["edgecontroller"], 10, is_relay=True)
     for number in range(4):
         queues.put(Parcel("edgecontroller", "a", 1, Message(id=str(number)), 1))
-    first, second, third = (delivery_id for delivery_id, _ in queues.take(other, 3, 1000))
+    first, second, third = (delivery_id for delivery_id, _ in queues.take(other, 3, 1000, 0.0))
     here = queues.subscribe(["edgecontroller"], 10)
     assert queues.give_back(other, [third, 99]) == 1
     queues.give_back(other, [second])
-    assert queues.take(here, 10, 1000) == queues.take(other, 10, 1000) == []
-    queues.settle(other, [first])
-    got = [one for _, one in queues.take(here, 10, 1000)]
+    assert queues.take(here, 10, 1000, 0.0) == queues.take(other, 10, 1000, 0.0) == []
+    queues.settle(other, [first], 0.0)
+    got = [one for _, one in queues.take(here, 10, 1000, 0.0)]
     assert [one.message.id for one in got] == ["1", "2", "3"]
     assert [one.redelivered for one in got] == [True, True, False]
 
@@ -389,11 +392,11 @@ def test_a_module_that_is_given_up_is_handed_to_another() -> None:
     other = queues.subscribe(["edgecontroller", "router"], 10, is_relay=True)
     for number in range(3):
         queues.put(Parcel("edgecontroller", "a", 1, Message(id=str(number)), 1))
-    ((held, _),) = queues.take(other, 1, 1000)
+    ((held, _),) = queues.take(other, 1, 1000, 0.0)
     queues.resubscribe(other, ["router"], 10)
     assert not queues.is_served("edgecontroller")
-    assert queues.take(other, 10, 1000) == []
+    assert queues.take(other, 10, 1000, 0.0) == []
     here = queues.subscribe(["edgecontroller"], 10)
-    assert queues.take(here, 10, 1000) == []
-    queues.settle(other, [held])
-    assert [one.message.id for _, one in queues.take(here, 10, 1000)] == ["1", "2"]
+    assert queues.take(here, 10, 1000, 0.0) == []
+    queues.settle(other, [held], 0.0)
+    assert [one.message.id for _, one in queues.take(here, 10, 1000, 0.0)] == ["1", "2"]

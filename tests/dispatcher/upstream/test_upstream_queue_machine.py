@@ -31,6 +31,7 @@ class QueueMachine(RuleBasedStateMachine):
         # The model: waiting parcels per lane in order, held ones per subscriber.
         self.waiting: dict[Key, list[Parcel]] = defaultdict(list)
         self.held: dict[int, dict[int, Parcel]] = {}
+        self.asking: set[int] = set()  # found nothing the last time, though it had room
         self.seen: set[int] = set()  # numbers of parcels that were handed out once
         # How often others were served since a waiting lane that could be served was.
         self.passed: dict[Key, dict[Key, int]] = {}
@@ -89,29 +90,50 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(subscriber=subscribers, most=st.integers(1, 5))
     def take(self, subscriber: int, most: int) -> None:
-        room = self.credit[subscriber] - len(self.held[subscriber])
         for _ in range(most):
-            eligible = self._eligible(subscriber)
-            taken = self.queues.take(subscriber, 1, 1000)
-            assert bool(taken) == bool(eligible and room > 0)
-            if not taken:
+            if not self._take_one(subscriber):
                 return
-            ((delivery_id, parcel),) = taken
-            key = (parcel.module, parcel.node_id)
-            assert key in eligible, "a lane went to two subscribers"
-            assert self.waiting[key].pop(0) is parcel, "out of order"
-            assert delivery_id not in self.held[subscriber]
-            assert parcel.redelivered == (parcel.number in self.seen)
-            self.held[subscriber][delivery_id] = parcel
-            self.seen.add(parcel.number)
-            room -= 1
-            self._count_turn(key, eligible)
+
+    def _take_one(self, subscriber: int) -> bool:
+        room = self.credit[subscriber] - len(self.held[subscriber])
+        self.asking.discard(subscriber)
+        eligible = self._eligible(subscriber)
+        taken = self.queues.take(subscriber, 1, 1000, 0.0)
+        if not taken:
+            if room > 0:
+                kept = {(one.module, one.node_id) for one in self.held[subscriber].values()}
+                for key in eligible - kept:
+                    assert self._somebody_else_asks(subscriber, key), "a lane waits and nobody gets it"
+                self.asking.add(subscriber)
+            return False
+        assert room > 0
+        ((delivery_id, parcel),) = taken
+        key = (parcel.module, parcel.node_id)
+        assert key in eligible, "a lane went to two subscribers"
+        assert self.waiting[key].pop(0) is parcel, "out of order"
+        assert delivery_id not in self.held[subscriber]
+        assert parcel.redelivered == (parcel.number in self.seen)
+        self.held[subscriber][delivery_id] = parcel
+        self.seen.add(parcel.number)
+        self._count_turn(key, {one for one in eligible if not self._may_be_anothers(subscriber, one)})
+        return True
+
+    @rule()
+    def everybody_takes(self) -> None:
+        """C49: once all have asked, nothing waits that anybody with room could have."""
+        while sum(self._take_one(subscriber) for subscriber in self.held):
+            pass
+        held = {(one.module, one.node_id) for parcels in self.held.values() for one in parcels.values()}
+        for key, lane in self.waiting.items():
+            for subscriber in self.held:
+                if lane and key not in held and key[0] in self.modules[subscriber]:
+                    assert self.credit[subscriber] == len(self.held[subscriber])
 
     @rule(subscriber=subscribers, data=st.data())
     def settle(self, subscriber: int, data: st.DataObject) -> None:
         held = self.held[subscriber]
         ids = data.draw(st.lists(st.sampled_from([*held, 9999]), unique=True))
-        settled, unknown = self.queues.settle(subscriber, ids)
+        settled, unknown = self.queues.settle(subscriber, ids, 0.0)
         assert unknown == ids.count(9999)
         assert settled == [held.pop(one) for one in ids if one != 9999]
         self.passed.clear()
@@ -123,6 +145,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert returned == held
         for parcel in reversed(held):
             self.waiting[parcel.module, parcel.node_id].insert(0, parcel)
+        self.asking.discard(subscriber)
         self.passed.clear()
 
     @rule()
@@ -180,6 +203,16 @@ class QueueMachine(RuleBasedStateMachine):
             for key, lane in self.waiting.items()
             if lane and key[0] in self.modules[subscriber] and key not in others
         }
+
+    def _may_be_anothers(self, subscriber: int, key: Key) -> bool:
+        """Whether the lane may be promised to another one, or on its way from this one to another."""
+        held = {(one.module, one.node_id) for one in self.held[subscriber].values()}
+        is_alone = not any(key[0] in self.modules[one] for one in self.held if one != subscriber)
+        return self._somebody_else_asks(subscriber, key) or (key in held and not is_alone)
+
+    def _somebody_else_asks(self, subscriber: int, key: Key) -> bool:
+        """Whether the lane may be promised to another one."""
+        return any(key[0] in self.modules[one] for one in self.asking - {subscriber})
 
     def _count_turn(self, served: Key, eligible: set[Key]) -> None:
         """No other lane is served twice while one waits that the same subscriber could have got."""

@@ -50,7 +50,7 @@ class Stream:
     up: deque[RelayRequest] = field(default_factory=deque)
 
     def hand_out(self, most: int = 3) -> None:
-        taken = self.serving.queues.take(self.subscriber, most, 1000)
+        taken = self.serving.queues.take(self.subscriber, most, 1000, 0.0)
         if taken:
             deliveries = [
                 UpstreamDelivery(
@@ -76,7 +76,7 @@ class Stream:
                 self.serving.queues.resubscribe(self.subscriber, wanted.modules, wanted.max_unacknowledged)
                 self.heard = wanted.number
             assert self.serving.queues.give_back(self.subscriber, request.returned) == 0
-            assert self.serving.queues.settle(self.subscriber, request.acknowledged)[1] == 0
+            assert self.serving.queues.settle(self.subscriber, request.acknowledged, 0.0)[1] == 0
 
     def arrive(self) -> None:
         if self.down:
@@ -140,7 +140,7 @@ class RelayMachine(RuleBasedStateMachine):
 
     @rule(who=subscribers, most=st.integers(1, 4))
     def take(self, who: Who, most: int) -> None:
-        for delivery_id, parcel in self.sides[who[0]].queues.take(who[1], most, 1000):
+        for delivery_id, parcel in self.sides[who[0]].queues.take(who[1], most, 1000, 0.0):
             self.held[who][delivery_id] = parcel
             seen = self.first_seen[parcel.module, parcel.node_id]
             if parcel.message.id in seen:
@@ -159,7 +159,7 @@ class RelayMachine(RuleBasedStateMachine):
         for one in ids:
             self.settled.add(self.held[who].pop(one).message.id)
         side = self.sides[who[0]]
-        for parcel in side.queues.settle(who[1], ids)[0]:
+        for parcel in side.queues.settle(who[1], ids, 0.0)[0]:
             if parcel.kind is Kind.RELAYED:
                 side.relays.settled(parcel)
 
