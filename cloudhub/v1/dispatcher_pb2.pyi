@@ -183,9 +183,13 @@ class NodeOutcome(_message.Message):
     field: _builtins.str
     """The request field that a rejection is about, for example "message.resource_version"."""
     detail: _builtins.str
-    """What is wrong and what would be right, for people."""
+    """What is wrong and what would be right, for people. Where a large response has no room for all details,
+    the first outcome of a reason has detail and field.
+    """
     duplicate_of: _builtins.str
-    """ACCEPTED only: the id of the equal version that was already pending for this node."""
+    """ACCEPTED only: the id of the equal version that was already pending for this node. Left out where a large
+    response has no room for it.
+    """
     def __init__(
         self,
         *,
@@ -314,7 +318,7 @@ class Subscription(_message.Message):
     """How many deliveries may be unacknowledged at once, at most 65 536; 0 means 256."""
     @_builtins.property
     def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Module names: "edgecontroller", "devicecontroller", "router", "taskmanager", ..."""
+        """Module names: "edgecontroller", "devicecontroller", "router", "taskmanager", ... At most 64."""
 
     def __init__(
         self,
@@ -332,6 +336,10 @@ Global___Subscription: _TypeAlias = Subscription  # noqa: Y015
 
 @_typing.final
 class SubscribeResponse(_message.Message):
+    """At most 256 deliveries and 1 MiB; one that is larger comes alone. None is larger than a connector's
+    --frame-most-bytes (1 MiB) and 64 KiB.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DELIVERIES_FIELD_NUMBER: _builtins.int

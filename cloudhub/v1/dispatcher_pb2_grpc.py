@@ -58,7 +58,8 @@ class DispatcherServiceServicer:
     """
 
     def Publish(self, request, context):
-        """Publishes one message to one or many nodes. Answers when the outcome for every node is known.
+        """Publishes one message to one or many nodes, at most 10 000. Answers when the outcome for every node is
+        known, in less than 4 MiB.
         Operation `delete` on the resource `node/<node id>` deletes that node: its session ends, what is stored for
         it goes. Its node_ids are empty or name that node. Safe to repeat.
         """
@@ -68,7 +69,10 @@ class DispatcherServiceServicer:
 
     def PublishStream(self, request_iterator, context):
         """The same as a stream, for bulk: one response per request, in the order of the requests.
-        Several requests may travel in one frame; they are written to the outbox together.
+        Several requests may travel in one frame; they are written to the outbox together. A frame has at most
+        1024 requests, and at most 10 000 nodes in all of them; more ends the stream with INVALID_ARGUMENT.
+        The responses of a frame of more than 1024 nodes may come in several frames, each below 4 MiB; what
+        follows such a frame is read when it is answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

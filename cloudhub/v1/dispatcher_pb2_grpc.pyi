@@ -35,13 +35,17 @@ class DispatcherServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DispatcherServiceAsyncStub: ...
     Publish: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.PublishRequest, _dispatcher_pb2.PublishResponse]
-    """Publishes one message to one or many nodes. Answers when the outcome for every node is known.
+    """Publishes one message to one or many nodes, at most 10 000. Answers when the outcome for every node is
+    known, in less than 4 MiB.
     Operation `delete` on the resource `node/<node id>` deletes that node: its session ends, what is stored for
     it goes. Its node_ids are empty or name that node. Safe to repeat.
     """
     PublishStream: _grpc.StreamStreamMultiCallable[_dispatcher_pb2.PublishStreamRequest, _dispatcher_pb2.PublishStreamResponse]
     """The same as a stream, for bulk: one response per request, in the order of the requests.
-    Several requests may travel in one frame; they are written to the outbox together.
+    Several requests may travel in one frame; they are written to the outbox together. A frame has at most
+    1024 requests, and at most 10 000 nodes in all of them; more ends the stream with INVALID_ARGUMENT.
+    The responses of a frame of more than 1024 nodes may come in several frames, each below 4 MiB; what
+    follows such a frame is read when it is answered.
     """
     Subscribe: _grpc.StreamStreamMultiCallable[_dispatcher_pb2.SubscribeRequest, _dispatcher_pb2.SubscribeResponse]
     """Receives upstream messages of some modules. The first request names the modules, later ones
@@ -56,13 +60,17 @@ class DispatcherServiceAsyncStub(DispatcherServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Publish: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.PublishRequest, _dispatcher_pb2.PublishResponse]  # type: ignore[assignment]
-    """Publishes one message to one or many nodes. Answers when the outcome for every node is known.
+    """Publishes one message to one or many nodes, at most 10 000. Answers when the outcome for every node is
+    known, in less than 4 MiB.
     Operation `delete` on the resource `node/<node id>` deletes that node: its session ends, what is stored for
     it goes. Its node_ids are empty or name that node. Safe to repeat.
     """
     PublishStream: _aio.StreamStreamMultiCallable[_dispatcher_pb2.PublishStreamRequest, _dispatcher_pb2.PublishStreamResponse]  # type: ignore[assignment]
     """The same as a stream, for bulk: one response per request, in the order of the requests.
-    Several requests may travel in one frame; they are written to the outbox together.
+    Several requests may travel in one frame; they are written to the outbox together. A frame has at most
+    1024 requests, and at most 10 000 nodes in all of them; more ends the stream with INVALID_ARGUMENT.
+    The responses of a frame of more than 1024 nodes may come in several frames, each below 4 MiB; what
+    follows such a frame is read when it is answered.
     """
     Subscribe: _aio.StreamStreamMultiCallable[_dispatcher_pb2.SubscribeRequest, _dispatcher_pb2.SubscribeResponse]  # type: ignore[assignment]
     """Receives upstream messages of some modules. The first request names the modules, later ones
@@ -80,7 +88,8 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dispatcher_pb2.PublishRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dispatcher_pb2.PublishResponse, _abc.Awaitable[_dispatcher_pb2.PublishResponse]]:
-        """Publishes one message to one or many nodes. Answers when the outcome for every node is known.
+        """Publishes one message to one or many nodes, at most 10 000. Answers when the outcome for every node is
+        known, in less than 4 MiB.
         Operation `delete` on the resource `node/<node id>` deletes that node: its session ends, what is stored for
         it goes. Its node_ids are empty or name that node. Safe to repeat.
         """
@@ -92,7 +101,10 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_dispatcher_pb2.PublishStreamResponse], _abc.AsyncIterator[_dispatcher_pb2.PublishStreamResponse]]:
         """The same as a stream, for bulk: one response per request, in the order of the requests.
-        Several requests may travel in one frame; they are written to the outbox together.
+        Several requests may travel in one frame; they are written to the outbox together. A frame has at most
+        1024 requests, and at most 10 000 nodes in all of them; more ends the stream with INVALID_ARGUMENT.
+        The responses of a frame of more than 1024 nodes may come in several frames, each below 4 MiB; what
+        follows such a frame is read when it is answered.
         """
 
     @_abc_1.abstractmethod

@@ -18,6 +18,7 @@ from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.node_session import NodeSession
 from services.dispatcher.openings import Opening, Openings
 from services.dispatcher.session_ends import SessionEnds
+from services.dispatcher.sizes import check_number
 from services.dispatcher.stranded import Stranded
 from services.dispatcher.upstream.routing import (
     Acknowledgement,
@@ -193,6 +194,8 @@ class LinkServicer(LinkServiceServicer):
 
     def _handle(self, stream: ConnectorStream, batch: pb.ConnectorBatch) -> None:
         """The fields in the order of their numbers (link.proto)."""
+        for field in ("announcements", "transfers", "written", "upstream", "activity", "ended"):
+            check_number(field, getattr(batch, field))
         for announcement in batch.announcements:
             opening = Opening(stream, announcement)
             stream.links[announcement.link] = opening

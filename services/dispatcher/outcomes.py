@@ -8,6 +8,7 @@ from services.runtime.names import cut_bytes
 
 # Of what is said to one outcome of thousands.
 MAX_TEXT_BYTES = 320
+_MAX_DETAILS = 64
 
 
 def tell(outcome: pb.NodeOutcome, result: Result | Exception) -> None:
@@ -26,6 +27,24 @@ def tell(outcome: pb.NodeOutcome, result: Result | Exception) -> None:
         reject(outcome, Rejection("STORE_REFUSED", "message", result.detail))
     elif isinstance(result, HubError):
         unavailable(outcome, result)
+
+
+def fit(response: pb.PublishResponse, max_bytes: int) -> None:
+    """Makes the response to a large publish one that its caller takes: what repeats itself, or is known
+    elsewhere, is left out."""
+    if response.ByteSize() <= max_bytes:
+        return
+    told: set[tuple[str, str]] = set()
+    for outcome in response.outcomes:
+        fault = (outcome.reason, outcome.field)
+        if fault in told or len(told) >= _MAX_DETAILS:
+            outcome.ClearField("detail")
+            outcome.ClearField("field")
+        elif outcome.reason:
+            told.add(fault)
+    if response.ByteSize() > max_bytes:
+        for outcome in response.outcomes:
+            outcome.ClearField("duplicate_of")
 
 
 def reject(outcome: pb.NodeOutcome, rejection: Rejection) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,7 +27,7 @@ from services.dispatcher.outbox.records import (
     Op,
     Result,
 )
-from services.dispatcher.outcomes import reject, tell, unavailable
+from services.dispatcher.outcomes import fit, reject, tell, unavailable
 from services.dispatcher.publication import (
     Publication,
     PublishLimits,
@@ -41,11 +41,15 @@ from services.runtime.clock import Clock
 from services.runtime.errors import HubError
 from services.runtime.ids import new_id
 from services.runtime.logs import get_log
-from services.runtime.names import check_node_id
+from services.runtime.names import MOST_NODE_ID_CHARS, check_node_id, cut_bytes
+from services.runtime.rpc import MAX_ANSWER_BYTES
 from services.runtime.tracing import Tracing, is_sampled, span_context, traceparent_of
 
 _log = get_log(__name__)
 
+# Outcomes that make a publish a large one: it lets others have their turn while it is checked and stored.
+LARGE_OUTCOMES = 1024
+MAX_NODES_PER_TURN = 256
 # NO-ACK messages given to another dispatcher at once.
 MAX_DIRECT_PER_CALL = 256
 MAX_DIRECT_BYTES_PER_CALL = 4 * 1024 * 1024
@@ -76,12 +80,19 @@ class PeerPort(Protocol):
 
 @dataclass(slots=True)
 class _Request:
-    """One request on its way: its publication, its response with a slot per node, its span."""
+    """One request on its way: what it asks for, its response with a slot per node, its span."""
 
-    publication: Publication | None
+    # None: it deletes a node.
+    checked: Publication | Rejection | None
     response: pb.PublishResponse
     span: Span | None = None
     started_ns: int = 0
+
+    @property
+    def publication(self) -> Publication:
+        """Of a request that was not refused."""
+        assert isinstance(self.checked, Publication)
+        return self.checked
 
 
 @dataclass(slots=True)
@@ -150,8 +161,13 @@ class Publishing:
         deletes_nodes = any(node_to_delete(request) is not None for request in requests)
         fences = await self._deletion.end_sessions(requests) if deletes_nodes else None
         work.at_ms = self._clock.wall_ms()
+        is_large = sum(len(request.node_ids) for request in requests) > LARGE_OUTCOMES
         for request in requests:
             self._prepare(work, request, traceparent, fences)
+            for node_ids in _turns(request.node_ids):
+                self._address_all(work, work.requests[-1], node_ids)
+                if is_large:
+                    await asyncio.sleep(0)
         if work.lookups:
             await self._look_up(work)
         if work.forwards:
@@ -164,6 +180,9 @@ class Publishing:
             await self._store(work)
         responses = [self._finish(request) for request in work.requests]
         self._count(responses)
+        if is_large:
+            for response in responses:
+                fit(response, MAX_ANSWER_BYTES)
         return responses
 
     # -- checking ----------------------------------------------------------------------------------
@@ -196,21 +215,24 @@ class Publishing:
             self._prepare_deletion(work, item, request, deleted, fences)
             return
         checked = check_request(request, self._limits, item.response.message_id, work.at_ms, context)
-        if isinstance(checked, Rejection):
-            if not request.node_ids:
-                reject(item.response.outcomes.add(), checked)
-            for node_id in request.node_ids:
-                outcome = item.response.outcomes.add(node_id=node_id)
-                reject(outcome, checked)
-                self._note(work, outcome, item.response.message_id)
-            return
-        item.publication = checked
-        if item.span is not None:
+        item.checked = checked
+        if isinstance(checked, Publication) and item.span is not None:
             item.span.set_attribute("cloudhub.ack_mode", "ack" if checked.acknowledged else "no_ack")
         if not request.node_ids:
-            reject(item.response.outcomes.add(), Rejection("NODES_MISSING", "node_ids", "names no node"))
-        for node_id in request.node_ids:
-            self._address(work, item, checked, item.response.outcomes.add(node_id=node_id))
+            fault = Rejection("NODES_MISSING", "node_ids", "names no node")
+            reject(item.response.outcomes.add(), checked if isinstance(checked, Rejection) else fault)
+
+    def _address_all(self, work: _Work, item: _Request, node_ids: Sequence[str]) -> None:
+        """An outcome for each of these nodes, and what has to be done for it."""
+        checked, outcomes = item.checked, item.response.outcomes
+        if isinstance(checked, Publication):
+            for node_id in node_ids:
+                self._address(work, item, checked, outcomes.add(node_id=node_id))
+        elif isinstance(checked, Rejection):
+            for node_id in node_ids:
+                outcome = outcomes.add(node_id=cut_bytes(node_id, MOST_NODE_ID_CHARS))
+                reject(outcome, checked)
+                self._note(work, outcome, item.response.message_id)
 
     def _prepare_deletion(
         self, work: _Work, item: _Request, request: pb.PublishRequest, deleted: str, fences: Fences
@@ -232,6 +254,7 @@ class Publishing:
     ) -> None:
         fault = check_node_id(outcome.node_id)
         if fault:
+            outcome.node_id = cut_bytes(outcome.node_id, MOST_NODE_ID_CHARS)
             reject(outcome, Rejection("NODE_ID_MALFORMED", "node_ids", fault))
         elif publication.acknowledged and not publication.is_answer:
             work.ops.append(Accept(outcome.node_id, publication, work.at_ms))
@@ -246,7 +269,9 @@ class Publishing:
                 outcome.node_id,
                 EventKind.REJECTED,
                 work.at_ms,
-                message_id[:1024],
+                message_id[:1024].replace(
+                    "\0", "\ufffd"
+                ),  # PostgreSQL would refuse it, and all written with it
                 reason=outcome.reason,
             )
             work.ops.append(event)
@@ -278,9 +303,10 @@ class Publishing:
             for _, outcome in work.lookups:
                 unavailable(outcome, error)
             return
-        for item, outcome in work.lookups:
+        for number, (item, outcome) in enumerate(work.lookups, 1):
+            if not number % MAX_NODES_PER_TURN:
+                await asyncio.sleep(0)
             publication = item.publication
-            assert publication is not None
             holder = found.get(outcome.node_id)
             if holder is not None and self._to_session(work, item, publication, outcome):
                 continue
@@ -305,7 +331,6 @@ class Publishing:
                     size_bytes=item.publication.size_bytes,
                 )
                 for item, outcome in portion
-                if item.publication is not None
             ]
             try:
                 told = await self._peers.send_direct(dispatcher_id, messages)
@@ -322,11 +347,16 @@ class Publishing:
         started_ns = time.time_ns()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         left = len(work.slots)
+        is_large = left > LARGE_OUTCOMES
+        untold: list[tuple[int, StoreAnswer]] = []
 
         def answered(place: int, answer: StoreAnswer) -> None:
             nonlocal left
             left -= 1
-            self._settle(*work.slots[place], answer, started_ns)
+            if is_large:
+                untold.append((place, answer))
+            else:
+                self._settle(*work.slots[place], answer, started_ns)
             if not left and not future.done():
                 future.set_result(None)
 
@@ -338,6 +368,10 @@ class Publishing:
                     unavailable(outcome, error)
             return
         await future
+        for number, (place, answer) in enumerate(untold, 1):
+            self._settle(*work.slots[place], answer, started_ns)
+            if not number % MAX_NODES_PER_TURN:
+                await asyncio.sleep(0)
 
     def _settle(self, item: _Request, outcome: pb.NodeOutcome, result: StoreAnswer, started_ns: int) -> None:
         """What the store said, for the caller; and the hand-over to the node's session."""
@@ -396,8 +430,16 @@ class Publishing:
 
 
 def _slot_bytes(slot: tuple[_Request, pb.NodeOutcome]) -> int:
-    publication = slot[0].publication
-    return publication.size_bytes if publication is not None else 0
+    return slot[0].publication.size_bytes
+
+
+def _turns(node_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """What is done of a request before others have their turn."""
+    if len(node_ids) <= MAX_NODES_PER_TURN:
+        yield node_ids
+        return
+    for start in range(0, len(node_ids), MAX_NODES_PER_TURN):
+        yield node_ids[start : start + MAX_NODES_PER_TURN]
 
 
 def trace_write(tracing: Tracing, context: str, row: ObjectRow, started_ns: int) -> None:

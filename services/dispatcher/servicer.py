@@ -1,7 +1,7 @@
 """DispatcherService: speaks gRPC and nothing else."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -9,13 +9,16 @@ import grpc
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceServicer
 from services.dispatcher.node_deletion import node_to_delete
-from services.dispatcher.publishing import Publishing
+from services.dispatcher.publishing import LARGE_OUTCOMES, Publishing
 from services.dispatcher.upstream.subscriptions import UpstreamServicer
+from services.runtime.batching import portions
 from services.runtime.errors import InvalidRequest
 from services.runtime.interceptor import next_request
+from services.runtime.rpc import MAX_ANSWER_BYTES
 from services.runtime.tracing import traceparent_in
 
-MOST_NODES_PER_REQUEST = 10_000
+# Of one call, and of all requests of one frame together: each node of each request has one.
+MAX_OUTCOMES = 10_000
 MOST_REQUESTS_PER_FRAME = 1024
 # Frames of one stream that are being stored while the next ones are read.
 MOST_FRAMES_UNDER_WAY = 16
@@ -24,13 +27,26 @@ MOST_FRAMES_UNDER_WAY = 16
 def _check(requests: list[pb.PublishRequest]) -> None:
     if len(requests) > MOST_REQUESTS_PER_FRAME:
         raise InvalidRequest("requests", f"{len(requests)} in one frame; at most {MOST_REQUESTS_PER_FRAME}")
+    outcomes = 0
     for request in requests:
         if not request.HasField("message"):
             raise InvalidRequest("message", "is missing")
-        if len(request.node_ids) > MOST_NODES_PER_REQUEST:
-            raise InvalidRequest(
-                "node_ids", f"{len(request.node_ids)} nodes; at most {MOST_NODES_PER_REQUEST}"
-            )
+        outcomes += len(request.node_ids)
+    if outcomes > MAX_OUTCOMES:
+        raise InvalidRequest(
+            "node_ids", f"{outcomes} nodes, those of all requests together; at most {MAX_OUTCOMES}"
+        )
+
+
+def _is_large(requests: Sequence[pb.PublishRequest]) -> bool:
+    return sum(len(request.node_ids) for request in requests) > LARGE_OUTCOMES
+
+
+def _answers(responses: list[pb.PublishResponse]) -> Iterable[list[pb.PublishResponse]]:
+    """The answer to a frame, in as many parts as a caller can take."""
+    if sum(len(response.outcomes) for response in responses) <= LARGE_OUTCOMES:
+        return (responses,)
+    return portions(responses, lambda one: one.ByteSize() + 8, MOST_REQUESTS_PER_FRAME, MAX_ANSWER_BYTES)
 
 
 class DispatcherServicer(DispatcherServiceServicer):
@@ -63,8 +79,8 @@ class DispatcherServicer(DispatcherServiceServicer):
             while (task := await under_way.get()) is not None:
                 responses = await task
                 try:
-                    if is_there:
-                        await context.write(pb.PublishStreamResponse(responses=responses))
+                    for portion in _answers(responses) if is_there else ():
+                        await context.write(pb.PublishStreamResponse(responses=portion))
                 except grpc.aio.InternalError:
                     # The publisher has gone just now; what it published is stored and counts all the same.
                     is_there = False
@@ -84,8 +100,9 @@ class DispatcherServicer(DispatcherServiceServicer):
                     break
                 published = group.create_task(self._publishing.publish(requests, traceparent))
                 await under_way.put(published)
-                if any(node_to_delete(request) is not None for request in requests):
-                    # It asks sessions first; what is published behind it belongs to the node's next life.
+                if _is_large(requests) or any(node_to_delete(request) is not None for request in requests):
+                    # A large one lets others have their turn meanwhile. One that deletes a node asks sessions
+                    # first; what is published behind it belongs to the node's next life.
                     await asyncio.wait([published])
             await under_way.put(None)
         if fault is not None:

@@ -1,4 +1,8 @@
-"""How large a message may be on its way from the store to the edge. Pure."""
+"""How large a message may be on its way from the store to the edge, how long a list of a service. Pure."""
+
+from collections.abc import Sized
+
+from services.runtime.errors import InvalidRequest
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """Of an encoded message, whoever stored it: it fits into a batch of the link stream (32 MiB) with all that is
@@ -10,6 +14,16 @@ MAX_BESIDE_CONTENT_BYTES = 64 * 1024
 MAX_CONTENT_BYTES = MAX_BODY_BYTES - 2 * MAX_BESIDE_CONTENT_BYTES
 ELEMENT_BYTES = 64
 """What an element of a batch has around its message: numbers, flags, lengths."""
+
+MAX_ELEMENTS = 65_536
+"""Of a list in a request of another service: above what any release sends. 32 MiB, which gRPC takes, hold
+millions of empty ones."""
+
+
+def check_number(field: str, elements: Sized) -> None:
+    """Bounds a list of another service's request. Raises InvalidRequest."""
+    if len(elements) > MAX_ELEMENTS:
+        raise InvalidRequest(field, f"{len(elements)} in one request; at most {MAX_ELEMENTS}")
 
 
 def too_large(size_bytes: int) -> str:

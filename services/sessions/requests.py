@@ -1,6 +1,6 @@
 """Requests checked and turned into records; a fault names its field."""
 
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Sequence, Sized
 
 from cloudhub.v1 import sessions_pb2
 from services.runtime.errors import InvalidRequest
@@ -76,17 +76,16 @@ def openings(request: sessions_pb2.OpenSessionsRequest) -> list[Opening]:
     return found
 
 
-def refs(entries: Iterable[sessions_pb2.SessionRef]) -> list[Ref]:
+def refs(entries: Sequence[sessions_pb2.SessionRef]) -> list[Ref]:
     """The entries of ActivateSessions."""
-    found = [
+    check_size("sessions", entries)
+    return [
         Ref(
             node_id(f"sessions[{index}].node_id", entry.node_id),
             _integer(f"sessions[{index}].epoch", entry.epoch, 1),
         )
         for index, entry in enumerate(entries)
     ]
-    check_size("sessions", found)
-    return found
 
 
 def transfers(request: sessions_pb2.TransferSessionsRequest) -> list[Transfer]:
@@ -183,6 +182,7 @@ def prefix(text: str) -> str:
 
 def session_filter(request: sessions_pb2.ListSessionsRequest) -> Filter:
     """What ListSessions asks for."""
+    check_size("states", request.states)
     try:
         states = frozenset(State(state) for state in request.states)
     except ValueError:

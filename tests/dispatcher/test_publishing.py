@@ -65,6 +65,54 @@ async def test_a_message_to_an_absent_node_waits_in_the_outbox_alone(half: Deliv
     assert half.stream.frames() == [("m1", False)]
 
 
+@pytest.mark.parametrize("ack_mode", [pb.ACK_MODE_ACK, pb.ACK_MODE_NO_ACK])
+async def test_a_publish_to_very_many_nodes_lets_others_have_their_turn(
+    half: DeliveryHalf, ack_mode: pb.AckMode.ValueType
+) -> None:
+    """C45: the loop goes round again at least once per 256 nodes, while they are checked and while they are
+    told; outcomes come in order."""
+    turns = 0
+
+    async def bystander() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    nodes = [f"n{number}" for number in range(5000)]
+    for node_id in nodes[:20]:
+        await half.connect(node_id)
+    watching = asyncio.create_task(bystander())
+    large = request(*nodes[:-1], "Not A Node", ack_mode=ack_mode)
+    (response,) = await half.publish(large)
+    watching.cancel()
+    assert turns >= 2 * 5000 // 256
+    assert [outcome.node_id for outcome in response.outcomes] == [*nodes[:-1], "Not A Node"]
+    accepted = sum(outcome.outcome == pb.OUTCOME_ACCEPTED for outcome in response.outcomes)
+    assert accepted == (4999 if ack_mode == pb.ACK_MODE_ACK else 20)
+    assert response.outcomes[-1].reason == "NODE_ID_MALFORMED"
+    assert len(half.stream.frames()) == 20
+
+
+@pytest.mark.parametrize("operation", ["update", ""])
+async def test_the_response_to_a_large_publish_fits(half: DeliveryHalf, operation: str) -> None:
+    """C45: with the longest ids of nodes and messages, and malformed ones; every outcome has its reason."""
+    good = [f"{number:05d}".ljust(253, "x") for number in range(5000)]
+    bad = [f"N{number:05d}" + "漢" * 2000 for number in range(5000)]
+    what = request(*good, *bad, message_id="漢" * 341, operation=operation)
+    await half.publish(what)
+    (response,) = await half.publish(what)
+    assert response.ByteSize() < 3 * 1024 * 1024
+    assert len(response.outcomes) == 10_000
+    assert [outcome.node_id for outcome in response.outcomes[:5000]] == good
+    last = response.outcomes[-1]
+    assert last.node_id.startswith("N04999漢")
+    assert last.reason == ("NODE_ID_MALFORMED" if operation else "OPERATION_MISSING")
+    first = next(outcome for outcome in response.outcomes if outcome.reason == last.reason)
+    assert first.detail
+    assert first.field
+
+
 async def test_every_node_of_a_request_has_its_outcome_in_order(half: DeliveryHalf) -> None:
     """C16: the rest of the batch goes on."""
     await half.publish(request("n2", version="9"))
@@ -173,10 +221,11 @@ async def test_an_absent_store_is_told_and_repeating_is_safe(half: DeliveryHalf)
     assert (await one(half, request(NODE, message_id="m1"))).outcome == pb.OUTCOME_ACCEPTED
 
 
-async def test_a_row_that_the_store_refuses_is_unavailable_alone(half: DeliveryHalf) -> None:
+async def test_a_row_that_the_store_refuses_is_rejected_alone(half: DeliveryHalf) -> None:
+    """C44."""
     half.outbox.bad_keys.add("u1")
     bad, good = await half.publish(request(NODE), request(NODE, content=b"1"))
-    assert bad.outcomes[0].outcome == pb.OUTCOME_UNAVAILABLE
+    assert (bad.outcomes[0].outcome, bad.outcomes[0].reason) == (pb.OUTCOME_REJECTED, "STORE_REFUSED")
     assert good.outcomes[0].outcome == pb.OUTCOME_ACCEPTED
 
 

@@ -16,16 +16,19 @@ from services.dispatcher.outbox.records import Accept, Accepted, Duplicate, Op, 
 from services.dispatcher.outcomes import tell
 from services.dispatcher.publication import Publication, parse_version
 from services.dispatcher.publishing import trace_write
+from services.dispatcher.sizes import check_number
 from services.runtime.errors import HubError, InvalidRequest
 from services.runtime.interceptor import next_request
 from services.runtime.names import check_node_id
 from services.runtime.tracing import Tracing
 
 HEARTBEAT_SECONDS = 0.5
+MAX_OUTCOMES_PER_RESPONSE = 1024
 
 
 def accepts_of(request: ForwardRequest, at_ms: int) -> list[Op]:
     """The operations of a request; InvalidRequest names the field that no checked publish can have."""
+    check_number("messages", request.messages)
     return [
         Accept(one.node_id, _publication(f"messages[{index}]", one), at_ms)
         for index, one in enumerate(request.messages)
@@ -75,7 +78,7 @@ class ForwardIntake:
     def __init__(self, delivery: Delivery, tracing: Tracing) -> None:
         self._delivery = delivery
         self._tracing = tracing
-        self._response = ForwardResponse()
+        self._responses = [ForwardResponse()]
         self._ended = False
         self._wake = asyncio.Event()
         self._wake.set()  # the first response says that the stream is served
@@ -110,7 +113,9 @@ class ForwardIntake:
         self._delivery.writer.submit(ops, done)
 
     def _came(self, op: Op, result: Result | Exception, started_ns: int) -> None:
-        response = self._response
+        if len(self._responses[-1].outcomes) >= MAX_OUTCOMES_PER_RESPONSE:
+            self._responses.append(ForwardResponse())
+        response = self._responses[-1]
         outcome: NodeOutcome = response.outcomes.add()
         tell(outcome, result)
         assert isinstance(op, Accept), "nothing else is forwarded"
@@ -129,8 +134,9 @@ class ForwardIntake:
             except TimeoutError:
                 pass  # an empty one says that this dispatcher is there
             self._wake.clear()
-            response, self._response = self._response, ForwardResponse()
+            responses, self._responses = self._responses, [ForwardResponse()]
             try:
-                await context.write(response)
+                for response in responses:
+                    await context.write(response)
             except grpc.aio.BaseError:
                 return  # the caller is gone, and gRPC has not cancelled the call yet

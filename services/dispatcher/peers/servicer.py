@@ -17,7 +17,7 @@ from services.dispatcher.peers.directory import Peers
 from services.dispatcher.peers.forward_intake import ForwardIntake
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.publication import parse_version
-from services.dispatcher.sizes import MAX_BODY_BYTES, too_large
+from services.dispatcher.sizes import MAX_BODY_BYTES, check_number, too_large
 from services.dispatcher.upstream.subscriptions import check_acknowledged, check_modules, serve_deliveries
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.errors import InvalidRequest
@@ -110,6 +110,8 @@ class PeerServicer(PeerServiceServicer):
 
     async def Hint(self, request: peer_pb2.HintRequest, context: Context) -> peer_pb2.HintResponse:
         """See peer.proto."""
+        check_number("hints", request.hints)
+        check_number("hints[].messages", [one for hint in request.hints for one in hint.messages])
         # All checked before any is handled.
         rows = [accepted_rows(f"hints[{index}]", hint) for index, hint in enumerate(request.hints)]
         not_here = [
@@ -131,6 +133,7 @@ class PeerServicer(PeerServiceServicer):
         self, request: peer_pb2.SendDirectRequest, context: Context
     ) -> peer_pb2.SendDirectResponse:
         """See peer.proto."""
+        check_number("messages", request.messages)
         for index, one in enumerate(request.messages):
             _check_id(f"messages[{index}].message.id", one.message)
         return peer_pb2.SendDirectResponse(outcomes=[self._direct(one) for one in request.messages])

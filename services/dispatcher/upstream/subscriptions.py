@@ -33,9 +33,9 @@ R = TypeVar("R")
 
 def check_modules(names: Sequence[str]) -> list[str]:
     """The modules, each once; InvalidRequest names what is wrong."""
+    if len(names) > MOST_MODULES:
+        raise InvalidRequest("subscription.modules", f"at most {MOST_MODULES}, got {len(names)}")
     modules = list(dict.fromkeys(names))
-    if len(modules) > MOST_MODULES:
-        raise InvalidRequest("subscription.modules", f"at most {MOST_MODULES}, got {len(modules)}")
     for module in modules:
         if not _MODULE.fullmatch(module):
             raise InvalidRequest(
