@@ -263,6 +263,7 @@ async def running_app(
                 lease,
                 sessions,
                 delivery,
+                store,
                 outbox,
                 upstream,
                 peers,

@@ -18,6 +18,7 @@ from services.runtime.errors import HubError, StoreUnavailable
 from services.runtime.logs import get_log
 from services.runtime.rpc import RpcServer
 from services.runtime.tracing import Tracing, is_sampled
+from services.runtime.watched_store import WatchedStore
 
 _log = get_log(__name__)
 
@@ -26,6 +27,7 @@ ADMIN_SERVICE = "cloudhub.v1.DispatcherAdmin"
 LINK_SERVICE = "cloudhub.v1.LinkService"
 PEER_SERVICE = "cloudhub.v1.PeerService"
 
+STORE_INTERVAL = 0.5
 EXPIRE_INTERVAL = 5.0
 # A live session expires its own messages to the millisecond; the sweep is for all others.
 EXPIRE_GRACE_MS = 10_000
@@ -45,6 +47,7 @@ class Housekeeping:
     lease: Lease
     sessions: SessionsClient
     delivery: Delivery
+    store: WatchedStore
     outbox: SqlOutbox
     upstream: Upstream
     peers: Peers
@@ -63,6 +66,7 @@ class Housekeeping:
         """Works until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._renew(), name="lease-renewal")
+            group.create_task(self._watch_store(), name="store-health")
             group.create_task(self._every(EXPIRE_INTERVAL, self._expire), name="expiry")
             group.create_task(self._every(SWEEP_INTERVAL, self._sweep), name="retention")
 
@@ -97,11 +101,33 @@ class Housekeeping:
                 if asyncio.iscoroutine(result):
                     await result
             except StoreUnavailable as error:
-                _log.warning("store.unavailable", error=str(error))
-                await self._health(store=False)
-            else:
-                await self._health(store=True)
+                _log.warning("housekeeping.put_off", error=str(error))
             await asyncio.sleep(seconds)
+
+    async def _watch_store(self) -> None:
+        told: bool | None = None
+        while True:
+            detail = await self._store_fault()
+            if (takes_writes := not detail) != told:
+                if detail:
+                    _log.error("store.unavailable", detail=detail)
+                elif told is False:
+                    _log.info("store.available")
+                told = takes_writes
+                self.metrics.store_available.set(takes_writes)
+                await self._health(store=takes_writes)
+            await asyncio.sleep(STORE_INTERVAL)
+
+    async def _store_fault(self) -> str:
+        """Why the database takes no writes; empty if it does."""
+        try:
+            async with asyncio.timeout(self.lease_seconds):
+                await self.store.check()
+        except StoreUnavailable as error:
+            return error.detail
+        except TimeoutError:
+            return f"no answer within {self.lease_seconds:g} s"
+        return ""
 
     async def _health(self, sessions: bool | None = None, store: bool | None = None) -> None:
         """Publishing needs the store; links need sessions too."""

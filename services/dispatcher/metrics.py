@@ -36,6 +36,9 @@ class DispatcherMetrics:
         self.fenced = counter("fenced", "Records not written because their epoch is gone.")
         self.bad_rows = counter("bad_rows", "Records that the database refused.")
         self.store_failures = counter("store_failures", "Transactions that failed as a whole.")
+        self.store_available = Gauge(
+            "cloudhub_dispatcher_store_available", "1 while the database takes writes.", registry=registry
+        )
         self.sessions_opened = counter("links", "Announced links by verdict.", "verdict")
         self.transfers = counter("transfers", "Links that asked to move here, by verdict.", "verdict")
         self.sessions_closed = counter("sessions_closed", "Sessions ended here.", "reason")

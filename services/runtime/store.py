@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from services.runtime.clock import SystemClock
 from services.runtime.database_url import engine_of, shown, sqlite_path
 from services.runtime.errors import StartupError, StoreUnavailable
 from services.runtime.migrations import (
@@ -24,6 +25,7 @@ from services.runtime.migrations import (
     version_of,
 )
 from services.runtime.store_sqlite import SqliteStore
+from services.runtime.watched_store import Transactions, WatchedStore
 
 T = TypeVar("T")
 
@@ -55,7 +57,7 @@ class Store(Protocol):
         ...
 
 
-async def open_store(url: str, schema: Schema) -> Store:
+async def open_store(url: str, schema: Schema) -> WatchedStore:
     """Opens a service's database; a new SQLite file gets the schema, a PostgreSQL database must have it.
 
     Raises StartupError if the URL is wrong, the database cannot be used, another process has the file,
@@ -70,7 +72,7 @@ async def open_store(url: str, schema: Schema) -> Store:
         check_version(connection, schema, name, command)
 
     await _first_use(store, name, prepare)
-    return store
+    return WatchedStore(store, schema, SystemClock())
 
 
 async def migrate(url: str, schema: Schema) -> str:
@@ -96,7 +98,7 @@ async def migrate(url: str, schema: Schema) -> str:
     return f"database {name} now holds version {wanted} of the schema of {schema.service}"
 
 
-def _store_of(url: str, **postgresql: float) -> tuple[Store, str]:
+def _store_of(url: str, **postgresql: float) -> tuple[Transactions, str]:
     """The store that a URL names, and how to call it in a message."""
     if engine_of(url) == "sqlite":
         path = sqlite_path(url)
@@ -107,7 +109,7 @@ def _store_of(url: str, **postgresql: float) -> tuple[Store, str]:
     return PostgresStore(url, **postgresql), shown(url)
 
 
-async def _first_use(store: Store, name: str, work: Callable[[Connection], T]) -> T:
+async def _first_use(store: Transactions, name: str, work: Callable[[Connection], T]) -> T:
     try:
         try:
             return await store.write(work)

@@ -1,11 +1,10 @@
 """SQLite: WAL, synchronous=FULL, one writer thread, one reader thread, one process."""
 
 import asyncio
-import fcntl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.engine import URL, Engine
@@ -18,7 +17,8 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.pool import StaticPool
 
-from services.runtime.errors import StartupError, StoreRefused, StoreUnavailable
+from services.runtime.errors import StoreRefused, StoreUnavailable
+from services.runtime.sqlite_files import SqliteFiles
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class SqliteStore:
     is_shared = False
 
     def __init__(self, path: Path) -> None:
-        self._lock = _lock_file(path)
+        self._files = SqliteFiles(path)
         self._writer = _engine(path, read_only=False)
         self._reader = _engine(path, read_only=True)
         self._write_thread = ThreadPoolExecutor(1, "store-write")
@@ -40,18 +40,25 @@ class SqliteStore:
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """See `store.Store.write`."""
-        return await self._in_thread(self._write_thread, self._writer, work)
+        return await self._in_thread(self._write_thread, self._writer, work, self._files.check)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """See `store.Store.read`."""
         return await self._in_thread(self._read_thread, self._reader, work)
 
     async def _in_thread(
-        self, thread: ThreadPoolExecutor, engine: Engine, work: Callable[[Connection], T]
+        self,
+        thread: ThreadPoolExecutor,
+        engine: Engine,
+        work: Callable[[Connection], T],
+        check: Callable[[], None] = lambda: None,
     ) -> T:
         def transaction() -> T:
             with engine.begin() as connection:
-                return work(connection)
+                result = work(connection)
+            # What was committed to files that nobody finds again must not be told as durable.
+            check()
+            return result
 
         try:
             # Shielded: a cancelled caller must not leave a transaction half run in the thread.
@@ -69,7 +76,7 @@ class SqliteStore:
         for thread, engine in ((self._read_thread, self._reader), (self._write_thread, self._writer)):
             await loop.run_in_executor(thread, engine.dispose)
             thread.shutdown()
-        self._lock.close()
+        self._files.close()
 
 
 def _engine(path: Path, *, read_only: bool) -> Engine:
@@ -103,19 +110,3 @@ def _engine(path: Path, *, read_only: bool) -> Engine:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
-
-
-def _lock_file(path: Path) -> IO[str]:
-    lock_path = path.with_name(path.name + ".lock")
-    try:
-        lock = lock_path.open("a")
-    except OSError as error:
-        raise StartupError(f"cannot write beside the database {path}: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise StartupError(
-            f"database {path} is in use by another process; SQLite serves one replica of a service"
-        ) from error
-    return lock

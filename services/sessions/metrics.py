@@ -90,7 +90,7 @@ class Metrics:
             "cloudhub_sessions_watch_ends", "Watch streams ended by the service", ["reason"], registry=made
         )
         self._store = Gauge(
-            "cloudhub_sessions_store_available", "1 while the database answers", registry=made
+            "cloudhub_sessions_store_available", "1 while the database takes writes", registry=made
         )
 
     @contextmanager

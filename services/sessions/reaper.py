@@ -73,7 +73,6 @@ class Reaper:
         """One round, and what it says about the database."""
         try:
             async with asyncio.timeout(self._lease_seconds):
-                # A transaction that could write: dispatchers cannot renew without one either.
                 await self._registry.probe()
                 await self._set_health(True, "")
                 await self.look()

@@ -156,5 +156,5 @@ class Registry(Protocol):
         ...
 
     async def probe(self) -> None:
-        """Returns if transactions can be had."""
+        """Returns if the database takes writes."""
         ...

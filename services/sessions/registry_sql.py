@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, true, tuple_, update
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, tuple_, update
 
 from services.sessions.book import Book
 from services.sessions.book_sql import LockedBook, lock_counts, lock_sessions, read_limits
@@ -362,7 +362,7 @@ class SqlRegistry:
         return await self._store.read(work)
 
     async def probe(self) -> None:
-        await self._store.write(lambda connection: connection.execute(select(true())).scalar())
+        await self._store.check()
 
     async def _of_caller(
         self,

@@ -11,7 +11,8 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import OperationalError
 
 from services.runtime.errors import StoreUnavailable
-from services.runtime.store import Store, open_store
+from services.runtime.store import open_store
+from services.runtime.watched_store import WatchedStore
 from services.sessions import schema
 from services.sessions.lifecycle import Reason, State
 from services.sessions.limits import Limits, LimitsChange, Scope
@@ -25,12 +26,12 @@ NOW = 1_700_000_000_000
 DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
-async def opened_store(folder: Path) -> Store:
+async def opened_store(folder: Path) -> WatchedStore:
     url = f"sqlite:///{folder}/sessions.db"
     return await open_store(url, schema.SCHEMA)
 
 
-async def row_counts(store: Store) -> dict[str, int]:
+async def row_counts(store: WatchedStore) -> dict[str, int]:
     def count(connection: Connection) -> dict[str, int]:
         return {
             name: len(connection.execute(select(table)).all())
@@ -92,7 +93,7 @@ async def test_a_thousand_reconnects_of_a_node_leave_the_rows_of_one(tmp_path: P
 class CountingStore:
     """A store that counts statements."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: WatchedStore) -> None:
         self._store = store
         self.statements = 0
 
@@ -111,6 +112,9 @@ class CountingStore:
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         return await self._store.read(work)
+
+    async def check(self) -> None:
+        await self._store.check()
 
 
 async def test_a_batch_is_few_statements_however_large(tmp_path: Path) -> None:

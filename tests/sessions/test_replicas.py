@@ -12,7 +12,8 @@ import pytest
 from cloudhub.v1 import link_pb2
 from cloudhub.v1 import sessions_pb2 as pb
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub, SessionsServiceStub
-from services.runtime.store import Store, open_store
+from services.runtime.store import open_store
+from services.runtime.watched_store import WatchedStore
 from services.sessions import records, schema
 from services.sessions.app import SessionsApp
 from services.sessions.leases import Observation
@@ -48,15 +49,15 @@ async def url(databases: Databases) -> str:
     return await databases.fresh(schema.SCHEMA)
 
 
-OpenedStore = Callable[[], Awaitable[Store]]
+OpenedStore = Callable[[], Awaitable[WatchedStore]]
 
 
 @pytest.fixture
 async def opened_store(url: str) -> AsyncIterator[OpenedStore]:
     """Opens the database once more, as another process would."""
-    stores: list[Store] = []
+    stores: list[WatchedStore] = []
 
-    async def open_it() -> Store:
+    async def open_it() -> WatchedStore:
         stores.append(await open_store(url, schema.SCHEMA))
         return stores[-1]
 

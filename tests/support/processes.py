@@ -154,10 +154,17 @@ class HubProcesses:
 
     async def launch(self, service: str) -> None:
         """Starts a service and returns at once."""
+        await self._run(service, f"services.{service.partition('-')[0]}", *self.flags_of(service))
+
+    def flags_of(self, service: str) -> list[str]:
+        """What a service is started with."""
         name = f"{service}-1" if service in SERVICES else service
         flags = [*self._flags[service], "--name", name, "--metrics-listen", f"{HOST}:0"]
-        flags += ["--grpc-insecure-loopback=true"]
-        await self._run(service, f"services.{service.partition('-')[0]}", *flags)
+        return [*flags, "--grpc-insecure-loopback=true"]
+
+    def pid(self, name: str) -> int:
+        """The process id of what runs."""
+        return self._processes[name].pid
 
     async def start(self, service: str, health: str = "") -> None:
         """Starts a service, for the first time or again; returns when it (or one of its gRPC services,

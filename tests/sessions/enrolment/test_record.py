@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from services.runtime.store import Store, open_store
+from services.runtime.store import open_store
+from services.runtime.watched_store import WatchedStore
 from services.sessions import schema
 from services.sessions.enrolment.record_sql import KEPT_MS, EnrolmentRecord
 from services.sessions.enrolment.records import Refusal, RefusalReason, TokenScope, Wanted
@@ -24,7 +25,7 @@ SCOPE = TokenScope("edge-*", "", 1, NOW, NOW + DAY)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[WatchedStore]:
     url = f"sqlite:///{tmp_path}/sessions.db"
     if request.param == "postgresql":
         url = await request.getfixturevalue("databases").fresh(schema.SCHEMA)
@@ -34,7 +35,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 @pytest.fixture
-def record(store: Store) -> EnrolmentRecord:
+def record(store: WatchedStore) -> EnrolmentRecord:
     return EnrolmentRecord(store)
 
 
@@ -110,7 +111,7 @@ async def test_a_token_of_another_hub_is_foreign(record: EnrolmentRecord, tmp_pa
     assert await record.certificates("", ("", ""), 10) == []
 
 
-async def test_no_secret_of_a_token_is_in_the_database(record: EnrolmentRecord, store: Store) -> None:
+async def test_no_secret_of_a_token_is_in_the_database(record: EnrolmentRecord, store: WatchedStore) -> None:
     token = await made(record)
     rows = await store.read(lambda connection: connection.execute(select(schema.join_token)).all())
     assert rows
@@ -138,14 +139,14 @@ async def test_a_node_renews_by_its_certificate_and_expired_ones_go(record: Enro
     assert [one.serial for one in await record.certificates("", ("", ""), 10)] == ["a2"]
 
 
-async def opened(store: Store, serial: str, project_id: str = "p1") -> str:
+async def opened(store: WatchedStore, serial: str, project_id: str = "p1") -> str:
     """Why a link with this certificate gets no session; empty if it does."""
     entry = replace(opening(project_id=project_id), certificate_serial=serial)
     return (await SqlRegistry(store, Limits()).open("d1", [entry], NOW)).results[0].forbidden
 
 
 async def test_a_revoked_node_opens_nothing_until_it_enrolled_anew(
-    record: EnrolmentRecord, store: Store
+    record: EnrolmentRecord, store: WatchedStore
 ) -> None:
     old = await made(record, replace(SCOPE, uses=9))
     assert await record.issue_by_token(old, wanted(), NOW) is None
@@ -168,7 +169,9 @@ async def test_a_revoked_node_opens_nothing_until_it_enrolled_anew(
     assert await record.issue_by_certificate("a4", wanted(serial="a5", key="k2"), NOW) is None
 
 
-async def test_a_reinstated_node_has_its_certificates_back(record: EnrolmentRecord, store: Store) -> None:
+async def test_a_reinstated_node_has_its_certificates_back(
+    record: EnrolmentRecord, store: WatchedStore
+) -> None:
     await record.revoke_node("edge-1", NOW)
     assert await opened(store, "a1")
     assert await record.reinstate_node("edge-1")
@@ -176,7 +179,9 @@ async def test_a_reinstated_node_has_its_certificates_back(record: EnrolmentReco
     assert await opened(store, "a1") == ""
 
 
-async def test_a_revocation_beside_opens_leaves_no_session(record: EnrolmentRecord, store: Store) -> None:
+async def test_a_revocation_beside_opens_leaves_no_session(
+    record: EnrolmentRecord, store: WatchedStore
+) -> None:
     """Whichever comes first: the open is refused, or the eviction that follows finds its session."""
     registry = SqlRegistry(store, Limits())
     await asyncio.gather(*(opened(store, "a1") for _ in range(10)), record.revoke_node("edge-1", NOW))
@@ -188,7 +193,7 @@ async def test_a_revocation_beside_opens_leaves_no_session(record: EnrolmentReco
 
 
 async def test_a_node_that_enrolled_for_a_project_connects_in_no_other(
-    record: EnrolmentRecord, store: Store
+    record: EnrolmentRecord, store: WatchedStore
 ) -> None:
     token = await made(record, replace(SCOPE, project_id="p1"))
     assert await record.issue_by_token(token, wanted(), NOW) is None
