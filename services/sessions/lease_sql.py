@@ -78,6 +78,10 @@ def mark_lost(connection: Connection, seen: Observation) -> bool:
     return True
 
 
+# Told at once; of a node that came and went without a subscriber there may be very many.
+MAX_EVENTS_OF_NODE = 4096
+
+
 def hand_over(connection: Connection, dispatcher_id: str, renewals: int, most_events: int) -> list[Event]:
     """Makes waiting events this dispatcher's: whole nodes, about `most_events` in all."""
     event, lease = lifecycle_event.c, dispatcher_lease.c
@@ -117,11 +121,10 @@ def hand_over(connection: Connection, dispatcher_id: str, renewals: int, most_ev
         .where(event.node_id.in_(list(handed)))
         .values(dispatcher_id=dispatcher_id, handed=renewals)
     )
-    return [
-        replace(item, dispatcher_id=dispatcher_id, handed=renewals)
-        for events in handed.values()
-        for item in events
-    ]
+    # Of a node with very many the first ones: the others are the dispatcher's too, and come again when these
+    # are acknowledged.
+    told = [item for events in handed.values() for item in events[:MAX_EVENTS_OF_NODE]]
+    return [replace(item, dispatcher_id=dispatcher_id, handed=renewals) for item in told]
 
 
 def drop_events(connection: Connection, which: ColumnElement[bool]) -> int:

@@ -61,7 +61,9 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         if self._tracing.enabled:
             self._trace(entries, committed.results, begun_ns)
         return sessions_pb2.OpenSessionsResponse(
-            verdicts=[wire.open_message(result, self._retry_seconds) for result in committed.results]
+            verdicts=[
+                wire.open_message(result, self._retry_seconds) for result in wire.within(committed.results)
+            ]
         )
 
     async def ActivateSessions(
@@ -134,7 +136,7 @@ class SessionsServicer(sessions_pb2_grpc.SessionsServiceServicer):
         self._metrics.transferred(committed.results)
         self._notices.tell(committed)
         return sessions_pb2.TransferSessionsResponse(
-            verdicts=[wire.transfer_message(result) for result in committed.results]
+            verdicts=[wire.transfer_message(result) for result in wire.within(committed.results)]
         )
 
     async def LocateNodes(

@@ -1,5 +1,9 @@
 """Records as messages of `cloudhub/v1/sessions.proto`."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cloudhub.v1 import link_pb2, sessions_pb2
@@ -7,6 +11,10 @@ from services.sessions.instances import Instance
 from services.sessions.lifecycle import EventKind, Reason, Session, State
 from services.sessions.limits import Scope
 from services.sessions.records import Directive, Event, Lease, OpenResult, TransferResult, Usage
+
+# In the verdicts of one answer, which stays far below what gRPC carries.
+MAX_EARLIER_EVENTS = 8192
+Result = TypeVar("Result", OpenResult, TransferResult)
 
 
 def timestamp(at_ms: int) -> Timestamp:
@@ -84,6 +92,16 @@ def refusal_detail(result: OpenResult) -> str:
     scope, key = result.full
     where = {Scope.CONNECTOR: f"connector {key}", Scope.PROJECT: f"project {key}", Scope.TOTAL: "the cluster"}
     return f"{where[scope]} has its limit of {result.limit} nodes"
+
+
+def within(results: Sequence[Result], max_events: int = MAX_EARLIER_EVENTS) -> Iterator[Result]:
+    """The results with no more earlier events than an answer has room for. The others are the caller's too,
+    which gets them with a renewal of its lease as it gets all that stay unacknowledged."""
+    left = max_events
+    for result in results:
+        kept = result.earlier_events[:left]
+        left -= len(kept)
+        yield result if len(kept) == len(result.earlier_events) else replace(result, earlier_events=kept)
 
 
 def open_message(result: OpenResult, retry_seconds: float) -> sessions_pb2.OpenVerdict:
