@@ -354,10 +354,18 @@ class LinkEnd(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    BY_EDGE_FIELD_NUMBER: _builtins.int
+    CLOSE_CODE_FIELD_NUMBER: _builtins.int
     link: _builtins.int
     epoch: _builtins.int
     reason: Global___CloseReason.ValueType
     detail: _builtins.str
+    by_edge: _builtins.bool
+    """The edge ended it: by its close frame, by ending the connection or by a reset. Not so for what the hub
+    ended, for silence and for networks that gave up.
+    """
+    close_code: _builtins.int
+    """What the edge's close frame said (RFC 6455, 7.4), or its close of the QUIC connection; 0: it said nothing."""
     def __init__(
         self,
         *,
@@ -365,10 +373,12 @@ class LinkEnd(_message.Message):
         epoch: _builtins.int = ...,
         reason: Global___CloseReason.ValueType = ...,
         detail: _builtins.str = ...,
+        by_edge: _builtins.bool = ...,
+        close_code: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "epoch", b"epoch", "link", b"link", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_edge", b"by_edge", "close_code", b"close_code", "detail", b"detail", "epoch", b"epoch", "link", b"link", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

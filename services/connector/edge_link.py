@@ -72,8 +72,15 @@ class LinkTools:
 class LinkOwner(Protocol):
     """Who keeps the links."""
 
-    def link_over(self, link: "EdgeLink", reason: link_pb2.CloseReason.ValueType, detail: str) -> None:
-        """The link has ended and its transport is closing; told exactly once."""
+    def link_over(
+        self,
+        link: "EdgeLink",
+        reason: link_pb2.CloseReason.ValueType,
+        detail: str,
+        end: TransportEnd | None,
+    ) -> None:
+        """The link has ended and its transport is closing; told exactly once. `end` is how, unless the hub
+        ended it."""
         ...
 
 
@@ -146,11 +153,16 @@ class EdgeLink:
             certificate_serial=self.identity.certificate_serial,
         )
 
-    def tell_end(self, reason: link_pb2.CloseReason.ValueType, detail: str) -> None:
+    def tell_end(
+        self, reason: link_pb2.CloseReason.ValueType, detail: str, end: TransportEnd | None = None
+    ) -> None:
         """Tells the link's dispatcher, and the one that is asked to take it over, that it is gone."""
+        by_edge, close_code = (end.by_edge, end.close_code) if end else (False, 0)
         for stream, epoch in ((self.stream, self.epoch), (self.candidate, 0)):
             if stream is not None:
-                stream.outgoing.end(self.number, epoch, reason, detail)
+                stream.outgoing.end(
+                    self.number, epoch, reason, detail, by_edge=by_edge, close_code=close_code
+                )
 
     # Between dispatchers.
 
@@ -219,7 +231,7 @@ class EdgeLink:
     def ended(self, end: TransportEnd) -> None:
         if end.fault:
             self._tools.metrics.frames_refused.labels(end.fault).inc()
-        self._finish(end.reason, end.detail)
+        self._finish(end.reason, end.detail, end)
 
     # From the dispatcher.
 
@@ -339,7 +351,9 @@ class EdgeLink:
         self._tools.metrics.frames_refused.labels(label).inc()
         self.close(_Reason.CLOSE_REASON_PROTOCOL_ERROR, f"{label}: {detail}" if detail else label, code)
 
-    def _finish(self, reason: link_pb2.CloseReason.ValueType, detail: str) -> None:
+    def _finish(
+        self, reason: link_pb2.CloseReason.ValueType, detail: str, end: TransportEnd | None = None
+    ) -> None:
         if self.over:
             return
         self.over = True
@@ -351,7 +365,7 @@ class EdgeLink:
             for span in self.state.outbound.unwritten_tags():
                 span.set_status(Status(StatusCode.ERROR, "the link ended before the bytes were written"))
                 span.end()
-        self._owner.link_over(self, reason, detail)
+        self._owner.link_over(self, reason, detail, end)
 
     def _mark_written(self, state: Link[Span]) -> None:
         marks, spans = state.outbound.written()

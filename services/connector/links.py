@@ -12,7 +12,7 @@ from cloudhub.v1 import link_pb2
 from services.connector.admission import HttpRefusal, Identity, check_identity
 from services.connector.close_codes import reason_name
 from services.connector.edge_link import EdgeLink, LinkStream, LinkTools
-from services.connector.transport import EdgeTransport, LinkHandler, LinkRequest
+from services.connector.transport import EdgeTransport, LinkHandler, LinkRequest, TransportEnd
 from services.runtime.clock import Clock
 from services.runtime.logs import get_log
 from services.runtime.tracing import is_sampled, trace_id_of, traceparent_of
@@ -211,10 +211,16 @@ class Links:
 
     # Ends.
 
-    def link_over(self, link: EdgeLink, reason: link_pb2.CloseReason.ValueType, detail: str) -> None:
+    def link_over(
+        self,
+        link: EdgeLink,
+        reason: link_pb2.CloseReason.ValueType,
+        detail: str,
+        end: TransportEnd | None,
+    ) -> None:
         """edge_link.LinkOwner: tells the dispatcher, the log, the metrics and the trace."""
         del self._links[link.number]
-        link.tell_end(reason, detail)
+        link.tell_end(reason, detail, end)
         self.on_over(link, reason, detail)
         name = reason_name(reason)
         if link.state is None:

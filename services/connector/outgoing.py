@@ -65,10 +65,19 @@ class OutgoingBatches:
         """The answer to a probe, behind all frames queued before it."""
         self._room(_ELEMENT_BYTES).activity.add(link=link, epoch=epoch, idle_seconds=idle_seconds)
 
-    def end(self, link: int, epoch: int, reason: link_pb2.CloseReason.ValueType, detail: str) -> None:
+    def end(
+        self,
+        link: int,
+        epoch: int,
+        reason: link_pb2.CloseReason.ValueType,
+        detail: str,
+        *,
+        by_edge: bool = False,
+        close_code: int = 0,
+    ) -> None:
         """A link is gone, the last that is told of it."""
         self._room(_ELEMENT_BYTES + 4 * len(detail)).ended.add(
-            link=link, epoch=epoch, reason=reason, detail=detail
+            link=link, epoch=epoch, reason=reason, detail=detail, by_edge=by_edge, close_code=close_code
         )
         self._written.pop(link, None)
 

@@ -20,11 +20,14 @@ class LinkRequest:
 
 @dataclass(frozen=True, slots=True)
 class TransportEnd:
-    """Why a transport ended by itself. `fault` is a metric label, empty if the peer broke no rule."""
+    """Why a transport ended by itself. `fault` is a metric label, empty if the peer broke no rule. `by_edge`:
+    the edge ended it, and not silence or a network that gave up; with this `close_code`, if it said one."""
 
     reason: link_pb2.CloseReason.ValueType
     detail: str
     fault: str = ""
+    by_edge: bool = False
+    close_code: int = 0
 
 
 class EdgeTransport(Protocol):

@@ -8,20 +8,23 @@ from services.connector.close_codes import LinkFault
 from services.connector.transport import TransportEnd
 
 _Reason = link_pb2.CloseReason
+NO_STATUS = 1005  # what the library makes of a close frame without a code
 
 
 def connection_lost(error: Exception | None) -> TransportEnd:
     """The TCP connection is gone, or its input has ended; without a close frame, or the link would know."""
     detail = f"connection lost: {error}" if error else "the connection ended without a close frame"
-    return TransportEnd(_Reason.CLOSE_REASON_TRANSPORT_ERROR, detail)
+    # Other errors are the network's: the operating system sent again and again, and gave up.
+    by_edge = error is None or isinstance(error, (ConnectionResetError, BrokenPipeError))
+    return TransportEnd(_Reason.CLOSE_REASON_TRANSPORT_ERROR, detail, by_edge=by_edge)
 
 
 def closed_by_edge(protocol: ServerProtocol) -> TransportEnd:
     """Its close frame came."""
     close = protocol.close_rcvd
-    return TransportEnd(
-        _Reason.CLOSE_REASON_EDGE_CLOSED, f"{close.code} {close.reason}".strip() if close else ""
-    )
+    text = f"{close.code} {close.reason}".strip() if close else ""
+    code = int(close.code) if close and close.code != NO_STATUS else 0
+    return TransportEnd(_Reason.CLOSE_REASON_EDGE_CLOSED, text, by_edge=True, close_code=code)
 
 
 def protocol_over(protocol: ServerProtocol) -> TransportEnd:

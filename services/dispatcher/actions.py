@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.entry import Entry
-from services.dispatcher.outbox.records import OwnedOp
+from services.dispatcher.outbox.records import KeepCuts, OwnedOp
 
 
 class Send(NamedTuple):
@@ -40,6 +40,12 @@ class Record(NamedTuple):
 
     op: OwnedOp
     entry: Entry
+
+
+class Keep(NamedTuple):
+    """Write this to the outbox; it is about the node, not about a message."""
+
+    op: KeepCuts
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,4 +79,4 @@ class Ignore:
     reason: str
 
 
-Action = Send | SendDirect | Record | Fetch | LoadOn | Reread | Ignore
+Action = Send | SendDirect | Record | Keep | Fetch | LoadOn | Reread | Ignore

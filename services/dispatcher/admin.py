@@ -141,6 +141,7 @@ class DispatcherAdmin(DispatcherAdminServicer):
                 session.policy.state_of(row.key) if session else None,
                 session is not None,
                 session.policy.blocked_by(row.key) if session else None,
+                session.policy.doubtful_links if session else 0,
             )
         else:
             response.state, response.explanation = explain_events(events)

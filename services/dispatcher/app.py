@@ -96,6 +96,7 @@ def _policy_settings(settings: DispatcherSettings) -> PolicySettings:
         ack_seconds=settings.ack_seconds,
         ack_most_seconds=max(settings.ack_seconds, settings.ack_most_seconds),
         most_attempts=settings.most_attempts,
+        max_cut_links=settings.max_cut_links,
         held_bytes=2 * settings.window_bytes,
     )
 

@@ -10,7 +10,8 @@ from opentelemetry.trace import SpanKind
 
 from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.resources_pb2 import DispatcherResources
-from services.dispatcher.actions import Action, Fetch, Ignore, LoadOn, Record, Reread, Send, SendDirect
+from services.dispatcher.actions import Action, Fetch, Ignore, Keep, LoadOn, Record, Reread, Send, SendDirect
+from services.dispatcher.caution import LinkCut
 from services.dispatcher.deadlines import Deadlines
 from services.dispatcher.entry import Cause, Entry
 from services.dispatcher.metrics import DispatcherMetrics
@@ -135,7 +136,9 @@ class Delivery:
             entry.cause = session.cause
         self.perform(
             session,
-            session.policy.loaded(entries, loaded.last_seq, now, wall_ms, through_seq=loaded.through_seq),
+            session.policy.loaded(
+                entries, loaded.last_seq, now, wall_ms, through_seq=loaded.through_seq, cuts=loaded.cuts
+            ),
         )
 
     def _reloaded(self, session: NodeSession, loaded: Loaded) -> None:
@@ -175,6 +178,12 @@ class Delivery:
                     },
                     error=f"the link ended before an acknowledgement came: {reason}",
                 )
+
+    def cut(self, session: NodeSession, cut: LinkCut) -> None:
+        """The session's link is ended by its edge, which may be over what was sent; before `remove`."""
+        self._metrics.link_cuts.labels(cut.kind).inc()
+        now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
+        self.perform(session, session.policy.cut(cut, now, wall_ms, session.last_input_at))
 
     def end_answers(self, session: NodeSession) -> None:
         """Answers end with their session."""
@@ -312,6 +321,8 @@ class Delivery:
                 self._record(session, action.op, action.entry)
             elif isinstance(action, SendDirect):
                 self._send_direct(session, action)
+            elif isinstance(action, Keep):
+                self.writer.record(action.op)
             elif isinstance(action, Fetch):
                 self._wanted.append(_Wanted(session, action.wanted, action.size_bytes))
                 self._fetch.set()
@@ -485,7 +496,7 @@ class Delivery:
         if session.timer_at is None or session.timer_at > now:
             return  # an earlier deadline has taken this one's place
         session.timer_at = None
-        self.perform(session, session.policy.deadline(now, self._clock.wall_ms()))
+        self.perform(session, session.policy.deadline(now, self._clock.wall_ms(), session.last_input_at))
 
     def _read(
         self, session: NodeSession, op: Claim | Reload, then: Callable[[NodeSession, Loaded], None]

@@ -38,6 +38,7 @@ class Entry:
         "is_delete",
         "key",
         "message_id",
+        "number",
         "path",
         "priority",
         "resend_at",
@@ -96,6 +97,7 @@ class Entry:
         self.written_at = 0.0
         self.first_written_at: float | None = None
         self.sends = 0
+        self.number = 0  # of its first sending over this link
         self.resend_at = 0.0
         self.cause = Cause.ACCEPTED
         # Trace context of the latest `deliver` span; empty if not sampled.

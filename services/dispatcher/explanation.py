@@ -14,8 +14,15 @@ def delivery_state(row: ObjectRow, present: EntryState | None) -> pb.DeliverySta
     return pb.DELIVERY_STATE_ACKNOWLEDGED if row.reason == "acknowledged" else pb.DELIVERY_STATE_ENDED
 
 
-def explain_row(row: ObjectRow, present: EntryState | None, connected: bool, blocked_by: Entry | None) -> str:
-    """About the object's current message."""
+def explain_row(
+    row: ObjectRow,
+    present: EntryState | None,
+    connected: bool,
+    blocked_by: Entry | None,
+    doubtful_links: int = 0,
+) -> str:
+    """About the object's current message. `doubtful_links` says after how many links that the edge ended its
+    messages go one at a time."""
     if row.state == RowState.SETTLED:
         if row.reason == "acknowledged":
             return "The node acknowledged it; nothing newer is pending."
@@ -30,6 +37,11 @@ def explain_row(row: ObjectRow, present: EntryState | None, connected: bool, blo
         return (
             "In flight: sent over the present link; "
             f"{row.attempts} intervals without an acknowledgement so far."
+        )
+    if doubtful_links:
+        return (
+            f"Pending: the edge ended {doubtful_links} links in a row with a message unanswered, "
+            "so messages go one at a time until it is known which one it was."
         )
     if blocked_by is not None:
         return (

@@ -2,6 +2,7 @@
 
 from cloudhub.v1.link_pb2 import CLOSE_REASON_KEEPALIVE_TIMEOUT
 from cloudhub.v1.resources_pb2 import DispatcherResources
+from services.dispatcher.caution import LinkCut
 from services.dispatcher.deadlines import Deadlines
 from services.dispatcher.node_session import NodeSession
 from services.dispatcher.session_ends import SessionEnds
@@ -56,4 +57,5 @@ class Keepalive:
         session.last_input_at = max(session.last_input_at, now - max(0.0, idle_seconds))
         if not session.paused and now - session.last_input_at >= self.seconds:
             detail = f"no byte for {now - session.last_input_at:.1f} s, allowed are {self.seconds:g} s"
-            self._ends.end(session, CLOSE_REASON_KEEPALIVE_TIMEOUT, detail, close_link=True)
+            silence = LinkCut(silent=True)
+            self._ends.end(session, CLOSE_REASON_KEEPALIVE_TIMEOUT, detail, close_link=True, cut=silence)

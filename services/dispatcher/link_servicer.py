@@ -10,6 +10,7 @@ from cloudhub.v1.link_pb2_grpc import LinkServiceServicer
 from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.resources_pb2 import DispatcherResources
 from cloudhub.v1.sessions_pb2 import ConnectorLoad
+from services.dispatcher.caution import LinkCut
 from services.dispatcher.connectors import ConnectorStream
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.keepalive import Keepalive
@@ -269,7 +270,9 @@ class LinkServicer(LinkServiceServicer):
                 if link.active:
                     self._ends.moved(link, "its connector says that another dispatcher has it")
                 return
-            self._ends.end(link, end.reason or pb.CLOSE_REASON_TRANSPORT_ERROR, end.detail, close_link=False)
+            reason = end.reason or pb.CLOSE_REASON_TRANSPORT_ERROR
+            cut = LinkCut(end.close_code) if end.by_edge else None
+            self._ends.end(link, reason, end.detail, close_link=False, cut=cut)
 
     def _session(self, stream: ConnectorStream, link: int, epoch: int) -> NodeSession | None:
         """The link's live session, if the element carries its epoch: the one place that compares it."""

@@ -27,9 +27,10 @@ class DispatcherMetrics:
         self.acknowledged = counter("acknowledged", "Messages settled by an edge's acknowledgement.")
         self.refused = counter("refused", "Negative acknowledgements of edges.")
         self.parked = counter("parked", "Messages parked.", "reason")
-        for reason in ("refused", "unacknowledged", "unsendable"):
+        for reason in ("refused", "unacknowledged", "cut_links", "unsendable"):
             # Prometheus sees no increase in a counter that begins with 1: no alert for the first message.
             self.parked.labels(reason)
+        self.link_cuts = counter("link_cuts", "Links that their edge ended, or fell silent on.", "how")
         self.ended = counter("ended", "Messages ended without an acknowledgement.", "reason")
         self.ignored = counter("ignored", "Inputs from edges that changed nothing.", "reason")
         self.dropped = counter("dropped", "NO-ACK messages dropped.", "reason")

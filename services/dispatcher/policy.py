@@ -5,17 +5,30 @@ is monotonic seconds; `wall_ms` is what goes into records. Nothing here does I/O
 """
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.ack_times import AckTimes
-from services.dispatcher.actions import Action, Fetch, Ignore, LoadOn, Record, Reread, Send, SendDirect
+from services.dispatcher.actions import Action, Fetch, Ignore, Keep, LoadOn, Record, Reread, Send, SendDirect
+from services.dispatcher.caution import Caution, LinkCut
 from services.dispatcher.entry import Cause, Entry, EntryState
 from services.dispatcher.inflight import Window
 from services.dispatcher.node_queue import NodeQueue
-from services.dispatcher.outbox.records import Attempt, CountUnacknowledged, End, Park, Settle, Withheld
+from services.dispatcher.outbox.records import (
+    NO_CUTS,
+    Attempt,
+    CountCut,
+    CountUnacknowledged,
+    Cuts,
+    End,
+    KeepCuts,
+    Park,
+    Settle,
+    Withheld,
+)
 from services.dispatcher.reading import Reading
 from services.dispatcher.sizes import MAX_BODY_BYTES, too_large
 
@@ -34,6 +47,11 @@ class PolicySettings:
     ack_factor: float = 1.5
     jitter: float = 0.2
     most_attempts: int = 10
+    # Links in a row that its edge ends over one message; and for the links after the first of them: how long
+    # they rest, at most, before the message is sent alone, and how long its edge has to object to it.
+    max_cut_links: int = 5
+    rest_seconds: float = 3.0
+    watch_seconds: float = 15.0
     direct_messages: int = 256
     direct_bytes: int = 1024 * 1024
     # Bodies of waiting messages held in memory per node; the rest is loaded when its turn comes.
@@ -47,6 +65,7 @@ class NodeDelivery:
 
     __slots__ = (
         "_ack_times",
+        "_caution",
         "_direct",
         "_direct_bytes",
         "_direct_number",
@@ -87,6 +106,7 @@ class NodeDelivery:
         self._told_seq = 0  # the node's order is known to have grown so far
         self._paused = False
         self._ack_times = AckTimes()
+        self._caution = Caution(settings.max_cut_links, settings.rest_seconds, settings.watch_seconds)
 
     # -- what the outbox holds ---------------------------------------------------------------------
 
@@ -98,12 +118,14 @@ class NodeDelivery:
         wall_ms: int,
         *,
         through_seq: int | None = None,
+        cuts: Cuts = NO_CUTS,
     ) -> list[Action]:
         """What was pending at the time the session took the node over: all of it, or a portion through a seq,
-        after which others follow. Sending starts with the last one."""
+        after which others follow. Sending starts with the last one. `cuts` come with the first."""
         reading = self._reading
         if reading is None:
             reading = self._reading = Reading(last_seq)
+            self._caution.cuts = cuts
         for entry in entries:
             self._meet(entry)
         if through_seq is not None:
@@ -111,6 +133,7 @@ class NodeDelivery:
             return [LoadOn(through_seq, reading.last_seq or 0)]
         self._reading = None
         self._last_seq = reading.last_seq
+        self._caution.begin(now, self._spread)
         return self._caught_up(now, wall_ms)
 
     def accepted(self, entry: Entry, now: float, wall_ms: int) -> list[Action]:
@@ -246,6 +269,7 @@ class NodeDelivery:
                 continue
             self._written(entry, now)
             self._arm(entry)
+            self._caution.written(entry, now)
             actions.append(
                 Record(
                     Attempt(
@@ -273,7 +297,7 @@ class NodeDelivery:
             self.node_id, self.epoch, entry.key, entry.seq, entry.version, message_id, wall_ms, traceparent
         )
         self._drop(entry, is_recorded=False)
-        return [Record(op, entry), *self._pump(now, wall_ms)]
+        return [Record(op, entry), *self._keep(self._caution.answered(entry)), *self._pump(now, wall_ms)]
 
     def refused(
         self, message_id: str, text: str, now: float, wall_ms: int, traceparent: str = ""
@@ -282,6 +306,7 @@ class NodeDelivery:
         entry = self._queue.by_id.get(message_id)
         if entry is None:
             return [Ignore("unknown_message")]
+        self._caution.answered(entry)
         if entry.superseded:
             self._drop(entry)
             return [Ignore("superseded"), *self._pump(now, wall_ms)]
@@ -310,6 +335,27 @@ class NodeDelivery:
                     self._set_timer(entry.expires_at, entry)
         self._paused = is_paused
 
+    def cut(self, cut: LinkCut, now: float, wall_ms: int, heard_at: float) -> list[Action]:
+        """The edge ended the link in this way; `heard_at` is when anything of it last came in. Before
+        `closed`."""
+        verdict = self._caution.judge(cut, self.unanswered(), now, heard_at)
+        if verdict is None:
+            return []
+        actions: list[Action] = [*self._keep(verdict.cuts)]
+        entry, links = verdict.culprit, verdict.links
+        if entry is not None and links > 1:
+            reason = (
+                f"its edge ended {links} links in a row while it was the first unanswered message; "
+                f"the last {cut.words}"
+            )
+            count = CountCut(
+                self.node_id, self.epoch, entry.key, entry.seq, entry.message_id, links, reason, wall_ms
+            )
+            actions.append(Record(count, entry))
+            if verdict.is_over:
+                actions += self._park(entry, reason, wall_ms, "", cause="cut_links")
+        return actions
+
     def closed(self, wall_ms: int) -> list[Action]:
         """The session is over: answers end with it, everything else stays pending in the outbox."""
         actions: list[Action] = []
@@ -321,13 +367,16 @@ class NodeDelivery:
 
     def next_deadline(self) -> float | None:
         """When `deadline` wants to be called; None for never. May be early, never late."""
-        if not self._timers:
-            return None
+        at = self._caution.wake_at()
+        if not self._timers or (at is not None and at < self._timers[0][0]):
+            return at
         return self._timers[0][0]
 
-    def deadline(self, now: float, wall_ms: int) -> list[Action]:
-        """Time has come to `now`: resend, park, expire."""
+    def deadline(self, now: float, wall_ms: int, heard_at: float = math.inf) -> list[Action]:
+        """Time has come to `now`: resend, park, expire. `heard_at` is when the edge was last heard."""
         actions: list[Action] = []
+        if self._caution.is_harmless(now, heard_at):
+            actions += self._keep(self._caution.end())
         while self._timers and self._timers[0][0] <= now:
             at, _, sends, entry = heapq.heappop(self._timers)
             if entry.state == GONE:
@@ -382,6 +431,11 @@ class NodeDelivery:
     def in_flight_bytes(self) -> int:
         """Their size."""
         return self._queue.window.bytes
+
+    @property
+    def doubtful_links(self) -> int:
+        """How many links in a row the edge ended, if messages go one at a time for that; else 0."""
+        return self._caution.cuts.links if self._caution.is_on else 0
 
     def unanswered(self) -> list[Entry]:
         """What was handed to the link and not acknowledged, in order."""
@@ -469,9 +523,16 @@ class NodeDelivery:
     def _pump(self, now: float, wall_ms: int) -> list[Action]:
         """Sends whatever may go: by priority, then in the node's order, as far as the window allows."""
         actions: list[Action] = []
-        if self._last_seq is None:
+        if self._last_seq is None or self._caution.rests(now):
             return actions
         queue, window = self._queue, self._queue.window
+        # The doubtful ones come first, so that this is no long search while there are any.
+        if (
+            self._caution.is_on
+            and not window.messages
+            and not any(map(self._caution.is_doubtful, queue.by_id.values()))
+        ):
+            actions += self._keep(self._caution.end())
         wanted: list[tuple[str, int]] = []
         wanted_bytes = 0
         max_body_bytes = self._settings.max_body_bytes
@@ -488,6 +549,8 @@ class NodeDelivery:
                 wanted.append((entry.key, entry.seq))
                 wanted_bytes += entry.size_bytes
                 continue
+            if self._caution.is_on and window.messages:
+                break
             if queue.fetching or not window.has_room_for(entry.size_bytes):
                 break  # the order holds: nobody overtakes a message whose body is on its way
             queue.pop()
@@ -508,6 +571,8 @@ class NodeDelivery:
         self._number += 1
         entry.state = IN_FLIGHT
         entry.written = False
+        if not entry.sends:
+            entry.number = self._number
         entry.sends += 1
         self._unwritten.append((self._number, entry))
         return Send(entry, self._number, entry.sends)
@@ -586,6 +651,9 @@ class NodeDelivery:
             cause,
         )
         return [Record(op, entry)]
+
+    def _keep(self, cuts: Cuts | None) -> list[Action]:
+        return [] if cuts is None else [Keep(KeepCuts(self.node_id, self.epoch, cuts))]
 
     def _finish(self, entry: Entry, reason: str, wall_ms: int, traceparent: str) -> list[Action]:
         self._drop(entry, is_recorded=False)

@@ -15,6 +15,7 @@ from cloudhub.v1.link_pb2 import (
 from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.resources_pb2 import DispatcherResources
 from cloudhub.v1.sessions_pb2 import CloseSession
+from services.dispatcher.caution import LinkCut
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.node_session import NodeSession
@@ -64,11 +65,20 @@ class SessionEnds:
         self._idle.set()
 
     def end(
-        self, session: NodeSession, reason: CloseReason.ValueType, detail: str, *, close_link: bool
+        self,
+        session: NodeSession,
+        reason: CloseReason.ValueType,
+        detail: str,
+        *,
+        close_link: bool,
+        cut: LinkCut | None = None,
     ) -> None:
-        """Ends an active session; a session that has ended already is left alone."""
+        """Ends an active session; a session that has ended already is left alone. `cut` is how the edge ended
+        the link, if it was the edge."""
         if not session.active:
             return
+        if cut is not None:
+            self._delivery.cut(session, cut)
         self._finish(session, reason, detail, close_link=close_link)
         self.close(session.node_id, session.epoch, reason)
 

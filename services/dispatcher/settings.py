@@ -51,6 +51,12 @@ class DispatcherSettings(ServiceSettings):
     most_attempts: int = Field(
         10, ge=1, le=1000, description="intervals without ack before a message is parked"
     )
+    max_cut_links: int = Field(
+        5,
+        ge=3,
+        le=1000,
+        description="links in a row that an edge ends over one message before that is parked",
+    )
     subscriber_ack_seconds: float = Field(
         60.0,
         gt=0,

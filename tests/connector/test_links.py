@@ -4,6 +4,8 @@ import asyncio
 import gc
 import json
 import os
+import socket
+import struct
 
 import psutil
 import pytest
@@ -77,6 +79,45 @@ async def test_a_fragmented_message_is_one_message(peers: EdgePeers, dispatcher:
         await dispatcher.until(lambda: dispatcher.upstream)
         assert dispatcher.upstream[0].message.id == "parts"
         assert dispatcher.upstream[0].size_bytes == len(text)
+
+
+@pytest.mark.parametrize(("code", "told"), [(1009, 1009), (1000, 1000), (4321, 4321), (None, 0)])
+async def test_the_edges_close_frame_is_told_to_the_dispatcher(
+    peers: EdgePeers, dispatcher: LinkDispatcher, code: int | None, told: int
+) -> None:
+    """C42: a dispatcher has to know who ended a link, and with which code."""
+    async with peers.link() as peer:
+        peer.protocol.send_close(code)
+        peer.send_data()
+        await dispatcher.until(lambda: dispatcher.ended)
+    assert (dispatcher.ended[0].by_edge, dispatcher.ended[0].close_code) == (True, told)
+
+
+@pytest.mark.parametrize("how", ["end", "reset"])
+async def test_an_end_without_a_close_frame_is_the_edges(
+    peers: EdgePeers, dispatcher: LinkDispatcher, how: str
+) -> None:
+    """C42."""
+    _, writer = await peers.upgraded()
+    if how == "reset":
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+    else:
+        writer.close()
+    await dispatcher.until(lambda: dispatcher.ended)
+    end = dispatcher.ended[0]
+    assert (end.reason, end.by_edge, end.close_code) == (link_pb2.CLOSE_REASON_TRANSPORT_ERROR, True, 0)
+
+
+async def test_what_the_hub_ends_is_not_the_edges(peers: EdgePeers, dispatcher: LinkDispatcher) -> None:
+    """C42: nor what it has to end because the edge broke a rule."""
+    async with peers.link() as evicted, peers.link("edge-2") as wrong:
+        dispatcher.close_link(1, link_pb2.CLOSE_REASON_EVICTED)
+        await wrong.send("not json")
+        await dispatcher.until(lambda: len(dispatcher.ended) == 2)
+        await evicted.wait_closed()
+    assert [(end.by_edge, end.close_code) for end in dispatcher.ended] == [(False, 0)] * 2
 
 
 async def test_pings_are_answered(peers: EdgePeers) -> None:

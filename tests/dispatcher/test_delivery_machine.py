@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cloudhub.v1.message_pb2 import Message
-from services.dispatcher.actions import Action, Fetch, LoadOn, Record, Reread, Send
+from services.dispatcher.actions import Action, Fetch, Keep, LoadOn, Record, Reread, Send
+from services.dispatcher.caution import LinkCut
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.entry import Entry, EntryState
 from services.dispatcher.outbox.ledger import Ledger
@@ -24,6 +25,7 @@ from services.dispatcher.outbox.records import (
     Accept,
     Accepted,
     Claim,
+    Cuts,
     Duplicate,
     End,
     Event,
@@ -45,7 +47,9 @@ from services.dispatcher.publication import Publication
 NODE = "edge-1"
 PATHS = ("default/configmap/a", "default/configmap/b")
 PORTION_ROWS = 1
-SETTINGS = PolicySettings(window_messages=3, window_bytes=3000, most_attempts=3, held_bytes=1500)
+SETTINGS = PolicySettings(
+    window_messages=3, window_bytes=3000, most_attempts=3, held_bytes=1500, max_cut_links=3
+)
 
 
 RARELY = st.integers(0, 4)  # 0 does it
@@ -85,6 +89,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.node = NodeRow(NODE)
         self.used_ids: dict[tuple[str, str], tuple[str, int | None]] = {}
         self.events: list[Event] = []
+        self.cuts: dict[str, Cuts] = {}
         self.queue: deque[tuple[Op, Session | None]] = deque()
         self.session: Session | None = None
         self.epoch = 0
@@ -114,7 +119,7 @@ class DeliveryMachine(RuleBasedStateMachine):
                 assert entry.body is not None
                 self.check_send(session, entry)
                 session.frames.append((action.number, Message.FromString(entry.body), entry.version))
-            elif isinstance(action, Record):
+            elif isinstance(action, (Record, Keep)):
                 self.queue.append((action.op, session))
             elif isinstance(action, Fetch):
                 session.fetches.append(action.wanted)
@@ -136,7 +141,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         )
         self.newest_sent[entry.path] = generation
         policy = session.policy
-        assert policy.in_flight <= SETTINGS.window_messages
+        assert policy.in_flight <= (1 if policy.doubtful_links else SETTINGS.window_messages)
         row = self.rows.get(entry.key)
         assert row is not None, "sent before it was durable"
         assert row.seq >= entry.seq
@@ -223,13 +228,17 @@ class DeliveryMachine(RuleBasedStateMachine):
             {NODE: self.rows},
             self.used_ids,
             portion_rows=PORTION_ROWS,
+            cuts=self.cuts,
         )
 
     def read(self, session: Session, loaded: Loaded, into: Callable[..., list[Action]]) -> None:
         entries = [Delivery.entry(row, self.now, self.wall_ms) for row in loaded.rows]
         for entry in entries:
             entry.body = None
-        actions = into(entries, loaded.last_seq, self.now, self.wall_ms, through_seq=loaded.through_seq)
+        more = {} if into == session.policy.reloaded else {"cuts": loaded.cuts}
+        actions = into(
+            entries, loaded.last_seq, self.now, self.wall_ms, through_seq=loaded.through_seq, **more
+        )
         self.perform(session, actions)
 
     @precondition(lambda self: any(isinstance(op, (Reload, Claim)) for op, _ in self.queue))
@@ -341,6 +350,15 @@ class DeliveryMachine(RuleBasedStateMachine):
             self.perform(self.session, self.session.policy.closed(self.wall_ms))
             self.session = None
 
+    @precondition(lambda self: self.session is not None and self.session.policy.in_flight > 0)
+    @rule(cut=st.sampled_from([LinkCut(1009), LinkCut(1009), LinkCut(), LinkCut(1001), LinkCut(silent=True)]))
+    def edge_ends_link(self, cut: LinkCut) -> None:
+        session = self.session
+        assert session is not None
+        self.perform(session, session.policy.cut(cut, self.now, self.wall_ms, self.now))
+        self.perform(session, session.policy.closed(self.wall_ms))
+        self.open_session(0)
+
     @rule(chance=RARELY)
     def kill_dispatcher(self, chance: int) -> None:
         """Everything in memory is gone: records not yet written, publishes not yet answered."""
@@ -449,6 +467,8 @@ class DeliveryMachine(RuleBasedStateMachine):
                 self.frame_reaches_edge("ack")
             elif session.acks:
                 self.ack_arrives(False)
+            elif not self.queue and session.policy.doubtful_links:
+                self.time_passes(30.0)
             elif not self.queue:
                 break
         assert not [row for row in self.rows.values() if row.state != RowState.SETTLED], (

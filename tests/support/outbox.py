@@ -14,6 +14,7 @@ from services.dispatcher.outbox.quotas import Quotas, Totals
 from services.dispatcher.outbox.records import (
     Accept,
     Accepted,
+    Cuts,
     Event,
     EventKind,
     NodeRow,
@@ -99,6 +100,7 @@ class MemoryOutbox:
         self.totals = Totals()
         self.nodes: dict[str, NodeRow] = {}
         self.objects: dict[str, dict[str, ObjectRow]] = {}
+        self.cuts: dict[str, Cuts] = {}
         self.bodies_held: dict[tuple[str, str], bytes] = {}
         self.events: list[tuple[int, Event]] = []
         self.away = False
@@ -147,6 +149,7 @@ class MemoryOutbox:
             {node_id: copy(row) for node_id, row in self.nodes.items()},
             {node: {key: copy(row) for key, row in rows.items()} for node, rows in self.objects.items()},
             used,
+            cuts=dict(self.cuts),
         )
 
     def _write(self, ledger: Ledger) -> None:
@@ -157,6 +160,9 @@ class MemoryOutbox:
             for key in self.objects.pop(node_id, {}):
                 self.bodies_held.pop((node_id, key), None)
             self.events = [item for item in self.events if item[1].node_id != node_id]
+            self.cuts.pop(node_id, None)
+        for node_id in ledger.changed_cuts:
+            self.cuts[node_id] = ledger.cuts[node_id]
         for node_id in ledger.changed_nodes:
             self.nodes[node_id] = copy(ledger.nodes[node_id])
         for (node_id, key), change in ledger.changed_objects.items():

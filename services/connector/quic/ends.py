@@ -8,6 +8,7 @@ from services.connector.close_codes import LinkFault
 from services.connector.transport import TransportEnd
 
 _MOST_CHARS = 200
+_MOST_CODE = 2**32 - 1  # a field of 32 bits tells of it
 _Reason = link_pb2.CloseReason
 
 
@@ -15,11 +16,16 @@ def transport_end(event: ConnectionTerminated, *, by_peer: bool) -> TransportEnd
     """What the link is told: the edge closed it, or its connection, or broke QUIC's rules, or fell silent."""
     text, code = event.reason_phrase[:_MOST_CHARS], event.error_code
     if by_peer and event.frame_type is None:
-        return TransportEnd(_Reason.CLOSE_REASON_EDGE_CLOSED, f"{code} {text}".strip())
-    if by_peer:
         return TransportEnd(
-            _Reason.CLOSE_REASON_TRANSPORT_ERROR, f"the peer closed: {code:#x} {text}".strip()
+            _Reason.CLOSE_REASON_EDGE_CLOSED,
+            f"{code} {text}".strip(),
+            by_edge=True,
+            close_code=min(code, _MOST_CODE),
         )
+    if by_peer:
+        # An error of QUIC's own: no code of the link's.
+        detail = f"the peer closed: {code:#x} {text}".strip()
+        return TransportEnd(_Reason.CLOSE_REASON_TRANSPORT_ERROR, detail, by_edge=True)
     if text == "Idle timeout":
         return TransportEnd(_Reason.CLOSE_REASON_TRANSPORT_ERROR, "nothing came within the idle timeout")
     return TransportEnd(

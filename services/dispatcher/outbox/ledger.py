@@ -11,11 +11,14 @@ from services.dispatcher.outbox.judging import Verdict, id_fault, judge
 from services.dispatcher.outbox.needs import MOST_LOADED
 from services.dispatcher.outbox.quotas import Quotas, Totals, quota_fault
 from services.dispatcher.outbox.records import (
+    NO_CUTS,
     Accept,
     Accepted,
     Attempt,
     Claim,
+    CountCut,
     CountUnacknowledged,
+    Cuts,
     Deleted,
     DeleteNode,
     Done,
@@ -24,6 +27,7 @@ from services.dispatcher.outbox.records import (
     EventKind,
     Fenced,
     ForgetNode,
+    KeepCuts,
     Loaded,
     NodeRow,
     ObjectRow,
@@ -67,6 +71,9 @@ class Ledger:
     portion_rows: int = MOST_LOADED
     # Up to where a portion of a node's pending rows goes; a node that is not here has no more of them.
     read_through: dict[str, int] = field(default_factory=dict)
+    # Of the nodes that are claimed and have any.
+    cuts: dict[str, Cuts] = field(default_factory=dict)
+    changed_cuts: set[str] = field(default_factory=set)
     changed_nodes: set[str] = field(default_factory=set)
     # Those whose revision was raised; a store does it, once all operations are applied (`revise`).
     revised_nodes: set[str] = field(default_factory=set)
@@ -95,6 +102,10 @@ class Ledger:
         if isinstance(op, Attempt):
             self._event(op.node_id, _SENT, op.at_ms, op.message_id, op.key, op.version, op.attempt, op.epoch)
             return _DONE
+        if isinstance(op, KeepCuts):
+            self.cuts[op.node_id] = op.cuts
+            self.changed_cuts.add(op.node_id)
+            return _DONE
         row = self._rows(op.node_id).get(op.key)
         if isinstance(op, Settle):
             self._settle(op, node, row)
@@ -103,6 +114,9 @@ class Ledger:
                 row.attempts = op.attempts
                 self._touch(row, op.at_ms)
                 self._row_event(row, EventKind.UNACKNOWLEDGED, op.at_ms, op.epoch, attempt=op.attempts)
+            elif isinstance(op, CountCut):
+                unacknowledged = EventKind.UNACKNOWLEDGED
+                self._row_event(row, unacknowledged, op.at_ms, op.epoch, op.reason, attempt=op.links)
             elif isinstance(op, Park):
                 if op.refused:
                     self._row_event(row, EventKind.REFUSED, op.at_ms, op.epoch, op.reason)
@@ -308,10 +322,13 @@ class Ledger:
             if row.is_answer and row.seq <= of_former:
                 self._end(row, node, "its session ended", op.at_ms, op.epoch)
         kept = [row for row in rows if not row.is_answer or row.seq > of_former]
-        return self._loaded(node, kept, through_seq)
+        cuts = NO_CUTS if op.after_seq else self.cuts.get(op.node_id, NO_CUTS)
+        return self._loaded(node, kept, through_seq, cuts)
 
     @staticmethod
-    def _loaded(node: NodeRow, rows: list[ObjectRow], through_seq: int | None) -> Loaded:
+    def _loaded(
+        node: NodeRow, rows: list[ObjectRow], through_seq: int | None, cuts: Cuts = NO_CUTS
+    ) -> Loaded:
         """A snapshot: operations that follow in the same batch must not show in it."""
         return Loaded(
             node.node_id,
@@ -319,6 +336,7 @@ class Ledger:
             [snapshot(row) for row in rows],
             through_seq=through_seq,
             pending=node.pending_rows,
+            cuts=cuts,
         )
 
     def _portion(self, node_id: str, after_seq: int) -> tuple[list[ObjectRow], int | None]:
@@ -351,6 +369,8 @@ class Ledger:
         self.removed_objects = {key for key in self.removed_objects if key[0] != node_id}
         self.events = [event for event in self.events if event.node_id != node_id]
         self.wiped_nodes.add(node_id)
+        self.cuts.pop(node_id, None)
+        self.changed_cuts.discard(node_id)
         if not came_again:
             self.changed_nodes.discard(node_id)
             del self.nodes[node_id]

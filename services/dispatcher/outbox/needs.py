@@ -9,6 +9,7 @@ from services.dispatcher.outbox.records import (
     DeleteNode,
     Event,
     ForgetNode,
+    KeepCuts,
     Op,
     Reload,
 )
@@ -29,6 +30,7 @@ class Needs:
     message_ids: set[tuple[str, str]]
     pending_of: set[str]  # all of their pending rows
     portions: dict[str, int] = field(default_factory=dict)  # of these the next ones above a seq
+    cuts_of: set[str] = field(default_factory=set)
 
     @property
     def portion_rows(self) -> int:
@@ -52,6 +54,8 @@ def needs_of(ops: list[Op]) -> Needs:
                 needs.message_ids.add((op.node_id, publication.message.id))
         elif isinstance(op, (Claim, Reload)):
             needs.portions[op.node_id] = min(op.after_seq, needs.portions.get(op.node_id, op.after_seq))
-        elif not isinstance(op, (Attempt, DeleteNode, ForgetNode)):
+            if isinstance(op, Claim) and not op.after_seq:
+                needs.cuts_of.add(op.node_id)
+        elif not isinstance(op, (Attempt, KeepCuts, DeleteNode, ForgetNode)):
             needs.objects.add((op.node_id, op.key))
     return needs

@@ -82,6 +82,23 @@ class ObjectRow(msgspec.Struct, gc=False):
     body: bytes | None = None  # the encoded message, only in rows just accepted
 
 
+class Cuts(NamedTuple):
+    """How often in a row the edge of a node ended its link with a message unanswered
+    (`services.dispatcher.caution`)."""
+
+    seq: int = 0
+    """The first unanswered message when the last link was ended; 0 if it is not known any more."""
+    through_seq: int = 0
+    """The last message that was in flight with it: up to here they are doubtful."""
+    links: int = 0
+    """How many links in a row were ended so."""
+    parked: int = 0
+    """Messages parked for it since the node last acknowledged one."""
+
+
+NO_CUTS = Cuts()
+
+
 # What copy.copy calls after a search for it that takes three times as long.
 _copy: Callable[[ObjectRow], ObjectRow] = attrgetter("__copy__")(ObjectRow)
 
@@ -189,6 +206,28 @@ class CountUnacknowledged(NamedTuple):
     at_ms: int
 
 
+class CountCut(NamedTuple):
+    """The edge ended the link while this message was the first unanswered one, for the `links`th time in a
+    row."""
+
+    node_id: str
+    epoch: int
+    key: str
+    seq: int
+    message_id: str
+    links: int
+    reason: str
+    at_ms: int
+
+
+class KeepCuts(NamedTuple):
+    """Remember this of the node's links."""
+
+    node_id: str
+    epoch: int
+    cuts: Cuts
+
+
 class Park(NamedTuple):
     """Give the message up until a newer version, an equal publish, Redeliver or expiry. `cause` is the label
     of the metric, unless the edge `refused` it."""
@@ -257,7 +296,7 @@ class ForgetNode(NamedTuple):
     through_epoch: int
 
 
-OwnedOp = Settle | Attempt | CountUnacknowledged | Park | End
+OwnedOp = Settle | Attempt | CountUnacknowledged | CountCut | KeepCuts | Park | End
 Op = Accept | OwnedOp | Claim | Reload | Event | DeleteNode | ForgetNode
 
 
@@ -297,7 +336,8 @@ class Fenced:
 class Loaded:
     """What is pending for a node in the order of seq (without bodies), and its last seq.
 
-    With a `through_seq` that is all up to there, and there may be more. `pending` counts all.
+    With a `through_seq` that is all up to there, and there may be more. `pending` counts all. The answer to a
+    first claim has what is known of the node's `cuts`.
     """
 
     node_id: str
@@ -306,6 +346,7 @@ class Loaded:
     fenced: bool = False
     through_seq: int | None = None
     pending: int = 0
+    cuts: Cuts = NO_CUTS
 
 
 class Withheld(NamedTuple):

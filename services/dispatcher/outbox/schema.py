@@ -83,6 +83,17 @@ Index("delivery_pending", delivery.c.node_id, delivery.c.seq, sqlite_where=text(
 _expiring = text("expires_at_ms <> 0")
 Index("delivery_expiring", delivery.c.expires_at_ms, sqlite_where=_expiring, postgresql_where=_expiring)
 
+# Nodes whose edge ended link after link with a message unanswered; gone once nothing is doubtful any more.
+link_cuts = Table(
+    "link_cuts",
+    metadata,
+    Column("node_id", exact_text(253), primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("through_seq", BigInteger, nullable=False),
+    Column("links", Integer, nullable=False),
+    Column("parked", Integer, nullable=False),
+)
+
 # Append-only history with bounded retention. `event_id` grows with time within a node (`event_ids`).
 delivery_event = Table(
     "delivery_event",

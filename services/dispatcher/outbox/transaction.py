@@ -26,7 +26,7 @@ from services.dispatcher.outbox.known_rows import Known
 from services.dispatcher.outbox.ledger import Change, Ledger
 from services.dispatcher.outbox.needs import Needs, needs_of
 from services.dispatcher.outbox.quotas import Quotas, Totals
-from services.dispatcher.outbox.records import NodeRow, ObjectRow, Op, Result
+from services.dispatcher.outbox.records import NO_CUTS, Cuts, NodeRow, ObjectRow, Op, Result
 from services.dispatcher.outbox.rows import (
     cleared_values,
     event_values,
@@ -36,7 +36,7 @@ from services.dispatcher.outbox.rows import (
     object_values,
     version_number,
 )
-from services.dispatcher.outbox.schema import delivery, delivery_event, node
+from services.dispatcher.outbox.schema import delivery, delivery_event, link_cuts, node
 from services.runtime.array_text import array_text
 from services.runtime.rowsets import RowQuery, given_columns
 from services.runtime.statements import delete_rows, insert_rows, update_rows
@@ -56,6 +56,10 @@ _clear_delivery = update_rows(delivery, _KEYS, _CLEARED, cleared=["message"])
 _delete_delivery = delete_rows(delivery, _KEYS)
 _wipe_delivery = delete_rows(delivery, ["node_id"])
 _wipe_events = delete_rows(delivery_event, ["node_id"])
+_delete_cuts = delete_rows(link_cuts, ["node_id"])
+_upsert_cuts = insert_rows(
+    link_cuts, overwrite=[column.name for column in link_cuts.c if column.name != "node_id"]
+)
 _insert_event = insert_rows(delivery_event)
 
 
@@ -122,6 +126,10 @@ _nodes_by_id_locked = RowQuery(
         .order_by(node.c.node_id)
         .with_for_update(of=node)
     ),
+)
+_cuts_by_node = RowQuery(
+    ["node_id"],
+    lambda wanted: select(link_cuts).join_from(wanted, link_cuts, link_cuts.c.node_id == wanted.c.node_id),
 )
 _accepted_by_id = RowQuery(
     ["node_id", "message_id"],
@@ -224,11 +232,15 @@ def load_ledger(connection: Connection, needs: Needs, quotas: Quotas, totals: To
         if node_id in nodes and nodes[node_id].pending_rows
     }
     read_through = _load_portions(connection, portions, needs.portion_rows, objects) if portions else {}
+    cuts: dict[str, Cuts] = {}
+    if needs.cuts_of:
+        for row in _cuts_by_node.execute(connection, [(node_id,) for node_id in sorted(needs.cuts_of)]):
+            cuts[row[0]] = Cuts(*map(int, row[1:5]))
     used_ids: dict[tuple[str, str], tuple[str, int | None]] = {}
     if needs.message_ids:
         for row in _accepted_by_id.execute(connection, sorted(needs.message_ids)):
             used_ids[row[0], row[1]] = (row[2], version_number(row[3]))
-    return Ledger(quotas, totals, nodes, objects, used_ids, fresh, needs.portion_rows, read_through)
+    return Ledger(quotas, totals, nodes, objects, used_ids, fresh, needs.portion_rows, read_through, cuts)
 
 
 def _load_portions(
@@ -256,6 +268,10 @@ def write_ledger(connection: Connection, ledger: Ledger, event_ids: EventIds, kn
     wiped = [(node_id,) for node_id in sorted(ledger.wiped_nodes)]
     _wipe_delivery.execute(connection, wiped)
     _wipe_events.execute(connection, wiped)
+    kept = {node_id: ledger.cuts[node_id] for node_id in sorted(ledger.changed_cuts)}
+    over = ledger.wiped_nodes | {node_id for node_id, cuts in kept.items() if cuts == NO_CUTS}
+    _delete_cuts.execute(connection, [(node_id,) for node_id in sorted(over)])
+    _upsert_cuts.execute(connection, [(node_id, *cuts) for node_id, cuts in kept.items() if cuts != NO_CUTS])
     _upsert_node.execute(
         connection, [node_values(ledger.nodes[name]) for name in sorted(ledger.changed_nodes)]
     )

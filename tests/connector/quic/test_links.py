@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 
 from cloudhub.v1 import link_pb2, message_pb2
 from cloudhub.v1.edge_pb2 import EdgeMessage, EdgeRouter
@@ -442,6 +443,23 @@ async def test_draining_closes_links_with_1012(
         async with quic_peers.connection(quic_peers.issued("edge-2")) as late:
             late.ask("edge-2")
             assert json.loads((await late.answer()).content)["status"] == 503
+
+
+@pytest.mark.parametrize("code", [1009, 1001, 2**40])
+async def test_how_the_edge_closed_is_told_to_the_dispatcher(
+    quic_peers: QuicPeers, dispatcher: LinkDispatcher, code: int
+) -> None:
+    """C42: a code of any size; an error of QUIC's own is none of the link's."""
+    async with quic_peers.link() as peer:
+        peer._quic.close(error_code=code, reason_phrase="told")
+        peer.transmit()
+        await dispatcher.until(lambda: dispatcher.ended)
+    async with quic_peers.link() as peer:
+        peer._quic.close(QuicErrorCode.INTERNAL_ERROR, QuicFrameType.PADDING, "broken")
+        peer.transmit()
+        await dispatcher.until(lambda: len(dispatcher.ended) == 2)
+    ends = [(end.by_edge, end.close_code) for end in dispatcher.ended]
+    assert ends == [(True, min(code, 2**32 - 1)), (True, 0)]
 
 
 @pytest.mark.no_cover

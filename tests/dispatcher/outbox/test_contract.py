@@ -22,7 +22,9 @@ from services.dispatcher.outbox.records import (
     Accepted,
     Attempt,
     Claim,
+    CountCut,
     CountUnacknowledged,
+    Cuts,
     Deleted,
     DeleteNode,
     Done,
@@ -32,6 +34,7 @@ from services.dispatcher.outbox.records import (
     EventKind,
     Fenced,
     ForgetNode,
+    KeepCuts,
     Loaded,
     ObjectRow,
     Op,
@@ -386,8 +389,47 @@ def owned_ops(row: ObjectRow, epoch: int) -> list[Op]:
         Settle(NODE, epoch, row.key, row.seq, row.version, row.message_id, NOW_MS),
         Attempt(NODE, epoch, row.key, row.message_id, row.version, 1, NOW_MS),
         CountUnacknowledged(NODE, epoch, row.key, row.seq, row.message_id, 3, NOW_MS),
+        CountCut(NODE, epoch, row.key, row.seq, row.message_id, 2, "cut", NOW_MS),
+        KeepCuts(NODE, epoch, Cuts(row.seq, row.seq, 2, 0)),
         Park(NODE, epoch, row.key, row.seq, row.message_id, "why", NOW_MS),
         End(NODE, epoch, row.key, row.seq, row.message_id, "why", NOW_MS),
+    ]
+
+
+async def test_what_is_known_of_a_nodes_cut_links_goes_with_its_next_owner(outbox: Outbox) -> None:
+    """C42: the count survives sessions; it goes once nothing is doubtful, and with the node."""
+    cuts = Cuts(3, 2**40, 4, 1)
+    other = Cuts(1, 2, 3, 4)
+    assert (await claim(outbox, 5)).cuts == Cuts()
+    await commit(
+        outbox, KeepCuts(NODE, 5, Cuts(1, 1, 1, 0)), KeepCuts(NODE, 5, cuts), Claim(OTHER, 5, NOW_MS)
+    )
+    await commit(outbox, KeepCuts(OTHER, 5, other))
+    assert (await claim(outbox, 6)).cuts == cuts
+    assert (await claim(outbox, 7)).cuts == cuts
+    await commit(outbox, KeepCuts(NODE, 7, Cuts()))
+    assert (await claim(outbox, 8)).cuts == Cuts()
+    await commit(outbox, KeepCuts(NODE, 8, cuts))
+    await commit(outbox, DeleteNode(NODE, 8))
+    assert (await claim(outbox, 9)).cuts == Cuts()
+    again = (await outbox.commit([Claim(OTHER, 6, NOW_MS)]))[0]
+    assert isinstance(again, Loaded)
+    assert again.cuts == other
+
+
+async def test_a_counted_cut_is_a_line_of_the_messages_history(outbox: Outbox) -> None:
+    """C42."""
+    (row,) = await accepted(outbox, accept(publication(1, message_id="m1")))
+    await claim(outbox, 5)
+    await commit(
+        outbox,
+        CountCut(NODE, 5, row.key, row.seq, "m1", 2, "ended without a close frame", NOW_MS + 1),
+        CountCut(NODE, 5, row.key, row.seq + 1, "m1", 3, "of another seq", NOW_MS + 1),
+    )
+    lines = await outbox.history(NODE, "m1", "", 10)
+    assert [(line.kind, line.attempt, line.reason) for line in lines] == [
+        (EventKind.ACCEPTED, 0, ""),
+        (EventKind.UNACKNOWLEDGED, 2, "ended without a close frame"),
     ]
 
 
@@ -397,7 +439,7 @@ async def test_records_under_another_epoch_change_nothing(outbox: Outbox, epoch:
     (row,) = await accepted(outbox, accept(publication(1, message_id="m1")))
     await claim(outbox, 7)
     before = await outbox.find(NODE, "", PATH)
-    assert await commit(outbox, *owned_ops(row, epoch)) == [Fenced()] * 5
+    assert await commit(outbox, *owned_ops(row, epoch)) == [Fenced()] * 7
     assert await outbox.find(NODE, "", PATH) == before
     assert await kinds(outbox, "m1") == [EventKind.ACCEPTED]
 
