@@ -15,8 +15,8 @@ from fuzz.mutations import ODD_TEXTS, mutated
 from fuzz.target import Check
 from services.enrolment.authority import RenewedAuthority
 from services.enrolment.handler import Handler
-from services.enrolment.http import Answer, Exchange, Request
 from services.runtime.clock import SystemClock
+from services.runtime.http import Answer, Exchange, Request
 from services.runtime.tracing import Tracing
 from tests.support.certs import TestAuthority
 from tests.support.enrolment import request_for
@@ -40,7 +40,7 @@ def enrolment_requests() -> SearchStrategy[bytes]:
     """What a client may send over an established connection."""
     whole = st.builds(
         _whole,
-        st.sampled_from(("GET", "GET", "GET", "POST", "PRI")),
+        st.sampled_from(("GET", "GET", "GET", "HEAD", "OPTIONS", "CONNECT", "POST", "PRI")),
         st.sampled_from(("/edge.crt", "/edge.crt", "/ca.crt", "/", "/edge.crt?x", "*")),
         st.sampled_from(_NODES),
         st.sampled_from(_TOKENS),

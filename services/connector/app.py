@@ -244,7 +244,9 @@ async def running_app(
     endpoint: MetricsEndpoint | None = None
     clean = False
     try:
-        endpoint = MetricsEndpoint(settings.metrics_listen, app.metrics.registry)
+        endpoint = await MetricsEndpoint.serving(
+            settings.metrics_listen, app.metrics.registry, app.metrics.grpc.cut
+        )
         async with asyncio.TaskGroup() as group:
             await app.start(group)
             yield app
@@ -254,5 +256,5 @@ async def running_app(
         if not clean:
             await app.abandon()
         if endpoint:
-            endpoint.close()
+            await endpoint.close()
         tracing.close()

@@ -254,7 +254,7 @@ async def running_app(
         add_PeerServiceServicer_to_server(
             PeerServicer(delivery, upstream, peers, peer_metrics, tracing), server.grpc_server
         )
-        endpoint = MetricsEndpoint(settings.metrics_listen, registry)
+        endpoint = await MetricsEndpoint.serving(settings.metrics_listen, registry, metrics.grpc.cut)
         try:
             await server.start()
             peers.own.address = settings.advertise or advertised_address(server.address)
@@ -330,7 +330,7 @@ async def running_app(
                     await _within(2.0, upstream.uploads.release(), sessions.release())
                     _log.info("dispatcher.stopped")
         finally:
-            endpoint.close()
+            await endpoint.close()
             await channel.close()
     finally:
         await store.close()

@@ -159,7 +159,9 @@ async def running_app(
     endpoint: MetricsEndpoint | None = None
     clean = False
     try:
-        endpoint = MetricsEndpoint(settings.metrics_listen, app.metrics.registry)
+        endpoint = await MetricsEndpoint.serving(
+            settings.metrics_listen, app.metrics.registry, app.metrics.grpc.cut
+        )
         async with asyncio.TaskGroup() as group:
             await app.start(group)
             yield app
@@ -169,7 +171,7 @@ async def running_app(
         if not clean:
             await app.close()
         if endpoint:
-            endpoint.close()
+            await endpoint.close()
         await asyncio.to_thread(tracing.close)
 
 

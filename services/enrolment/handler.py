@@ -15,7 +15,6 @@ from opentelemetry.trace.status import Status, StatusCode
 
 from cloudhub.v1 import enrolment_pb2 as pb
 from services.enrolment.authority import RenewedAuthority, sign, validity_of
-from services.enrolment.http import Answer, Request, refused
 from services.enrolment.signing_request import (
     MOST_NODE_ID_CHARS,
     NAME_PREFIX,
@@ -25,6 +24,7 @@ from services.enrolment.signing_request import (
 )
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError
+from services.runtime.http import Answer, Request, refused
 from services.runtime.names import check_node_id
 from services.runtime.tracing import Tracing, traceparent_of
 

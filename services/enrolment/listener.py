@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from services.enrolment.authority import RenewedContext
-from services.enrolment.http import Answer, Exchange, Request, refused
 from services.enrolment.metrics import EnrolmentMetrics
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError
+from services.runtime.http import Answer, Exchange, Request, refused
 from services.runtime.listening import tcp_listener
 from services.runtime.logs import get_log
 from services.runtime.rate_limit import RateLimit, network_of

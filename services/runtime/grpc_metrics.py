@@ -27,6 +27,12 @@ class GrpcMetrics:
             ["reason"],
             registry=registry,
         )
+        self.cut = Counter(
+            f"cloudhub_{service}_port_connections_cut",
+            "Connections to the metrics and the probe port that were cut",
+            ["port", "reason"],
+            registry=registry,
+        )
         self._expiry = Gauge(
             f"cloudhub_{service}_certificate_expiry_timestamp_seconds",
             "When the certificate in use expires",

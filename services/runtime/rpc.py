@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -20,6 +20,7 @@ from services.runtime.clock import Clock, SystemClock
 from services.runtime.errors import StartupError
 from services.runtime.grpc_metrics import GrpcMetrics
 from services.runtime.interceptor import CallInterceptor
+from services.runtime.probe_port import ProbePort
 from services.runtime.renewed_channel import RenewedChannel
 from services.runtime.secure_port import SecurePort
 from services.runtime.security import PLAINTEXT_LOOPBACK, SERVICE_NAME, Security
@@ -45,8 +46,6 @@ NO_ANSWER = frozenset(
 """What a call of another service ends with that may do better later: no answer, never a verdict."""
 # The name whose health says that the process works, whatever it waits for: what a supervisor restarts it by.
 LIVE = "live"
-_MOST_PROBES = 64
-_MOST_PROBE_BYTES = 4096
 
 _KEEPALIVE: list[tuple[str, int]] = [
     ("grpc.keepalive_time_ms", 10_000),
@@ -82,17 +81,6 @@ def error_info(error: grpc.aio.AioRpcError) -> tuple[str, dict[str, str]]:
         if detail.Unpack(info):
             return str(info.reason), dict(info.metadata)
     return str(error.code().name), {}
-
-
-class _Probes(health_pb2_grpc.HealthServicer):  # type: ignore[misc,unused-ignore]
-    """Check alone: a Watch lasts as long as its caller likes, and whoever reaches the port may call."""
-
-    def __init__(self, health_servicer: health.aio.HealthServicer) -> None:
-        self._health = health_servicer
-
-    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:
-        """See health.proto of gRPC."""
-        return await self._health.Check(request, context)
 
 
 class RpcServer:
@@ -131,8 +119,8 @@ class RpcServer:
         )
         self.port = 0
         self._probes = probes
-        self._probe_server: grpc.aio.Server | None = None
-        self.probe_port = 0
+        self._cut = metrics.cut if metrics else None
+        self._probe_port: ProbePort | None = None
 
     async def start(self) -> None:
         """Binds and serves; StartupError if the address cannot be had."""
@@ -163,21 +151,8 @@ class RpcServer:
         if self.secure_port is not None:
             await self.secure_port.start()
         if self._probes is not None:
-            await self._start_probes(self._probes)
-
-    async def _start_probes(self, listen: str) -> None:
-        await self._check_listen(listen)
-        server = grpc.aio.server(
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MOST_PROBE_BYTES)],
-            maximum_concurrent_rpcs=_MOST_PROBES,
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(_Probes(self._health), server)
-        try:
-            self.probe_port = server.add_insecure_port(listen)
-        except RuntimeError as error:
-            raise StartupError(f"cannot listen on {listen} for health checks: {error}") from error
-        await server.start()
-        self._probe_server = server
+            self._probe_port = ProbePort(self._probes, self._health, self._cut)
+            await self._probe_port.start()
 
     @staticmethod
     async def _check_listen(listen: str) -> None:
@@ -193,6 +168,11 @@ class RpcServer:
                     trial.bind(address)
         except OSError as error:
             raise StartupError(f"cannot listen on {listen}: {error.strerror or error}") from error
+
+    @property
+    def probe_port(self) -> int:
+        """The port for probes; 0 if there is none."""
+        return self._probe_port.port if self._probe_port else 0
 
     @property
     def address(self) -> str:
@@ -216,9 +196,9 @@ class RpcServer:
         await self.grpc_server.stop(grace_seconds)
         if self.secure_port is not None:
             await self.secure_port.close()
-        if self._probe_server is not None:
+        if self._probe_port is not None:
             # Last, so that until then the probes hear NOT_SERVING.
-            await self._probe_server.stop(0)
+            await self._probe_port.stop()
 
 
 _CHANNEL_OPTIONS = [

@@ -116,7 +116,9 @@ class SessionsApp:
         )
         grpc_server = self._server.grpc_server
         sessions_pb2_grpc.add_SessionsServiceServicer_to_server(servicer, grpc_server)
-        self._endpoint = MetricsEndpoint(settings.metrics_listen, self.metrics.registry)
+        self._endpoint = await MetricsEndpoint.serving(
+            settings.metrics_listen, self.metrics.registry, self.metrics.grpc.cut
+        )
         self.reaper = Reaper(
             registry,
             self.notices,
@@ -163,7 +165,7 @@ class SessionsApp:
         self.notices.close()
         await self._server.stop(self._settings.shutdown_seconds)
         if self._endpoint:
-            await asyncio.to_thread(self._endpoint.close)
+            await self._endpoint.close()
         if self._tracing:
             await asyncio.to_thread(self._tracing.close)
         if self._serves:

@@ -152,3 +152,11 @@ async def test_a_node_name_that_is_none_is_400(shared: EnrolledHub, node_id: str
 async def test_other_paths_and_methods_are_refused(shared: EnrolledHub) -> None:
     assert (await shared.get("/")).status == 404
     assert (await shared.get("/ca.crt", method="POST", body=b"x")).status == 405
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "CONNECT", "TRACE"])
+async def test_no_method_ends_the_service(shared: EnrolledHub, method: str) -> None:
+    """Invariant 10: an answer to HEAD has no body; one that had would end the listener, and the process."""
+    answer = await shared.get("/ca.crt", method=method)
+    assert answer.status == 405
+    assert (await shared.get("/ca.crt")).status == 200

@@ -1,5 +1,6 @@
-"""One HTTP/1.1 request of a connection, read whole, and its answer. The protocol is h11's; no request is kept
-alive: enrolment is two requests in a node's life, and then one in months."""
+"""One HTTP/1.1 request of a connection, read whole, and its answer. The protocol is h11's; no connection is
+kept alive: enrolment is two requests in a node's life, and then one in months; metrics are scraped now and
+then."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ class Request:
     path: str
     headers: tuple[tuple[str, str], ...] = field(repr=False)
     body: bytes = field(repr=False, default=b"")
+    query: str = ""
 
     def header(self, name: str) -> str | None:
         """The value of a header; None if it is not there, or there twice."""
@@ -80,11 +82,13 @@ class Exchange:
                     return refused(413, "body_too_large", f"a body has at most {MOST_BODY_BYTES} bytes")
             elif isinstance(event, h11.EndOfMessage) and self._head:
                 head = self._head
+                path, _, query = head.target.decode("ascii", "replace").partition("?")
                 return Request(
                     head.method.decode("ascii"),
-                    head.target.decode("ascii", "replace").partition("?")[0],
+                    path,
                     tuple((key.decode("ascii"), value.decode("latin-1")) for key, value in head.headers),
                     bytes(self._body),
+                    query,
                 )
             else:
                 return refused(400, "http_malformed", "the request ended in its middle")
@@ -113,7 +117,7 @@ class Exchange:
             # After a request that h11 could not read.
             connection = h11.Connection(h11.SERVER)
         response = h11.Response(status_code=answer.status, headers=headers, reason=phrase.encode())
-        return b"".join(
-            connection.send(event) or b""
-            for event in (response, h11.Data(data=answer.body), h11.EndOfMessage())
-        )
+        # An answer to HEAD has the length of a body and none (RFC 9110, 9.3.2).
+        is_head = self._head is not None and self._head.method == b"HEAD"
+        body = () if is_head else (h11.Data(data=answer.body),)
+        return b"".join(connection.send(event) or b"" for event in (response, *body, h11.EndOfMessage()))

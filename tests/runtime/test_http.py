@@ -1,9 +1,9 @@
-"""Requests whole, in pieces and broken: `services.enrolment.http`."""
+"""Requests whole, in pieces and broken: `services.runtime.http`."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.enrolment.http import MOST_BODY_BYTES, Answer, Exchange, Request, refused
+from services.runtime.http import MOST_BODY_BYTES, Answer, Exchange, Request, refused
 
 GOOD = b"GET /edge.crt?x=1 HTTP/1.1\r\nHost: hub\r\nNodeName: edge-1\r\nContent-Length: 4\r\n\r\nbody"
 
@@ -72,3 +72,20 @@ def test_any_bytes_give_an_answer_that_can_be_written(data: bytes) -> None:
     assert found is not None
     answer = found if isinstance(found, Answer) else refused(404, "path", "no")
     assert exchange.answer(answer).startswith(b"HTTP/1.1 4")
+
+
+def test_an_answer_to_head_has_the_length_of_a_body_and_none() -> None:
+    """RFC 9110, 9.3.2: what a stranger asks with must not be what the server fails by."""
+    exchange = Exchange()
+    found = exchange.receive(b"HEAD /ca.crt HTTP/1.1\r\nHost: hub\r\n\r\n")
+    assert isinstance(found, Request)
+    answer = exchange.answer(refused(405, "method", "use GET"))
+    assert answer.startswith(b"HTTP/1.1 405 ")
+    assert b"Content-Length: 8\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_a_query_is_apart_from_the_path() -> None:
+    found = after(b"GET /metrics?name[]=up HTTP/1.1\r\nHost: hub\r\n\r\n")
+    assert isinstance(found, Request)
+    assert (found.path, found.query) == ("/metrics", "name[]=up")
