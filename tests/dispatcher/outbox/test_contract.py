@@ -265,7 +265,7 @@ async def test_a_row_the_database_refuses_costs_others_few_transactions(
     open_outbox: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C44: of 256 publishes one is refused; the others do not wait for 255 transactions."""
-    outbox = await open_outbox()
+    outbox = await open_outbox(Quotas(unknown_node_rows=1000))
     await refuse_key(outbox.store, "bad")
     writes = 0
     write = outbox.store.write
