@@ -77,6 +77,7 @@ class ConnectorApp:
             edge_tls,
             settings.connection_limits(),
             settings.openings_most,
+            settings.max_waiting_connections,
             self.links,
             self.metrics,
         )

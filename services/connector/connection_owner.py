@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Any, Protocol
 
 from services.connector.admission import HttpRefusal
 from services.connector.connections import ConnectionLimits, HostedConnection, Phase
@@ -10,9 +10,12 @@ from services.connector.metrics import ConnectorMetrics
 from services.connector.transport import LinkRequest
 from services.runtime.failure_log import FailureLog
 from services.runtime.logs import get_log
+from services.runtime.openings import PATIENCE_SECONDS, OpeningLimits, Openings
 
 _log = get_log("connector.listener")
-HURRIED = 1 / 3
+# Of the time for an opening, what each of its steps may take while others wait for room: a narrow wire needs
+# all of it, and whoever lets connections stand must not keep others out for as long.
+_HURRIED = 1 / 3
 
 
 class Gate(Protocol):
@@ -26,9 +29,8 @@ class Gate(Protocol):
 class ConnectionOwner(ABC):
     """Implements `connections.ConnectionHost`, but for what one transport alone needs.
 
-    At most `openings_most` connections have an answer to their request before them; `room` is set while
-    there may be one more. While others wait for room an opening has only `HURRIED` of its time: a narrow wire
-    needs all of it, and whoever lets connections stand must not keep others out for as long.
+    At most `openings_most` connections have an answer to their request before them; at most `max_waiting`
+    more have sent nothing, wait for their turn, or are being closed. `runtime.openings` says who gives way.
     """
 
     def __init__(
@@ -36,38 +38,46 @@ class ConnectionOwner(ABC):
         transport: str,
         limits: ConnectionLimits,
         openings_most: int,
+        max_waiting: int,
         gate: Gate,
         metrics: ConnectorMetrics,
     ) -> None:
         self.limits = limits
-        self.room = asyncio.Event()
-        self.room.set()
+        hurried = _HURRIED * limits.opening_timeout
+        self._max_waiting = max_waiting
+        self._openings: Openings[Any] = Openings(
+            OpeningLimits(openings_most, max_waiting, min(PATIENCE_SECONDS, hurried), hurried)
+        )
         self._transport = transport
         self._gate = gate
         self._metrics = metrics
-        self._openings_most = openings_most
-        self._connections: set[HostedConnection] = set()
-        self._opening: dict[HostedConnection, float] = {}  # since when, the oldest first
+        self._connections: dict[HostedConnection, str] = {}  # and their networks
         self._failures = FailureLog(_log, "handshake.failed")
         self._none_left = asyncio.Event()
         self._none_left.set()
+        metrics.connections.labels(transport).set_function(lambda: self.connections)
+        metrics.openings.labels(transport).set_function(lambda: self.openings)
+        metrics.waiting.labels(transport).set_function(lambda: self._openings.waiting)
 
     @property
     def connections(self) -> int:
-        """How many connections there are, refused and closing ones included."""
+        """How many connections there are, refused and closing ones included; not those whose turn has not
+        come."""
         return len(self._connections)
 
     @property
     def openings(self) -> int:
         """Of these, how many wait for the answer to their request."""
-        return len(self._opening)
+        return self._openings.at_work
 
-    def adopt(self, connection: HostedConnection) -> None:
+    def adopt(self, connection: HostedConnection, network: str) -> None:
         """A new connection, whose opening begins."""
-        self._connections.add(connection)
-        self._opening[connection] = asyncio.get_running_loop().time()
+        self._connections[connection] = network
         self._none_left.clear()
-        self._count()
+
+    @abstractmethod
+    def room_found(self) -> None:
+        """An opening has ended: another one may begin."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -83,49 +93,37 @@ class ConnectionOwner(ABC):
         await self.wait_closed()
         self._failures.close()
 
-    def hurry(self, now: float) -> float | None:
-        """Somebody waits for room: cuts the opening that has had its share of time, or says in how many
-        seconds one will have; None if there is none to cut (those whose request is whole wait for a verdict,
-        which has a time of its own)."""
-        limit = HURRIED * self.limits.opening_timeout
-        oldest = next((one for one in self._opening if one.phase in (Phase.HANDSHAKE, Phase.REQUEST)), None)
-        if oldest is None:
-            return None
-        left = self._opening[oldest] + limit - now
-        if left <= 0:
-            oldest.out_of_time(limit)
-        return max(left, 0.0)
-
     async def wait_closed(self) -> None:
         """Returns when no connection is left."""
         await self._none_left.wait()
 
-    def _count(self) -> None:
-        self._metrics.connections.labels(self._transport).set(len(self._connections))
-        self._metrics.openings.labels(self._transport).set(len(self._opening))
-        if len(self._opening) < self._openings_most:
-            self.room.set()
-        else:
-            self.room.clear()
-
     # What connections tell: connections.ConnectionHost.
 
+    def progressed(self, connection: HostedConnection) -> None:
+        self._openings.progressed(connection, asyncio.get_running_loop().time())
+
     def requested(self, connection: HostedConnection, request: LinkRequest) -> None:
+        self._openings.decide(connection, asyncio.get_running_loop().time())
         self._gate.requested(connection, request)
 
     def opened(self, connection: HostedConnection) -> None:
-        self._opening.pop(connection, None)
-        self._count()
+        self._openings.end(connection)
+        self.room_found()
+
+    def closing(self, connection: HostedConnection) -> None:
+        network = self._connections.get(connection)
+        if network is not None:
+            self._openings.linger(connection, network, asyncio.get_running_loop().time())
+            self.room_found()
 
     def handshake_failed(self, connection: HostedConnection, reason: str, detail: str) -> None:
+        phase = "tls" if connection.phase is Phase.HANDSHAKE else "request"
+        self.opening_failed(connection.peer_address, reason, detail, phase)
+
+    def opening_failed(self, peer: str, reason: str, detail: str, phase: str) -> None:
+        """Counts and tells an opening that came to nothing before there was anything to answer."""
         self._metrics.handshake_failures.labels(self._transport, reason).inc()
-        self._failures.add(
-            reason,
-            peer=connection.peer_address,
-            transport=self._transport,
-            detail=detail,
-            phase="tls" if connection.phase is Phase.HANDSHAKE else "request",
-        )
+        self._failures.add(reason, peer=peer, transport=self._transport, detail=detail, phase=phase)
 
     def refused(self, connection: HostedConnection, refusal: HttpRefusal) -> None:
         self._metrics.refusals.labels(self._transport, str(refusal.status), refusal.reason).inc()
@@ -139,7 +137,8 @@ class ConnectionOwner(ABC):
         )
 
     def gone(self, connection: HostedConnection) -> None:
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
+        self._openings.end(connection)
         if not self._connections:
             self._none_left.set()
-        self.opened(connection)
+        self.room_found()

@@ -42,6 +42,10 @@ def opening_timeout(phase: Phase, seconds: float) -> tuple[str, str]:
     return reason, f"not finished within {seconds:g} s"
 
 
+CROWDED_OUT = ("crowded_out", "others had to get in")
+"""Of an opening that gave way: the metric label, and what happened in words."""
+
+
 def shown_address(peer: tuple[Any, ...]) -> str:
     """HOST:PORT of a socket's address, for people."""
     host, port = peer[0], peer[1]
@@ -53,8 +57,8 @@ class HostedConnection(EdgeTransport, Protocol):
 
     phase: Phase
 
-    def out_of_time(self, seconds: float) -> None:
-        """Cuts an opening that is not finished within so long."""
+    def crowded_out(self) -> None:
+        """It has to give way to others, and is cut."""
         ...
 
     def start(self, handler: LinkHandler) -> None:
@@ -75,8 +79,16 @@ class ConnectionHost(Protocol):
         """A peer asks for a link. Answered by `start` and `accept`, or by `refuse`, now or later."""
         ...
 
+    def progressed(self, connection: "HostedConnection") -> None:
+        """The peer has shown a good certificate; its request is next."""
+        ...
+
     def opened(self, connection: "HostedConnection") -> None:
-        """The opening is over: admitted or refused."""
+        """The opening is over: admitted."""
+        ...
+
+    def closing(self, connection: "HostedConnection") -> None:
+        """The opening has failed, or the link is over: all that is left is to close the connection."""
         ...
 
     def handshake_failed(self, connection: "HostedConnection", reason: str, detail: str) -> None:

@@ -1,25 +1,31 @@
 """Accepts TCP connections of edges."""
 
 import asyncio
-import contextlib
 import socket
 import ssl
 
 from services.connector.connection_owner import ConnectionOwner, Gate
-from services.connector.connections import ConnectionLimits
+from services.connector.connections import ConnectionLimits, shown_address
 from services.connector.metrics import ConnectorMetrics
 from services.connector.tls import EdgeTls
 from services.connector.websocket import EdgeConnection
+from services.runtime.acceptor import Accepted, Acceptor
 from services.runtime.listening import tcp_listener
 
 _BACKLOG = 4096
 # One link's share of the operating system's send buffer; Linux doubles it for its own bookkeeping.
 _SEND_BUFFER_BYTES = 64 * 1024
+_WHY = {
+    "crowded": "there was no room for one more of its network",
+    "crowded_out": "others had to get in",
+    "peer_closed": "the peer closed the connection",
+    "silent": "it sent nothing in its time",
+    "turn_timeout": "its turn did not come in time",
+}
 
 
 class EdgeListener(ConnectionOwner):
-    """At most `openings_most` connections are between TCP and an answered upgrade; the others wait
-    in the operating system's backlog."""
+    """A connection is an opening from its first byte on; implements `acceptor.AcceptorUser`."""
 
     def __init__(
         self,
@@ -27,12 +33,14 @@ class EdgeListener(ConnectionOwner):
         tls: EdgeTls,
         limits: ConnectionLimits,
         openings_most: int,
+        max_waiting: int,
         gate: Gate,
         metrics: ConnectorMetrics,
     ) -> None:
-        super().__init__("websocket", limits, openings_most, gate, metrics)
+        super().__init__("websocket", limits, openings_most, max_waiting, gate, metrics)
         self._tls = tls
-        self._socket = tcp_listener(listen, "edges", _BACKLOG, send_buffer_bytes=_SEND_BUFFER_BYTES)
+        listening = tcp_listener(listen, "edges", _BACKLOG, send_buffer_bytes=_SEND_BUFFER_BYTES)
+        self._acceptor = Acceptor(listening, self._openings, self, silence_seconds=limits.opening_timeout)
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -42,49 +50,46 @@ class EdgeListener(ConnectionOwner):
     @property
     def port(self) -> int:
         """The port in use (of interest when 0 was asked for)."""
-        port: int = self._socket.getsockname()[1]
-        return port
+        return self._acceptor.port
+
+    @property
+    def connections(self) -> int:
+        return super().connections + self._acceptor.waiting
 
     async def run(self) -> None:
         """Accepts until cancelled; then the listening socket is closed."""
+        await self._acceptor.run()
+
+    def room_found(self) -> None:
+        self._acceptor.look()
+
+    # acceptor.AcceptorUser.
+
+    async def begin(self, accepted: Accepted) -> None:
         loop = asyncio.get_running_loop()
-        try:
-            while True:
-                if not self.room.is_set():
-                    self._metrics.accept_waits.inc()
-                    await self._make_room(loop)
-                try:
-                    accepted, _ = await loop.sock_accept(self._socket)
-                except OSError as error:
-                    # Out of descriptors, or the peer was gone before it was accepted.
-                    self._metrics.accept_errors.labels(error.strerror or "unknown").inc()
-                    await asyncio.sleep(0.05)
-                    continue
-                await self._adopt(loop, accepted)
-        finally:
-            self._socket.close()
-
-    async def _make_room(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Returns when an opening has ended."""
-        while not self.room.is_set():
-            left = self.hurry(loop.time())
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self.room.wait()
-
-    async def _adopt(self, loop: asyncio.AbstractEventLoop, accepted: socket.socket) -> None:
         connection = EdgeConnection(self, loop)
         try:
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.adopt(connection)
-            await loop.connect_accepted_socket(lambda: connection, accepted)
+            accepted.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.adopt(connection, accepted.network)
+            self._acceptor.take_over(accepted, connection)
+            await loop.connect_accepted_socket(lambda: connection, accepted.socket)
         except OSError as error:
-            accepted.close()
-            self._metrics.accept_errors.labels(error.strerror or "unknown").inc()
+            accepted.socket.close()
+            self.accept_failed(error)
             self.gone(connection)
+
+    def turned_away(self, accepted: Accepted, reason: str) -> None:
+        peer = shown_address((accepted.host, accepted.port))
+        self.opening_failed(peer, reason, _WHY[reason], "tcp")
+
+    def accept_failed(self, error: OSError) -> None:
+        self._metrics.accept_errors.labels(error.strerror or "unknown").inc()
+
+    def turns_wait(self) -> None:
+        self._metrics.accept_waits.inc()
 
     async def close(self) -> None:
         """Accepts nothing more, cuts what is left and returns when nothing is."""
-        self._socket.close()
+        self._acceptor.close()
         self.abort_all()
         await self.finish()

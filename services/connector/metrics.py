@@ -22,6 +22,12 @@ class ConnectorMetrics:
             ["transport"],
             registry=registry,
         )
+        self.waiting = Gauge(
+            "cloudhub_connector_waiting_connections",
+            "Connections that have sent nothing, wait for their turn or are being closed",
+            ["transport"],
+            registry=registry,
+        )
         self.connections = Gauge(
             "cloudhub_connector_connections", "Connections of edges", ["transport"], registry=registry
         )
@@ -53,7 +59,7 @@ class ConnectorMetrics:
             "transfers_total", "Links that asked to move to another dispatcher", "outcome"
         )
         self.accept_waits = counter(
-            "accept_waits_total", "Times no connection was accepted until an opening had ended"
+            "accept_waits_total", "Times an opening could not begin until another one had ended"
         )
         self.accept_errors = counter("accept_errors_total", "Failures to accept a connection", "reason")
         self.quic_retries = counter("quic_retries_total", "QUIC peers asked to prove their address")

@@ -83,13 +83,22 @@ class ConnectorSettings(ServiceSettings):
     queued_most_bytes: int = Field(8 * 1024 * 1024, ge=1, description="the same in bytes")
     links_most: int = Field(20_000, ge=1, description="links of this connector; further ones get 503")
     openings_most: int = Field(
-        1024, ge=1, description="connections between TCP and an answered upgrade; further ones wait"
+        1024,
+        ge=1,
+        description="connections between their first byte and an answered upgrade; further ones wait, and "
+        "networks take turns",
+    )
+    max_waiting_connections: int = Field(
+        4096,
+        ge=1,
+        description="connections that have sent nothing, wait for their turn or are being closed; at it the "
+        "network with the most gives way, silent ones first",
     )
     opening_seconds: float = Field(
         30.0,
         gt=0,
         le=120,
-        description="time for TLS handshake and request together; a third of it while others wait for room",
+        description="time for TLS handshake and request together; a third of it for each while others wait",
     )
     verdict_seconds: float = Field(10.0, gt=0, le=120, description="time for a dispatcher's verdict")
     close_seconds: float = Field(5.0, gt=0, le=120, description="time for the edge's part of a close")

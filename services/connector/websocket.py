@@ -17,7 +17,13 @@ from websockets.server import ServerProtocol
 
 from services.connector.admission import HttpRefusal
 from services.connector.codec import JSON_FRAMES
-from services.connector.connections import ConnectionHost, Phase, opening_timeout, shown_address
+from services.connector.connections import (
+    CROWDED_OUT,
+    ConnectionHost,
+    Phase,
+    opening_timeout,
+    shown_address,
+)
 from services.connector.tls import TlsChannel
 from services.connector.transport import LinkHandler, LinkRequest, TransportEnd
 from services.connector.websocket_ends import closed_by_edge, connection_lost, protocol_over, tls_failed
@@ -95,7 +101,7 @@ class EdgeConnection(asyncio.Protocol):
         peer = tcp.get_extra_info("peername")
         self.peer_address = shown_address(peer) if peer else ""
         limit = self._host.limits.opening_timeout
-        self._deadline.set(limit, lambda: self.out_of_time(limit))
+        self._deadline.set(limit, lambda: self._out_of_time(limit))
 
     def data_received(self, data: bytes) -> None:
         if self.phase is Phase.GONE or self.phase is Phase.FINISHED:
@@ -112,6 +118,7 @@ class EdgeConnection(asyncio.Protocol):
             self._write_tcp(outgoing)
         if not established and self._tls.established:
             self.phase = Phase.REQUEST
+            self._host.progressed(self)
         if plaintext:
             self._inbox.unread += plaintext
             self._read_on()
@@ -187,6 +194,7 @@ class EdgeConnection(asyncio.Protocol):
         self.phase = Phase.CLOSING
         self._drop_held()
         self._deadline.set(self._host.limits.close_timeout, self.abort)
+        self._host.closing(self)
         if self._ws.state is State.OPEN:
             self._ws.send_close(code, text)
             self._write(b"".join(self._ws.data_to_send()))
@@ -336,7 +344,6 @@ class EdgeConnection(asyncio.Protocol):
         tcp = self._tcp
         if tcp is None or self.phase in (Phase.FINISHED, Phase.GONE):
             return
-        opening = self.phase in (Phase.REQUEST, Phase.DECIDING)
         if last_words:
             self._write(last_words)
         self._write_tcp(self._tls.close())
@@ -347,8 +354,7 @@ class EdgeConnection(asyncio.Protocol):
             self._drop_held()
             self._resume_tcp()
         self._deadline.set(self._host.limits.linger_timeout, self.abort)
-        if opening:
-            self._host.opened(self)
+        self._host.closing(self)
 
     # Ends.
 
@@ -361,6 +367,7 @@ class EdgeConnection(asyncio.Protocol):
             if not self._deadline.is_set:
                 self._deadline.set(self._host.limits.linger_timeout, self.abort)
             self._resume_tcp()
+            self._host.closing(self)
         if handler:
             handler.ended(end)
 
@@ -369,7 +376,7 @@ class EdgeConnection(asyncio.Protocol):
         if self.phase is Phase.HANDSHAKE:
             self._host.handshake_failed(self, fault.reason, fault.detail)
             self.phase = Phase.FINISHED
-            self._host.opened(self)
+            self._host.closing(self)
             # Time for the peer to read the alert: closing at once could reset the connection before.
             if self._tcp and not self._tcp.is_closing():
                 self._tcp.write_eof()
@@ -378,11 +385,15 @@ class EdgeConnection(asyncio.Protocol):
         self._end(tls_failed(fault.detail))
         self.abort()
 
-    def out_of_time(self, seconds: float) -> None:
-        self._deadline.cancel()
+    def _out_of_time(self, seconds: float) -> None:
         self._host.handshake_failed(self, *opening_timeout(self.phase, seconds))
         self.phase = Phase.FINISHED
-        self._host.opened(self)
+        self.abort()
+
+    def crowded_out(self) -> None:
+        if self.phase in (Phase.HANDSHAKE, Phase.REQUEST):
+            self._host.handshake_failed(self, *CROWDED_OUT)
+            self.phase = Phase.FINISHED
         self.abort()
 
     def abort(self) -> None:

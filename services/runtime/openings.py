@@ -19,6 +19,8 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item", bound=Hashable)
 # Networks that are looked at for one that may have another's room, whenever time has passed.
 _MOST_TRIED = 32
+PATIENCE_SECONDS = 0.5
+"""More than an opening waits for another one to end where they do end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class OpeningLimits:
     """At work at a time."""
     max_waiting: int
     """Connections that are neither at work nor known: silent, waiting for their turn, or being closed."""
-    patience: float = 0.5
+    patience: float = PATIENCE_SECONDS
     """So long one waits for its turn before an opening of a network with more has to give way, and so long
     nobody has to who has just begun."""
     hurried: float = 10.0
@@ -182,6 +184,16 @@ class Openings(Generic[Item]):
             return item
         return None
 
+    def spare(self) -> Item | None:
+        """Descriptors have run out: who is missed least, if anybody waits."""
+        for stage in (self._idle, self._ready):
+            largest = stage.largest()
+            if largest is not None:
+                item, _ = stage.oldest_of(largest)
+                self.end(item)
+                return item
+        return None
+
     def _held(self, network: str) -> int:
         return self._working.count(network) + self._deciding.count(network)
 
@@ -189,20 +201,19 @@ class Openings(Generic[Item]):
         return self._idle.count(network) + self._ready.count(network)
 
     def _leaves_for(self, network: str, now: float) -> Item | None:
-        mine = self._waits(network)
+        """Silent ones first: of the network with the most of them, or who has been silent for long. Then who
+        waits for a turn that its network has more of than the newcomer's."""
         silent = self._idle.largest()
         if silent is not None:
-            if silent != network and self._waits(silent) > mine + 1:
+            if silent == network or self._idle.count(silent) > self._idle.count(network) + 1:
                 return self._idle.oldest_of(silent)[0]
-            if self._idle.count(network):
-                return self._idle.oldest_of(network)[0]
             item, since = self._idle.oldest()
             if now - since >= self._limits.patience:
                 return item
-        largest = self._ready.largest()
-        if largest is not None and largest != network and self._waits(largest) > mine + 1:
-            return self._ready.newest_of(largest)
-        return None
+        ready = self._ready.largest()
+        if ready is not None and self._waits(ready) > self._waits(network) + 1:
+            return self._ready.newest_of(ready)
+        return self._idle.oldest_of(network)[0] if self._idle.count(network) else None
 
 
 class _Stage(Generic[Item]):

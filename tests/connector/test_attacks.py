@@ -15,9 +15,9 @@ from services.connector.app import ConnectorApp
 from tests.connector.conftest import StartApp, metric, poll
 from tests.support.certs import TestAuthority
 from tests.support.edge_peer import EdgePeers, keepalive, request_bytes
+from tests.support.figures import Figures
 from tests.support.link_dispatcher import LinkDispatcher
-
-_HALF_FINISHED = 2000
+from tests.support.strangers import ATTACKER, shown, strangers, times
 
 
 @asynccontextmanager
@@ -56,13 +56,6 @@ async def _untouched(
         assert rounds > 0
 
 
-async def _half_finished(port: int, hello: bytes) -> asyncio.StreamWriter:
-    """A connection that has begun its TLS handshake."""
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(hello)
-    return writer
-
-
 def _client_hello(context: ssl.SSLContext) -> bytes:
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     with pytest.raises(ssl.SSLWantReadError):
@@ -70,33 +63,108 @@ def _client_hello(context: ssl.SSLContext) -> bytes:
     return outgoing.read()
 
 
+_MOST_SECONDS = 2.0
+"""What an edge needs to get in during an attack, at the very most; idle it needs some hundredths."""
+
+
+async def _connecting(peers: EdgePeers, count: int, source: str = "127.0.0.1") -> list[float]:
+    """How long an edge at that address needs for a link."""
+
+    async def connect(number: int) -> None:
+        async with peers.link(f"edge-{number % 4}", local_addr=(source, 0)):
+            pass
+
+    return await times(count, connect)
+
+
 @pytest.mark.no_cover
-async def test_thousands_of_half_finished_handshakes_disturb_no_link(
-    start_app: StartApp, authority: TestAuthority, dispatcher: LinkDispatcher
+@pytest.mark.parametrize("source", [ATTACKER, "127.0.0.1"], ids=["other address", "same address"])
+async def test_thousands_of_silent_sockets_keep_no_edge_out(
+    start_app: StartApp, authority: TestAuthority, dispatcher: LinkDispatcher, figures: Figures, source: str
 ) -> None:
-    """Invariants 6, 7: openings are bounded, all of them end at their deadline, links go on meanwhile."""
-    async with start_app(openings_most=1024, opening_seconds=5.0) as app:
+    """C47, invariants 6, 7: who only connects takes nothing from edges, not at its own address either."""
+    async with start_app() as app:
         peers = EdgePeers(authority, app.edge_port)
-        hello = _client_hello(authority.client_context(None))
-        async with _untouched(app, peers, dispatcher, 1.0):
-            writers = [
-                # One half says nothing at all, the other begins.
-                await _half_finished(app.edge_port, hello if number % 2 else b"")
-                for number in range(_HALF_FINISHED)
-            ]
-            await poll(lambda: metric(app, "openings") == 1024, 20)
-            assert metric(app, "accept_waits_total") >= 1
-            # Another edge gets in when the first of them have had their time.
-            async with peers.link("new", open_timeout=20):
-                pass
-            await poll(
-                lambda: metric(app, "handshake_failures_total", reason="handshake_timeout") == _HALF_FINISHED,
-                40,
-            )
-            for writer in writers:
-                writer.close()
+        idle = await _connecting(peers, 10)
+        async with _untouched(app, peers, dispatcher, 2.0), strangers(app.edge_port, 5300, source) as silent:
+            await poll(lambda: silent.cut() >= 5300 - 4096, 20)
+            attacked = await _connecting(peers, 10)
+            figures(shown("connect, 5 300 silent sockets", idle, attacked))
+            assert attacked[-1] < _MOST_SECONDS
+            assert metric(app, "openings") <= 2
+            assert metric(app, "waiting_connections", transport="websocket") <= 4096 + 2
+            assert metric(app, "handshake_failures_total", reason="crowded_out") >= 5300 - 4096
+        await poll(lambda: app.listener.connections == 0)
+        assert metric(app, "waiting_connections") == 0
+
+
+@pytest.mark.no_cover
+async def test_half_finished_handshakes_of_one_network_keep_no_edge_out(
+    start_app: StartApp, authority: TestAuthority, dispatcher: LinkDispatcher, figures: Figures
+) -> None:
+    """C47: all that may be at work is one network's, which comes again whenever it is cut; others get in."""
+    hello = _client_hello(authority.client_context(None))
+    async with start_app(openings_most=64, max_waiting_connections=256) as app:
+        peers = EdgePeers(authority, app.edge_port)
+        idle = await _connecting(peers, 10)
+        async with (
+            _untouched(app, peers, dispatcher, 2.0),
+            strangers(app.edge_port, 320, data=hello, persistent=True),
+        ):
+            await poll(lambda: metric(app, "openings") == 64)
+            attacked = await _connecting(peers, 10)
+            figures(shown("connect, all openings another network's", idle, attacked))
+            assert attacked[-1] < _MOST_SECONDS
         await poll(lambda: app.listener.connections == 0)
         assert metric(app, "openings") == 0
+
+
+@pytest.mark.no_cover
+async def test_a_fleet_behind_one_address_gets_in_beside_an_attacker(
+    start_app: StartApp, authority: TestAuthority
+) -> None:
+    """Whole fleets come in the same second: neither a share nor an attacker keeps them out."""
+    fleet = 40
+    async with start_app(openings_most=8, max_waiting_connections=256) as app:
+        peers = EdgePeers(authority, app.edge_port)
+        for number in range(fleet):
+            peers.context(f"edge-{number}")
+        async with (
+            strangers(app.edge_port, 300, persistent=True),
+            strangers(app.edge_port, 150, "127.0.0.67", b"\x16", persistent=True),
+        ):
+            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+                opening = [group.create_task(peers.open(f"edge-{number}")) for number in range(fleet)]
+            assert len(app.links.admitted()) == fleet
+            for task in opening:
+                await task.result().close()
+
+
+@pytest.mark.no_cover
+async def test_peers_that_do_not_read_their_refusal_take_nothing_from_others(
+    start_app: StartApp, authority: TestAuthority
+) -> None:
+    """What is being closed counts too: refused as fast as they like, strangers hold no more than they may."""
+    async with start_app(openings_most=16, max_waiting_connections=64, opening_seconds=5.0) as app:
+        peers = EdgePeers(authority, app.edge_port)
+        async with strangers(app.edge_port, 200, data=b"GET / HTTP/1.1\r\n\r\n" * 9, persistent=True):
+            await poll(lambda: metric(app, "handshake_failures_total", reason="not_tls") >= 400, 30)
+            assert app.listener.connections <= 64 + 16 + 1
+            assert (await _connecting(peers, 5))[-1] < _MOST_SECONDS
+        await poll(lambda: app.listener.connections == 0)
+
+
+@pytest.mark.no_cover
+async def test_openings_that_are_not_finished_end_in_their_time(
+    start_app: StartApp, authority: TestAuthority
+) -> None:
+    """Invariant 6: nobody else wants the room, and it is free again all the same."""
+    hello = _client_hello(authority.client_context(None))
+    async with start_app(opening_seconds=3.0) as app:
+        async with strangers(app.edge_port, 50), strangers(app.edge_port, 50, data=hello):
+            await poll(lambda: metric(app, "handshake_failures_total", reason="silent") == 50, 20)
+            await poll(lambda: metric(app, "handshake_failures_total", reason="handshake_timeout") == 50, 20)
+        await poll(lambda: app.listener.connections == 0)
 
 
 @pytest.mark.parametrize("phase", ["tls", "request"])

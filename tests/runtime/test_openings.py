@@ -134,6 +134,14 @@ def test_who_came_first_gives_way_where_every_network_has_one() -> None:
     assert openings.arrive("edge", EDGE, 0.6) == "silent 0"
 
 
+def test_a_silent_network_gives_way_to_a_larger_one_that_speaks() -> None:
+    """A fleet behind one address may be larger than what an attacker's silence leaves of a fair share."""
+    openings: Openings[str] = Openings(LIMITS)
+    flood(openings, ATTACKER, 8, 0.0, speak=False)
+    assert flood(openings, EDGE, 11, 1.0, speak=True) == {ATTACKER: 7}
+    assert (openings.at_work, openings.ready) == (4, 7)
+
+
 def test_what_is_being_closed_gives_way_first_and_has_a_bound() -> None:
     """A refused peer that does not read its refusal keeps no descriptor from others."""
     openings: Openings[str] = Openings(LIMITS)
@@ -176,6 +184,7 @@ class OpeningsMachine(RuleBasedStateMachine):
         self.made = 0
         self.network: dict[int, str] = {}
         self.stage: dict[int, str] = {}
+        self.idle_since: dict[int, float] = {}
         self.lingering = 0
 
     def count(self, network: str, *stages: str) -> int:
@@ -194,15 +203,21 @@ class OpeningsMachine(RuleBasedStateMachine):
         mine = self.count(network, "idle", "ready")
         gone = self.openings.arrive(item, network, self.now)
         assert full == (gone is not None)
+        silent = self.count(network, "idle")
         if gone == item:
+            assert not silent, "of its own network a silent one goes first"
             for other in NETWORKS:
-                if other != network:
-                    assert self.count(other, "idle") <= mine + 1
-                    assert self.count(other, "ready") <= mine + 1
+                assert self.count(other, "idle") <= 1
+                assert self.count(other, "ready") <= mine + 1
             return item
         if gone is not None:
-            assert self.stage.pop(gone) in ("idle", "ready")
-            assert self.network[gone] == network or mine <= self.count(self.network[gone], "idle", "ready")
+            whose, stage = self.network[gone], self.stage[gone]
+            if stage == "ready":
+                assert self.count(whose, "idle", "ready") > mine + 1
+            elif whose != network and self.now - self.idle_since[gone] < LIMITS.patience:
+                assert self.count(whose, "idle") > silent + 1
+            del self.stage[gone]
+        self.idle_since[item] = self.now
         self.stage[item] = "idle"
         return item
 
@@ -237,6 +252,7 @@ class OpeningsMachine(RuleBasedStateMachine):
         if self.stage.get(item) in ("working", "deciding"):
             self.openings.linger(item, self.network[item], self.now)
             self.stage[item] = "idle"
+            self.idle_since[item] = self.now
             self.lingering += 1
 
     @rule(item=consumes(items))

@@ -29,11 +29,12 @@ from services.connector.connections import ConnectionLimits
 from services.connector.metrics import ConnectorMetrics
 from services.connector.quic.connection import CONNECTION_ID_BYTES, HubConnection, ResetTokens
 from services.connector.quic.host import Address
-from services.connector.quic.retry_tokens import RetryTokens
+from services.connector.quic.retry_tokens import RetryTokens, UsedTokens
 from services.connector.quic.transport import QuicEdgeConnection
 from services.connector.tokens import TokenBucket
 from services.runtime.listening import udp_socket
 from services.runtime.logs import get_log
+from services.runtime.rate_limit import network_of
 
 # The library logs every connection; the hub has lines of its own.
 logging.getLogger("quic").setLevel(logging.CRITICAL)
@@ -62,7 +63,8 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
         gate: Gate,
         metrics: ConnectorMetrics,
     ) -> None:
-        super().__init__("quic", limits, openings_most, gate, metrics)
+        # No descriptor is a connection's: as many as may be in their opening may be at their end.
+        super().__init__("quic", limits, openings_most, openings_most, gate, metrics)
         # New connections take these; they may be replaced while the listener runs.
         self.configuration = configuration
         self.authorities = authorities
@@ -72,6 +74,7 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
         self._packet_rate = packet_rate
         self._loop = asyncio.get_running_loop()
         self._retry = RetryTokens()
+        self._used = UsedTokens()
         self._resets = TokenBucket(_RESETS_PER_SECOND, _RESETS_PER_SECOND, self._loop.time())
         self._by_id: dict[bytes, QuicEdgeConnection] = {}
         self._touched: dict[QuicEdgeConnection, None] = {}
@@ -113,6 +116,9 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
         else:
             self._socket.close()
         await self.finish()
+
+    def room_found(self) -> None:
+        """Nobody waits here: who was not taken sends again."""
 
     # What the event loop says.
 
@@ -195,9 +201,11 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
             # An answer would go to an address that proved nothing.
             self._metrics.quic_dropped.labels("token_invalid").inc()
             return
-        if not self.room.is_set():
-            self.hurry(now)
-        if not self.room.is_set():
+        if self._used.knows(header.destination_cid, now):
+            self._metrics.quic_dropped.labels("token_used").inc()
+            return
+        network = network_of(address[0])
+        if not self._make_room(network, now):
             # As a connection in a full backlog: the peer sends again.
             self._metrics.accept_waits.inc()
             return
@@ -211,8 +219,22 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
         connection = QuicEdgeConnection(self, quic, self._loop, TokenBucket(*self._packet_rate, now))
         connection.own(header.destination_cid)
         connection.own(quic.host_cid)
-        self.adopt(connection)
+        self._used.add(header.destination_cid, now)
+        self.adopt(connection, network)
+        self._openings.begin(connection, network, now)
         connection.receive(data, address, now)
+
+    def _make_room(self, network: str, now: float) -> bool:
+        """Whether one more opening, of that network, may begin."""
+        if self._openings.waiting >= self._max_waiting and (spared := self._openings.spare()) is not None:
+            spared.crowded_out()
+        if self._openings.has_room:
+            return True
+        gone = self._openings.give_way(network, now)
+        if gone is None:
+            return False
+        gone.crowded_out()
+        return True
 
     def _reset(self, connection_id: bytes, packet_bytes: int, address: Address) -> None:
         datagram = self._tokens.reset(connection_id, packet_bytes)

@@ -16,6 +16,8 @@ from services.connector.quic.host import Address
 
 LIFETIME_SECONDS = 30.0
 """A peer sends its token back at once: RFC 9000, 8.1.4 wants it to be worthless soon."""
+MAX_USED = 65_536
+"""Tokens of which it is known that they were used: two thousand connections a second."""
 _KEY_BITS = 128
 _NONCE_BYTES = 12
 _TIME_BYTES = 8
@@ -54,6 +56,36 @@ class RetryTokens:
             return None
         since = now - int.from_bytes(said[:_TIME_BYTES], "big") / 1000
         return RetryProof(said[_TIME_BYTES:], max(0.0, since)) if since <= LIFETIME_SECONDS else None
+
+
+class UsedTokens:
+    """Tokens that have opened a connection, by the connection id that each is bound to; none opens a second
+    one. Of more than `max_tokens` within their lifetime the oldest is forgotten, and good again."""
+
+    def __init__(self, max_tokens: int = MAX_USED) -> None:
+        self._max_tokens = max_tokens
+        self._used_at: dict[bytes, float] = {}  # the oldest first
+
+    def __len__(self) -> int:
+        return len(self._used_at)
+
+    def knows(self, retry_id: bytes, now: float) -> bool:
+        """Whether the token of that connection id was used."""
+        self._forget(now)
+        return retry_id in self._used_at
+
+    def add(self, retry_id: bytes, now: float) -> None:
+        """It opens a connection now."""
+        self._used_at[retry_id] = now
+        self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        while self._used_at:
+            oldest, used_at = next(iter(self._used_at.items()))
+            # A token is older than its use.
+            if now - used_at <= LIFETIME_SECONDS and len(self._used_at) <= self._max_tokens:
+                return
+            del self._used_at[oldest]
 
 
 def _bound_to(address: Address, retry_id: bytes) -> bytes:

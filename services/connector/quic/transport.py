@@ -15,7 +15,7 @@ from cloudhub.v1 import link_pb2
 from services.connector.admission import CertificateNames, HttpRefusal
 from services.connector.close_codes import LinkFault
 from services.connector.codec import PROTOBUF_FRAMES
-from services.connector.connections import Phase, opening_timeout, shown_address
+from services.connector.connections import CROWDED_OUT, Phase, opening_timeout, shown_address
 from services.connector.quic.connection import (
     CONTROL_STREAM,
     DOWNSTREAM,
@@ -94,7 +94,7 @@ class QuicEdgeConnection:
         self._deadline = Deadline(loop)
         self.phase = Phase.HANDSHAKE
         limit = host.limits.opening_timeout
-        self._deadline.set(limit, lambda: self.out_of_time(limit))
+        self._deadline.set(limit, lambda: self._out_of_time(limit))
 
     # What the listener says.
 
@@ -303,6 +303,7 @@ class QuicEdgeConnection:
             return
         self._quic.release_handshake()
         self.phase = Phase.REQUEST
+        self._host.progressed(self)
 
     def _tls_failed(self, reason: str, detail: str, alert: AlertDescription) -> None:
         if self.phase in (Phase.FINISHED, Phase.GONE):
@@ -311,11 +312,16 @@ class QuicEdgeConnection:
             self._host.handshake_failed(self, reason, detail)
         self._close_now(QuicErrorCode.CRYPTO_ERROR + alert, detail, QuicFrameType.CRYPTO)
 
-    def out_of_time(self, seconds: float) -> None:
-        """Cuts an opening that is not finished within so long."""
-        self._deadline.cancel()
+    def _out_of_time(self, seconds: float) -> None:
         self._host.handshake_failed(self, *opening_timeout(self.phase, seconds))
         self.phase = Phase.FINISHED
+        self.abort()
+
+    def crowded_out(self) -> None:
+        """It has to give way to others, and is cut."""
+        if self.phase in (Phase.HANDSHAKE, Phase.REQUEST):
+            self._host.handshake_failed(self, *CROWDED_OUT)
+            self.phase = Phase.FINISHED
         self.abort()
 
     # Output.
@@ -341,14 +347,12 @@ class QuicEdgeConnection:
         """Closes when the peer has what was sent before, or at the latest after so long."""
         if self.phase is Phase.GONE or self._goodbye is not None:
             return
-        opening = self.phase in (Phase.REQUEST, Phase.DECIDING)
         self.phase = Phase.CLOSING
         self._drop_input()
         self._goodbye = Goodbye(code, text, stream_id)
         self._deadline.set(seconds, self._say_goodbye)
         self._host.touched(self)
-        if opening:
-            self._host.opened(self)
+        self._host.closing(self)
 
     def _say_goodbye_if_heard(self) -> None:
         goodbye = self._goodbye
@@ -361,14 +365,12 @@ class QuicEdgeConnection:
 
     def _close_now(self, code: int, text: str, frame_type: int | None) -> None:
         self._deadline.cancel()
-        opening = self.phase in (Phase.HANDSHAKE, Phase.REQUEST, Phase.DECIDING)
         if self.phase is not Phase.GONE:
             self.phase = Phase.FINISHED
         self._drop_input()
         self._quic.close(int(code), frame_type, text)
         self._transmit(self._loop.time())
-        if opening:
-            self._host.opened(self)
+        self._host.closing(self)
 
     def _connection_over(self, event: events.ConnectionTerminated) -> None:
         """The connection is closed by the peer, by its breach of QUIC, or by silence."""
@@ -378,13 +380,11 @@ class QuicEdgeConnection:
         if self.phase in (Phase.HANDSHAKE, Phase.REQUEST):
             self._host.handshake_failed(self, *opening_failure(event, by_peer=by_peer))
         self._end(transport_end(event, by_peer=by_peer))
-        opening = self.phase in (Phase.HANDSHAKE, Phase.REQUEST, Phase.DECIDING)
         self.phase = Phase.FINISHED
         self._deadline.cancel()
         self._drop_input()
         self._host.touched(self)
-        if opening:
-            self._host.opened(self)
+        self._host.closing(self)
 
     def _end(self, end: TransportEnd) -> None:
         """Tells the link, once, that the connection is over."""

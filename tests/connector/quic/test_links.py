@@ -410,7 +410,7 @@ async def test_an_opening_that_others_wait_for_has_a_third_of_its_time(
                 assert (await late.answer()).router.operation == "ack"
                 assert 1.9 < time.monotonic() - began < 5.5
             await poll(lambda: silent.ended)
-        assert metric(app, "handshake_failures_total", transport="quic", reason="request_timeout") == 1
+        assert metric(app, "handshake_failures_total", transport="quic", reason="crowded_out") == 1
 
 
 async def test_exactly_as_many_as_there_is_room_for_are_admitted(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.connector.quic.retry_tokens import LIFETIME_SECONDS, RetryTokens
+from services.connector.quic.retry_tokens import LIFETIME_SECONDS, RetryTokens, UsedTokens
 
 HERE = ("192.0.2.1", 4711)
 
@@ -35,3 +35,22 @@ def test_no_bytes_but_a_token_are_one() -> None:
     for at in range(len(token)):
         flipped = token[:at] + bytes([token[at] ^ 1]) + token[at + 1 :]
         assert tokens.proof(HERE, b"retry-id", flipped, 100.0) is None
+
+
+def test_a_token_that_opened_a_connection_is_known_while_it_lives() -> None:
+    """C47: replayed, it opens no second one."""
+    used = UsedTokens()
+    assert not used.knows(b"retry-id", 100.0)
+    used.add(b"retry-id", 100.0)
+    assert used.knows(b"retry-id", 100.0 + LIFETIME_SECONDS)
+    assert not used.knows(b"other-id", 100.0)
+    assert not used.knows(b"retry-id", 100.1 + LIFETIME_SECONDS)
+    assert len(used) == 0
+
+
+def test_what_is_known_of_used_tokens_is_bounded() -> None:
+    used = UsedTokens(max_tokens=3)
+    for number in range(10):
+        used.add(b"%d" % number, 100.0)
+    assert len(used) == 3
+    assert [used.knows(b"%d" % number, 100.0) for number in (6, 7, 9)] == [False, True, True]
