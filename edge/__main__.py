@@ -21,6 +21,7 @@ import typer
 import uvloop
 
 from edge.agent import EdgeAgent, EdgeFleet
+from edge.content import ContentRefused
 from edge.enrolment import Enroller, EnrolmentFault, hub_beside, read_join_token
 from edge.node import OutboxFull
 from edge.node_files import NodeFiles, StoredFault
@@ -86,7 +87,7 @@ async def _uploads(fleet: EdgeFleet, every_seconds: float) -> None:
             reading = {"sensor": "line-temperature", "celsius": round(20 + 10 * (time.time() / 60 % 1), 2)}
             try:
                 await agent.upload(json.dumps(reading).encode())
-            except OutboxFull as full:
+            except (OutboxFull, ContentRefused) as full:
                 log.warning("upload.refused", node=agent.node_id, detail=str(full))
             except StoreFault as fault:
                 log.error("upload.failed", node=agent.node_id, detail=str(fault))
@@ -170,6 +171,7 @@ async def serve(
         received=fleet.total("received"),
         acknowledged=fleet.total("acknowledged"),
         uploads_confirmed=fleet.total("uploads_confirmed"),
+        uploads_set_aside=fleet.total("uploads_set_aside"),
     )
 
 
@@ -219,6 +221,9 @@ def run(
     ] = 45.0,
     first_delay: Annotated[float, typer.Option(min=0.01, help="seconds before the first new dial")] = 0.5,
     most_delay: Annotated[float, typer.Option(min=0.01, help="most seconds between dials")] = 30.0,
+    max_message_bytes: Annotated[
+        int, typer.Option(min=1024, help="largest message that the hub takes, its --frame-most-bytes")
+    ] = 1024 * 1024,
     upload_every: Annotated[
         float, typer.Option(min=0, help="seconds between a node's uploads; 0: none")
     ] = 0.0,
@@ -265,6 +270,7 @@ def run(
         silence_seconds=silence,
         first_delay_seconds=first_delay,
         most_delay_seconds=most_delay,
+        max_message_bytes=max_message_bytes,
     )
     configure_logs(log_format)
     prepare_process()

@@ -7,7 +7,9 @@ from types import TracebackType
 
 import structlog
 
+from edge.content import ContentRefused
 from edge.node import Counters, EdgeAgent, MessageIds
+from edge.outbox import SetAside
 from edge.protocol import acknowledgement, is_sampled
 from edge.settings import EdgeSettings
 from edge.store import Batch, Change, EdgeStore, StoreFault
@@ -17,16 +19,17 @@ from edge.writer import Commits, Writer
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
-__all__ = ["Counters", "EdgeAgent", "EdgeFleet"]
+__all__ = ["ContentRefused", "Counters", "EdgeAgent", "EdgeFleet"]
 
 
 class EdgeFleet:
     """Edge nodes that share a process and a database; an async context that runs them.
 
     `on_acknowledged` is called with each group of messages right after their acknowledgements were
-    written to the sockets, `on_certificate_refused` with a node whose certificate the hub does not
-    take. Raises StoreFault or SettingsFault if it cannot be set up. `store` may stand in for the
-    database in tests of the order "stored before acknowledged".
+    written to the sockets, `on_set_aside` with each upload that was durable and that the hub does not take
+    (`store.read_set_aside` shows what is kept of them), `on_certificate_refused` with a node whose
+    certificate the hub does not take. Raises StoreFault or SettingsFault if it cannot be set up. `store` may
+    stand in for the database in tests of the order "stored before acknowledged".
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class EdgeFleet:
         *,
         tracing: EdgeTracing | None = None,
         on_acknowledged: Callable[[Sequence[Change]], None] | None = None,
+        on_set_aside: Callable[[SetAside], None] = lambda _refused: None,
         on_certificate_refused: Callable[[str], None] = lambda _node_id: None,
         store: Commits | None = None,
     ) -> None:
@@ -61,6 +65,7 @@ class EdgeFleet:
                     self._ids,
                     last_number=numbers.get(node_id, 0),
                     on_link=self._link_changed,
+                    on_set_aside=on_set_aside,
                     on_certificate_refused=on_certificate_refused,
                 )
                 for node_id in node_ids

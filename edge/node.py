@@ -14,11 +14,12 @@ import msgspec
 import structlog
 
 from edge import protocol
+from edge.content import ContentRefused, check_content, check_resource, check_size
 from edge.link import Link
-from edge.outbox import Upload, UploadWindow
+from edge.outbox import SetAside, Upload, UploadWindow
 from edge.protocol import Header, Kind, MalformedFrame, Message, Route
 from edge.quic_link import QuicLink
-from edge.reconnect import LinkEnd, Reconnect
+from edge.reconnect import OBJECTIONS, LinkEnd, Reconnect
 from edge.servers import Servers
 from edge.settings import EdgeSettings, SettingsFault
 from edge.store import Change, StoreFault
@@ -29,6 +30,7 @@ log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
 
 MOST_REQUESTS = 256
 MOST_STATUS_REPORTS = 1000
+_TOO_LARGE = 1009
 
 
 class RequestFailed(Exception):
@@ -56,6 +58,12 @@ class Counters:
     uploads_confirmed: int = 0
     uploads_refused: int = 0
     """Error answers to uploads; they are repeated."""
+    uploads_set_aside: int = 0
+    """Durable uploads that the hub does not take."""
+    objections: int = 0
+    """Links that the hub ended over something it was sent."""
+    reports_refused: int = 0
+    """Of these, over a status report or request that was too large for it."""
     reports_dropped: int = 0
 
     @property
@@ -90,6 +98,7 @@ class EdgeAgent:
         *,
         last_number: int = 0,
         on_link: Callable[["EdgeAgent", bool], None] = lambda _agent, _opened: None,
+        on_set_aside: Callable[[SetAside], None] = lambda _refused: None,
         on_certificate_refused: Callable[[str], None] = lambda _node_id: None,
     ) -> None:
         self.node_id = node_id
@@ -103,6 +112,7 @@ class EdgeAgent:
         self._writer = writer
         self._ids = ids
         self._on_link = on_link
+        self._on_set_aside = on_set_aside
         self._on_certificate_refused = on_certificate_refused
         self._link: EdgeLink | None = None
         self._dialled: Literal["websocket", "quic"] = "websocket"
@@ -112,6 +122,8 @@ class EdgeAgent:
         self._window = UploadWindow(settings.uploads_in_flight, settings.repeat_seconds)
         self._last_number = last_number
         self._storing: dict[str, asyncio.Future[None]] = {}
+        # Of the reports and requests that the present link has carried: bytes and resource.
+        self._largest = (0, "")
         self._requests: dict[str, asyncio.Future[Message]] = {}
         self._reports: OrderedDict[str, bytes] = OrderedDict()
         self._stop = asyncio.Event()
@@ -185,6 +197,7 @@ class EdgeAgent:
             link = Link(settings.url(self._servers.next(random.random()), self.node_id), headers, self)
         self._link = link
         self._unstored = 0
+        self._largest = (0, "")
         try:
             async with dials:
                 if self._stop.is_set():
@@ -194,7 +207,10 @@ class EdgeAgent:
                     await link.dial(configuration, settings.quic_open_seconds)
                 else:
                     await link.dial(self._context, settings.open_seconds)
-            return await link.ended
+            end = await link.ended
+            if end.cause == "closed" and end.code in OBJECTIONS:
+                self._objected(end)
+            return end
         finally:
             link.abort(LinkEnd("stopped"))
             self._link = None
@@ -207,6 +223,34 @@ class EdgeAgent:
                 if not waiting.done():
                     waiting.set_exception(RequestFailed("the link to the hub ended"))
             self._requests.clear()
+
+    def _objected(self, end: LinkEnd) -> None:
+        """The hub ended the link over what it was sent: an upload, unless none was in flight."""
+        self.counters.objections += 1
+        detail = f"{end.code} {end.detail}".strip()
+        log.warning("link.objected", node=self.node_id, detail=detail, uploads=self._window.in_flight)
+        size, resource = self._largest
+        if end.code == _TOO_LARGE and size > max(map(_frame_bytes, self._window.sent()), default=0):
+            self.counters.reports_refused += 1
+            log.error("report.refused", node=self.node_id, resource=resource, bytes=size, reason=detail)
+            return
+        upload = self._window.objected()
+        if upload is not None:
+            self._set_aside(upload, f"the hub ended the link over it: {detail}")
+
+    def _set_aside(self, upload: Upload, reason: str) -> None:
+        self.counters.uploads_set_aside += 1
+        log.error(
+            "upload.set_aside",
+            node=self.node_id,
+            number=upload.number,
+            resource=upload.resource,
+            bytes=len(upload.content),
+            reason=reason,
+        )
+        refused = SetAside(upload, reason)
+        self._writer.set_aside(refused)
+        self._on_set_aside(refused)
 
     def certificate_renewed(self) -> None:
         """Its files are new: the next dial shows them, and waits no longer. A link that is open stays."""
@@ -275,6 +319,8 @@ class EdgeAgent:
         self.counters.links_opened += 1
         self._keepalive_at = now + self._settings.keepalive_seconds
         link.send([protocol.keepalive(self._ids.next(), _now_ms()), *self._reports.values()])
+        for resource, report in self._reports.items():
+            self._carries(resource, report)
         self._reports.clear()
         self._window.start_over()
         self._send_uploads(now)
@@ -345,12 +391,21 @@ class EdgeAgent:
                 storing.set_exception(fault)
             return
         self.counters.uploads_stored += 1
-        self.restore_upload(upload)
+        self._waits(upload)
         if storing is not None and not storing.done():
             storing.set_result(None)
 
     def restore_upload(self, upload: Upload) -> None:
-        """Takes over an upload that is durable already."""
+        """Takes over an upload that is durable already; one of a former release may be none that can go."""
+        try:
+            check_content(upload.content)
+            check_size(_upload_frame(upload), self._settings.max_message_bytes)
+        except ContentRefused as refused:
+            self._set_aside(upload, str(refused))
+            return
+        self._waits(upload)
+
+    def _waits(self, upload: Upload) -> None:
         self._window.add(upload)
         if self._opened:
             self._send_uploads(asyncio.get_running_loop().time())
@@ -360,14 +415,18 @@ class EdgeAgent:
     async def upload(self, data: bytes, resource: str = "telemetry") -> int:
         """Sends user data (one JSON value) for sure; returns its number when it is durable here.
 
-        It is repeated until the hub has confirmed it. Raises OutboxFull or StoreFault.
+        It is repeated until the hub has confirmed it. Raises ContentRefused, OutboxFull or StoreFault; then
+        nothing was kept.
         """
+        check_content(data)
+        check_resource(resource)
         if len(self._window) + len(self._storing) >= self._settings.most_uploads_waiting:
             raise OutboxFull(f"{self._settings.most_uploads_waiting} uploads wait for the hub already")
-        self._last_number += 1
-        number, at_ms = self._last_number, _now_ms()
+        number, at_ms = self._last_number + 1, _now_ms()
         content = b'{"number":%d,"at_ms":%d,"data":%s}' % (number, at_ms, data)
         upload = Upload(self.node_id, number, self._ids.next(), resource, content, at_ms)
+        check_size(_upload_frame(upload), self._settings.max_message_bytes)
+        self._last_number = number
         storing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._storing[upload.msg_id] = storing
         self._writer.upload(upload)
@@ -375,7 +434,12 @@ class EdgeAgent:
         return number
 
     def report_status(self, resource: str, content: bytes) -> None:
-        """Sends the status of a resource (one JSON value), now or after the next connect; the latest wins."""
+        """Sends the status of a resource (one JSON value), now or after the next connect; the latest wins.
+
+        Raises ContentRefused.
+        """
+        check_content(content)
+        check_resource(resource)
         frame = protocol.encode(
             Message(
                 Header(self._ids.next(), timestamp=_now_ms()),
@@ -383,7 +447,9 @@ class EdgeAgent:
                 msgspec.Raw(content),
             )
         )
+        check_size(frame, self._settings.max_message_bytes)
         if self._link is not None and self._link.is_open:
+            self._carries(resource, frame)
             self._link.send([frame])
             return
         self._reports[resource] = frame
@@ -401,25 +467,35 @@ class EdgeAgent:
         content: bytes = b"null",
         timeout_seconds: float = 10.0,
     ) -> Message:
-        """Asks the hub and waits for its answer. Raises RequestFailed, or TimeoutError when it gives up."""
+        """Asks the hub and waits for its answer. Raises RequestFailed, TimeoutError when it gives up, or
+        ContentRefused."""
+        check_content(content)
+        check_resource(resource)
         if self._link is None or not self._link.is_open:
             raise RequestFailed("there is no link to the hub")
         if len(self._requests) >= MOST_REQUESTS:
             raise RequestFailed(f"{MOST_REQUESTS} requests wait already")
         msg_id = self._ids.next()
+        frame = protocol.encode(
+            Message(
+                Header(msg_id, timestamp=_now_ms(), sync=True),
+                Route(source, "resource", operation, resource),
+                msgspec.Raw(content),
+            )
+        )
+        check_size(frame, self._settings.max_message_bytes)
         answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._requests[msg_id] = answer
-        message = Message(
-            Header(msg_id, timestamp=_now_ms(), sync=True),
-            Route(source, "resource", operation, resource),
-            msgspec.Raw(content),
-        )
-        self._link.send([protocol.encode(message)])
+        self._carries(resource, frame)
+        self._link.send([frame])
         try:
             async with asyncio.timeout(timeout_seconds):
                 return await answer
         finally:
             self._requests.pop(msg_id, None)
+
+    def _carries(self, resource: str, frame: bytes) -> None:
+        self._largest = max(self._largest, (len(frame), resource))
 
     def _send_uploads(self, now: float) -> None:
         if self._link is None or not self._link.is_open:
@@ -431,6 +507,10 @@ class EdgeAgent:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _frame_bytes(upload: Upload) -> int:
+    return len(_upload_frame(upload))
 
 
 def _upload_frame(upload: Upload) -> bytes:

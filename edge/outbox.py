@@ -22,8 +22,18 @@ class Upload(NamedTuple):
     at_ms: int
 
 
+class SetAside(NamedTuple):
+    """An upload that the hub does not take, and why."""
+
+    upload: Upload
+    reason: str
+
+
 class UploadWindow:
     """The unconfirmed uploads of one node and which of them the present link has carried.
+
+    When the hub ends a link over what it was sent, the uploads in flight are sent one at a time from then on:
+    the one that is alone in flight when it does so again is the culprit.
 
     `most_in_flight` uploads are unanswered on a link at once. `repeat_seconds` without an answer
     start over; the time doubles with each repeat that brings none, up to `most_repeat_seconds`.
@@ -38,6 +48,8 @@ class UploadWindow:
         self._sent_through = 0
         self._in_flight = 0
         self._repeat_at = 0.0
+        # The last one of which the hub may not take one; 0: it takes them all.
+        self._doubtful_through = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -70,13 +82,38 @@ class UploadWindow:
             self._in_flight = 0
             self._repeat_seconds = min(self._most_repeat_seconds, self._repeat_seconds * 2)
         # Numbers are answered in any order, but what is in flight is always the waiting ones' start.
-        chosen = list(islice(self._waiting.values(), self._in_flight, self._most_in_flight))
+        chosen = list(islice(self._waiting.values(), self._in_flight, self._most_at_once()))
         if chosen:
             if not self._in_flight:
                 self._repeat_at = now + self._repeat_seconds
             self._in_flight += len(chosen)
             self._sent_through = chosen[-1].number
         return chosen
+
+    def _most_at_once(self) -> int:
+        if self._doubtful_through:
+            first = next(iter(self._waiting.values()), None)
+            if first is not None and first.number <= self._doubtful_through:
+                return 1
+            self._doubtful_through = 0
+        return self._most_in_flight
+
+    def sent(self) -> list[Upload]:
+        """What is in flight."""
+        return list(islice(self._waiting.values(), self._in_flight))
+
+    def objected(self) -> Upload | None:
+        """The hub ended the link over something that was sent: the upload that is to be set aside, out of the
+        waiting ones already. None if it is not known which, or none was in flight."""
+        if not self._in_flight:
+            return None
+        if self._in_flight > 1 or not self._doubtful_through:
+            self._doubtful_through = max(self._doubtful_through, self._sent_through)
+            return None
+        upload = next(iter(self._waiting.values()))
+        del self._waiting[upload.msg_id]
+        self._in_flight = 0
+        return upload
 
     def confirm(self, msg_id: str, now: float) -> Upload | None:
         """The hub has it: gives back the upload to be forgotten, None if it is not waited for."""

@@ -61,6 +61,8 @@ class EdgeSettings:
     """Received messages of a link that wait for the disk before its reading pauses."""
     uploads_in_flight: int = 16
     most_uploads_waiting: int = 1000
+    max_message_bytes: int = 1024 * 1024
+    """The hub's own bound (`--frame-most-bytes` of its connectors): more it does not take."""
     repeat_seconds: float = 5.0
     """Without an answer for so long, uploads in flight are sent again."""
 
@@ -81,6 +83,8 @@ class EdgeSettings:
             raise SettingsFault("certificates: give either a folder of them or one certificate and its key")
         if self.certificate is not None and self.key is None:
             raise SettingsFault("key: a certificate needs its key")
+        if self.max_message_bytes < 1024:
+            raise SettingsFault("max-message-bytes: should be at least 1024")
         for name in ("keepalive_seconds", "silence_seconds", "open_seconds", "first_delay_seconds"):
             if getattr(self, name) <= 0:
                 raise SettingsFault(f"{name.replace('_', '-')}: should be above 0")

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from edge.outbox import Upload
+from edge.outbox import SetAside, Upload
 from edge.protocol import Kind, Message, Step
 
 SCHEMA_VERSION = 1
@@ -34,6 +34,16 @@ CREATE TABLE outbox (
 ) WITHOUT ROWID;
 CREATE TABLE upload_number (node_id TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
 """
+# Beside the first schema, which an agent of before goes on with.
+_SET_ASIDE = """
+CREATE TABLE IF NOT EXISTS set_aside (
+    node_id TEXT NOT NULL, number INTEGER NOT NULL, msg_id TEXT NOT NULL, resource TEXT NOT NULL,
+    content BLOB NOT NULL, at_ms INTEGER NOT NULL, reason TEXT NOT NULL,
+    PRIMARY KEY (node_id, number)
+) WITHOUT ROWID
+"""
+MAX_SET_ASIDE = 100
+"""Uploads of a node that the hub does not take and that are kept; older ones go."""
 # One statement for many rows: each statement gives up the interpreter lock once, and taking it back
 # from a busy event loop costs far more than the rows.
 _CHUNKS = (256, 64, 16, 4, 1)
@@ -67,9 +77,11 @@ class Batch:
     uploads: list[Upload] = field(default_factory=list)
     settled: list[Upload] = field(default_factory=list)
     """Uploads the hub has confirmed: their rows go."""
+    set_aside: list[SetAside] = field(default_factory=list)
+    """Uploads the hub does not take: they are kept apart."""
 
     def __bool__(self) -> bool:
-        return bool(self.changes or self.uploads or self.settled)
+        return bool(self.changes or self.uploads or self.settled or self.set_aside)
 
 
 class StoredObject(NamedTuple):
@@ -143,6 +155,7 @@ class EdgeStore:
         execute("PRAGMA wal_autocheckpoint=4000")
         if is_new:
             self._connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT")
+        execute(_SET_ASIDE)
         self._last_n: int = execute(
             "SELECT max(coalesce((SELECT max(n) FROM history), 0),"
             " coalesce((SELECT max(applied_n) FROM object), 0))"
@@ -187,6 +200,18 @@ class EdgeStore:
             connection.executemany(
                 "DELETE FROM outbox WHERE node_id = ? AND number = ?",
                 [(upload.node_id, upload.number) for upload in batch.settled],
+            )
+        for upload, reason in batch.set_aside:
+            connection.execute(
+                "DELETE FROM outbox WHERE node_id = ? AND number = ?", (upload.node_id, upload.number)
+            )
+            connection.execute(
+                "INSERT OR REPLACE INTO set_aside VALUES (?, ?, ?, ?, ?, ?, ?)", (*upload, reason)
+            )
+            connection.execute(
+                "DELETE FROM set_aside WHERE node_id = ? AND number NOT IN"
+                " (SELECT number FROM set_aside WHERE node_id = ? ORDER BY number DESC LIMIT ?)",
+                (upload.node_id, upload.node_id, MAX_SET_ASIDE),
             )
         return last_n
 
@@ -266,6 +291,12 @@ def _read(path: Path, query: str) -> Iterator[tuple[Any, ...]]:
 def read_objects(path: Path) -> list[StoredObject]:
     """What the nodes of a store hold; the agent may be running."""
     return [StoredObject(*row) for row in _read(path, "SELECT * FROM object ORDER BY node_id, resource")]
+
+
+def read_set_aside(path: Path) -> list[SetAside]:
+    """Uploads that the hub does not take, by node, in order; the agent may be running."""
+    query = "SELECT node_id, number, msg_id, resource, content, at_ms, reason FROM set_aside ORDER BY 1, 2"
+    return [SetAside(Upload(*row[:-1]), row[-1]) for row in _read(path, query)]
 
 
 def read_history(path: Path) -> Iterator[Applied]:

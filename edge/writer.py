@@ -11,7 +11,7 @@ from typing import Protocol
 
 import structlog
 
-from edge.outbox import Upload
+from edge.outbox import SetAside, Upload
 from edge.store import Batch, Change, StoreFault
 
 log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
@@ -59,6 +59,11 @@ class Writer:
         self._batch.settled.append(upload)
         self._wake.set()
 
+    def set_aside(self, refused: SetAside) -> None:
+        """Queues that an upload is kept apart."""
+        self._batch.set_aside.append(refused)
+        self._wake.set()
+
     def stop(self) -> None:
         """Lets `run` end when everything queued is written."""
         self._stopping = True
@@ -88,4 +93,5 @@ class Writer:
             del batch.changes[MOST_CHANGES_PER_BATCH:]
             # Kept with the rest, so that nothing overtakes what was queued before it.
             self._batch.settled, batch.settled = batch.settled, []
+            self._batch.set_aside, batch.set_aside = batch.set_aside, []
         return batch

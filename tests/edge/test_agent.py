@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from edge.agent import EdgeFleet
+from edge.content import ContentRefused
 from edge.node import OutboxFull, RequestFailed
+from edge.outbox import SetAside, Upload
 from edge.settings import EdgeSettings, SettingsFault
-from edge.store import Batch, Change, EdgeStore, StoreFault, read_history, read_objects
+from edge.store import Batch, Change, EdgeStore, StoreFault, read_history, read_objects, read_set_aside
 from tests.edge.conftest import MakeSettings
 from tests.support.cloud_side import CloudSide, Json, answer_to, eventually, object_message
 
@@ -680,3 +682,108 @@ async def test_few_dial_at_once(cloud: CloudSide, make_settings: MakeSettings) -
     async with EdgeFleet(make_settings(dials_at_once=1), [f"edge-{n}" for n in range(1, 6)]) as fleet:
         await fleet.connected()
         assert fleet.total("dials_failed") == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "resource"),
+    [
+        (b"", "telemetry"),
+        (b'{"load": NaN}', "telemetry"),
+        (b'"\\ud83d"', "telemetry"),
+        (b'"' + b"x" * 1_200_000 + b'"', "telemetry"),
+        (b"1", "half \ud83d"),
+    ],
+)
+async def test_what_the_hub_does_not_take_is_refused_before_it_is_durable(
+    cloud: CloudSide, make_settings: MakeSettings, content: bytes, resource: str
+) -> None:
+    """C43: the program is told, nothing is kept, the link stays, and what follows has the next number."""
+    settings = make_settings()
+    async with EdgeFleet(settings, ["edge-1"]) as fleet:
+        link = await cloud.link()
+        agent = fleet["edge-1"]
+        with pytest.raises(ContentRefused):
+            await agent.upload(content, resource)
+        with pytest.raises(ContentRefused):
+            agent.report_status(resource, content)
+        with pytest.raises(ContentRefused):
+            await agent.request(resource, content=content)
+        assert agent.uploads_waiting == 0
+        assert await agent.upload(b'"good"') == 1
+        sent = await link.next()
+        assert sent["content"]["data"] == "good"
+        await link.send(answer_to(sent))
+        await eventually(lambda: agent.uploads_waiting == 0)
+        assert fleet.total("links_opened") == 1
+
+
+async def test_an_upload_that_the_hub_ends_links_over_is_set_aside_and_told(
+    cloud: CloudSide, make_settings: MakeSettings
+) -> None:
+    """C43: a hub may take less than the agent knows; what is durable goes nowhere else."""
+    settings = make_settings()
+    refused: list[SetAside] = []
+    cloud.refuse = (HTTPStatus.SERVICE_UNAVAILABLE, {})
+    async with EdgeFleet(settings, ["edge-1"], on_set_aside=refused.append) as fleet:
+        agent = fleet["edge-1"]
+        for data in (b'"one"', b'"bad"', b'"three"'):
+            await agent.upload(data)
+        cloud.refuse = None
+        taken: list[str] = []
+        for _ in range(3):
+            link = await cloud.link()
+            while len(taken) < 2:
+                sent = await link.next()
+                data = sent["content"]["data"]
+                if data == "bad":
+                    await link.connection.close(1009, "too big")
+                    break
+                taken.append(data)
+                await link.send(answer_to(sent))
+        await eventually(lambda: agent.uploads_waiting == 0)
+        assert taken == ["one", "three"]
+        assert [one.upload.number for one in refused] == [2]
+        assert refused[0].reason == "the hub ended the link over it: 1009 too big"
+        assert (fleet.total("uploads_set_aside"), fleet.total("objections")) == (1, 2)
+    assert read_set_aside(settings.database) == refused
+    async with EdgeFleet(settings, ["edge-1"]) as fleet:
+        assert fleet["edge-1"].uploads_waiting == 0
+        assert await fleet["edge-1"].upload(b"4") == 4
+
+
+async def test_uploads_of_a_former_release_that_cannot_go_are_set_aside_at_the_start(
+    cloud: CloudSide, make_settings: MakeSettings
+) -> None:
+    """C43."""
+    settings = make_settings()
+    store = EdgeStore(settings.database)
+    contents = [b'{"number":1,"data":NaN}', b'{"number":2,"data":1}', b'{"number":3,"data":}']
+    store.commit(
+        Batch(
+            uploads=[Upload("edge-1", n, f"m-{n}", "t", content, 5) for n, content in enumerate(contents, 1)]
+        )
+    )
+    store.close()
+    async with EdgeFleet(settings, ["edge-1"]) as fleet:
+        link = await cloud.link()
+        assert (await link.next())["content"]["number"] == 2
+        assert fleet.total("uploads_set_aside") == 2
+    assert [one.upload.number for one in read_set_aside(settings.database)] == [1, 3]
+
+
+async def test_a_report_too_large_for_the_hub_is_not_taken_for_an_upload(
+    cloud: CloudSide, make_settings: MakeSettings
+) -> None:
+    """C43: it is counted and told; the upload that was in flight with it stays."""
+    async with EdgeFleet(make_settings(), ["edge-1"]) as fleet:
+        agent = fleet["edge-1"]
+        link = await cloud.link()
+        await agent.upload(b'"small"')
+        for number in range(1, 4):
+            agent.report_status("default/podstatus/large", b'"' + b"x" * 10_000 + b'"')
+            await link.connection.close(1009, "too big")
+            await eventually(lambda: fleet.total("reports_refused") == number)  # noqa: B023
+            link = await cloud.link()
+        assert fleet.total("uploads_set_aside") == 0
+        sent = await link.next()
+        assert sent["content"]["data"] == "small"

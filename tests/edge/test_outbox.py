@@ -164,3 +164,40 @@ def test_everything_is_confirmed_in_the_end(lost: list[int], most_in_flight: int
         if now > 150:
             uploads.start_over()
     raise AssertionError(f"{len(uploads)} uploads are left")
+
+
+def test_an_upload_that_is_alone_in_flight_at_a_second_objection_is_the_culprit() -> None:
+    """C43: those sent with it are not taken for it."""
+    uploads = window(5)
+    assert numbers(uploads.take(0.0)) == [1, 2, 3]
+    assert uploads.objected() is None
+    uploads.start_over()
+    assert numbers(uploads.take(1.0)) == [1]
+    uploads.confirm("m-1", 1.0)
+    assert numbers(uploads.take(1.0)) == [2]
+    assert uploads.sent() == [upload(2)]
+    assert uploads.objected() == upload(2)
+    uploads.start_over()
+    assert numbers(uploads.take(2.0)) == [3]
+    uploads.confirm("m-3", 2.0)
+    assert numbers(uploads.take(2.0)) == [4, 5]
+
+
+def test_an_objection_with_no_upload_in_flight_is_over_something_else() -> None:
+    """C43."""
+    uploads = window(2)
+    assert uploads.objected() is None
+    assert numbers(uploads.take(0.0)) == [1, 2]
+
+
+def test_one_objection_alone_sets_nothing_aside() -> None:
+    """C43: it may have been over a report."""
+    uploads = window(1)
+    uploads.take(0.0)
+    assert uploads.objected() is None
+    uploads.start_over()
+    assert numbers(uploads.take(1.0)) == [1]
+    uploads.confirm("m-1", 1.0)
+    uploads.add(upload(2))
+    uploads.add(upload(3))
+    assert numbers(uploads.take(1.0)) == [2, 3]

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.outbox import Upload
+from edge.outbox import SetAside, Upload
 from edge.protocol import Header, Message, Route, decide
-from edge.store import Batch, Change, EdgeStore, StoreFault, read_history, read_objects
+from edge.store import Batch, Change, EdgeStore, StoreFault, read_history, read_objects, read_set_aside
 
 
 def change(
@@ -215,3 +215,31 @@ def test_a_folder_in_the_place_of_the_file_is_named(tmp_path: Path) -> None:
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreFault, match="cannot write beside the database"):
         EdgeStore(tmp_path / "nowhere" / "edge.db")
+
+
+def test_what_is_set_aside_is_out_of_the_outbox_and_bounded_per_node(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C43."""
+    monkeypatch.setattr("edge.store.MAX_SET_ASIDE", 2)
+    uploads = [Upload("edge-1", number, f"m-{number}", "telemetry", b"{}", 5) for number in range(1, 5)]
+    other = Upload("edge-2", 1, "m-9", "telemetry", b"{}", 5)
+    with closing(EdgeStore(path)) as store:
+        store.commit(Batch(uploads=[*uploads, other]))
+        refused = [SetAside(one, f"why {one.number}") for one in (*uploads[:3], other)]
+        store.commit(Batch(set_aside=refused))
+        assert store.waiting_uploads() == [uploads[3]]
+    with closing(EdgeStore(path)) as store:
+        assert store.waiting_uploads() == [uploads[3]]
+    assert read_set_aside(path) == [*refused[1:3], refused[3]]
+
+
+def test_a_file_of_before_gets_the_table_and_goes_on(path: Path) -> None:
+    """C43: and an agent of before goes on with a file that has it."""
+    with closing(EdgeStore(path)) as store:
+        store.commit(Batch(uploads=[Upload("edge-1", 1, "m-1", "telemetry", b"{}", 5)]))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE set_aside")
+    with closing(EdgeStore(path)) as store:
+        assert len(store.waiting_uploads()) == 1
+    assert read_set_aside(path) == []

@@ -1,6 +1,7 @@
 """A message over which its edge ends link after link, through a whole hub."""
 
 import asyncio
+import json
 import time
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from cloudhub.v1 import dispatcher_pb2 as pb
+from edge.store import read_set_aside
 from tests.support.certs import TestAuthority
 from tests.support.hub import RunningHub, StockEdge, request, running_hub
+from tests.support.processes import eventually
 
 PARKED, ACKNOWLEDGED = pb.DELIVERY_STATE_PARKED, pb.DELIVERY_STATE_ACKNOWLEDGED
 
@@ -117,3 +120,26 @@ async def test_another_node_notices_nothing(tmp_path: Path, authority: TestAutho
         assert len(idle) > 20
         idle_p99, p99 = (sorted(values)[len(values) * 99 // 100 - 1] for values in (found, idle))
         assert p99 < 4 * idle_p99 + 0.1
+
+
+@pytest.mark.parametrize("transport", ["websocket", "quic"])
+async def test_the_agent_sets_aside_what_a_hub_with_a_smaller_limit_ends_links_over(
+    tmp_path: Path, authority: TestAuthority, transport: str
+) -> None:
+    """C43: told and counted; what is behind it arrives."""
+    async with (
+        running_hub(tmp_path, authority, connector={"frame_most_bytes": 20_000}) as hub,
+        hub.subscriber("router") as router,
+        hub.fleet("edge-1", transport=transport) as fleet,
+    ):
+        agent = fleet["edge-1"]
+        for data in (b'"first"', b'"' + b"x" * 30_000 + b'"', b'"last"'):
+            await agent.upload(data)
+        uploads = [await router.until(lambda one: one.message.operation == "upload", 20) for _ in range(2)]
+        got = [json.loads(one.message.content) for one in uploads]
+        assert [content["data"] for content in got] == ["first", "last"]
+        await eventually(lambda: not agent.uploads_waiting)
+        assert fleet.total("uploads_set_aside") == 1
+    (refused,) = read_set_aside(tmp_path / "edges.db")
+    assert refused.upload.number == 2
+    assert "1009" in refused.reason
