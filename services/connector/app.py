@@ -91,6 +91,7 @@ class ConnectorApp:
             probes=settings.health_listen,
             clock=clock,
             metrics=self.metrics.grpc,
+            limits=settings.caller_limits,
         )
         self.metrics.grpc.watch(self._security)
         self.metrics.grpc.watch_expiry("edges", edge_tls.expires_at)

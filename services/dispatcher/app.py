@@ -241,6 +241,7 @@ async def running_app(
             security,
             probes=settings.health_listen,
             metrics=metrics.grpc,
+            limits=settings.caller_limits,
         )
         metrics.grpc.watch(security)
         add_DispatcherServiceServicer_to_server(

@@ -48,6 +48,7 @@ class EnrolmentApp:
             probes=settings.health_listen,
             clock=clock,
             metrics=self.metrics.grpc,
+            limits=settings.caller_limits,
         )
         self.metrics.grpc.watch(self._security)
         self.metrics.grpc.watch_expiry("server", lambda: self._context.not_after.timestamp())

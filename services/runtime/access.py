@@ -6,20 +6,18 @@ from typing import Any
 from urllib.parse import unquote
 
 import grpc
-from prometheus_client import Counter
 
-from services.runtime.callers import REASONS, Callers, client_address
+from services.runtime import caller_shares
+from services.runtime.callers import REASONS, Caller, Callers, client_address, printable, without_role
 from services.runtime.clock import Clock
 from services.runtime.errors import Forbidden, Unauthenticated, Unavailable
 from services.runtime.logs import get_log
 from services.runtime.names import shown
+from services.runtime.refusals import AUDIT_LOG, Refusals
 from services.runtime.roles import ALLOWED, Role, allowed, is_admin
 
-AUDIT_LOG = "cloudhub.audit"
-REFUSALS = (*REASONS, "CERTIFICATE_WITHOUT_ROLE", "ROLE_FORBIDDEN")
+REFUSALS = (*REASONS, "CERTIFICATE_WITHOUT_ROLE", "ROLE_FORBIDDEN", *caller_shares.REASONS)
 _log = get_log(AUDIT_LOG)
-# Whatever the lowest level of other lines is.
-logging.getLogger(AUDIT_LOG).setLevel(logging.INFO)
 # Of a request with very many nodes, or with text that is no node id.
 _MOST_NODES = 16
 _MOST_CHARACTERS = 128
@@ -42,9 +40,9 @@ class Call:
 class Access:
     """Of one server. Without `callers` every caller may do everything; calls are audited as well."""
 
-    def __init__(self, clock: Clock, refused: Counter | None = None, callers: Callers | None = None) -> None:
+    def __init__(self, clock: Clock, refusals: Refusals, callers: Callers | None = None) -> None:
         self._clock = clock
-        self._refused = refused
+        self._refusals = refusals
         self._callers = callers
 
     def admit(self, method: str, context: Context) -> Call | None:
@@ -52,23 +50,21 @@ class Access:
         or Forbidden after it was audited, Unavailable for a caller who is gone."""
         call = Call(method, "", "", self._clock.monotonic())
         if self._callers is not None:
+            found = self._callers.at(unquote(context.peer()))
+            if found is None:
+                # The call was read before the end of its connection was seen. Nobody hears this.
+                raise Unavailable("CONNECTION_GONE", "the connection of the call is closed")
             try:
-                self._check(call, self._callers, unquote(context.peer()))
+                self._check(call, found)
             except (Unauthenticated, Forbidden) as error:
-                self.ended(call, error.status.name, error.reason)
-                if self._refused is not None:
-                    self._refused.labels(error.reason).inc()
+                self._refusals.tell(found, error, method=printable(method))
                 raise
         if not is_admin(method):
             return None
         call.address = call.address or client_address(unquote(context.peer()))
         return call
 
-    def _check(self, call: Call, callers: Callers, peer: str) -> None:
-        found = callers.at(peer)
-        if found is None:
-            # The call was read before the end of its connection was seen. Nobody hears this.
-            raise Unavailable("CONNECTION_GONE", "the connection of the call is closed")
+    def _check(self, call: Call, found: Caller) -> None:
         call.address = found.address
         if found.refusal is not None or found.identity is None:
             # Such connections are another server's; none of them ends up here.
@@ -83,13 +79,11 @@ class Access:
             )
         if allowed(call.method, identity.roles):
             return
-        if not identity.roles:
-            raise Forbidden(
-                "CERTIFICATE_WITHOUT_ROLE",
-                f"the certificate of {shown(identity.name)} has no role: its organisation should be one of "
-                + ", ".join(role.value for role in Role if role is not Role.EDGE),
-            )
-        wanted = "" if Role.EDGE in identity.roles else _names(ALLOWED.get(call.method, frozenset()))
+        # Those without one, and edges, are another server's too.
+        nothing = without_role(identity)
+        if nothing is not None:
+            raise nothing
+        wanted = _names(ALLOWED.get(call.method, frozenset()))
         raise Forbidden(
             "ROLE_FORBIDDEN",
             f"a certificate with the role {_names(identity.roles)} may not call {call.method}"

@@ -1,5 +1,6 @@
 """Who is at the other end of each connection of a gRPC server with TLS, and what is said against those whose
-certificate proves nothing. Pure, but for the look at the certificate, which knows the present time."""
+certificate proves nothing, or lets its owner call nothing. Pure, but for the look at the certificate, which
+knows the present time."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import crypto
 
 from services.runtime.client_certificate import check_chain
-from services.runtime.errors import Unauthenticated
-from services.runtime.roles import Identity, identity_of
+from services.runtime.errors import Forbidden, HubError, Unauthenticated
+from services.runtime.rate_limit import network_of
+from services.runtime.roles import Identity, Role, identity_of
 from services.runtime.tls_faults import TlsFault
 
 _MOST_NAME_CHARACTERS = 200
@@ -35,9 +37,15 @@ class Caller:
     address: str
     """As gRPC writes it: `ipv4:192.0.2.1:4711`."""
     identity: Identity | None
-    """Proven, unless there is a `refusal`: then it is what was shown, if that could be read."""
+    """Proven, unless there is a `refusal` that is Unauthenticated: then it is what was shown, if that could
+    be read."""
     issuer: str
-    refusal: Unauthenticated | None
+    refusal: HubError | None
+
+    @property
+    def network(self) -> str:
+        """Whose limits the address is under."""
+        return network_of(self.address.partition(":")[2].rpartition(":")[0].strip("[]"))
 
 
 def judge(
@@ -57,7 +65,24 @@ def judge(
         check_chain(shown, trusted)
     except TlsFault as fault:
         return Caller(address, identity, issuer, _refusal(fault, shown, identity, issuer, authorities))
-    return Caller(address, identity, issuer, None)
+    return Caller(address, identity, issuer, None if identity is None else without_role(identity))
+
+
+def without_role(identity: Identity) -> Forbidden | None:
+    """What is said against a certificate that may call nothing, whatever it is that is called."""
+    if Role.EDGE in identity.roles:
+        return Forbidden(
+            "ROLE_FORBIDDEN",
+            f"the certificate of {printable(identity.name)} is an edge's, which may call nothing by gRPC",
+            role=Role.EDGE.name.lower(),
+        )
+    if identity.roles:
+        return None
+    return Forbidden(
+        "CERTIFICATE_WITHOUT_ROLE",
+        f"the certificate of {printable(identity.name)} has no role: its organisation should be one of "
+        + ", ".join(role.value for role in Role if role is not Role.EDGE),
+    )
 
 
 def _read(certificate: x509.Certificate) -> tuple[Identity, str]:

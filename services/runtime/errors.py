@@ -7,6 +7,7 @@
     ├── Ended                the hub ends what went on (a stream); the caller may begin anew
     ├── Unauthenticated      the caller's certificate proves nothing (any more)
     ├── Forbidden            the caller's role may not do this
+    ├── Crowded              the caller has too much under way; again later
     └── Unavailable          a dependency does not answer; safe to repeat
         └── StoreUnavailable the database does not answer
             ├── StoreRefused   it has something against a value; other rows can be written
@@ -88,6 +89,13 @@ class Forbidden(HubError):
     """The caller is known and may not do this."""
 
     status = grpc.StatusCode.PERMISSION_DENIED
+
+
+class Crowded(HubError):
+    """The caller has its share of the server under way; the same may be asked later."""
+
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+    retryable = True
 
 
 class Unavailable(HubError):

@@ -42,20 +42,20 @@ class FailureLog:
         self._level = level
         self._topics: dict[_Topic, _Told] = {}
 
-    def add(self, reason: str, by: str = "", **facts: Any) -> None:
-        """Something failed. Reasons are of a fixed set; `by` is who caused it, where each has lines of his
-        own. Of very many at once those that come late are told together."""
+    def add(self, reason: str, by: str = "", times: int = 1, **facts: Any) -> None:
+        """Something failed, so many times at once. Reasons are of a fixed set; `by` is who caused it, where
+        each has lines of his own. Of very many at once those that come late are told together."""
         topic = (reason, by if len(self._topics) < _MOST_TOPICS or (reason, by) in self._topics else "")
         told = self._topics.get(topic)
         if told is None:
-            self._topics[topic] = _Told(self._set_timer(topic))
-        elif told.lines < self._burst:
+            told = self._topics[topic] = _Told(self._set_timer(topic), lines=0)
+        if told.lines < self._burst:
             told.lines += 1
-        else:
-            told.count += 1
+            self._log.log(self._level, self._event, reason=reason, **facts)
+            times -= 1
+        if times:
+            told.count += times
             told.facts = facts
-            return
-        self._log.log(self._level, self._event, reason=reason, **facts)
 
     @property
     def waiting(self) -> int:

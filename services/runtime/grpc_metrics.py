@@ -14,7 +14,7 @@ class GrpcMetrics:
     def __init__(self, service: str, registry: CollectorRegistry) -> None:
         self.refused = Counter(
             f"cloudhub_{service}_grpc_refused",
-            "gRPC calls refused for what their caller's certificate says",
+            "gRPC calls refused for what their caller's certificate says, or has under way",
             ["reason"],
             registry=registry,
         )

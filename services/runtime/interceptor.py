@@ -4,9 +4,11 @@ All in one interceptor, so that each message of a stream passes one generator an
 """
 
 import asyncio
+import base64
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar, cast
+from urllib.parse import quote
 
 import grpc
 from google.protobuf import any_pb2
@@ -20,6 +22,8 @@ from services.runtime.errors import HubError, InvalidRequest
 Request = TypeVar("Request")
 
 ERROR_DOMAIN = "cloudhub.dev"
+# Printable ASCII but for the percent sign.
+_UNQUOTED = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 
 def status_of(error: HubError) -> grpc.Status:
@@ -32,6 +36,21 @@ def status_of(error: HubError) -> grpc.Status:
         status_pb2.Status(code=code, message=error.detail, details=[packed])
     )
     return status
+
+
+def trailers_of(error: HubError) -> list[tuple[bytes, bytes]]:
+    """What ends a call with that status, as HTTP/2 has it (gRPC over HTTP2, "Responses")."""
+    status = status_of(error)
+    trailers = [
+        (b"grpc-status", str(status.code.value[0]).encode()),
+        (b"grpc-message", quote(status.details, safe=_UNQUOTED).encode()),
+    ]
+    # Of names that end in -bin.
+    return trailers + [
+        (key.encode(), base64.b64encode(value).rstrip(b"="))
+        for key, value in status.trailing_metadata
+        if isinstance(value, bytes)
+    ]
 
 
 class _Malformed:

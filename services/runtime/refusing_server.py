@@ -1,26 +1,22 @@
-"""What a client is answered whose certificate proves nothing: whatever it calls, a refusal that says why.
+"""What a client is answered whose certificate proves nothing, or lets it call nothing, or who has more
+connections than a caller may: whatever it calls, a refusal that says why.
 
 A gRPC server of its own, so that nothing of the other one can be reached over such a connection, not even the
 interceptor that would stop it.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote
 
 import grpc
-from prometheus_client import Counter
 
-from services.runtime.access import AUDIT_LOG, Context
-from services.runtime.callers import Caller, Callers, printable
+from services.runtime.access import Context
+from services.runtime.callers import Callers, printable
 from services.runtime.errors import Unauthenticated
-from services.runtime.failure_log import FailureLog
 from services.runtime.interceptor import status_of
-from services.runtime.logs import get_log
+from services.runtime.refusals import Refusals
 
-# Lines per reason, client's host and interval: a stranger must not fill a disk.
-_BURST_LINES = 10
 _MOST_CALLS = 64
 _OPTIONS = [
     # A verdict is given once per connection: who has a better certificate by then, or whose CA is known by
@@ -29,24 +25,24 @@ _OPTIONS = [
     ("grpc.max_connection_age_grace_ms", 1_000),
     ("grpc.max_concurrent_streams", 16),
     ("grpc.max_receive_message_length", 4_096),
+    # Of what nobody reads.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 16_384),
 ]
 
 
 class RefusingServer:
-    """Answers every call of the `callers` at `socket_path` with their refusal, one audit line each."""
+    """Answers every call of the `callers` at `socket_path` with their refusal, and has it told."""
 
     def __init__(
         self,
         socket_path: str,
         callers: Callers,
-        refused: Counter | None,
+        refusals: Refusals,
         options: Sequence[tuple[str, int]],
     ) -> None:
         self._callers = callers
-        self._refused = refused
-        self._lines = FailureLog(
-            get_log(AUDIT_LOG), "call.refused", burst=_BURST_LINES, level=logging.WARNING
-        )
+        self._refusals = refusals
         self._server = grpc.aio.server(
             handlers=[_Everything(self)], options=[*options, *_OPTIONS], maximum_concurrent_rpcs=_MOST_CALLS
         )
@@ -57,9 +53,8 @@ class RefusingServer:
         await self._server.start()
 
     async def stop(self) -> None:
-        """Ends all connections; tells what is untold."""
+        """Ends all connections."""
         await self._server.stop(0)
-        self._lines.close()
 
     async def answer(self, method: str, context: Context) -> None:
         """Ends the call."""
@@ -69,24 +64,8 @@ class RefusingServer:
             # Its connection is gone, or nobody's.
             refusal = Unauthenticated("CERTIFICATE_MISSING", "the caller is not known")
         else:
-            self._tell(method, caller, refusal)
+            self._refusals.tell(caller, refusal, method=printable(method))
         await context.abort_with_status(status_of(refusal))
-
-    def _tell(self, method: str, caller: Caller, refusal: Unauthenticated) -> None:
-        if self._refused is not None:
-            self._refused.labels(refusal.reason).inc()
-        self._lines.add(
-            refusal.reason,
-            by=caller.address.rpartition(":")[0],
-            logger=AUDIT_LOG,
-            caller="unauthenticated",
-            shown=printable(caller.identity.name) if caller.identity else "",
-            issuer=caller.issuer,
-            address=caller.address,
-            method=printable(method),
-            status=refusal.status.name,
-            detail=refusal.detail,
-        )
 
 
 class _Everything(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]

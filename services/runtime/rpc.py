@@ -15,12 +15,14 @@ from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from services.runtime.access import Access
+from services.runtime.caller_shares import CallerLimits
 from services.runtime.callers import Callers
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.errors import StartupError
 from services.runtime.grpc_metrics import GrpcMetrics
 from services.runtime.interceptor import CallInterceptor
 from services.runtime.probe_port import ProbePort
+from services.runtime.refusals import Refusals
 from services.runtime.renewed_channel import RenewedChannel
 from services.runtime.secure_port import SecurePort
 from services.runtime.security import PLAINTEXT_LOOPBACK, SERVICE_NAME, Security
@@ -59,6 +61,21 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", MOST_MESSAGE_BYTES),
     *_KEEPALIVE,
 ]
+_SERVER_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.so_reuseport", 0),
+    # Of one connection; further ones wait at clients that heed it, and are refused to others.
+    ("grpc.max_concurrent_streams", 100),
+    ("grpc.max_metadata_size", 8_192),
+    ("grpc.absolute_max_metadata_size", 16_384),
+    # Calls that the event loop has not come to yet. From 1000 on core would shed some, whosever they are:
+    # what one caller may have is bounded before, by the front.
+    ("grpc.server.max_pending_requests", 8_192),
+    ("grpc.server.max_pending_requests_hard_limit", 8_192),
+    # What a client may send ahead on each stream, beyond the message that is asked for. By itself core lets
+    # this grow to 8 MiB, whether or not anybody reads.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 262_144),
+]
 
 
 def error_reason(error: grpc.aio.AioRpcError) -> str:
@@ -88,7 +105,8 @@ class RpcServer:
 
     Register servicers on `grpc_server` first, then `start`. Health starts as NOT_SERVING, but for LIVE, which
     is SERVING until the server stops. With `probes` (HOST:PORT) a second server there answers health checks,
-    and nothing else, without TLS: probes of Kubernetes speak none. `metrics` counts what was refused.
+    and nothing else, without TLS: probes of Kubernetes speak none. `metrics` counts what was refused. With
+    TLS each caller has a share by `limits`; without, gRPC's core bounds each connection alone.
     """
 
     def __init__(
@@ -100,22 +118,23 @@ class RpcServer:
         probes: str | None = None,
         clock: Clock | None = None,
         metrics: GrpcMetrics | None = None,
+        limits: CallerLimits | None = None,
     ) -> None:
         self._listen = listen
         self._services = tuple(services)
         self._security = security
         self._health = health.aio.HealthServicer()
-        refused = metrics.refused if metrics else None
+        self._refusals = Refusals(metrics.refused if metrics else None)
         callers = Callers() if security.authenticates else None
-        access = Access(clock or SystemClock(), refused, callers)
+        access = Access(clock or SystemClock(), self._refusals, callers)
         self.secure_port: SecurePort | None = None
         """With TLS."""
         if callers is not None:
             present = cast("Callable[[], ServerTls]", security.server_tls)
             failed = metrics.failed_handshakes if metrics else None
-            self.secure_port = SecurePort(present, callers, _KEEPALIVE, refused, failed)
+            self.secure_port = SecurePort(present, callers, _KEEPALIVE, self._refusals, failed, limits)
         self.grpc_server = grpc.aio.server(
-            interceptors=[CallInterceptor(access)], options=[*_OPTIONS, ("grpc.so_reuseport", 0)]
+            interceptors=[CallInterceptor(access)], options=[*_OPTIONS, *_SERVER_OPTIONS]
         )
         self.port = 0
         self._probes = probes
@@ -199,6 +218,7 @@ class RpcServer:
         if self._probe_port is not None:
             # Last, so that until then the probes hear NOT_SERVING.
             await self._probe_port.stop()
+        self._refusals.close()
 
 
 _CHANNEL_OPTIONS = [

@@ -14,9 +14,11 @@ from typing import TextIO
 import grpc
 from prometheus_client import Counter
 
+from services.runtime.caller_shares import CallerLimits
 from services.runtime.callers import Callers
 from services.runtime.errors import StartupError
 from services.runtime.listening import listening_sockets
+from services.runtime.refusals import Refusals
 from services.runtime.refusing_server import RefusingServer
 from services.runtime.server_tls import ServerTls
 from services.runtime.tls_front import REFUSING, SERVED, TlsFront
@@ -37,13 +39,14 @@ class SecurePort:
         present: Callable[[], ServerTls],
         callers: Callers,
         options: Sequence[tuple[str, int]],
-        refused: Counter | None,
+        refusals: Refusals,
         failed: Counter | None,
+        limits: CallerLimits | None = None,
     ) -> None:
-        self.front = TlsFront(present, callers, failed)
+        self.front = TlsFront(present, callers, refusals, failed, limits)
         self._callers = callers
         self._options = options
-        self._refused = refused
+        self._refusals = refusals
         self._sockets: list[socket.socket] = []
         self._folder: Path | None = None
         self._lock: TextIO | None = None
@@ -57,7 +60,7 @@ class SecurePort:
             raise StartupError(f"cannot listen on {listen}: {error.strerror or error}") from error
         folder = self._make_folder()
         server.add_insecure_port(f"unix:{folder / SERVED}")
-        self._refusing = RefusingServer(f"{folder / REFUSING}", self._callers, self._refused, self._options)
+        self._refusing = RefusingServer(f"{folder / REFUSING}", self._callers, self._refusals, self._options)
         port: int = self._sockets[0].getsockname()[1]
         return port
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from pydantic import AfterValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
 
+from services.runtime.caller_shares import CallerLimits
 from services.runtime.names import check_label
 
 if TYPE_CHECKING:
@@ -96,6 +97,25 @@ class ServiceSettings(BaseSettings):
         False,
         description="true: gRPC without TLS and without roles; refused unless all its addresses are loopback",
     )
+    max_grpc_connections: int = Field(
+        2048,
+        ge=1,
+        description="gRPC connections with TLS of all callers but services; further ones are refused",
+    )
+    max_grpc_connections_per_caller: int = Field(
+        256, ge=1, description="of these, those of one caller (a certificate's subject)"
+    )
+    max_grpc_calls_per_caller: int = Field(
+        256,
+        ge=1,
+        description="calls and streams of one caller at a time, over all its connections",
+    )
+    max_grpc_request_bytes: int = Field(
+        128 * 1024 * 1024,
+        ge=4 * 1024 * 1024,
+        description="requests of all callers but services that are not whole or not answered; one caller may "
+        "have a third of what is free",
+    )
     health_listen: Address | None = Field(
         None,
         description="HOST:PORT of a second gRPC server that answers health checks only, without TLS, for "
@@ -107,6 +127,16 @@ class ServiceSettings(BaseSettings):
         "auto", description="auto: text on a terminal, JSON elsewhere"
     )
     shutdown_seconds: float = Field(20.0, gt=0, le=600, description="time for a clean stop")
+
+    @property
+    def caller_limits(self) -> CallerLimits:
+        """What each caller by gRPC may have under way."""
+        return CallerLimits(
+            self.max_grpc_connections,
+            self.max_grpc_connections_per_caller,
+            self.max_grpc_calls_per_caller,
+            self.max_grpc_request_bytes,
+        )
 
     @field_validator("*")
     @classmethod

@@ -8,17 +8,25 @@ and the others to one that has nothing but refusals, over sockets in a directory
 import asyncio
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from prometheus_client import Counter
 
-from services.runtime.access import AUDIT_LOG
+from services.runtime.caller_shares import CallerLimits, CallerShares, Party
 from services.runtime.callers import Caller, Callers, connection_name, judge
+from services.runtime.errors import HubError
 from services.runtime.failure_log import FailureLog
 from services.runtime.front_connection import LINGER_SECONDS, FrontConnection, InnerSide, Phase
+from services.runtime.http2_calls import HttpCalls
+from services.runtime.interceptor import trailers_of
 from services.runtime.logs import get_log
+from services.runtime.openings import OpeningLimits, Openings
 from services.runtime.rate_limit import RateLimit, network_of
+from services.runtime.refusals import AUDIT_LOG, Refusals
+from services.runtime.roles import Role
 from services.runtime.server_tls import ServerTls
 from services.runtime.tls_faults import TlsFault
 
@@ -29,14 +37,17 @@ REFUSING = "refused"
 _log = get_log(AUDIT_LOG)
 _BACKLOG = 1024
 _HANDSHAKE_SECONDS = 10.0
-_MOST_HANDSHAKES = 256
-# When there are as many, the oldest one that has had so long makes room.
-_HURRIED_SECONDS = 1.0
+# Of 256 handshakes in progress, one that has had a second makes room. Those that have sent nothing cost a
+# descriptor.
+_OPENINGS = OpeningLimits(max_openings=256, max_waiting=1024, hurried=1.0)
+_TURN_SECONDS = 0.1
 _MOST_REFUSED = 64
 # Handshakes are done on the event loop, one to two milliseconds each: what one network, or all together, may
 # take of it on average, and how many come at once when replicas and programs return after a restart.
 _NETWORK_PER_SECOND, _NETWORK_BURST = 100.0, 500
 _ALL_PER_SECOND, _ALL_BURST = 250.0, 1000
+# Each refused connection costs as much again, and calls on it come to nothing.
+_REFUSED_PER_SECOND, _REFUSED_BURST = 20.0, 100
 
 
 class TlsFront:
@@ -44,19 +55,33 @@ class TlsFront:
     `callers` has a row for each connection that the servers see. Closed by `stop_accepting`, then `close`."""
 
     def __init__(
-        self, present: Callable[[], ServerTls], callers: Callers, failed: Counter | None = None
+        self,
+        present: Callable[[], ServerTls],
+        callers: Callers,
+        refusals: Refusals,
+        failed: Counter | None = None,
+        limits: CallerLimits | None = None,
     ) -> None:
+        """`failed` counts handshakes that came to nothing, by reason."""
         self._present = present
         self._callers = callers
         self._failed = failed
+        self._refusals = refusals
+        self.shares = CallerShares(limits or CallerLimits())
+        # Whoever is refused calls nothing, and says no more than it takes to hear why.
+        self._unknown = CallerShares(CallerLimits(max_calls_per_caller=1 << 31, max_request_bytes=1 << 62))
         self._folder = Path()
         self._servers: list[asyncio.Server] = []
         self._connections: set[FrontConnection] = set()
-        self._handshakes: dict[FrontConnection, float] = {}  # since when, the oldest first
+        self._openings: Openings[FrontConnection] = Openings(_OPENINGS)
+        self._turns: asyncio.TimerHandle | None = None
+        self._giving = False
+        self._parties: dict[FrontConnection, Party] = {}
         self._refused: dict[FrontConnection, None] = {}  # the oldest first
         self._joining: set[asyncio.Task[None]] = set()
         self._of_networks = RateLimit(_NETWORK_PER_SECOND, _NETWORK_BURST)
         self._of_all = RateLimit(_ALL_PER_SECOND, _ALL_BURST)
+        self._of_refused = RateLimit(_REFUSED_PER_SECOND, _REFUSED_BURST)
         self._number = 0
         self._failures = FailureLog(_log, "handshake.failed")
         self._none_left = asyncio.Event()
@@ -70,7 +95,12 @@ class TlsFront:
     @property
     def handshakes(self) -> int:
         """Of these, how many are in a handshake."""
-        return len(self._handshakes)
+        return self._openings.at_work
+
+    @property
+    def silent(self) -> int:
+        """Of these, how many have not begun one."""
+        return self._openings.waiting
 
     async def start(self, sockets: Sequence[socket.socket], folder: Path) -> None:
         """Accepts on `sockets`, which are the front's from here on. In `folder` listen the servers: SERVED
@@ -81,14 +111,15 @@ class TlsFront:
             self._servers.append(await loop.create_server(self._connection, sock=one, backlog=_BACKLOG))
 
     def _connection(self) -> FrontConnection:
-        return FrontConnection(self, self._present(), _HANDSHAKE_SECONDS)
+        return FrontConnection(self, _HANDSHAKE_SECONDS)
 
     def stop_accepting(self) -> None:
         """No new connections, and no handshakes any more."""
         for server in self._servers:
             server.close()
-        for connection in tuple(self._handshakes):
-            connection.abort()
+        for connection in tuple(self._connections):
+            if connection.shakes_hands:
+                connection.abort()
 
     async def close(self) -> None:
         """Once the servers behind have stopped: what they said last goes out; then nothing is left."""
@@ -103,36 +134,66 @@ class TlsFront:
         if self._joining:
             await asyncio.wait(self._joining)
         self._failures.close()
+        if self._turns is not None:
+            self._turns.cancel()
 
     # front_connection.FrontHost.
 
     def connected(self, connection: FrontConnection) -> bool:
-        now = asyncio.get_running_loop().time()
-        if self._of_networks.take(network_of(connection.host), now):
+        network, now = network_of(connection.host), asyncio.get_running_loop().time()
+        gone = self._openings.arrive(connection, network, now)
+        if gone is not None:
+            self._turned_away("silent_many", "too many connections that say nothing", gone.host)
+        if gone is connection:
+            return False
+        if gone is not None:
+            gone.abort()
+        self._connections.add(connection)
+        self._none_left.clear()
+        return True
+
+    def heard(self, connection: FrontConnection) -> bool:
+        network, now = network_of(connection.host), asyncio.get_running_loop().time()
+        if self._of_networks.take(network, now):
             self._turned_away("handshake_rate_address", "too many handshakes of one address", connection.host)
             return False
         if self._of_all.take("", now):
             self._turned_away("handshake_rate", "too many handshakes")
             return False
-        if len(self._handshakes) >= _MOST_HANDSHAKES:
-            oldest, since = next(iter(self._handshakes.items()))
-            if now - since < _HURRIED_SECONDS:
-                self._turned_away("handshakes_many", "too many handshakes at once")
-                return False
-            oldest.out_of_time(_HURRIED_SECONDS)
-        self._connections.add(connection)
-        self._none_left.clear()
-        self._handshakes[connection] = now
-        return True
+        self._openings.heard(connection, now)
+        self._give_turns()
+        return connection.phase is not Phase.GONE
+
+    def _opening_ended(self, connection: FrontConnection) -> None:
+        self._openings.end(connection)
+        if self._openings.ready:
+            self._give_turns()
+
+    def _give_turns(self) -> None:
+        if self._giving:
+            # A handshake that ended at once; the loop below goes on.
+            return
+        self._giving = True
+        if self._turns is not None:
+            self._turns.cancel()
+            self._turns = None
+        loop = asyncio.get_running_loop()
+        while (turn := self._openings.next_turn(loop.time())) is not None:
+            if turn.gives_way is not None:
+                turn.gives_way.out_of_time(_OPENINGS.hurried)
+            turn.begins.shake_hands(self._present())
+        self._giving = False
+        if self._openings.ready:
+            self._turns = loop.call_later(_TURN_SECONDS, self._give_turns)
 
     def _turned_away(self, reason: str, detail: str, host: str = "") -> None:
         """Told once per reason, or with a host once per host and reason, and counted."""
         self._count(reason)
-        facts = {"address": host} if host else {}
+        facts: dict[str, Any] = {"address": host} if host else {}
         self._failures.add(reason, by=host, detail=detail, logger=AUDIT_LOG, **facts)
 
     def shaken_hands(self, connection: FrontConnection) -> None:
-        self._handshakes.pop(connection, None)
+        self._opening_ended(connection)
         task = asyncio.create_task(self._join(connection), name="join gRPC")
         self._joining.add(task)
         task.add_done_callback(self._joining_ended)
@@ -146,18 +207,19 @@ class TlsFront:
     async def _join(self, connection: FrontConnection) -> None:
         self._number += 1
         connection.name = connection_name(self._number, connection.address)
-        caller = self._judge(connection)
-        if caller.refusal is not None:
-            self._make_room_for_refused()
-            self._refused[connection] = None
+        caller = self._admit(connection, self._judge(connection))
+        if caller.refusal is not None and not self._take_refused(connection, caller.refusal):
+            connection.abort()
+            return
         self._callers.add(connection.name, caller)
         inside = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             inside.setblocking(False)
             self._connect(inside, connection.name, SERVED if caller.refusal is None else REFUSING)
-            await asyncio.get_running_loop().create_unix_connection(
+            _, inner = await asyncio.get_running_loop().create_unix_connection(
                 lambda: InnerSide(connection), sock=inside
             )
+            inner.join()
         except OSError as error:
             # The server behind has stopped, or has no room.
             inside.close()
@@ -175,6 +237,38 @@ class TlsFront:
             shown = fault
         return judge(connection.address, shown, tls.trusted, tls.authorities)
 
+    def _admit(self, connection: FrontConnection, caller: Caller) -> Caller:
+        """With its share, if it is counted; or with why it has none."""
+        if caller.refusal is not None or caller.identity is None or Role.SERVICE in caller.identity.roles:
+            return caller
+        party = self.shares.connect(caller.identity.name)
+        if isinstance(party, HubError):
+            return replace(caller, refusal=party)
+        self._parties[connection] = party
+        connection.calls = HttpCalls(party, trailers_of)
+        return caller
+
+    def _take_refused(self, connection: FrontConnection, refusal: HubError) -> bool:
+        """Whether it may hear why it is refused."""
+        if self._of_refused.take(network_of(connection.host), asyncio.get_running_loop().time()):
+            self._turned_away(
+                "refused_rate_address", "too many refused connections of one address", connection.host
+            )
+            return False
+        if len(self._refused) >= _MOST_REFUSED:
+            oldest = next(iter(self._refused))
+            del self._refused[oldest]
+            oldest.abort()
+        self._refused[connection] = None
+        connection.refusal = refusal
+        connection.calls = HttpCalls(Party(self._unknown, ""), trailers_of)
+        return True
+
+    def calls_refused(self, connection: FrontConnection, refusal: HubError, calls: int) -> None:
+        caller = self._callers.at(connection.name)
+        if caller is not None:
+            self._refusals.tell(caller, refusal, calls)
+
     def _connect(self, inside: socket.socket, name: str, server: str) -> None:
         """The name is what gRPC calls the peer; nobody needs to find it in the directory."""
         path = self._folder / name
@@ -184,14 +278,8 @@ class TlsFront:
         finally:
             path.unlink()
 
-    def _make_room_for_refused(self) -> None:
-        if len(self._refused) >= _MOST_REFUSED:
-            oldest = next(iter(self._refused))
-            del self._refused[oldest]
-            oldest.abort()
-
     def handshake_failed(self, connection: FrontConnection, fault: TlsFault) -> None:
-        self._handshakes.pop(connection, None)
+        self._opening_ended(connection)
         self._count(fault.reason)
         if connection.heard:
             # Who only looks whether the port is open is counted.
@@ -208,7 +296,7 @@ class TlsFront:
             self._failed.labels(reason).inc()
 
     def gone(self, connection: FrontConnection) -> None:
-        self._handshakes.pop(connection, None)
+        self._opening_ended(connection)
         self._forget(connection)
         self._connections.discard(connection)
         if not self._connections:
@@ -217,3 +305,9 @@ class TlsFront:
     def _forget(self, connection: FrontConnection) -> None:
         self._refused.pop(connection, None)
         self._callers.remove(connection.name)
+        if connection.calls is not None:
+            connection.calls.close()
+            connection.calls = None
+        party = self._parties.pop(connection, None)
+        if party is not None:
+            self.shares.disconnect(party)

@@ -73,6 +73,7 @@ class SessionsApp:
             probes=settings.health_listen,
             clock=self._clock,
             metrics=self.metrics.grpc,
+            limits=settings.caller_limits,
         )
         self.metrics.grpc.watch(self._security)
         self.reaper: Reaper

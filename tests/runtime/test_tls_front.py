@@ -19,6 +19,8 @@ from services.runtime import front_connection, tls_front
 from services.runtime.callers import Callers, client_address
 from services.runtime.grpc_metrics import GrpcMetrics
 from services.runtime.listening import listening_sockets
+from services.runtime.openings import OpeningLimits
+from services.runtime.refusals import Refusals
 from services.runtime.roles import Role
 from services.runtime.tls_front import REFUSING, SERVED, TlsFront
 from tests.support.certs import Issued, TestAuthority
@@ -56,7 +58,12 @@ class Fronted:
         self.callers = Callers()
         self.metrics = GrpcMetrics("x", CollectorRegistry())
         self._security = authority.security(authority.service())
-        self.front = TlsFront(self._security.server_tls, self.callers, self.metrics.failed_handshakes)
+        self.front = TlsFront(
+            self._security.server_tls,
+            self.callers,
+            Refusals(self.metrics.refused),
+            self.metrics.failed_handshakes,
+        )
         self.serve: Serve = echo
         self.server_writers: list[asyncio.StreamWriter] = []
         self.served = 0
@@ -383,23 +390,77 @@ async def test_a_handshake_has_its_time(
     writer.close()
 
 
-async def test_handshakes_that_stand_make_room_for_others(
-    fronted: Fronted, shown: Issued, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tls_front, "_MOST_HANDSHAKES", 8)
-    monkeypatch.setattr(tls_front, "_HURRIED_SECONDS", 0.3)
-    standing = [socket.create_connection(("127.0.0.1", fronted.port)) for _ in range(8)]
-    await eventually(lambda: fronted.front.handshakes == 8, 5)
-    with pytest.raises(OSError):
-        await fronted.connect(shown)
-    assert fronted.failed("handshakes_many") == 1
-    await asyncio.sleep(0.35)  # what a handshake may take while others wait
-    reader, writer = await fronted.connect(shown)
-    writer.write(b"x")
-    assert await reader.readexactly(1) == b"x"
-    assert fronted.failed("handshake_timeout") == 1
+@pytest.fixture
+def few_openings(monkeypatch: pytest.MonkeyPatch) -> OpeningLimits:
+    """As if for a small machine; to be asked for before the front."""
+    limits = OpeningLimits(max_openings=8, max_waiting=12, patience=0.1, hurried=0.3)
+    monkeypatch.setattr(tls_front, "_OPENINGS", limits)
+    return limits
+
+
+def _begun(fronted: Fronted, shown: Issued, address: str, count: int) -> list[socket.socket]:
+    """So many connections from an address of this machine that begin a handshake and go on no further."""
+    found = _silent(fronted, address, count)
+    for one in found:
+        one.sendall(_hello(fronted, shown)[:50])
+    return found
+
+
+def _silent(fronted: Fronted, address: str, count: int) -> list[socket.socket]:
+    """So many connections from an address of this machine that say nothing."""
+    return [
+        socket.create_connection(("127.0.0.1", fronted.port), source_address=(address, 0))
+        for _ in range(count)
+    ]
+
+
+async def served(fronted: Fronted, shown: Issued, address: str = "127.0.0.1") -> float:
+    """A client of an address shakes hands and has an answer; how many seconds that took."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1",
+            fronted.port,
+            ssl=fronted.context(shown),
+            server_hostname="localhost",
+            local_addr=(address, 0),
+        )
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"
     writer.close()
+    return loop.time() - began
+
+
+async def test_handshakes_that_stand_make_room_for_those_of_other_networks(
+    few_openings: OpeningLimits, fronted: Fronted, shown: Issued
+) -> None:
+    """C47: one network's unfinished handshakes fill all the room there is; the oldest gives way."""
+    standing = _begun(fronted, shown, "127.0.0.9", 8)
+    await eventually(lambda: fronted.front.handshakes == 8, 5)
+    assert await served(fronted, shown) < few_openings.patience + 1.0
+    assert fronted.failed("handshake_timeout") == 1
     for one in standing:
+        one.close()
+
+
+async def test_silent_connections_take_nothing_from_those_who_speak(
+    few_openings: OpeningLimits, fronted: Fronted, shown: Issued
+) -> None:
+    """C47: not of the room for handshakes, nor of what is let in; at their bound the oldest of them go."""
+    silent = await asyncio.to_thread(_silent, fronted, "127.0.0.9", 40)
+    await eventually(lambda: fronted.failed("silent_many") == 28, 5)
+    assert (fronted.front.silent, fronted.front.handshakes) == (12, 0)
+    # From its own address too.
+    await served(fronted, shown)
+    await served(fronted, shown, "127.0.0.9")
+    assert fronted.failed("handshake_rate_address") == 0
+    # The newest are still there, and may speak.
+    assert silent[0].recv(1) == b""
+    silent[-1].setblocking(False)
+    with pytest.raises(BlockingIOError):
+        silent[-1].recv(1)
+    for one in silent:
         one.close()
 
 
@@ -411,10 +472,20 @@ def low_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tls_front, "_ALL_PER_SECOND", 0.001)
 
 
-def _flood(fronted: Fronted, address: str, count: int) -> None:
+def _flood(fronted: Fronted, address: str, count: int, said: bytes = b"?") -> None:
     """So many connections from an address of this machine, each for the least moment."""
     for _ in range(count):
-        socket.create_connection(("127.0.0.1", fronted.port), source_address=(address, 0)).close()
+        with socket.create_connection(("127.0.0.1", fronted.port), source_address=(address, 0)) as one:
+            one.sendall(said)
+
+
+async def test_connects_alone_use_up_no_budget(low_rates: None, fronted: Fronted, shown: Issued) -> None:
+    """C47: it is bytes that cost a handshake; whoever only connects leaves all others theirs."""
+    await asyncio.to_thread(_flood, fronted, "127.0.0.9", 100, b"")
+    await eventually(lambda: fronted.failed("peer_closed") == 100, 10)
+    for _ in range(8):
+        await served(fronted, shown, "127.0.0.9")
+    assert fronted.failed("handshake_rate_address") == fronted.failed("handshake_rate") == 0
 
 
 async def test_a_flood_of_handshakes_of_one_address_leaves_the_others_theirs(
@@ -426,18 +497,11 @@ async def test_a_flood_of_handshakes_of_one_address_leaves_the_others_theirs(
         await asyncio.to_thread(_flood, fronted, "127.0.0.9", 30)
         await eventually(lambda: fronted.failed("handshake_rate_address") == 22, 10)
         with pytest.raises(OSError):
-            await asyncio.open_connection(
-                "127.0.0.1",
-                fronted.port,
-                ssl=fronted.context(shown),
-                server_hostname="localhost",
-                local_addr=("127.0.0.9", 0),
-            )
-        reader, writer = await fronted.connect(shown)
-        for one, other in ((reader, writer), (kept_reader, kept)):
-            other.write(b"x")
-            assert await one.readexactly(1) == b"x"
-            other.close()
+            await served(fronted, shown, "127.0.0.9")
+        await served(fronted, shown)
+        kept.write(b"x")
+        assert await kept_reader.readexactly(1) == b"x"
+        kept.close()
     told = [line for line in logs if line.get("reason") == "handshake_rate_address"]
     assert {line["address"] for line in told} == {"127.0.0.9"}
     assert fronted.failed("handshake_rate") == 0

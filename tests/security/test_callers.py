@@ -21,7 +21,7 @@ from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub, DispatcherServi
 from cloudhub.v1.link_pb2_grpc import LinkServiceStub
 from cloudhub.v1.peer_pb2_grpc import PeerServiceStub
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub, SessionsServiceStub
-from services.runtime.access import AUDIT_LOG
+from services.runtime.refusals import AUDIT_LOG
 from services.runtime.roles import Role
 from services.runtime.rpc import error_info, open_channel
 from services.runtime.security import PLAINTEXT_LOOPBACK, MutualTls

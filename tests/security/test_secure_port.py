@@ -14,8 +14,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
-from services.runtime.access import AUDIT_LOG
 from services.runtime.errors import StartupError
+from services.runtime.refusals import AUDIT_LOG
 from services.runtime.roles import Role
 from services.runtime.rpc import RpcServer, error_reason, open_channel
 from services.runtime.secure_port import SecurePort
