@@ -131,6 +131,8 @@ class Enroller:
     def _trusting(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # The hub's CA may be another one's.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         try:
             context.load_verify_locations(self._folder / "ca.crt")
         except (ssl.SSLError, OSError) as error:

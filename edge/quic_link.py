@@ -7,6 +7,7 @@ so the operating system may give it another of its own when the network changes:
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -17,11 +18,14 @@ from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicHeader
 from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
-from aioquic.tls import Epoch
+from aioquic.tls import AlertDescription, Epoch
+from cryptography import x509
+from OpenSSL import crypto
 
 from edge.protocol import MalformedFrame
 from edge.quic_framing import MESSAGES_BEGIN, Unframer, frames_of, json_of, read_answer, request
 from edge.reconnect import UNPROVEN, LinkEnd
+from edge.server_certificate import fault_of, trusting
 from edge.tls_alerts import quic_certificate_refused
 from edge.transport import MOST_ROUND_TRIP_SECONDS, Receiver
 
@@ -33,6 +37,7 @@ _CONTROL, _UP, _DOWN = 0, 2, 3
 # How long what was sent may take to arrive before a polite end.
 _CLOSE_SECONDS = 5.0
 _GOING_AWAY = 1001
+_BAD_CERTIFICATE = QuicErrorCode.CRYPTO_ERROR + AlertDescription.bad_certificate
 _TIMER_SECONDS = 0.001
 _TOKEN_BYTES = 16
 _LEAST_RESET_BYTES = 21
@@ -47,6 +52,11 @@ class _Connection(QuicConnection):
 
     reading = True
     _connects_at = 0.0
+
+    def shown(self) -> list[x509.Certificate]:
+        """The hub's certificates, first the one whose key it proved to have."""
+        own = self.tls._peer_certificate
+        return [] if own is None else [own, *self.tls._peer_certificate_chain]
 
     def connect(self, addr: tuple[Any, ...], now: float) -> None:
         self._connects_at = now
@@ -105,6 +115,7 @@ class QuicLink(asyncio.DatagramProtocol):
         self._headers = headers
         self._receiver = receiver
         self._quic: _Connection | None = None
+        self._trusted: crypto.X509Store | None = None
         self._udp: asyncio.DatagramTransport | None = None
         self._answer = Unframer(_MOST_ANSWER_BYTES)
         self._down = Unframer(MOST_FRAME_BYTES, MESSAGES_BEGIN)
@@ -138,6 +149,9 @@ class QuicLink(asyncio.DatagramProtocol):
                 if self.ended.done():
                     return
                 configuration.server_name = self._host
+                self._trusted = trusting(configuration.cafile or "")
+                # Checked when the handshake is done, before anything is said.
+                configuration.verify_mode = ssl.CERT_NONE
                 self._quic = quic = _Connection(configuration=configuration)
                 await self._loop.create_datagram_endpoint(
                     lambda: self, local_addr=("::" if family == socket.AF_INET6 else "0.0.0.0", 0)
@@ -150,6 +164,8 @@ class QuicLink(asyncio.DatagramProtocol):
             self.abort(LinkEnd("failed", f"no answer within {open_seconds:g} s"))
         except OSError as error:
             self._finish(LinkEnd("failed", error.strerror or str(error) or type(error).__name__))
+        except crypto.Error:
+            self._finish(LinkEnd("failed", f"the CA {configuration.cafile} cannot be used"))
 
     # What asyncio tells
 
@@ -235,6 +251,8 @@ class QuicLink(asyncio.DatagramProtocol):
 
     def _handle_events(self, quic: _Connection) -> None:
         while (event := quic.next_event()) is not None:
+            if isinstance(event, events.HandshakeCompleted) and not self._is_trusted(quic):
+                return
             if not isinstance(event, events.StreamDataReceived):
                 continue
             try:
@@ -255,6 +273,15 @@ class QuicLink(asyncio.DatagramProtocol):
             self._finish(self._end_of(end, by_hub=quic.closed_by_hub()))
         elif self._leaving:
             self._leave_if_delivered()
+
+    def _is_trusted(self, quic: _Connection) -> bool:
+        assert self._trusted is not None
+        fault = fault_of(quic.shown(), self._host, self._trusted)
+        if fault:
+            quic.close(_BAD_CERTIFICATE, QuicFrameType.CRYPTO, fault)
+            self._flush()
+            self._finish(LinkEnd("failed", fault))
+        return not fault
 
     def _hub_answered(self, quic: _Connection, refusal: tuple[int, str, float] | None) -> None:
         if refusal is not None:

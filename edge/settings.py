@@ -150,6 +150,8 @@ class EdgeSettings:
         certificate, key = self._certificate(node_id)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # The hub's CA may be another one's.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         for path in (self.ca, certificate, key):
             if not path.is_file():
                 raise SettingsFault(

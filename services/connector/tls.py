@@ -113,6 +113,8 @@ def server_context(files: TlsFiles, now_ms: int) -> tuple[ssl.SSLContext, dateti
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
+    # A CA may be another one's: it is trusted itself, and none above it.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     # At least 112 bits: RSA from 2048, no SHA-1. Some builds of OpenSSL ask for less by themselves.
     context.set_ciphers("DEFAULT:@SECLEVEL=2")
     # Resumption would keep a session per edge in memory and skip the look at its certificate.

@@ -60,6 +60,8 @@ class ServerTls:
         context.set_alpn_select_callback(_choose_protocol)
         context.set_verify(SSL.VERIFY_PEER, _take_any)
         self.trusted = crypto.X509Store()
+        # A CA may be another one's: it is trusted itself, and none above it. gRPC's core has it so too.
+        self.trusted.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
         try:
             context.set_cipher_list(_CIPHERS)
             context.use_certificate(own)
