@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -164,10 +164,13 @@ class Publishing:
         is_large = sum(len(request.node_ids) for request in requests) > LARGE_OUTCOMES
         for request in requests:
             self._prepare(work, request, traceparent, fences)
-            for node_ids in _turns(request.node_ids):
+            if not is_large:
+                self._address_all(work, work.requests[-1], request.node_ids)
+                continue
+            for start in range(0, len(request.node_ids), MAX_NODES_PER_TURN):
+                node_ids = request.node_ids[start : start + MAX_NODES_PER_TURN]
                 self._address_all(work, work.requests[-1], node_ids)
-                if is_large:
-                    await asyncio.sleep(0)
+                await asyncio.sleep(0)
         if work.lookups:
             await self._look_up(work)
         if work.forwards:
@@ -431,15 +434,6 @@ class Publishing:
 
 def _slot_bytes(slot: tuple[_Request, pb.NodeOutcome]) -> int:
     return slot[0].publication.size_bytes
-
-
-def _turns(node_ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    """What is done of a request before others have their turn."""
-    if len(node_ids) <= MAX_NODES_PER_TURN:
-        yield node_ids
-        return
-    for start in range(0, len(node_ids), MAX_NODES_PER_TURN):
-        yield node_ids[start : start + MAX_NODES_PER_TURN]
 
 
 def trace_write(tracing: Tracing, context: str, row: ObjectRow, started_ns: int) -> None:
