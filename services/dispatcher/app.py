@@ -114,6 +114,16 @@ def _quotas(settings: DispatcherSettings) -> Quotas:
     )
 
 
+def _upstream_settings(settings: DispatcherSettings) -> UpstreamSettings:
+    return UpstreamSettings(
+        subscriber_ack_seconds=settings.subscriber_ack_seconds,
+        max_node_upload_rows=settings.max_node_upload_rows,
+        max_node_upload_bytes=settings.max_node_upload_bytes,
+        max_upload_rows=settings.max_upload_rows,
+        max_upload_bytes=settings.max_upload_bytes,
+    )
+
+
 def _cluster_ca(settings: DispatcherSettings) -> bytes | None:
     if settings.cluster_ca is None:
         return None
@@ -187,7 +197,7 @@ async def running_app(
             clock=clock,
             tracing=tracing,
             registry=registry,
-            settings=UpstreamSettings(subscriber_ack_seconds=settings.subscriber_ack_seconds),
+            settings=_upstream_settings(settings),
             events_done=acknowledger.done,
             cluster_ca=cluster_ca,
         )

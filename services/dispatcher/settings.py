@@ -64,6 +64,20 @@ class DispatcherSettings(ServiceSettings):
         description="how long a subscriber may hold deliveries without acknowledging any, where another "
         "could have them",
     )
+    max_node_upload_rows: int = Field(
+        20_000, ge=1, description="stored uploads of a node that nobody has taken"
+    )
+    max_node_upload_bytes: int = Field(
+        64 * 1024 * 1024, ge=1024, description="size of the stored uploads of a node"
+    )
+    max_upload_rows: int = Field(
+        1_000_000, ge=1, description="stored uploads of all nodes, a quarter of them for nodes with few"
+    )
+    max_upload_bytes: int = Field(
+        8 * 1024 * 1024 * 1024,
+        ge=1024,
+        description="size of the stored uploads of all nodes, a quarter of it for nodes with few",
+    )
 
     content_most_bytes: int = Field(
         900 * 1024,

@@ -50,3 +50,8 @@ class UpstreamMetrics:
             "oldest_unacknowledged_seconds", "How long a subscriber here has held the oldest delivery."
         )
         self.uploads_rows = gauge("uploads_rows", "Uploads in the store.")
+        self.uploads_bytes = gauge("uploads_bytes", "Size of the uploads in the store.")
+        self.uploads_oldest = gauge("uploads_oldest_seconds", "How long the oldest of them has been there.")
+        self.uploads_nodes_full = gauge(
+            "uploads_nodes_full", "Nodes whose uploads wait for room in their share of the store."
+        )

@@ -10,7 +10,7 @@ class UpstreamSettings:
     The `most_waiting_*` bounds count messages that no subscriber has settled; at one of them status
     reports are dropped, oldest first, else the newcomer. Lifecycle events that no subscriber has seen are
     bounded apart: of a node for a module the last ones stay, which say where it is now. Durable uploads have
-    a window of their own in memory, the rest of them is on disk.
+    a window of their own in memory, the rest of them is on disk, where each node has a share (`shares`).
     """
 
     most_waiting_per_node: int = 4096
@@ -21,4 +21,7 @@ class UpstreamSettings:
     most_events_total: int = 200_000
     subscriber_ack_seconds: float = 60.0
     upload_pause_seconds: float = 30.0
-    uploads_most_rows: int = 1_000_000
+    max_node_upload_rows: int = 20_000
+    max_node_upload_bytes: int = 64 * 1024 * 1024
+    max_upload_rows: int = 1_000_000
+    max_upload_bytes: int = 8 * 1024 * 1024 * 1024

@@ -1,21 +1,30 @@
 """Uploads that are not stored yet, and the links that must wait because of them. No I/O, no clock.
 
 A link's reads pause when its node has too much waiting here, or anything at all while the store is in
-trouble (it does not answer, or it is full); they go on when that has passed. A pause has a limit:
-after it the link is closed. What was taken in stays until it is stored.
+trouble, or an upload that its share of the store has no room for; they go on when that has passed. A pause
+has a limit: after it the link is closed, and what found no room in the share is dropped, for the close tells
+so. What waits for a store in trouble stays. Nodes are stored in turn, one upload each: none waits behind
+another's.
 """
 
-from collections import deque
-from collections.abc import Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.upstream.shares import Amount, Shares
+
+# Of nodes without room so many are looked at again whenever some was made.
+LOOKS_PER_CHANGE = 64
+# Of a node without room so many are looked up in the store at once.
+UNFIT_PER_NODE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class IntakeBounds:
-    """From `pause_*` of a node on its link pauses, at `most_*` of a node or `total_*` uploads are refused."""
+    """From `pause_*` of a node on its link pauses; at `most_*` of a node, or its share of `total_*`, uploads
+    are refused."""
 
     pause_seconds: float
     pause_messages: int = 128  # below what a connector keeps for want of receipts
@@ -48,103 +57,177 @@ class PauseReads:
 
 
 @dataclass(frozen=True, slots=True)
-class CloseLink:
-    """The link has waited for its uploads as long as it may."""
+class GiveUp:
+    """A node has waited for its uploads as long as it may: its link, if it is there still, is closed for
+    `detail`, and `dropped` are not stored."""
 
     node_id: str
     epoch: int
+    is_linked: bool
     detail: str
+    dropped: tuple[Upload, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What to do next: store `uploads`; look whether `unfit`, for which their node has no room, repeat what
+    is stored. All of them stay here until `stored` and `judged`."""
+
+    uploads: list[Upload] = field(default_factory=list)
+    unfit: list[tuple[Upload, str]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.uploads or self.unfit)
 
 
 @dataclass(slots=True)
 class _Line:
+    """One node's. `full` is the bound of its share that keeps its first upload out."""
+
     epoch: int
-    messages: int = 0
+    waiting: deque[Upload] = field(default_factory=deque)
     size_bytes: int = 0
     closed: bool = False
+    paused: bool = False
+    full: str = ""
 
 
-@dataclass(slots=True)
 class UploadIntake:
     """The queue before the store."""
 
-    bounds: IntakeBounds
-    trouble: str = ""  # why the store takes nothing now
-    size_bytes: int = 0
-    _waiting: deque[Upload] = field(default_factory=deque)
-    _lines: dict[str, _Line] = field(default_factory=dict)
-    _paused: dict[str, float] = field(default_factory=dict)  # since when, earliest first
+    def __init__(self, bounds: IntakeBounds) -> None:
+        self.bounds = bounds
+        self.trouble = ""  # why the store takes nothing now
+        self._room = Shares(
+            Amount(bounds.most_messages, bounds.most_bytes), Amount(bounds.total_messages, bounds.total_bytes)
+        )
+        self._lines: dict[str, _Line] = {}
+        self._ready: OrderedDict[str, None] = OrderedDict()  # have something, and room for it as far as known
+        self._full: OrderedDict[str, None] = OrderedDict()
+        self._held_up: dict[str, float] = {}  # paused or full, since when, earliest first
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return self._room.used.messages
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all that waits."""
+        return self._room.used.size_bytes
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether something can be stored."""
+        return bool(self._ready)
 
     @property
     def paused(self) -> int:
         """How many links are."""
-        return len(self._paused)
+        return sum(self._lines[node_id].paused for node_id in self._held_up)
+
+    @property
+    def full(self) -> int:
+        """How many nodes wait for room in their share of the store."""
+        return len(self._full)
 
     def refusal(self, node_id: str, size_bytes: int) -> str:
         """The bound that a further upload would pass; empty if it may come."""
-        bounds, line = self.bounds, self._lines.get(node_id)
-        if line is not None and line.messages >= bounds.most_messages:
-            return "upload_node_messages"
-        if line is not None and line.size_bytes + size_bytes > bounds.most_bytes:
-            return "upload_node_bytes"
-        if len(self._waiting) >= bounds.total_messages:
-            return "upload_total_messages"
-        if self.size_bytes + size_bytes > bounds.total_bytes:
-            return "upload_total_bytes"
-        return ""
+        bound = self._room.refusal(node_id, size_bytes)
+        return f"upload_{bound}" if bound else ""
 
     def add(self, upload: Upload, now: float) -> list[PauseReads]:
         """An upload came in that `refusal` had nothing against."""
-        line = self._lines.get(upload.node_id)
+        node_id = upload.node_id
+        line = self._lines.get(node_id)
         if line is None:
-            line = self._lines[upload.node_id] = _Line(upload.epoch)
+            line = self._lines[node_id] = _Line(upload.epoch)
         elif line.epoch != upload.epoch:
             # Another link, or the same one under another dispatcher epoch: it reads until told otherwise.
-            self._paused.pop(upload.node_id, None)
-            line.epoch, line.closed = upload.epoch, False
-        line.messages += 1
+            line.epoch, line.closed, line.paused = upload.epoch, False, False
+            self._held_up.pop(node_id, None)
+        line.waiting.append(upload)
         line.size_bytes += upload.size_bytes
-        self.size_bytes += upload.size_bytes
-        self._waiting.append(upload)
-        return self._pause(upload.node_id, line, now)
+        self._room.add(node_id, upload.size_bytes)
+        if line.full:
+            self._held_up.setdefault(node_id, now)
+        else:
+            self._ready[node_id] = None
+        return self._pause(node_id, line, now)
 
-    def batch(self, most: int, most_bytes: int) -> list[Upload]:
-        """The first ones, which stay here until `stored`; at least one if any waits."""
-        batch: list[Upload] = []
+    # -- to the store --------------------------------------------------------------------------
+
+    def batch(self, most: int, most_bytes: int, shares: Shares) -> Batch:
+        """The first ones of each node in turn, taken into its share; at least one if any can be stored."""
+        batch = Batch()
+        turns = deque((node_id, iter(self._lines[node_id].waiting)) for node_id in islice(self._ready, most))
+        served: dict[str, None] = {}
+        unfit: dict[str, int] = {}
         size = 0
-        for upload in islice(self._waiting, most):
-            size += upload.size_bytes
-            if batch and size > most_bytes:
+        while turns and len(batch.uploads) + len(batch.unfit) < most:
+            node_id, rest = turns.popleft()
+            upload = next(rest, None)
+            if upload is None:
+                continue
+            bound = shares.refusal(node_id, upload.size_bytes)
+            if bound:
+                served[node_id] = None
+                batch.unfit.append((upload, bound))
+                unfit[node_id] = unfit.get(node_id, 0) + 1
+                # What comes behind one that cannot be told waits with it.
+                if upload.message.sync and unfit[node_id] < UNFIT_PER_NODE:
+                    turns.append((node_id, rest))
+                continue
+            if node_id in unfit:
+                continue  # a smaller one: not before those are dealt with
+            if batch.uploads and size + upload.size_bytes > most_bytes:
                 break
-            batch.append(upload)
+            size += upload.size_bytes
+            shares.add(node_id, upload.size_bytes)
+            batch.uploads.append(upload)
+            served[node_id] = None
+            turns.append((node_id, rest))
+        for node_id in served:
+            self._ready.move_to_end(node_id)
         return batch
 
-    def stored(self, batch: Sequence[Upload]) -> list[PauseReads]:
-        """These, the first ones, are on disk; the store works."""
-        for upload in batch:
-            self._waiting.popleft()
+    def stored(self, uploads: Sequence[Upload]) -> list[PauseReads]:
+        """These, the first ones of their nodes, are on disk or need not be; the store works."""
+        for upload in uploads:
             line = self._lines[upload.node_id]
-            line.messages -= 1
+            first = line.waiting.popleft()
+            assert first is upload, "stored out of turn"
             line.size_bytes -= upload.size_bytes
-            self.size_bytes -= upload.size_bytes
-            if not line.messages and upload.node_id not in self._paused:
-                del self._lines[upload.node_id]
-        self.trouble = ""
-        resumed: list[PauseReads] = []
-        for node_id in list(self._paused):
+            self._room.remove(upload.node_id, upload.size_bytes)
+            if not line.waiting:
+                self._ready.pop(upload.node_id, None)
+        nodes = dict.fromkeys(upload.node_id for upload in uploads)
+        if self.trouble:
+            self.trouble = ""
+            nodes |= dict.fromkeys(self._held_up)
+        return [effect for node_id in nodes for effect in self._resume(node_id)]
+
+    def judged(self, unfit: Sequence[tuple[Upload, str]], now: float) -> list[PauseReads]:
+        """These, the first ones of their nodes, are not on disk, have no room, and cannot be told so."""
+        effects: list[PauseReads] = []
+        for upload, bound in unfit:
+            line = self._lines[upload.node_id]
+            line.full = bound
+            self._ready.pop(upload.node_id, None)
+            self._full[upload.node_id] = None
+            self._held_up.setdefault(upload.node_id, now)
+            effects += self._pause(upload.node_id, line, now)
+        return effects
+
+    def room_made(self, shares: Shares) -> list[PauseReads]:
+        """Something was taken out of the store: who may go on? A few are looked at each time, in turn."""
+        effects: list[PauseReads] = []
+        for node_id in list(self._full)[:LOOKS_PER_CHANGE]:
+            self._full.move_to_end(node_id)
             line = self._lines[node_id]
-            if (
-                line.messages * 2 <= self.bounds.pause_messages
-                and line.size_bytes * 2 <= self.bounds.pause_bytes
-            ):
-                del self._paused[node_id]
-                resumed.append(PauseReads(node_id, line.epoch, False))
-                if not line.messages:
-                    del self._lines[node_id]
-        return resumed
+            if not shares.refusal(node_id, line.waiting[0].size_bytes):
+                self._not_full(node_id, line)
+                self._ready[node_id] = None
+                effects += self._resume(node_id)
+        return effects
 
     def troubled(self, detail: str, now: float) -> list[PauseReads]:
         """The store takes nothing: every link that waits for it pauses."""
@@ -153,35 +236,70 @@ class UploadIntake:
         self.trouble = detail
         return [effect for node_id, line in self._lines.items() for effect in self._pause(node_id, line, now)]
 
+    # -- links ---------------------------------------------------------------------------------
+
     def link_ended(self, node_id: str, epoch: int) -> None:
-        """Nobody waits for the link any more."""
+        """Nobody waits for the link any more. What its node's share has no room for waits on for its time."""
         line = self._lines.get(node_id)
         if line is not None and line.epoch == epoch:
-            line.closed = True
-            self._paused.pop(node_id, None)
+            line.closed, line.paused = True, False
+            if not line.full:
+                self._held_up.pop(node_id, None)
+            self._forget_if_idle(node_id, line)
 
     def deadline(self) -> float | None:
-        """When the longest pause is over."""
-        since = next(iter(self._paused.values()), None)
+        """When whoever has waited longest has waited enough."""
+        since = next(iter(self._held_up.values()), None)
         return None if since is None else since + self.bounds.pause_seconds
 
-    def overdue(self, now: float) -> list[CloseLink]:
-        """Links that have paused too long."""
-        closes: list[CloseLink] = []
-        why = self.trouble or "uploads come faster than they can be stored"
-        for node_id, since in list(self._paused.items()):
+    def overdue(self, now: float, describe: Callable[[str], str] = str) -> list[GiveUp]:
+        """Who has waited too long; `describe` makes a sentence of the bound of a share."""
+        given_up: list[GiveUp] = []
+        for node_id, since in list(self._held_up.items()):
             if since + self.bounds.pause_seconds > now:
                 break
             line = self._lines[node_id]
+            why = self.trouble or "uploads come faster than they can be stored"
+            dropped: tuple[Upload, ...] = ()
+            if line.full:
+                why = describe(line.full)
+                dropped = tuple(line.waiting)
+                line.waiting.clear()
+                line.size_bytes = 0
+                self._room.set(node_id, Amount())
+                self._not_full(node_id, line)
             detail = f"uploads found no room for {self.bounds.pause_seconds:g} s: {why}"
-            closes.append(CloseLink(node_id, line.epoch, detail))
+            given_up.append(GiveUp(node_id, line.epoch, not line.closed, detail, dropped))
             self.link_ended(node_id, line.epoch)
-        return closes
+        return given_up
 
     def _pause(self, node_id: str, line: _Line, now: float) -> list[PauseReads]:
         bounds = self.bounds
-        crowded = line.messages >= bounds.pause_messages or line.size_bytes >= bounds.pause_bytes
-        if line.closed or node_id in self._paused or not (crowded or self.trouble):
+        is_crowded = len(line.waiting) >= bounds.pause_messages or line.size_bytes >= bounds.pause_bytes
+        if line.closed or line.paused or not (is_crowded or self.trouble or line.full):
             return []
-        self._paused[node_id] = now
+        line.paused = True
+        self._held_up.setdefault(node_id, now)
         return [PauseReads(node_id, line.epoch, True)]
+
+    def _resume(self, node_id: str) -> list[PauseReads]:
+        line, bounds = self._lines[node_id], self.bounds
+        effects: list[PauseReads] = []
+        is_calm = len(line.waiting) * 2 <= bounds.pause_messages and line.size_bytes * 2 <= bounds.pause_bytes
+        if is_calm and not line.full and not self.trouble:
+            self._held_up.pop(node_id, None)
+            if line.paused:
+                line.paused = False
+                effects.append(PauseReads(node_id, line.epoch, False))
+        self._forget_if_idle(node_id, line)
+        return effects
+
+    def _not_full(self, node_id: str, line: _Line) -> None:
+        line.full = ""
+        self._full.pop(node_id, None)
+
+    def _forget_if_idle(self, node_id: str, line: _Line) -> None:
+        if not line.waiting and not line.paused:
+            self._ready.pop(node_id, None)
+            self._held_up.pop(node_id, None)
+            del self._lines[node_id]

@@ -2,45 +2,33 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
 from typing import Protocol, TypeVar
-
-from sqlalchemy import Connection, Table
 
 from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.resources_pb2 import DispatcherResources
 from services.dispatcher.upstream.metrics import UpstreamMetrics
 from services.dispatcher.upstream.parcel import Kind, Parcel
 from services.dispatcher.upstream.routing import ROUTER
-from services.dispatcher.upstream.upload_intake import IntakeBounds, PauseReads, Upload, UploadIntake
-from services.dispatcher.upstream.upload_window import Load, SettledIds, UploadWindow, WindowBounds
-from services.dispatcher.upstream.uploads import (
-    LoadedUploads,
-    LoadWanted,
-    TakenOver,
-    UploadRow,
-    count_uploads,
-    delete_uploads,
-    epoch_and_n,
-    load_uploads,
-    nodes_of,
-    other_holders,
-    place_of,
-    release,
-    store_uploads,
-    take_over,
+from services.dispatcher.upstream.upload_accounts import COUNT_SECONDS, UploadAccounts
+from services.dispatcher.upstream.upload_intake import (
+    Batch,
+    IntakeBounds,
+    PauseReads,
+    Upload,
+    UploadIntake,
 )
+from services.dispatcher.upstream.upload_store import Change, Changed, UploadStore
+from services.dispatcher.upstream.upload_window import Load, SettledIds, UploadWindow, WindowBounds
+from services.dispatcher.upstream.uploads import LoadedUploads, TakenOver, epoch_and_n, place_of
 from services.runtime.backoff import Backoff
 from services.runtime.clock import Clock
 from services.runtime.errors import StoreUnavailable
 from services.runtime.logs import get_log
-from services.runtime.store import Store
 
 MOST_PER_COMMIT = 1024
 MOST_BYTES_PER_COMMIT = 8 * 1024 * 1024
-NODES_PER_TAKE_OVER = 64
 # Sessions whose nodes' earlier rows are known to be here; one that was forgotten is looked at again.
 MOST_SESSIONS_KNOWN = 65_536
 RETRY = Backoff(first_seconds=0.05, most_seconds=1.0)
@@ -74,43 +62,37 @@ class UploadKeeper:
     """The durable half of the upstream. `queue` takes parcels for subscribers, in their order.
 
     An upload is answered and queued after its row is on disk, never before; its row is deleted after
-    a subscriber settled it. With `is_shared` other dispatchers store in the same table, each as the
-    `holder` of its rows: what a node sent to another one is taken over with the first upload that its
-    new session brings here, so that its order goes on.
+    a subscriber settled it. Each node has its share of the store (`shares`): one that has no room for an
+    upload is told so at once if it asked for an answer, else its link pauses (`UploadIntake`). Where other
+    dispatchers store in the same table, each is the `holder` of its rows: what a node sent to another one is
+    taken over with the first upload that its new session brings here, so that its order goes on.
     """
 
     def __init__(
         self,
         *,
         links: LinkPort,
-        store: Store,
-        table: Table,
-        holder: str,
-        is_shared: bool,
+        store: UploadStore,
+        accounts: UploadAccounts,
         clock: Clock,
         metrics: UpstreamMetrics,
         queue: Callable[[Iterable[Parcel]], None],
         pause_seconds: float,
-        most_rows: int,
         window: WindowBounds | None = None,
     ) -> None:
         self._links = links
         self._store = store
-        self._table = table
-        self._holder = holder
-        self._is_shared = is_shared
         self._clock = clock
         self._metrics = metrics
         self._queue = queue
-        self._most_rows = most_rows
         self._bytes_per_load = (window or WindowBounds()).bytes_per_load
+        self._accounts, self._shares = accounts, accounts.shares
         self._intake = UploadIntake(IntakeBounds(pause_seconds))
         self._window = UploadWindow(window or WindowBounds())
         self._settled = SettledIds()
         self._deletes: deque[Parcel] = deque()
         self._early_events: list[tuple[Parcel, int]] = []
         self._opened = False
-        self._rows = 0
         self._last_n = clock.wall_ms() * 1000
         self._sessions: dict[str, int] = {}  # node -> epoch, whose earlier rows are here
         self._inherited: dict[str, int] = {}  # node -> place: up to there somebody else may have handed on
@@ -118,6 +100,7 @@ class UploadKeeper:
         self._committed = asyncio.Event()
         self._to_load = asyncio.Event()
         self._pauses_changed = asyncio.Event()
+        metrics.uploads_nodes_full.set_function(lambda: self._intake.full)
 
     def count(self, held: DispatcherResources) -> None:
         """resources.Holder."""
@@ -142,7 +125,9 @@ class UploadKeeper:
                 )
             self._links.stored([(node_id, epoch, frame)])
             return
-        self._last_n += 1
+        if self._store.is_shared and self._sessions.get(node_id) != epoch:
+            self._accounts.arrived(node_id)
+        self._last_n = max(self._last_n + 1, self._clock.wall_ms() * 1000)
         upload = Upload(node_id, epoch, place_of(epoch, self._last_n), message, size_bytes, frame)
         self._window.expect(node_id, upload.place)
         self._carry_out(self._intake.add(upload, self._clock.monotonic()))
@@ -167,7 +152,7 @@ class UploadKeeper:
         self._to_write.set()
 
     def link_ended(self, node_id: str, epoch: int) -> None:
-        """The link's session is over; what it sent is stored all the same."""
+        """The link's session is over; what it sent is stored all the same, as far as there is room."""
         self._intake.link_ended(node_id, epoch)
         if self._sessions.get(node_id) == epoch:
             del self._sessions[node_id]
@@ -175,58 +160,37 @@ class UploadKeeper:
     # -- other holders -------------------------------------------------------------------------
 
     async def other_holders(self) -> list[str]:
-        """Dispatchers that hold rows of the table; counts the own ones anew, which others may have taken.
-        Raises StoreUnavailable."""
-
-        def work(connection: Connection) -> tuple[list[str], int]:
-            found = other_holders(connection, self._table, self._holder)
-            return found, count_uploads(connection, self._table, self._holder)
-
-        others, self._rows = await self._store.read(work)
-        self._metrics.uploads_rows.set(self._rows)
-        return others
+        """Dispatchers that hold rows of the table. Raises StoreUnavailable."""
+        return await self._store.other_holders()
 
     async def inherit(self, former: str) -> int:
         """Takes over what a holder that is gone has left, whole nodes at a time; how many rows. Raises
         StoreUnavailable."""
         total = 0
-        while nodes := await self._store.read(
-            lambda connection: nodes_of(connection, self._table, former, NODES_PER_TAKE_OVER)
-        ):
-            chosen = nodes
-            taken = await self._store.write(
-                lambda connection: take_over(
-                    connection,
-                    self._table,
-                    self._holder,
-                    nodes=chosen,  # noqa: B023  # awaited before the next round
-                    former=former,
-                )
-            )
+        while taken := await self._store.inherit_some(former):
+            for one in taken:
+                self._shares.add(one.node_id, one.size_bytes, one.rows)
             self._taken_over(taken)
             total += sum(one.rows for one in taken)
         return total
 
     async def flush(self) -> None:
-        """Returns when everything taken in is stored, and what was settled is deleted."""
-        while self._intake or self._deletes:
+        """Returns when what was taken in is stored, as far as there is room, and what was settled is gone."""
+        while self._intake.is_ready or self._deletes:
             self._committed.clear()
             await self._committed.wait()
 
     async def release(self) -> None:
         """This dispatcher stops: others may have its rows at once. Raises StoreUnavailable."""
-        if self._is_shared:
-            await self._store.write(lambda connection: release(connection, self._table, self._holder))
+        await self._store.release()
 
     def _taken_over(self, taken: Sequence[TakenOver]) -> None:
         for one in taken:
-            self._rows += one.rows
             self._inherited[one.node_id] = max(one.last, self._inherited.get(one.node_id, 0))
             self._window.found(one.node_id, one.first, one.last)
         if taken:
             rows = sum(one.rows for one in taken)
             self._metrics.uploads_inherited.inc(rows)
-            self._metrics.uploads_rows.set(self._rows)
             log.info("uploads.inherited", nodes=len(taken), rows=rows)
             self._to_load.set()
 
@@ -235,17 +199,18 @@ class UploadKeeper:
     async def run(self) -> None:
         """Works until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._close_overdue(), name="uploads-overdue")
+            tasks.create_task(self._give_up_overdue(), name="uploads-overdue")
             await self._open()
             tasks.create_task(self._write(), name="uploads-write")
             tasks.create_task(self._load(), name="uploads-load")
+            tasks.create_task(self._ask_to_count(), name="uploads-count")
 
     async def _open(self) -> None:
-        # An own database has rows of earlier processes only; of a shared one this process has none yet.
-        taken = await self._until_written(
-            lambda connection: [] if self._is_shared else take_over(connection, self._table, self._holder)
-        )
+        taken = await self._until_done(self._store.open, self._troubled)
         self._carry_out(self._intake.stored([]))
+        for one in taken:
+            self._shares.add(one.node_id, one.size_bytes, one.rows)
+        await self._accounts.count()
         self._taken_over(taken)
         self._opened = True
         for parcel, place in self._early_events:
@@ -253,38 +218,38 @@ class UploadKeeper:
         self._early_events.clear()
         self._to_load.set()
 
-    async def _until_written(self, work: Callable[[Connection], T]) -> T:
+    async def _until_done(
+        self, work: Callable[[], Awaitable[T]], failed: Callable[[], None] = lambda: None
+    ) -> T:
         attempt = 0
         while True:
             try:
-                return await self._store.write(work)
+                return await work()
             except StoreUnavailable:
                 attempt += 1
                 self._metrics.store_failures.inc()
-                self._troubled()
-                await asyncio.sleep(RETRY.random_delay(attempt))
-
-    async def _until_read(self, work: Callable[[Connection], T]) -> T:
-        attempt = 0
-        while True:
-            try:
-                return await self._store.read(work)
-            except StoreUnavailable:
-                # That reads fail stops no link: what they would bring is on disk already.
-                attempt += 1
-                self._metrics.store_failures.inc()
+                failed()
                 await asyncio.sleep(RETRY.random_delay(attempt))
 
     def _troubled(self) -> None:
         self._carry_out(self._intake.troubled("the store does not answer", self._clock.monotonic()))
 
+    async def _ask_to_count(self) -> None:
+        while True:
+            await asyncio.sleep(COUNT_SECONDS)
+            self._accounts.is_due = True
+            self._to_write.set()
+
     async def _write(self) -> None:
         attempt = 0
         while True:
-            if not (self._intake or self._deletes):
+            if not (self._intake.is_ready or self._deletes or self._accounts.is_due):
                 await self._to_write.wait()
             self._to_write.clear()
             try:
+                if self._accounts.is_due:
+                    await self._accounts.count()
+                    self._carry_out(self._intake.room_made(self._shares))
                 await self._commit_once()
                 attempt = 0
             except StoreUnavailable as error:
@@ -296,61 +261,62 @@ class UploadKeeper:
                 await asyncio.sleep(RETRY.random_delay(attempt))
 
     async def _commit_once(self) -> None:
-        free = self._most_rows - self._rows
-        batch = self._intake.batch(min(free, MOST_PER_COMMIT), MOST_BYTES_PER_COMMIT) if free > 0 else []
+        await self._accounts.count_arrived()
         deletes = list(islice(self._deletes, MOST_PER_COMMIT))
+        for parcel in deletes:  # they go first, so what they leave is free
+            self._shares.remove(parcel.node_id, parcel.size_bytes)
+        batch = self._intake.batch(MOST_PER_COMMIT, MOST_BYTES_PER_COMMIT, self._shares)
         if not batch and not deletes:
-            self._carry_out(self._intake.troubled("the store of uploads is full", self._clock.monotonic()))
-            await self._to_write.wait()
             return
-        rows = [
-            UploadRow(
-                upload.node_id,
-                epoch_and_n(upload.place)[1],
-                upload.epoch,
-                upload.size_bytes,
-                upload.message,
-                self._holder,
-            )
-            for upload in batch
-            if (upload.node_id, upload.message.id) not in self._settled
-        ]
-        gone = [(parcel.node_id, parcel.place) for parcel in deletes]
-        come = {one.node_id: one.epoch for one in batch if self._sessions.get(one.node_id) != one.epoch}
-
-        def work(connection: Connection) -> tuple[list[TakenOver], set[tuple[str, int]]]:
-            delete_uploads(connection, self._table, gone)
-            stored = store_uploads(connection, self._table, rows)
-            # After the inserts, which wait for those of a dispatcher that had the node before and is slow to
-            # commit: what it stored first is the new owner's to hand on, before what came later.
-            repeated = {row.node_id for row in rows if (row.node_id, row.place) not in stored}
-            taken: list[TakenOver] = []
-            if self._is_shared and (nodes := sorted({*come, *repeated})):
-                taken = take_over(connection, self._table, self._holder, nodes=nodes)
-            return taken, stored
-
-        taken, stored = await self._store.write(work)
+        come = {
+            one.node_id: one.epoch
+            for one in (*batch.uploads, *(upload for upload, _ in batch.unfit))
+            if self._store.is_shared and self._sessions.get(one.node_id) != one.epoch
+        }
+        change = Change(
+            rows=[
+                self._store.row(
+                    one.node_id, epoch_and_n(one.place)[1], one.epoch, one.size_bytes, one.message
+                )
+                for one in batch.uploads
+                if (one.node_id, one.message.id) not in self._settled
+            ],
+            gone=[(parcel.node_id, parcel.place) for parcel in deletes],
+            unfit=[(one.node_id, one.message.id) for one, _ in batch.unfit],
+            come=list(come),
+        )
+        try:
+            changed = await self._store.change(change)
+        except StoreUnavailable:
+            for one in batch.uploads:
+                self._shares.remove(one.node_id, one.size_bytes)
+            for parcel in deletes:
+                self._shares.add(parcel.node_id, parcel.size_bytes)
+            raise
         for _ in deletes:
             self._deletes.popleft()
-        self._committed.set()
         self._remember(come)
-        self._rows = max(0, self._rows + len(stored) - len(deletes))
-        self._metrics.uploads_rows.set(self._rows)
-        self._taken_over(taken)
-        self._after_commit(batch, stored)
+        for taken in changed.taken:
+            if taken.node_id not in come:  # else it was counted before
+                self._shares.add(taken.node_id, taken.size_bytes, taken.rows)
+        self._taken_over(changed.taken)
+        self._after_commit(batch, changed)
+        if deletes:
+            self._carry_out(self._intake.room_made(self._shares))
+        self._committed.set()
 
     def _remember(self, come: dict[str, int]) -> None:
-        if self._is_shared:
-            self._sessions.update(come)
-            while len(self._sessions) > MOST_SESSIONS_KNOWN:
-                del self._sessions[next(iter(self._sessions))]
+        self._sessions.update(come)
+        while len(self._sessions) > MOST_SESSIONS_KNOWN:
+            del self._sessions[next(iter(self._sessions))]
 
-    def _after_commit(self, batch: Sequence[Upload], stored: set[tuple[str, int]]) -> None:
-        self._carry_out(self._intake.stored(batch))
-        self._links.stored((upload.node_id, upload.epoch, upload.frame) for upload in batch)
-        for upload in batch:
-            is_new = (upload.node_id, upload.place) in stored
+    def _after_commit(self, batch: Batch, changed: Changed) -> None:
+        self._carry_out(self._intake.stored(batch.uploads))
+        self._links.stored((upload.node_id, upload.epoch, upload.frame) for upload in batch.uploads)
+        for upload in batch.uploads:
+            is_new = (upload.node_id, upload.place) in changed.stored
             if not is_new:
+                self._shares.remove(upload.node_id, upload.size_bytes)
                 self._repeated(upload.node_id, upload.epoch, upload.message)
             elif upload.message.sync:
                 self._links.reply(upload.node_id, upload.epoch, upload.message, "response", "OK")
@@ -358,22 +324,47 @@ class UploadKeeper:
                 upload.node_id, upload.epoch, upload.place, upload.size_bytes, upload.message
             )
             self._queue(self._window.stored(parcel, is_new=is_new))
-        self._metrics.uploads_stored.inc(len(stored))
+        self._metrics.uploads_stored.inc(len(changed.stored))
+        if batch.unfit:
+            self._judge(batch.unfit, changed.repeated)
         # Settled uploads (whose rows went with this commit) made room, or new ones went to disk only.
         self._to_load.set()
+
+    def _judge(self, unfit: Sequence[tuple[Upload, str]], repeated: set[tuple[str, str]]) -> None:
+        """What had no room: a repeat needs none, who asked for an answer gets one, others have to wait."""
+        done: list[Upload] = []
+        waiting: list[tuple[Upload, str]] = []
+        for upload, bound in unfit:
+            if (upload.node_id, upload.message.id) in repeated:
+                self._repeated(upload.node_id, upload.epoch, upload.message)
+            elif upload.message.sync:
+                self._metrics.dropped.labels(f"stored_{bound}").inc()
+                self._links.reply(
+                    upload.node_id, upload.epoch, upload.message, "error", self._accounts.describe(bound)
+                )
+            else:
+                waiting.append((upload, bound))
+                continue
+            done.append(upload)
+        self._carry_out(self._intake.stored(done))
+        self._links.stored((upload.node_id, upload.epoch, upload.frame) for upload in done)
+        for upload in done:
+            self._queue(self._window.given_up(upload.node_id))
+        self._carry_out(self._intake.judged(waiting, self._clock.monotonic()))
+        self._pauses_changed.set()  # also for a link that is gone
 
     async def _load(self) -> None:
         while True:
             await self._to_load.wait()
             self._to_load.clear()
             while loads := self._window.wanted():
-                loaded = await self._until_read(partial(self._load_all, loads))
+                # That reads fail stops no link: what they would bring is on disk already.
+                chosen = loads
+                loaded = await self._until_done(
+                    lambda: self._store.load(chosen, self._bytes_per_load)  # noqa: B023  # awaited at once
+                )
                 for load, found in zip(loads, loaded, strict=True):
                     self._take_loaded(load, found)
-
-    def _load_all(self, loads: Sequence[Load], connection: Connection) -> list[LoadedUploads]:
-        wanted = (LoadWanted(load.node_id, load.after, load.limit, self._bytes_per_load) for load in loads)
-        return [load_uploads(connection, self._table, self._holder, one) for one in wanted]
 
     def _take_loaded(self, load: Load, found: LoadedUploads) -> None:
         parcels = []
@@ -397,7 +388,7 @@ class UploadKeeper:
         if self._inherited.get(load.node_id, 0) <= reached:
             self._inherited.pop(load.node_id, None)
 
-    async def _close_overdue(self) -> None:
+    async def _give_up_overdue(self) -> None:
         while True:
             self._pauses_changed.clear()
             deadline = self._intake.deadline()
@@ -407,9 +398,13 @@ class UploadKeeper:
                 ):
                     await self._pauses_changed.wait()
             except TimeoutError:
-                for close in self._intake.overdue(self._clock.monotonic()):
-                    self._metrics.link_closes.inc()
-                    self._links.close(close.node_id, close.epoch, close.detail)
+                for given_up in self._intake.overdue(self._clock.monotonic(), self._accounts.describe):
+                    for upload in given_up.dropped:
+                        self._metrics.dropped.labels("stored_no_room").inc()
+                        self._queue(self._window.given_up(upload.node_id))
+                    if given_up.is_linked:
+                        self._metrics.link_closes.inc()
+                        self._links.close(given_up.node_id, given_up.epoch, given_up.detail)
 
     # -- small parts ---------------------------------------------------------------------------
 

@@ -90,6 +90,12 @@ class UploadWindow:
                 self._spill(parcel.node_id, line, parcel.place, parcel.place)
         return [*queue, *self._released(parcel.node_id, line)]
 
+    def given_up(self, node_id: str) -> list[Parcel]:
+        """The first of the node's expected uploads does not come. Gives back what is to be queued now."""
+        line = self._lines[node_id]
+        line.unstored.popleft()
+        return self._released(node_id, line)
+
     def pass_event(self, parcel: Parcel, place: int) -> list[Parcel]:
         """An event comes after the uploads up to `place`. Gives it back when those are queued."""
         line = self._lines.get(parcel.node_id)

@@ -1,8 +1,9 @@
 """Durable uploads on SQL: stored before they are handed on, deleted when a subscriber is done.
 
 A node's rows in order of (epoch, n) are in the order it sent them: each epoch is one dispatcher's, where
-`n` grows with arrival. The two are one number, the row's place. Each row has a holder, the dispatcher
-that hands it on; another one takes it over when the node has moved there, or when the holder is gone.
+`n` grows with arrival and is about its time in microseconds. The two are one number, the row's place. Each
+row has a holder, the dispatcher that hands it on; another one takes it over when the node has moved there, or
+when the holder is gone.
 """
 
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.upstream.shares import Amount
 from services.runtime.column_types import exact_text
 from services.runtime.errors import StoreRefused
 
@@ -75,6 +77,7 @@ class TakenOver:
 
     node_id: str
     rows: int
+    size_bytes: int
     first: int
     last: int
 
@@ -116,7 +119,8 @@ def upload_table(metadata: MetaData) -> Table:
         Column("message", LargeBinary, nullable=False),
         UniqueConstraint("node_id", "message_id", name="upload_message_id"),
     )
-    Index("upload_holder", table.c.holder, table.c.node_id)
+    # Answers what a holder has without a look at the rows, which hold the messages.
+    Index("upload_held", table.c.holder, table.c.node_id, table.c.size_bytes, table.c.n)
     return table
 
 
@@ -207,10 +211,47 @@ def load_uploads(connection: Connection, table: Table, holder: str, wanted: Load
     return loaded
 
 
-def count_uploads(connection: Connection, table: Table, holder: str) -> int:
-    """How many rows are the holder's."""
-    query = select(func.count()).select_from(table).where(table.c.holder == holder)
-    return int(connection.execute(query).scalar_one())
+def stored_ids(
+    connection: Connection, table: Table, wanted: Sequence[tuple[str, str]]
+) -> set[tuple[str, str]]:
+    """Those of these (node_id, message_id) that are stored, whoever holds them."""
+    found: set[tuple[str, str]] = set()
+    for node_id in dict.fromkeys(node_id for node_id, _ in wanted):
+        ids = [message_id for node, message_id in wanted if node == node_id]
+        query = select(table.c.message_id).where(table.c.node_id == node_id, table.c.message_id.in_(ids))
+        found.update((node_id, row[0]) for row in connection.execute(query))
+    return found
+
+
+def _amount(table: Table) -> tuple[ColumnElement[int], ColumnElement[int]]:
+    return func.count(), func.coalesce(func.sum(table.c.size_bytes), 0)
+
+
+def count_nodes(connection: Connection, table: Table, nodes: Sequence[str]) -> dict[str, Amount]:
+    """What these nodes have in the store, whoever holds it; those with nothing too."""
+    query = (
+        select(table.c.node_id, *_amount(table)).where(table.c.node_id.in_(nodes)).group_by(table.c.node_id)
+    )
+    found = {node_id: Amount(int(rows), int(size)) for node_id, rows, size in connection.execute(query)}
+    return {node_id: found.get(node_id, Amount()) for node_id in nodes}
+
+
+def count_held(connection: Connection, table: Table, holder: str) -> dict[str, Amount]:
+    """What the holder has, by node. The index on holders answers it."""
+    query = select(table.c.node_id, *_amount(table)).where(table.c.holder == holder).group_by(table.c.node_id)
+    return {node_id: Amount(int(rows), int(size)) for node_id, rows, size in connection.execute(query)}
+
+
+def count_elsewhere(connection: Connection, table: Table, holder: str) -> Amount:
+    """What all others have. The index on holders answers it."""
+    rows, size = connection.execute(select(*_amount(table)).where(table.c.holder != holder)).one()
+    return Amount(int(rows), int(size))
+
+
+def oldest_n(connection: Connection, table: Table, holder: str) -> int:
+    """The lowest `n` of the holder's rows, which is when it came, in microseconds; 0 if it has none."""
+    query = select(func.min(table.c.n)).where(table.c.holder == holder)
+    return int(connection.execute(query).scalar() or 0)
 
 
 def other_holders(connection: Connection, table: Table, holder: str) -> list[str]:
@@ -251,11 +292,16 @@ def take_over(
     if former is not None:
         chosen.append(table.c.holder == former)
     statement = update(table).where(*chosen).values(holder=holder)
-    places: dict[str, list[int]] = {}
-    changed: Any = connection.execute(statement.returning(table.c.node_id, table.c.epoch, table.c.n))
-    for node_id, epoch, n in changed:
-        places.setdefault(node_id, []).append(place_of(epoch, n))
-    return [TakenOver(node, len(found), min(found), max(found)) for node, found in sorted(places.items())]
+    found: dict[str, list[tuple[int, int]]] = {}
+    changed: Any = connection.execute(
+        statement.returning(table.c.node_id, table.c.epoch, table.c.n, table.c.size_bytes)
+    )
+    for node_id, epoch, n, size_bytes in changed:
+        found.setdefault(node_id, []).append((place_of(epoch, n), size_bytes))
+    return [
+        TakenOver(node, len(rows), sum(size for _, size in rows), min(rows)[0], max(rows)[0])
+        for node, rows in sorted(found.items())
+    ]
 
 
 def release(connection: Connection, table: Table, holder: str) -> None:

@@ -32,8 +32,11 @@ from services.dispatcher.upstream.routing import (
     ToModule,
 )
 from services.dispatcher.upstream.settings import UpstreamSettings
+from services.dispatcher.upstream.shares import Amount
 from services.dispatcher.upstream.spans import UpstreamSpans
+from services.dispatcher.upstream.upload_accounts import UploadAccounts
 from services.dispatcher.upstream.upload_keeper import UploadKeeper
+from services.dispatcher.upstream.upload_store import UploadStore
 from services.runtime.clock import Clock
 from services.runtime.errors import Ended, HubError
 from services.runtime.logs import get_log
@@ -123,17 +126,21 @@ class Upstream:
         # A dispatcher that shares its work has to hear first what the others' subscribers want.
         self._knows_who_serves = not is_shared
         self._relaying: set[int] = set()  # subscribers that are other dispatchers
+        upload_store = UploadStore(store, uploads, holder, is_shared=is_shared)
         self.uploads = UploadKeeper(
             links=self,
-            store=store,
-            table=uploads,
-            holder=holder,
-            is_shared=is_shared,
+            store=upload_store,
+            accounts=UploadAccounts(
+                upload_store,
+                clock,
+                self.metrics,
+                Amount(settings.max_node_upload_rows, settings.max_node_upload_bytes),
+                Amount(settings.max_upload_rows, settings.max_upload_bytes),
+            ),
             clock=clock,
             metrics=self.metrics,
             queue=self._queue,
             pause_seconds=settings.upload_pause_seconds,
-            most_rows=settings.uploads_most_rows,
         )
         self.metrics.waiting.set_function(lambda: self._queues.waiting)
         self.metrics.unsettled_bytes.set_function(lambda: self._queues.room.size_bytes)

@@ -301,20 +301,6 @@ async def test_a_link_is_closed_when_its_uploads_find_no_room_in_time(tmp_path: 
         assert hub.edge.pauses == [("edge-1", 5, True)]
 
 
-async def test_a_full_store_pauses_links_until_subscribers_make_room(tmp_path: Path) -> None:
-    settings = UpstreamSettings(uploads_most_rows=3)
-    async with open_hub(tmp_path, settings=settings) as hub:
-        for number in range(5):
-            hub.receive("edge-1", 5, upload(number, sync=True))
-        await hub.edge.until(lambda: bool(hub.edge.pauses))
-        assert len(hub.edge.answers) == 3
-        assert await rows(hub) == 3
-        async with hub.subscriber("router") as cloud:
-            got = await cloud.take(5)
-        assert [int(one.message.content) for one in got] == list(range(5))
-        await hub.edge.until(lambda: hub.edge.pauses[-1] == ("edge-1", 5, False))
-
-
 async def test_uploads_over_the_bounds_are_dropped_and_those_who_ask_are_told(tmp_path: Path) -> None:
     """Invariant 9: links that ignore a pause, or a hub that has no room at all."""
     async with open_hub(tmp_path, started=False) as hub:

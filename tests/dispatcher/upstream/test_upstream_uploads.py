@@ -6,21 +6,26 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, MetaData, Table, create_engine, update
 
+from services.dispatcher.upstream.shares import Amount
 from services.dispatcher.upstream.uploads import (
     RELEASED,
     LoadedUploads,
     LoadWanted,
     TakenOver,
     UploadRow,
-    count_uploads,
+    count_elsewhere,
+    count_held,
+    count_nodes,
     delete_uploads,
     epoch_and_n,
     load_uploads,
     nodes_of,
+    oldest_n,
     other_holders,
     place_of,
     release,
     store_uploads,
+    stored_ids,
     take_over,
     upload_table,
 )
@@ -55,6 +60,10 @@ def wanted(node_id: str = "a", after: int = 0, limit: int = 100, most_bytes: int
 
 def load(connection: Connection, which: LoadWanted, holder: str = "d1") -> LoadedUploads:
     return load_uploads(connection, TABLE, holder, which)
+
+
+def held(connection: Connection, holder: str) -> int:
+    return sum(amount.messages for amount in count_held(connection, TABLE, holder).values())
 
 
 def test_rows_come_back_as_they_were_stored(connection: Connection) -> None:
@@ -110,7 +119,7 @@ def test_deleting_what_is_gone_is_no_error(connection: Connection) -> None:
     delete_uploads(connection, TABLE, [])
     for _ in range(2):
         delete_uploads(connection, TABLE, [("a", at(1)), ("b", at(99))])
-    assert count_uploads(connection, TABLE, "d1") == 2
+    assert held(connection, "d1") == 2
 
 
 def test_a_place_is_an_epoch_and_a_number_and_sorts_by_them() -> None:
@@ -134,13 +143,13 @@ def test_each_holder_loads_its_own_rows(connection: Connection) -> None:
     assert [one.n for one in load(connection, wanted(), "d2").rows] == [2]
     assert other_holders(connection, TABLE, "d1") == ["d2", "d3"]
     assert other_holders(connection, TABLE, "d4") == ["d1", "d2", "d3"]
-    assert [count_uploads(connection, TABLE, holder) for holder in ("d1", "d4")] == [1, 0]
+    assert [held(connection, holder) for holder in ("d1", "d4")] == [1, 0]
 
 
 def test_a_nodes_rows_are_taken_over_from_whoever_has_them(connection: Connection) -> None:
     """C31: the node's session has moved here."""
     store_uploads(connection, TABLE, [row("a", 1), row("a", 2, holder="d2"), row("b", 3, holder="d2")])
-    assert take_over(connection, TABLE, "d3", nodes=["a"]) == [TakenOver("a", 2, at(1), at(2))]
+    assert take_over(connection, TABLE, "d3", nodes=["a"]) == [TakenOver("a", 2, 20, at(1), at(2))]
     assert take_over(connection, TABLE, "d3", nodes=["a"]) == []
     assert [one.n for one in load(connection, wanted(), "d3").rows] == [1, 2]
     assert other_holders(connection, TABLE, "d3") == ["d2"]
@@ -153,9 +162,9 @@ def test_rows_of_one_that_is_gone_are_taken_over_once(connection: Connection) ->
     assert nodes == ["a", "b"]
     assert nodes_of(connection, TABLE, "d1", 1) == ["a"]
     taken = take_over(connection, TABLE, "d2", nodes=nodes, former="d1")
-    assert taken == [TakenOver("a", 1, at(1), at(1)), TakenOver("b", 2, at(2), at(3))]
+    assert taken == [TakenOver("a", 1, 10, at(1), at(1)), TakenOver("b", 2, 20, at(2), at(3))]
     assert take_over(connection, TABLE, "d3", nodes=nodes, former="d1") == []
-    assert count_uploads(connection, TABLE, "d2") == 4
+    assert held(connection, "d2") == 4
 
 
 def test_what_was_released_has_a_holder_that_nobody_is(connection: Connection) -> None:
@@ -171,6 +180,39 @@ def test_an_upload_repeated_at_another_dispatcher_is_stored_once(connection: Con
 
 
 def test_an_empty_table_counts_nothing(connection: Connection) -> None:
-    assert count_uploads(connection, TABLE, "d1") == 0
+    assert held(connection, "d1") == 0
     assert take_over(connection, TABLE, "d1") == []
     assert other_holders(connection, TABLE, "d1") == []
+
+
+def test_what_is_stored_is_counted_by_node_by_holder_and_by_age(connection: Connection) -> None:
+    """C46: in rows and in bytes, whoever holds them."""
+    assert count_elsewhere(connection, TABLE, "d1") == Amount()
+    assert oldest_n(connection, TABLE, "d1") == 0
+    rows = [row("a", 5, size=100), row("a", 7, size=20, holder="d2"), row("b", 6, size=3)]
+    store_uploads(connection, TABLE, rows)
+    assert count_nodes(connection, TABLE, ["a", "b", "c"]) == {
+        "a": Amount(2, 120),
+        "b": Amount(1, 3),
+        "c": Amount(),
+    }
+    assert count_held(connection, TABLE, "d1") == {"a": Amount(1, 100), "b": Amount(1, 3)}
+    assert count_elsewhere(connection, TABLE, "d1") == Amount(1, 20)
+    assert [oldest_n(connection, TABLE, holder) for holder in ("d1", "d2")] == [5, 7]
+
+
+def test_which_of_some_uploads_are_stored_already(connection: Connection) -> None:
+    """C46: a repeat needs no room."""
+    store_uploads(connection, TABLE, [row("a", 1), row("b", 2, holder="d2")])
+    asked = [("a", "upload-1"), ("a", "upload-2"), ("b", "upload-2"), ("c", "upload-1")]
+    assert stored_ids(connection, TABLE, asked) == {("a", "upload-1"), ("b", "upload-2")}
+    assert stored_ids(connection, TABLE, []) == set()
+
+
+def test_counting_reads_no_message(connection: Connection) -> None:
+    """C46: an index holds all that is counted, so that it takes no longer when messages are large."""
+    query = (
+        f"SELECT node_id, count(*), sum(size_bytes), min(n) FROM {TABLE} WHERE holder = 'd1' GROUP BY node_id"
+    )
+    plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all()
+    assert all("USING COVERING INDEX upload_held" in step[3] for step in plan), plan
