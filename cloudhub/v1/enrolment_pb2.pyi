@@ -38,6 +38,8 @@ class _EnrolmentRefusalReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper
     """The token is for other nodes."""
     ENROLMENT_REFUSAL_REASON_NODE_REVOKED: _EnrolmentRefusalReason.ValueType  # 7
     """The node is revoked and the token, or the certificate shown, is not newer than that."""
+    ENROLMENT_REFUSAL_REASON_NODE_TOO_OFTEN: _EnrolmentRefusalReason.ValueType  # 8
+    """The node got as many certificates as are kept of one, all within an hour (or their time, if that is less)."""
 
 class EnrolmentRefusalReason(_EnrolmentRefusalReason, metaclass=_EnrolmentRefusalReasonEnumTypeWrapper): ...
 
@@ -53,6 +55,8 @@ ENROLMENT_REFUSAL_REASON_TOKEN_OF_OTHERS: EnrolmentRefusalReason.ValueType  # 6
 """The token is for other nodes."""
 ENROLMENT_REFUSAL_REASON_NODE_REVOKED: EnrolmentRefusalReason.ValueType  # 7
 """The node is revoked and the token, or the certificate shown, is not newer than that."""
+ENROLMENT_REFUSAL_REASON_NODE_TOO_OFTEN: EnrolmentRefusalReason.ValueType  # 8
+"""The node got as many certificates as are kept of one, all within an hour (or their time, if that is less)."""
 Global___EnrolmentRefusalReason: _TypeAlias = EnrolmentRefusalReason  # noqa: Y015
 
 @_typing.final
@@ -109,18 +113,34 @@ class IssueCertificateResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REFUSAL_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
+    serial: _builtins.str
+    """Of the certificate to sign instead of what was asked for, if it was granted before. Absent: as asked."""
     @_builtins.property
     def refusal(self) -> Global___EnrolmentRefusal:
         """Set if refused."""
+
+    @_builtins.property
+    def not_before(self) -> _timestamp_pb2.Timestamp:
+        """With the serial number."""
+
+    @_builtins.property
+    def not_after(self) -> _timestamp_pb2.Timestamp:
+        """With the serial number."""
 
     def __init__(
         self,
         *,
         refusal: Global___EnrolmentRefusal | None = ...,
+        serial: _builtins.str = ...,
+        not_before: _timestamp_pb2.Timestamp | None = ...,
+        not_after: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after", "not_before", b"not_before", "refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after", "not_before", b"not_before", "refusal", b"refusal", "serial", b"serial"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -49,7 +49,8 @@ class EnrolmentServiceServicer:
     def IssueCertificate(self, request, context):
         """Whether a node may have the certificate described, by its join token or by a certificate that it has. If
         so, the certificate is on record and the token has one use less, in one transaction. Asked again by the
-        same token, node and key, it grants again and no further use is taken: an answer may be lost.
+        same token, node and key, it grants the same certificate again and no further use is taken: an answer may
+        be lost. Of each node the newest 16 certificates are on record, and no more are granted within an hour.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

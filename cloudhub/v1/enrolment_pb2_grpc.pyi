@@ -36,7 +36,8 @@ class EnrolmentServiceStub:
     IssueCertificate: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.IssueCertificateRequest, _enrolment_pb2.IssueCertificateResponse]
     """Whether a node may have the certificate described, by its join token or by a certificate that it has. If
     so, the certificate is on record and the token has one use less, in one transaction. Asked again by the
-    same token, node and key, it grants again and no further use is taken: an answer may be lost.
+    same token, node and key, it grants the same certificate again and no further use is taken: an answer may
+    be lost. Of each node the newest 16 certificates are on record, and no more are granted within an hour.
     """
 
 @_typing.type_check_only
@@ -47,7 +48,8 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
     IssueCertificate: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.IssueCertificateRequest, _enrolment_pb2.IssueCertificateResponse]  # type: ignore[assignment]
     """Whether a node may have the certificate described, by its join token or by a certificate that it has. If
     so, the certificate is on record and the token has one use less, in one transaction. Asked again by the
-    same token, node and key, it grants again and no further use is taken: an answer may be lost.
+    same token, node and key, it grants the same certificate again and no further use is taken: an answer may
+    be lost. Of each node the newest 16 certificates are on record, and no more are granted within an hour.
     """
 
 class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -61,7 +63,8 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_enrolment_pb2.IssueCertificateResponse, _abc.Awaitable[_enrolment_pb2.IssueCertificateResponse]]:
         """Whether a node may have the certificate described, by its join token or by a certificate that it has. If
         so, the certificate is on record and the token has one use less, in one transaction. Asked again by the
-        same token, node and key, it grants again and no further use is taken: an answer may be lost.
+        same token, node and key, it grants the same certificate again and no further use is taken: an answer may
+        be lost. Of each node the newest 16 certificates are on record, and no more are granted within an hour.
         """
 
 def add_EnrolmentServiceServicer_to_server(servicer: EnrolmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

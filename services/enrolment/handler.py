@@ -3,6 +3,7 @@
 Each request for a certificate has a trace; neither a token nor a signing request gets into it.
 """
 
+import datetime
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from opentelemetry.trace import Span
 from opentelemetry.trace.status import Status, StatusCode
 
 from cloudhub.v1 import enrolment_pb2 as pb
-from services.enrolment.authority import RenewedAuthority, sign, validity_of
+from services.enrolment.authority import Authority, RenewedAuthority, Validity, sign, validity_of
 from services.enrolment.signing_request import (
     MOST_NODE_ID_CHARS,
     NAME_PREFIX,
@@ -30,6 +31,7 @@ from services.runtime.tracing import Tracing, traceparent_of
 
 CERTIFICATE_TYPE = "application/pkix-cert"
 _RETRY_SECONDS = "5"
+_TOO_OFTEN_SECONDS = "300"
 # Refusals that say "not you"; the others say "prove who you are".
 _FORBIDDEN = frozenset(
     {pb.ENROLMENT_REFUSAL_REASON_TOKEN_OF_OTHERS, pb.ENROLMENT_REFUSAL_REASON_NODE_REVOKED}
@@ -126,17 +128,23 @@ class Handler:
         issuing = self._tracing.start("issue", traceparent_of(span), attributes={"cloudhub.node.id": node_id})
         answer: Answer | None = None
         try:
-            answer = await self._ask(wanted, traceparent_of(issuing))
-            if answer is None:
-                issuing.set_attribute("cloudhub.certificate.serial", wanted.serial)
-                span.set_attribute("cloudhub.certificate.serial", wanted.serial)
-                answer = Answer(200, right, sign(authority, node_id, key, serial, validity), CERTIFICATE_TYPE)
+            verdict = await self._ask(wanted, traceparent_of(issuing))
+            if isinstance(verdict, Answer):
+                answer = verdict
+                return answer
+            if verdict.serial:
+                serial, validity = int(verdict.serial, 16), _validity(verdict, authority)
+            issuing.set_attribute("cloudhub.certificate.serial", f"{serial:x}")
+            span.set_attribute("cloudhub.certificate.serial", f"{serial:x}")
+            answer = Answer(200, right, sign(authority, node_id, key, serial, validity), CERTIFICATE_TYPE)
             return answer
         finally:
             _end(issuing, answer)
 
-    async def _ask(self, wanted: pb.IssueCertificateRequest, traceparent: str) -> Answer | None:
-        """Why sessions does not let the certificate be signed; None if it may be."""
+    async def _ask(
+        self, wanted: pb.IssueCertificateRequest, traceparent: str
+    ) -> Answer | pb.IssueCertificateResponse:
+        """What sessions grants, or why it does not let a certificate be signed."""
         try:
             response = await self._issue(wanted, traceparent)
         except HubError as error:
@@ -144,11 +152,21 @@ class Handler:
                 raise
             return refused(503, "sessions", "the hub cannot answer now", Retry_After=_RETRY_SECONDS)
         if not response.HasField("refusal"):
-            return None
+            return response
         refusal = response.refusal
-        status = 403 if refusal.reason in _FORBIDDEN else 401
         name = pb.EnrolmentRefusalReason.Name(refusal.reason).removeprefix("ENROLMENT_REFUSAL_REASON_")
-        return refused(status, name.lower(), refusal.detail)
+        if refusal.reason == pb.ENROLMENT_REFUSAL_REASON_NODE_TOO_OFTEN:
+            return refused(429, name.lower(), refusal.detail, Retry_After=_TOO_OFTEN_SECONDS)
+        return refused(403 if refusal.reason in _FORBIDDEN else 401, name.lower(), refusal.detail)
+
+
+def _validity(granted: pb.IssueCertificateResponse, authority: Authority) -> Validity:
+    """Of a certificate that was granted before; the CA may be another by now."""
+    ca = authority.certificate
+    return Validity(
+        max(granted.not_before.ToDatetime(datetime.UTC), ca.not_valid_before_utc),
+        min(granted.not_after.ToDatetime(datetime.UTC), authority.not_after),
+    )
 
 
 def _end(span: Span, answer: Answer | None) -> None:

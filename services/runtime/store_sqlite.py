@@ -22,6 +22,11 @@ from services.runtime.sqlite_files import SqliteFiles
 
 T = TypeVar("T")
 
+WAL_PAGES = 8000
+"""Of 4 KiB: how long the log gets before it goes into the file."""
+MOST_WAL_BYTES = 64 * 1024 * 1024
+"""What is left of a log that grew longer, since something read for long."""
+
 # What the driver raises for a value it cannot store, as opposed to a database that does not answer.
 _BAD_VALUES = (DataError, IntegrityError, InterfaceError, ProgrammingError)
 
@@ -96,8 +101,10 @@ def _engine(path: Path, *, read_only: bool) -> Engine:
             "synchronous=FULL",
             "foreign_keys=ON",
             "cache_size=-65536",
-            # In pages: a page that many transactions write goes back into the file once for all of them.
-            "wal_autocheckpoint=8000",
+            # A page that many transactions write goes back into the file once for all of them.
+            f"wal_autocheckpoint={WAL_PAGES}",
+            # While a reading lasts the log grows on; it is cut back once that is over.
+            f"journal_size_limit={MOST_WAL_BYTES}",
             "temp_store=MEMORY",
         ):
             cursor.execute(f"PRAGMA {pragma}")

@@ -178,4 +178,5 @@ node_certificate = Table(
     Column("token_id", String(36), nullable=False),
     Column("key_sha256", String(64), nullable=False),
     Column("peer_address", String(256), nullable=False),
+    Index("node_certificate_by_age", "node_id", "issued_at_ms"),
 )

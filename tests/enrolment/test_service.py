@@ -16,6 +16,7 @@ from websockets.exceptions import InvalidStatus
 from cloudhub.v1 import enrolment_pb2 as pb
 from services.runtime.roles import Role
 from services.runtime.rpc import error_reason
+from services.sessions.enrolment.record_sql import MOST_PER_NODE
 from tests.support.certs import Issued, TestAuthority
 from tests.support.enrolment import EnrolledHub, request_for, running_enrolment
 from tests.support.hub import running_hub
@@ -79,6 +80,37 @@ async def refused_link(hub: EnrolledHub, shown: Issued) -> int:
     with pytest.raises(InvalidStatus) as refused:
         await hub.hub.open_edge("edge-1", context=hub.context(shown))
     return int(refused.value.response.status_code)
+
+
+async def test_one_use_of_a_token_is_one_certificate_however_often_it_is_asked_for(
+    enrolled: EnrolledHub,
+) -> None:
+    """C46: an answer may be lost; it is given again, and nothing is put on record anew."""
+    key, token = ec.generate_private_key(ec.SECP256R1()), await enrolled.token()
+    had = [(await enrolled.edge_crt(token, body=request_for(key=key))).certificate for _ in range(20)]
+    assert len({one.serial_number for one in had}) == 1
+    assert len({(one.not_valid_before_utc, one.not_valid_after_utc) for one in had}) == 1
+    listed = await (await enrolled.admin()).ListCertificates(pb.ListCertificatesRequest(), timeout=10)
+    assert [one.serial for one in listed.certificates] == [f"{had[0].serial_number:x}"]
+
+
+async def test_a_node_that_renews_without_end_is_told_to_stop_and_others_renew(
+    enrolled: EnrolledHub, tmp_path: Path
+) -> None:
+    """C46."""
+    (tmp_path / "other").mkdir()
+    nodes = {}
+    for node_id, folder in (("edge-1", tmp_path), ("edge-2", tmp_path / "other")):
+        key = ec.generate_private_key(ec.SECP256R1())
+        body = request_for(node_id, key=key)
+        answer = await enrolled.edge_crt(await enrolled.token(), node_id=node_id, body=body)
+        nodes[node_id] = private(folder, answer.certificate, key)
+    statuses = [(await enrolled.edge_crt(shown=nodes["edge-1"])).status for _ in range(MOST_PER_NODE)]
+    assert statuses == [200] * (MOST_PER_NODE - 1) + [429]
+    refused = await enrolled.edge_crt(shown=nodes["edge-1"])
+    assert "it should keep one and renew it in time" in refused.text
+    assert refused.headers["Retry-After"] == "300"
+    assert (await enrolled.edge_crt(shown=nodes["edge-2"], node_id="edge-2")).status == 200
 
 
 async def test_the_rate_of_an_address_is_limited_and_told(

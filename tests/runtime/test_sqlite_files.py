@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, text
 
+from services.runtime import store_sqlite
 from services.runtime.errors import StartupError, StoreUnavailable
 from services.runtime.store_sqlite import SqliteStore
 
@@ -108,6 +110,37 @@ async def test_of_many_that_start_while_the_lock_file_is_deleted_one_has_it(tmp_
     for store in opened:
         await store.close()
     assert len(opened) <= 1
+
+
+async def test_a_log_that_grew_while_something_was_read_gives_its_room_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_sqlite, "WAL_PAGES", 50)
+    monkeypatch.setattr(store_sqlite, "MOST_WAL_BYTES", 512 * 1024)
+    store = SqliteStore(tmp_path / "hub.db")
+    await store.write(lambda connection: connection.execute(text("CREATE TABLE item (n BLOB)")))
+    reading, release = threading.Event(), threading.Event()
+
+    def read(connection: Connection) -> None:
+        connection.execute(text("SELECT count(*) FROM item")).scalar()
+        reading.set()
+        release.wait(60)
+
+    def add(connection: Connection) -> None:
+        connection.execute(text("INSERT INTO item VALUES (zeroblob(100000))"))
+
+    long_read = asyncio.create_task(store.read(read))
+    await asyncio.to_thread(reading.wait, 60)
+    for _ in range(20):
+        await store.write(add)
+    log = tmp_path / "hub.db-wal"
+    assert log.stat().st_size > 2_000_000
+    release.set()
+    await long_read
+    for _ in range(3):
+        await store.write(add)
+    assert log.stat().st_size <= 512 * 1024
+    await store.close()
 
 
 def test_a_path_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ Locks are taken in one order: a token's row, the counter of the total (`book_sql
 
 import secrets
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
 
+from services.runtime.errors import Refused
+from services.runtime.rowsets import RowQuery
 from services.sessions.book_sql import lock_counts
 from services.sessions.enrolment.records import (
     Certificate,
@@ -18,7 +21,13 @@ from services.sessions.enrolment.records import (
     TokenScope,
     Wanted,
 )
-from services.sessions.enrolment.tokens import digest_of, make_jwt, read_token_id, refusal_of
+from services.sessions.enrolment.tokens import (
+    TOKEN_UNKNOWN,
+    digest_of,
+    make_jwt,
+    read_token_id,
+    refusal_of,
+)
 from services.sessions.limits import Scope
 from services.sessions.records import Opening
 from services.sessions.schema import enrolled_node, enrolment_key, join_token, node_certificate
@@ -28,6 +37,13 @@ from services.sessions.upsert import insert_missing, upsert
 _PURPOSE = "join tokens"
 KEPT_MS = 30 * 86_400_000
 """How long tokens that have expired are listed."""
+MOST_TOKENS = 10_000
+"""On record; all are listed in one answer."""
+MOST_PER_NODE = 16
+"""Certificates on record, the newest. One that is not is refused where its node was revoked, as those that
+were issued before are; where it was not, none is asked for."""
+MOST_OFTEN_MS = 3_600_000
+"""A node that got as many within it, or within their own time if that is less, gets no further one."""
 
 
 class EnrolmentRecord:
@@ -37,7 +53,8 @@ class EnrolmentRecord:
         self._store = store
 
     async def create_token(self, token_id: str, scope: TokenScope) -> tuple[str, JoinToken]:
-        """A new token: its JWT, and what is kept of it. Tokens expired for long go."""
+        """A new token: its JWT, and what is kept of it. Tokens expired for long go. Raises Refused where
+        there are too many."""
         secret = secrets.token_urlsafe(24)
 
         def work(connection: Connection) -> tuple[str, JoinToken]:
@@ -45,6 +62,13 @@ class EnrolmentRecord:
             made = JoinToken(token_id, digest_of(token), scope, scope.uses)
             column = join_token.c
             connection.execute(delete(join_token).where(column.expires_at_ms < scope.created_at_ms - KEPT_MS))
+            count = connection.execute(select(func.count()).select_from(join_token)).scalar_one()
+            if count >= MOST_TOKENS:
+                raise Refused(
+                    "TOO_MANY_TOKENS",
+                    f"there are {count} join tokens, and at most {MOST_TOKENS} are kept, each until "
+                    f"{KEPT_MS // 86_400_000} days after its end; make tokens of more uses, for less time",
+                )
             connection.execute(insert(join_token), [_token_values(made)])
             return token, made
 
@@ -69,34 +93,40 @@ class EnrolmentRecord:
 
         return await self._store.write(work)
 
-    async def issue_by_token(self, token: str, wanted: Wanted, now_ms: int) -> Refusal | None:
-        """Puts the certificate on record and takes one use of the token, or says why not."""
+    async def issue_by_token(self, token: str, wanted: Wanted, now_ms: int) -> Refusal | Wanted:
+        """Puts the certificate on record and takes one use of the token, or says why not. For a key that
+        has one by this token: that one again, whose answer may have been lost, and no use is taken."""
 
-        def work(connection: Connection) -> Refusal | None:
+        def work(connection: Connection) -> Refusal | Wanted:
             token_id = read_token_id(token, _key(connection))
             if isinstance(token_id, Refusal):
                 return token_id
             where = join_token.c.token_id == token_id
             row = connection.execute(select(join_token).where(where).with_for_update()).one_or_none()
             found = _token_of(row) if row else None
-            repeated = _has_certificate(connection, wanted, token_id)
+            former = _former(connection, wanted, token_id)
 
             def refusal(revoked_at_ms: int | None) -> Refusal | None:
                 return refusal_of(
                     *(found, digest_of(token), wanted.node_id, now_ms),
-                    repeated=repeated,
+                    repeated=former is not None,
                     revoked_at_ms=revoked_at_ms,
                 )
 
             # Without a lock first: whoever is refused leaves no row.
             early = refusal(_revoked_at(connection, wanted.node_id))
             if early or not found:
-                return early
+                return early or TOKEN_UNKNOWN
             revoked_at_ms = _lock_node(connection, wanted.node_id)
             late = refusal(revoked_at_ms)
             if late:
                 return late
-            if not repeated:
+            if former is not None and _lasts(former, now_ms):
+                return former
+            too_often = _too_often(connection, wanted, now_ms)
+            if too_often:
+                return too_often
+            if former is None:
                 connection.execute(
                     update(join_token).where(where).values(uses_left=join_token.c.uses_left - 1)
                 )
@@ -106,14 +136,14 @@ class EnrolmentRecord:
                 .values(project_id=found.scope.project_id)
             )
             _record(connection, wanted, token_id, now_ms, revoked_at_ms)
-            return None
+            return wanted
 
         return await self._store.write(work)
 
-    async def issue_by_certificate(self, former_serial: str, wanted: Wanted, now_ms: int) -> Refusal | None:
+    async def issue_by_certificate(self, former_serial: str, wanted: Wanted, now_ms: int) -> Refusal | Wanted:
         """Puts the certificate on record unless the one that was shown is revoked."""
 
-        def work(connection: Connection) -> Refusal | None:
+        def work(connection: Connection) -> Refusal | Wanted:
             revoked_at_ms = _lock_node(connection, wanted.node_id)
             if revoked_at_ms is not None and not _newer(
                 connection, wanted.node_id, former_serial, revoked_at_ms
@@ -122,8 +152,11 @@ class EnrolmentRecord:
                     RefusalReason.NODE_REVOKED,
                     f"node {wanted.node_id} was revoked; it needs a new join token",
                 )
+            too_often = _too_often(connection, wanted, now_ms)
+            if too_often:
+                return too_often
             _record(connection, wanted, "", now_ms, revoked_at_ms)
-            return None
+            return wanted
 
         return await self._store.write(work)
 
@@ -175,22 +208,34 @@ class EnrolmentRecord:
         )
 
 
+_issued_at_by_serial = RowQuery(
+    ["node_id", "serial"],
+    lambda wanted: select(
+        node_certificate.c.node_id, node_certificate.c.serial, node_certificate.c.issued_at_ms
+    ).join_from(
+        wanted,
+        node_certificate,
+        and_(node_certificate.c.node_id == wanted.c.node_id, node_certificate.c.serial == wanted.c.serial),
+    ),
+)
+
+
 def forbidden_nodes(connection: Connection, entries: Sequence[Opening]) -> dict[str, str]:
-    """Nodes among these that may not open a session, and why. Call it behind the lock of the total."""
-    node, certificate = enrolled_node.c, node_certificate.c
+    """Nodes among these that may not open a session, and why. Call it behind the lock of the total.
+
+    Of a node that was revoked the certificate that it shows is looked at, however many it has: everybody
+    waits for this.
+    """
+    node = enrolled_node.c
     ids = sorted({entry.node_id for entry in entries})
     known = {
         row.node_id: row for row in connection.execute(select(enrolled_node).where(node.node_id.in_(ids)))
     }
-    revoked = sorted(node_id for node_id, row in known.items() if row.revoked_at_ms is not None)
+    revoked = {node_id for node_id, row in known.items() if row.revoked_at_ms is not None}
+    shown = sorted({(one.node_id, one.certificate_serial) for one in entries if one.node_id in revoked})
     issued: dict[tuple[str, str], int] = {}
-    if revoked:
-        rows = connection.execute(
-            select(certificate.node_id, certificate.serial, certificate.issued_at_ms).where(
-                certificate.node_id.in_(revoked)
-            )
-        )
-        issued = {(row.node_id, row.serial): int(row.issued_at_ms) for row in rows}
+    if shown:
+        issued = {(row[0], row[1]): int(row[2]) for row in _issued_at_by_serial.execute(connection, shown)}
     return dict(_forbidden(known, issued, entries))
 
 
@@ -236,12 +281,53 @@ def _lock_node(connection: Connection, node_id: str) -> int | None:
     return None if found is None else int(found)
 
 
-def _has_certificate(connection: Connection, wanted: Wanted, token_id: str) -> bool:
+def _former(connection: Connection, wanted: Wanted, token_id: str) -> Wanted | None:
+    """What the node has by this token for the same key, if it is on record: the one that lasts longest."""
     column = node_certificate.c
-    statement = select(column.serial).where(
-        column.node_id == wanted.node_id, column.token_id == token_id, column.key_sha256 == wanted.key_sha256
+    statement = (
+        select(node_certificate)
+        .where(
+            column.node_id == wanted.node_id,
+            column.token_id == token_id,
+            column.key_sha256 == wanted.key_sha256,
+        )
+        .order_by(column.not_after_ms.desc())
+        .limit(1)
     )
-    return connection.execute(statement.limit(1)).scalar() is not None
+    row = connection.execute(statement).one_or_none()
+    if row is None:
+        return None
+    return replace(
+        wanted,
+        serial=row.serial,
+        not_before_ms=int(row.not_before_ms),
+        not_after_ms=int(row.not_after_ms),
+    )
+
+
+def _lasts(certificate: Wanted, now_ms: int) -> bool:
+    """Whether a certificate has most of its time before it, so that it is worth giving again."""
+    return certificate.not_after_ms - now_ms > (certificate.not_after_ms - certificate.not_before_ms) // 2
+
+
+def _too_often(connection: Connection, wanted: Wanted, now_ms: int) -> Refusal | None:
+    column = node_certificate.c
+    statement = (
+        select(column.issued_at_ms)
+        .where(column.node_id == wanted.node_id)
+        .order_by(column.issued_at_ms.desc())
+        .offset(MOST_PER_NODE - 1)
+        .limit(1)
+    )
+    since_ms = connection.execute(statement).scalar()
+    within_ms = min(MOST_OFTEN_MS, wanted.not_after_ms - wanted.not_before_ms)
+    if since_ms is None or now_ms - int(since_ms) >= within_ms:
+        return None
+    return Refusal(
+        RefusalReason.NODE_TOO_OFTEN,
+        f"node {wanted.node_id} got {MOST_PER_NODE} certificates within {within_ms / 1000:g} s; "
+        "it should keep one and renew it in time",
+    )
 
 
 def _newer(connection: Connection, node_id: str, serial: str, than_ms: int) -> bool:
@@ -270,6 +356,17 @@ def _record(
     }
     # A call that is made again, because its answer was lost, finds its row.
     connection.execute(upsert(connection, node_certificate), [row])
+    newest = (
+        select(column.serial)
+        .where(column.node_id == wanted.node_id)
+        .order_by(column.issued_at_ms.desc(), column.serial.desc())
+        .limit(MOST_PER_NODE)
+    )
+    kept = list(connection.execute(newest).scalars())
+    if len(kept) == MOST_PER_NODE:
+        connection.execute(
+            delete(node_certificate).where(column.node_id == wanted.node_id, column.serial.not_in(kept))
+        )
 
 
 def _token_values(token: JoinToken) -> dict[str, object]:

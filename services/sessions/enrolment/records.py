@@ -14,6 +14,7 @@ class RefusalReason(IntEnum):
     TOKEN_USED_UP = 5
     TOKEN_OF_OTHERS = 6
     NODE_REVOKED = 7
+    NODE_TOO_OFTEN = 8
 
 
 @dataclass(frozen=True, slots=True)

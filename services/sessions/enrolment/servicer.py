@@ -13,6 +13,7 @@ from services.sessions.enrolment import requests
 from services.sessions.enrolment.record_sql import EnrolmentRecord
 from services.sessions.enrolment.records import Refusal, Wanted
 from services.sessions.metrics import Metrics
+from services.sessions.wire import timestamp
 
 Context = grpc.aio.ServicerContext[Any, Any]
 log = get_log(__name__)
@@ -34,17 +35,18 @@ class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServiceServicer):
         by_token = request.WhichOneof("right") == "token"
         traceparent, begun_ns = traceparent_in(context.invocation_metadata()), time.time_ns()
         with self._metrics.transaction("issue"):
-            refusal = (
+            verdict = (
                 await self._record.issue_by_token(request.token, wanted, now_ms)
                 if by_token
                 else await self._record.issue_by_certificate(request.former_serial, wanted, now_ms)
             )
+        refusal, granted = (verdict, wanted) if isinstance(verdict, Refusal) else (None, verdict)
         if self._tracing.enabled and is_sampled(traceparent):
-            self._trace(wanted, refusal, traceparent, begun_ns)
+            self._trace(granted, refusal, traceparent, begun_ns)
         self._metrics.issued(refusal.reason.name.lower() if refusal else "token" if by_token else "renewal")
         if not refusal:
-            log.info("certificate.issued", node_id=wanted.node_id, serial=wanted.serial, by_token=by_token)
-            return enrolment_pb2.IssueCertificateResponse()
+            log.info("certificate.issued", node_id=wanted.node_id, serial=granted.serial, by_token=by_token)
+            return _granted(wanted, granted)
         log.warning(
             "certificate.refused",
             node_id=wanted.node_id,
@@ -70,3 +72,13 @@ class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServiceServicer):
             error=refusal.detail if refusal else "",
             attributes={"cloudhub.node.id": wanted.node_id, **verdict},
         )
+
+
+def _granted(wanted: Wanted, granted: Wanted) -> enrolment_pb2.IssueCertificateResponse:
+    if granted.serial == wanted.serial:
+        return enrolment_pb2.IssueCertificateResponse()
+    return enrolment_pb2.IssueCertificateResponse(
+        serial=granted.serial,
+        not_before=timestamp(granted.not_before_ms),
+        not_after=timestamp(granted.not_after_ms),
+    )

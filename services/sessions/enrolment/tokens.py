@@ -12,6 +12,9 @@ import jwt
 from services.sessions.enrolment.records import JoinToken, Refusal, RefusalReason
 
 _ALGORITHM = "HS256"
+TOKEN_UNKNOWN = Refusal(
+    RefusalReason.TOKEN_FOREIGN, "the token is none of this hub, or has been gone for long"
+)
 MOST_TOKEN_CHARS = 1024
 
 
@@ -64,9 +67,7 @@ def refusal_of(
     it needs no further use. `revoked_at_ms`: when the node was revoked.
     """
     if found is None or found.digest != digest:
-        return Refusal(
-            RefusalReason.TOKEN_FOREIGN, "the token is none of this hub, or has been gone for long"
-        )
+        return TOKEN_UNKNOWN
     scope = found.scope
     if scope.expires_at_ms <= now_ms:
         return Refusal(RefusalReason.TOKEN_EXPIRED, "the token has expired")

@@ -4,14 +4,22 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import select
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, insert, select
 
-from services.runtime.store import open_store
+from services.runtime.errors import Refused
+from services.runtime.store import migrate, open_store
+from services.runtime.store_postgresql import PostgresStore
+from services.runtime.store_sqlite import SqliteStore
 from services.runtime.watched_store import WatchedStore
 from services.sessions import schema
-from services.sessions.enrolment.record_sql import KEPT_MS, EnrolmentRecord
+from services.sessions.enrolment import record_sql
+from services.sessions.enrolment.record_sql import KEPT_MS, MOST_OFTEN_MS, MOST_PER_NODE, EnrolmentRecord
 from services.sessions.enrolment.records import Refusal, RefusalReason, TokenScope, Wanted
 from services.sessions.limits import Limits
 from services.sessions.records import Eviction
@@ -47,13 +55,13 @@ async def made(record: EnrolmentRecord, scope: TokenScope = SCOPE, token_id: str
     return (await record.create_token(token_id, scope))[0]
 
 
-def reason_of(refusal: Refusal | None) -> RefusalReason | None:
-    return refusal.reason if refusal else None
+def reason_of(verdict: Refusal | Wanted) -> RefusalReason | None:
+    return verdict.reason if isinstance(verdict, Refusal) else None
 
 
 async def test_a_token_of_one_use_lets_one_node_in(record: EnrolmentRecord) -> None:
     token = await made(record)
-    assert await record.issue_by_token(token, wanted(), NOW) is None
+    assert reason_of(await record.issue_by_token(token, wanted(), NOW)) is None
     refused = await record.issue_by_token(token, wanted("edge-2", "a2", "k2"), NOW)
     assert reason_of(refused) is RefusalReason.TOKEN_USED_UP
     (issued,) = await record.certificates("", ("", ""), 10)
@@ -93,12 +101,150 @@ async def test_of_replicas_that_are_asked_at_once_exactly_one_grants(databases: 
             await store.close()
 
 
-async def test_a_request_whose_answer_was_lost_is_granted_again(record: EnrolmentRecord) -> None:
+async def test_a_request_whose_answer_was_lost_is_granted_the_same_again(record: EnrolmentRecord) -> None:
+    """C46: one use of a token is one certificate on record, however often it is asked for."""
     token = await made(record)
-    assert await record.issue_by_token(token, wanted(), NOW) is None
-    assert await record.issue_by_token(token, wanted(serial="a2"), NOW) is None
+    assert await record.issue_by_token(token, wanted(), NOW) == wanted()
+    for number in range(40):
+        assert await record.issue_by_token(token, wanted(serial=f"b{number}"), NOW + number) == wanted()
     stolen = await record.issue_by_token(token, wanted(serial="a3", key="k2"), NOW)
     assert reason_of(stolen) is RefusalReason.TOKEN_USED_UP
+    assert [one.serial for one in await record.certificates("", ("", ""), 100)] == ["a1"]
+    # One that has hardly any time left would be of no use.
+    late = NOW + DAY // 2
+    fresh = replace(wanted(serial="a2"), not_before_ms=late, not_after_ms=late + DAY)
+    assert await record.issue_by_token(token, fresh, late) == fresh
+
+
+async def test_of_each_node_the_newest_certificates_are_on_record_and_so_many_in_an_hour(
+    record: EnrolmentRecord,
+) -> None:
+    """C46: a node that renews without end fills its own share, and others renew as ever."""
+    at_ms = NOW
+    for number in range(MOST_PER_NODE):
+        got = await record.issue_by_certificate("f0", wanted(serial=f"a{number}"), at_ms)
+        assert reason_of(got) is None
+        at_ms += 1000
+    refused = await record.issue_by_certificate("a1", wanted(serial="ff"), at_ms)
+    assert reason_of(refused) is RefusalReason.NODE_TOO_OFTEN
+    other = await record.issue_by_certificate("f0", wanted("edge-2", "c0"), at_ms)
+    assert reason_of(other) is None
+    at_ms = NOW + MOST_OFTEN_MS
+    assert reason_of(await record.issue_by_certificate("a1", wanted(serial="ff"), at_ms)) is None
+    serials = {one.serial for one in await record.certificates("edge-1", ("", ""), 100)}
+    assert serials == {"ff", *(f"a{number}" for number in range(1, MOST_PER_NODE))}, "the oldest gave way"
+    assert len(await record.certificates("edge-2", ("", ""), 100)) == 1
+
+
+async def test_certificates_of_a_short_time_may_be_renewed_as_often_as_that_takes(
+    record: EnrolmentRecord,
+) -> None:
+    second = 1000
+    for number in range(3 * MOST_PER_NODE):
+        now_ms = NOW + number * second // 2
+        one = replace(wanted(serial=f"a{number}"), not_before_ms=now_ms, not_after_ms=now_ms + second)
+        assert reason_of(await record.issue_by_certificate("f0", one, now_ms)) is None
+
+
+async def test_a_revocation_holds_for_certificates_that_are_on_record_no_more(
+    record: EnrolmentRecord, store: WatchedStore
+) -> None:
+    assert reason_of(await record.issue_by_certificate("f0", wanted(serial="aa"), NOW)) is None
+    for number in range(MOST_PER_NODE):
+        at_ms = NOW + (number + 1) * MOST_OFTEN_MS // 2
+        assert reason_of(await record.issue_by_certificate("aa", wanted(serial=f"b{number}"), at_ms)) is None
+    await record.revoke_node("edge-1", NOW + DAY)
+    assert "revoked" in await opened(store, "aa")
+    assert "revoked" in await opened(store, "b1")
+
+
+async def test_an_opening_asks_for_the_certificate_shown_alone(
+    record: EnrolmentRecord, store: WatchedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody's openings wait while one of a revoked node is looked at."""
+    for number in range(MOST_PER_NODE):
+        await record.issue_by_certificate("f0", wanted(serial=f"a{number}"), NOW)
+    await record.revoke_node("edge-1", NOW)
+    read: list[object] = []
+    execute = record_sql._issued_at_by_serial.execute
+
+    def counted(*given: Any) -> list[Any]:
+        rows = list(execute(*given))
+        read.extend(rows)
+        return rows
+
+    monkeypatch.setattr(record_sql._issued_at_by_serial, "execute", counted)
+    assert "revoked" in await opened(store, "a3")
+    assert len(read) == 1
+
+
+async def test_tokens_on_record_are_bounded(record: EnrolmentRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_sql, "MOST_TOKENS", 2)
+    for number in range(2):
+        await made(record, token_id=str(number))
+    with pytest.raises(Refused, match="at most 2 are kept"):
+        await made(record, token_id="3")
+    later = replace(SCOPE, created_at_ms=NOW + DAY + KEPT_MS + 1)
+    await made(record, later, "4")
+
+
+async def test_a_database_of_before_keeps_the_newest_certificates(
+    request: pytest.FixtureRequest, tmp_path: Path, databases: Databases
+) -> None:
+    """The migration: there may be hundreds of thousands of one node."""
+    for url in (f"sqlite:///{tmp_path}/old.db", databases.empty()):
+        await at_version(url, "v2")
+        store: Any = PostgresStore(url) if url.startswith("postgresql") else SqliteStore(tmp_path / "old.db")
+        rows = [
+            {
+                "node_id": node_id,
+                "serial": f"{number:x}",
+                "issued_at_ms": NOW + number,
+                "not_before_ms": NOW,
+                "not_after_ms": NOW + DAY,
+                "token_id": "",
+                "key_sha256": "k",
+                "peer_address": "",
+            }
+            for node_id, count in (("edge-1", 50), ("edge-2", 3))
+            for number in range(count)
+        ]
+        nodes = [{"node_id": f"edge-{number}", "project_id": ""} for number in (1, 2)]
+        await store.write(lambda c: c.execute(insert(schema.enrolled_node), nodes))  # noqa: B023
+        await store.write(lambda c: c.execute(insert(schema.node_certificate), rows))  # noqa: B023
+        await store.close()
+        await migrate(url, schema.SCHEMA)
+        opened = await open_store(url, schema.SCHEMA)
+        kept = await EnrolmentRecord(opened).certificates("", ("", ""), 100)
+        await opened.close()
+        of_one = {one.serial for one in kept if one.node_id == "edge-1"}
+        assert of_one == {f"{number:x}" for number in range(50 - MOST_PER_NODE, 50)}
+        assert len(kept) == MOST_PER_NODE + 3
+
+
+async def at_version(url: str, version: str) -> None:
+    """Makes a database as an earlier release left it."""
+    store: Any = (
+        PostgresStore(url)
+        if url.startswith("postgresql")
+        else SqliteStore(Path(url.removeprefix("sqlite:///")))
+    )
+
+    def work(connection: Connection) -> None:
+        history = schema.SCHEMA.history
+        script = ScriptDirectory(str(history), version_locations=[str(history)])
+        with EnvironmentContext(
+            Config(), script, fn=lambda revision, _: script._upgrade_revs(version, revision)
+        ) as environment:
+            environment.configure(
+                connection=connection,
+                target_metadata=schema.metadata,
+                version_table=schema.SCHEMA.version_table,
+            )
+            environment.run_migrations()
+
+    await store.write(work)
+    await store.close()
 
 
 async def test_a_token_of_another_hub_is_foreign(record: EnrolmentRecord, tmp_path: Path) -> None:
@@ -133,9 +279,9 @@ async def test_tokens_are_revoked_listed_and_forgotten_long_after_their_end(reco
 
 
 async def test_a_node_renews_by_its_certificate_and_expired_ones_go(record: EnrolmentRecord) -> None:
-    assert await record.issue_by_certificate("f0", wanted(), NOW) is None
+    assert reason_of(await record.issue_by_certificate("f0", wanted(), NOW)) is None
     later = replace(wanted(serial="a2"), not_before_ms=NOW + DAY, not_after_ms=NOW + 2 * DAY)
-    assert await record.issue_by_certificate("a1", later, NOW + DAY) is None
+    assert reason_of(await record.issue_by_certificate("a1", later, NOW + DAY)) is None
     assert [one.serial for one in await record.certificates("", ("", ""), 10)] == ["a2"]
 
 
@@ -149,7 +295,7 @@ async def test_a_revoked_node_opens_nothing_until_it_enrolled_anew(
     record: EnrolmentRecord, store: WatchedStore
 ) -> None:
     old = await made(record, replace(SCOPE, uses=9))
-    assert await record.issue_by_token(old, wanted(), NOW) is None
+    assert reason_of(await record.issue_by_token(old, wanted(), NOW)) is None
     assert await opened(store, "a1") == ""
     await record.revoke_node("edge-1", NOW + 5)
     for serial in ("a1", "", "f0"):
@@ -161,12 +307,12 @@ async def test_a_revoked_node_opens_nothing_until_it_enrolled_anew(
     assert reason_of(again) is RefusalReason.NODE_REVOKED
     new = await made(record, replace(SCOPE, created_at_ms=NOW + 7), "2")
     # Also if the clock of this replica is behind.
-    assert await record.issue_by_token(new, wanted(serial="a4", key="k2"), NOW) is None
+    assert reason_of(await record.issue_by_token(new, wanted(serial="a4", key="k2"), NOW)) is None
     assert await opened(store, "a4") == ""
     assert "revoked" in await opened(store, "a1")
     shown = {one.serial: one.revoked for one in await record.certificates("edge", ("", ""), 10)}
     assert shown == {"a1": True, "a4": False}
-    assert await record.issue_by_certificate("a4", wanted(serial="a5", key="k2"), NOW) is None
+    assert reason_of(await record.issue_by_certificate("a4", wanted(serial="a5", key="k2"), NOW)) is None
 
 
 async def test_a_reinstated_node_has_its_certificates_back(
@@ -196,7 +342,7 @@ async def test_a_node_that_enrolled_for_a_project_connects_in_no_other(
     record: EnrolmentRecord, store: WatchedStore
 ) -> None:
     token = await made(record, replace(SCOPE, project_id="p1"))
-    assert await record.issue_by_token(token, wanted(), NOW) is None
+    assert reason_of(await record.issue_by_token(token, wanted(), NOW)) is None
     assert await opened(store, "a1", "p1") == ""
     assert "another project" in await opened(store, "a1", "p2")
 
@@ -205,7 +351,7 @@ async def test_certificates_are_listed_page_by_page_and_by_prefix(record: Enrolm
     token = await made(record, replace(SCOPE, uses=9, node_pattern="*"))
     for number, node_id in enumerate(("edge-1", "edge-1", "edge-2", "gate-1")):
         refused = await record.issue_by_token(token, wanted(node_id, f"a{number}", f"k{number}"), NOW)
-        assert refused is None
+        assert reason_of(refused) is None
     first = await record.certificates("edge-", ("", ""), 2)
     rest = await record.certificates("edge-", (first[-1].node_id, first[-1].serial), 2)
     assert [(one.node_id, one.serial) for one in (*first, *rest)] == [
