@@ -16,6 +16,7 @@ from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub, DispatcherServi
 from cloudhub.v1.enrolment_pb2_grpc import EnrolmentAdminStub
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub
 from ctl.faults import TRY_AGAIN, CtlFault, ExitCode, fault_of
+from ctl.output import note
 from services.runtime.clock import SystemClock
 from services.runtime.errors import StartupError
 from services.runtime.rpc import open_channel
@@ -67,7 +68,7 @@ def security_of(access: Access) -> Security:
     if access.ca is None or access.cert is None or access.key is None:
         return PLAINTEXT_LOOPBACK
     try:
-        return MutualTls(TlsFiles(access.cert, access.key, access.ca), SystemClock())
+        return MutualTls(TlsFiles(access.cert, access.key, access.ca), SystemClock(), note)
     except StartupError as error:
         raise CtlFault(ExitCode.USAGE, str(error)) from error
 

@@ -105,6 +105,7 @@ class EdgeAgent:
         self.counters = Counters()
         self._settings = settings
         self._context: ssl.SSLContext = settings.tls(node_id)
+        self._warn_of_key()
         self._servers = Servers(settings.servers)
         self._quic_servers = Servers(settings.quic_servers)
         self._transports = TransportChoice(settings.transport)
@@ -259,7 +260,13 @@ class EdgeAgent:
         except SettingsFault as fault:
             log.error("certificate.kept", node=self.node_id, detail=str(fault))
         else:
+            self._warn_of_key()
             self._dial_now.set()
+
+    def _warn_of_key(self) -> None:
+        exposure = self._settings.key_exposure(self.node_id)
+        if exposure:
+            log.warning("private_key.exposed", node=self.node_id, detail=exposure)
 
     def stop(self) -> None:
         """Closes the link politely and lets `run` end."""

@@ -1,6 +1,7 @@
 """How an edge agent is set up; read once, by whoever starts it."""
 
 import ssl
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -136,6 +137,17 @@ class EdgeSettings:
     def _certificate(self, node_id: str) -> tuple[Path, Path]:
         certificate = self.certificate or Path(self.certificates or "") / "nodes" / f"{node_id}.crt"
         return certificate, self.key or certificate.with_name(f"{node_id}.key")
+
+    def key_exposure(self, node_id: str) -> str:
+        """What is wrong with who may read a node's private key, and the fix; "" if nothing is."""
+        _, key = self._certificate(node_id)
+        try:
+            mode = stat.S_IMODE(key.stat().st_mode)
+        except OSError:
+            return ""
+        if not mode & stat.S_IRWXO:
+            return ""
+        return f"everybody on this machine may read or change {key} (mode {mode:04o}): chmod 600 {key}"
 
     def url(self, server: str, node_id: str) -> str:
         """Where a node dials (docs/protocol.md), at one of the servers."""

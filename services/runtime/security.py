@@ -118,8 +118,10 @@ class MutualTls:
 
     authenticates = True
 
-    def __init__(self, files: TlsFiles, clock: Clock) -> None:
+    def __init__(self, files: TlsFiles, clock: Clock, warn: Callable[[str], None] | None = None) -> None:
+        """`warn` hears of a key that everybody may read; without one it is logged."""
         self._clock = clock
+        self._warn = warn
         self._paths = files
         self._followers: list[Callable[[], None]] = []
         self._material: TlsMaterial
@@ -127,7 +129,8 @@ class MutualTls:
         self._files = RenewedFiles("gRPC", files.paths, lambda: self._load(files))
 
     def _load(self, files: TlsFiles) -> None:
-        material = read_material(files, self._clock.wall_ms())
+        now_ms = self._clock.wall_ms()
+        material = read_material(files, now_ms, self._warn) if self._warn else read_material(files, now_ms)
         if self._server_tls is not None:
             # Of a process that serves: what is no good for that changes nothing.
             self._server_tls = ServerTls(material)

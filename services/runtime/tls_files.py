@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,28 @@ class TlsMaterial:
     """Until when the certificate is valid."""
 
 
-def read_material(files: TlsFiles, now_ms: int) -> TlsMaterial:
+def key_exposure(path: Path) -> str:
+    """What is wrong with who may read a private key, and the fix; "" if nothing is. Groups may: secrets of
+    Kubernetes are read by them."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return ""
+    if not mode & stat.S_IRWXO:
+        return ""
+    return (
+        f"the private key {path} can be read or changed by everybody on this machine (mode {mode:04o}): "
+        f"chmod 600 {path} (in Kubernetes: defaultMode 0440 and an fsGroup)"
+    )
+
+
+def _warn_by_log(sentence: str) -> None:
+    _log.warning("private_key.exposed", detail=sentence)
+
+
+def read_material(files: TlsFiles, now_ms: int, warn: Callable[[str], None] = _warn_by_log) -> TlsMaterial:
     """Raises StartupError with one sentence, naming the file, if one is unreadable, not valid now or does not
-    fit the others."""
+    fit the others. A key that everybody may read is used all the same, and `warn` is told."""
     certificate = _read(files.certificate, "certificate")
     authority = _read(files.authority, "CA certificate")
     own = _certificates(files.certificate, certificate, "certificate")[0]
@@ -68,6 +88,9 @@ def read_material(files: TlsFiles, now_ms: int) -> TlsMaterial:
         raise StartupError(
             f"the private key {files.private_key} does not belong to the certificate {files.certificate}"
         )
+    exposure = key_exposure(files.private_key)
+    if exposure:
+        warn(exposure)
     return TlsMaterial(certificate, private_key, authority, own.not_valid_after_utc)
 
 

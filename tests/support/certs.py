@@ -31,6 +31,11 @@ def _name(common_name: str, *organizations: str | None) -> x509.Name:
     )
 
 
+def _write_key(path: Path, data: bytes) -> None:
+    path.touch(mode=0o600)
+    path.write_bytes(data)
+
+
 @dataclass(frozen=True)
 class Issued:
     """A certificate and its key as PEM files."""
@@ -83,7 +88,7 @@ class TestAuthority:
         self.certificate = directory / "ca.crt"
         self.certificate.write_bytes(certificate.public_bytes(Encoding.PEM))
         self.key_file = directory / "ca.key"
-        self.key_file.write_bytes(self.private_key())
+        _write_key(self.key_file, self.private_key())
 
     def chain(self) -> bytes:
         """What a node of this CA shows besides its own certificate, if this CA is not the hub's."""
@@ -122,7 +127,7 @@ class TestAuthority:
         stem = file or common_name.replace(":", "-")
         issued = Issued(self._directory / f"{stem}.crt", self._directory / f"{stem}.key")
         issued.certificate.write_bytes(certificate.public_bytes(Encoding.PEM) + chain)
-        issued.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        _write_key(issued.key, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return issued
 
     def private_key(self) -> bytes:
