@@ -3,7 +3,7 @@ certificate proves nothing, or lets its owner call nothing. Pure, but for the lo
 knows the present time."""
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -26,6 +26,7 @@ REASONS = (
     "CERTIFICATE_NOT_FOR_CLIENTS",
     "CERTIFICATE_WEAK_KEY",
     "CERTIFICATE_INVALID",
+    "CERTIFICATE_REVOKED",
 )
 """What can be said against a certificate."""
 
@@ -53,9 +54,10 @@ def judge(
     shown: Sequence[x509.Certificate] | TlsFault,
     trusted: crypto.X509Store,
     authorities: Sequence[str],
+    revoked: Callable[[Identity], HubError | None],
 ) -> Caller:
     """Who showed these certificates, and whether that is proven. `authorities` are the names of the CAs in
-    `trusted`, for people."""
+    `trusted`, for people; `revoked` says what is on record against a certificate."""
     identity, issuer = None, ""
     try:
         if isinstance(shown, TlsFault):
@@ -65,7 +67,8 @@ def judge(
         check_chain(shown, trusted)
     except TlsFault as fault:
         return Caller(address, identity, issuer, _refusal(fault, shown, identity, issuer, authorities))
-    return Caller(address, identity, issuer, None if identity is None else without_role(identity))
+    refusal = None if identity is None else revoked(identity) or without_role(identity)
+    return Caller(address, identity, issuer, refusal)
 
 
 def without_role(identity: Identity) -> Forbidden | None:

@@ -86,11 +86,12 @@ def is_admin(method: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a certificate names, and until when (seconds since the epoch)."""
+    """Who a certificate names, until when (seconds since the epoch), and which one it is."""
 
     name: str
     roles: frozenset[Role]
     not_after: float
+    serial: int
 
 
 @lru_cache(maxsize=1024)
@@ -102,4 +103,5 @@ def identity_of(certificate: bytes) -> Identity:
         read.subject.rfc4514_string(),
         frozenset(role for role in Role if role.value in organizations),
         read.not_valid_after_utc.replace(tzinfo=datetime.UTC).timestamp(),
+        read.serial_number,
     )

@@ -6,16 +6,20 @@
 A service gets its `Security` from its settings by `security_of`.
 """
 
+import asyncio
 import ipaddress
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import grpc
 
+from services.runtime import tls_files
 from services.runtime.clock import Clock
 from services.runtime.errors import StartupError
 from services.runtime.handshake import obstacle
+from services.runtime.revocations import Revocations
 from services.runtime.server_tls import ServerTls
 from services.runtime.settings import ServiceSettings, split_address
 from services.runtime.tls_files import RenewedFiles, TlsFiles, TlsMaterial, read_material
@@ -118,8 +122,16 @@ class MutualTls:
 
     authenticates = True
 
-    def __init__(self, files: TlsFiles, clock: Clock, warn: Callable[[str], None] | None = None) -> None:
-        """`warn` hears of a key that everybody may read; without one it is logged."""
+    def __init__(
+        self,
+        files: TlsFiles,
+        clock: Clock,
+        warn: Callable[[str], None] | None = None,
+        revoked: Path | None = None,
+    ) -> None:
+        """`warn` hears of a key that everybody may read; without one it is logged. `revoked` names the list
+        of certificates that servers of the process do not take."""
+        self._revocations = Revocations(revoked)
         self._clock = clock
         self._warn = warn
         self._paths = files
@@ -133,7 +145,7 @@ class MutualTls:
         material = read_material(files, now_ms, self._warn) if self._warn else read_material(files, now_ms)
         if self._server_tls is not None:
             # Of a process that serves: what is no good for that changes nothing.
-            self._server_tls = ServerTls(material)
+            self._server_tls = ServerTls(material, self._revocations)
         self._material = material
         for renewed in tuple(self._followers):
             renewed()
@@ -148,7 +160,7 @@ class MutualTls:
     def server_tls(self) -> ServerTls:
         """See Security."""
         if self._server_tls is None:
-            self._server_tls = ServerTls(self._material)
+            self._server_tls = ServerTls(self._material, self._revocations)
         return self._server_tls
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
@@ -167,11 +179,14 @@ class MutualTls:
 
     def look(self) -> bool:
         """Loads files that are newer; whether there were any that can be used."""
-        return self._files.look()
+        newer = self._files.look()
+        return self._revocations.look() or newer
 
     async def run(self) -> None:
         """See Security."""
-        await self._files.run()
+        while True:
+            await asyncio.sleep(tls_files.LOOK_SECONDS)
+            self.look()
 
 
 def security_of(settings: ServiceSettings, clock: Clock) -> Security:
@@ -179,4 +194,4 @@ def security_of(settings: ServiceSettings, clock: Clock) -> Security:
     if settings.grpc_insecure_loopback:
         return PLAINTEXT_LOOPBACK
     files = TlsFiles(settings.grpc_certificate, settings.grpc_private_key, settings.grpc_ca)
-    return MutualTls(files, clock)
+    return MutualTls(files, clock, revoked=settings.grpc_revoked)

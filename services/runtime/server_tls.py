@@ -16,6 +16,7 @@ from OpenSSL import SSL, crypto
 
 from services.runtime.client_certificate import forget_openssl_errors
 from services.runtime.errors import StartupError
+from services.runtime.revocations import Revocations
 from services.runtime.tls_faults import TlsFault, protocol_fault
 from services.runtime.tls_files import TlsMaterial
 
@@ -49,7 +50,8 @@ class ServerTls:
     """What new connections of a server shake hands with, and the CAs whose clients it takes. Raises
     StartupError if OpenSSL has something against the certificate or its key."""
 
-    def __init__(self, material: TlsMaterial) -> None:
+    def __init__(self, material: TlsMaterial, revocations: Revocations) -> None:
+        self.revocations = revocations
         own, *chain = x509.load_pem_x509_certificates(material.certificate)
         authorities = x509.load_pem_x509_certificates(material.authority)
         context = SSL.Context(SSL.TLS_SERVER_METHOD)

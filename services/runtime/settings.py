@@ -93,6 +93,11 @@ class ServiceSettings(BaseSettings):
     grpc_ca: Path = Field(
         Path("certs/ca.crt"), description="CA of all certificates that gRPC callers and services show (PEM)"
     )
+    grpc_revoked: Path | None = Field(
+        None,
+        description="list of gRPC certificates that are not taken any more (lines `serial: HEX`, "
+        "`name: SUBJECT`), read anew when it changes; none: there is no list",
+    )
     grpc_insecure_loopback: bool = Field(
         False,
         description="true: gRPC without TLS and without roles; refused unless all its addresses are loopback",

@@ -50,6 +50,10 @@ _ALL_PER_SECOND, _ALL_BURST = 250.0, 1000
 _REFUSED_PER_SECOND, _REFUSED_BURST = 20.0, 100
 
 
+def _nothing() -> None:
+    """There is nothing to take back."""
+
+
 class TlsFront:
     """Listens for clients of one gRPC server. `present` gives what new connections shake hands with;
     `callers` has a row for each connection that the servers see. Closed by `stop_accepting`, then `close`."""
@@ -84,6 +88,7 @@ class TlsFront:
         self._of_refused = RateLimit(_REFUSED_PER_SECOND, _REFUSED_BURST)
         self._number = 0
         self._failures = FailureLog(_log, "handshake.failed")
+        self._unfollow: Callable[[], None] = _nothing
         self._none_left = asyncio.Event()
         self._none_left.set()
 
@@ -107,6 +112,7 @@ class TlsFront:
         for clients whose certificate is good, REFUSING for all others."""
         self._folder = folder
         loop = asyncio.get_running_loop()
+        self._unfollow = self._present().revocations.follow(self._end_revoked)
         for one in sockets:
             self._servers.append(await loop.create_server(self._connection, sock=one, backlog=_BACKLOG))
 
@@ -134,6 +140,8 @@ class TlsFront:
         if self._joining:
             await asyncio.wait(self._joining)
         self._failures.close()
+        self._unfollow()
+        self._unfollow = _nothing
         if self._turns is not None:
             self._turns.cancel()
 
@@ -235,7 +243,21 @@ class TlsFront:
             shown = connection.tls.shown()
         except TlsFault as fault:
             shown = fault
-        return judge(connection.address, shown, tls.trusted, tls.authorities)
+        return judge(connection.address, shown, tls.trusted, tls.authorities, tls.revocations.refusal)
+
+    def _end_revoked(self) -> None:
+        """The list has changed: connections of who is on it now end, with their calls."""
+        for connection in tuple(self._connections):
+            caller = self._callers.at(connection.name) if connection.name else None
+            if caller is None or caller.refusal is not None or caller.identity is None:
+                continue
+            refusal = connection.secured_by.revocations.refusal(caller.identity)
+            if refusal is not None:
+                # Calls that gRPC has taken and nobody has looked at yet.
+                self._callers.add(connection.name, replace(caller, refusal=refusal))
+                calls = len(connection.calls) if connection.calls is not None else 1
+                self._refusals.tell(caller, refusal, max(calls, 1), ended="connection")
+                connection.say_goodbye(refusal)
 
     def _admit(self, connection: FrontConnection, caller: Caller) -> Caller:
         """With its share, if it is counted; or with why it has none."""
