@@ -168,7 +168,8 @@ def parse_frame(data: bytes) -> ParsedFrame:
     except RecursionError:
         raise FrameError(FrameFault.DEPTH, "the JSON is nested too deeply") from None
     content = bytes(frame.content)
-    check_content(content, "content")
+    if len(content) > _HARMLESS_BYTES:
+        check_content(content, "content")
     return ParsedFrame(frame.header or _EMPTY_HEADER, frame.route or _EMPTY_ROUTE, content, None)
 
 
@@ -267,10 +268,8 @@ def _json_value(value: bytes, field: str) -> bytes:
 
 def check_content(value: bytes, field: str) -> None:
     """Raises FrameError, naming the field, if a value from an edge is not one that every decoder reads."""
-    if len(value) <= _HARMLESS_BYTES and value.isascii():
-        return check_json(value, field)
     try:
-        return check_text(value)
+        check_text(value)
     except NotJson as fault:
         raise FrameError(FrameFault(fault.fault.value), f"{field}: {fault}") from None
 

@@ -85,7 +85,13 @@ def content_uid(content: bytes) -> str:
 
     Raises NotJson, a ValueError, for what no edge is to be sent (`services.runtime.json_text`).
     """
-    check_json(content)
+    value = check_json(content)
+    if isinstance(value, dict):
+        metadata = value.get("metadata")
+        uid = metadata.get("uid") if isinstance(metadata, dict) else ""
+        return uid if isinstance(uid, str) else ""
+    if not isinstance(value, msgspec.Raw):
+        return ""
     try:
         return _object_decoder.decode(content).metadata.uid
     except msgspec.ValidationError:

@@ -24,7 +24,7 @@ _decode = msgspec.json.Decoder().decode
 _skim = msgspec.json.Decoder(msgspec.Raw).decode  # looks at neither numbers nor UTF-8
 # A long run of digits shows in a sample of every hundredth byte.
 _sampled_run = re.compile(rb"[0-9]{%d}" % (_MOST_DIGITS // _STRIDE)).search
-_long_run = re.compile(rb"[0-9]{%d}" % _MOST_DIGITS).search
+_LONG_RUN = b"0" * _MOST_DIGITS  # of `_DIGITS`
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+'
 _tokens = re.compile(_STRING + rb"|-?[0-9][0-9.eE+-]*+|-?[A-Za-z]++", re.DOTALL).finditer
 _strings = re.compile(_STRING, re.DOTALL).sub
@@ -57,21 +57,22 @@ class NotJson(ValueError):
         self.fault = fault
 
 
-def check_json(text: bytes) -> None:
-    """Whether a text may be carried. Raises NotJson."""
+def check_json(text: bytes) -> object:
+    """Whether a text may be carried; its value, or for a large one `Raw`, since that was only skimmed over.
+    Raises NotJson."""
     sample = text[::_STRIDE]
-    if _sampled_run(sample) and _long_run(text):
+    if _sampled_run(sample) and _LONG_RUN in text.translate(_DIGITS):
         # A decoder would make integers of any size of it; in a string it is harmless.
         fault = find_fault(text)
         if fault is not None and fault.fault is JsonFault.NUMBER:
             raise fault
     try:
         if len(text) <= _SMALL_BYTES or _some_run(sample) or b"e000" in text.translate(_DIGITS, b"+"):
-            _decode(text)
+            value: object = _decode(text)
         else:  # no exponent of three digits, no two of 200 digits: no number is too large
             if not text.isascii():
                 text.decode()
-            _skim(text)
+            value = _skim(text)
     except UnicodeDecodeError:
         raise _not_utf8(text) from None
     except msgspec.DecodeError as error:
@@ -80,6 +81,7 @@ def check_json(text: bytes) -> None:
         raise _too_deep() from None
     if len(text) > 2 * MOST_DEPTH and text.count(b"[") + text.count(b"{") > MOST_DEPTH and _is_deep(text):
         raise _too_deep()
+    return value
 
 
 def find_fault(text: bytes) -> NotJson | None:
