@@ -17,4 +17,9 @@ class EnrolmentMetrics:
             ["outcome"],
             registry=self.registry,
         )
+        self.requests_waited = Counter(
+            "cloudhub_enrolment_requests_waited",
+            "Times a request could not begin until another one had ended",
+            registry=self.registry,
+        )
         self.grpc = GrpcMetrics("enrolment", self.registry)

@@ -49,7 +49,10 @@ class EnrolmentSettings(ServiceSettings):
         50, ge=1, description="requests that an IPv4 address, or a /64 of IPv6, may make at once"
     )
     connections_most: int = Field(
-        256, ge=1, description="connections at a time; further ones wait to be accepted"
+        256,
+        ge=1,
+        description="connections at work, from their first byte on; four times as many may have sent nothing "
+        "or wait, and networks take turns",
     )
     request_seconds: float = Field(
         10.0, gt=0, le=120, description="time for TLS handshake, request and answer together"

@@ -117,7 +117,10 @@ class Acceptor:
         return len(self._waiting)
 
     def close(self) -> None:
-        """Frees the address and cuts what waits."""
+        """Frees the address and cuts what waits; once is enough."""
+        if self._silent.closed:
+            return
+        asyncio.get_running_loop().remove_reader(self._silent.fileno())
         self._stop_listening()
         self._listening.close()
         for accepted in tuple(self._waiting):
@@ -147,7 +150,6 @@ class Acceptor:
                     pass
                 self._changed.clear()
         finally:
-            asyncio.get_running_loop().remove_reader(self._silent.fileno())
             self.close()
 
     async def _take_turns(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from services.runtime.rpc import error_reason
 from services.sessions.enrolment.record_sql import MOST_PER_NODE
 from tests.support.certs import Issued, TestAuthority
 from tests.support.enrolment import EnrolledHub, request_for, running_enrolment
+from tests.support.figures import Figures
 from tests.support.hub import running_hub
+from tests.support.strangers import shown, strangers, times
 
 pytestmark = pytest.mark.usefixtures("no_secret_in_logs")
 
@@ -172,22 +175,36 @@ async def test_while_sessions_is_away_it_is_503_and_works_again_by_itself(enroll
     assert again.status == 200
 
 
-async def test_a_silent_client_is_cut_and_an_address_cannot_have_all_connections(
-    enrolled: EnrolledHub, authority: TestAuthority
+async def test_a_silent_client_is_cut(enrolled: EnrolledHub, authority: TestAuthority) -> None:
+    async with running_enrolment(enrolled.hub, authority, request_seconds=0.5) as app:
+        reader, writer = await asyncio.open_connection("localhost", app.port)
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+        assert app.metrics.requests.labels("silent")._value.get() == 1
+
+
+@pytest.mark.parametrize("data", [b"", b"\x16"], ids=["silent", "begun"])
+async def test_strangers_of_four_addresses_keep_nobody_out(
+    enrolled: EnrolledHub, authority: TestAuthority, figures: Figures, data: bytes
 ) -> None:
-    limits = {"request_seconds": 0.5, "connections_most": 8}
-    async with running_enrolment(enrolled.hub, authority, **limits) as app:
-        silent = [await asyncio.open_connection("localhost", app.port) for _ in range(3)]
-        async with asyncio.timeout(5):
-            for reader, writer in silent:
-                assert await reader.read() == b""
-                writer.close()
-                await writer.wait_closed()
+    """C47: more connections than there may be, which come again when they are cut; others are answered."""
+    async with running_enrolment(enrolled.hub, authority, connections_most=16) as app:
         hub = replace(enrolled, app=app)
-        async with asyncio.timeout(5):
+
+        async def ask(_: int) -> None:
             assert (await hub.get("/ca.crt")).status == 200
-        counted = app.metrics.requests.labels("address_connections")._value.get()
-        assert counted == 1
+
+        idle = await times(5, ask)
+        async with AsyncExitStack() as stack:
+            for number in range(4):
+                attack = strangers(app.port, 40, f"127.0.0.{60 + number}", data, persistent=True)
+                await stack.enter_async_context(attack)
+            attacked = await times(5, ask)
+        figures(shown(f"ask enrolment, 160 connections of four addresses ({data!r})", idle, attacked))
+        assert attacked[-1] < 3.0
+        assert app.metrics.requests.labels("crowded_out")._value.get() >= 1
 
 
 async def test_a_token_that_was_made_before_a_revocation_is_refused(enrolled: EnrolledHub) -> None:
