@@ -193,12 +193,19 @@ def object_rows(objects: Iterable[ObjectDelivery], now: datetime) -> list[Row]:
     ]
 
 
+def _times(event: DeliveryEvent) -> str:
+    """What happened, and how often in a row."""
+    if event.times < 2:
+        return event.kind
+    return f"{event.kind} \N{MULTIPLICATION SIGN}{event.times} until {clock(event.last_at)}"
+
+
 def event_rows(events: Iterable[DeliveryEvent]) -> list[Row]:
     """Of EVENTS."""
     return [
         (
             clock(event.at),
-            event.kind,
+            _times(event),
             event.version,
             str(event.attempt or ""),
             str(event.epoch or ""),

@@ -720,6 +720,8 @@ class DeliveryEvent(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
+    LAST_AT_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """"accepted", "sent", "acknowledged", "refused", "parked", "expired", "superseded", ..."""
     message_id: _builtins.str
@@ -729,8 +731,17 @@ class DeliveryEvent(_message.Message):
     """The number of the attempt for "sent"."""
     epoch: _builtins.int
     reason: _builtins.str
+    times: _builtins.int
+    """How often it happened, where several that say the same are told together: "sent" over link after link
+    without an answer, publishes or NO-ACK messages turned down for the same reason. The first 9 of an hour
+    are told one by one. `at` and epoch are those of the first, message_id and attempt those of the last.
+    """
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def last_at(self) -> _timestamp_pb2.Timestamp:
+        """The last time, where `times` is set."""
+
     def __init__(
         self,
         *,
@@ -742,10 +753,12 @@ class DeliveryEvent(_message.Message):
         attempt: _builtins.int = ...,
         epoch: _builtins.int = ...,
         reason: _builtins.str = ...,
+        times: _builtins.int = ...,
+        last_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "last_at", b"last_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt", b"attempt", "epoch", b"epoch", "kind", b"kind", "message_id", b"message_id", "object_key", b"object_key", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt", b"attempt", "epoch", b"epoch", "kind", b"kind", "last_at", b"last_at", "message_id", b"message_id", "object_key", b"object_key", "reason", b"reason", "times", b"times", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

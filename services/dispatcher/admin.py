@@ -25,6 +25,7 @@ from services.runtime.tracing import trace_id_of
 
 Context = grpc.aio.ServicerContext[object, object]
 MOST_EVENTS = 1000
+_MOST_TIMES = 2**32 - 1
 
 
 def _timestamp(ms: int) -> Timestamp | None:
@@ -228,4 +229,6 @@ def _event(event: Event) -> pb.DeliveryEvent:
         attempt=event.attempt,
         epoch=event.epoch,
         reason=event.reason,
+        times=min(event.repeats + 1, _MOST_TIMES) if event.repeats else 0,
+        last_at=_timestamp(event.last_at_ms),
     )

@@ -46,6 +46,7 @@ from services.dispatcher.peers.to_owners import ToOwners
 from services.dispatcher.policy import PolicySettings
 from services.dispatcher.publication import PublishLimits
 from services.dispatcher.publishing import Publishing
+from services.dispatcher.retention import Retention
 from services.dispatcher.servicer import DispatcherServicer
 from services.dispatcher.session_ends import SessionEnds
 from services.dispatcher.sessions_client import SESSIONS_SERVICE, SessionsClient
@@ -108,6 +109,10 @@ def _quotas(settings: DispatcherSettings) -> Quotas:
         unknown_node_rows=settings.unknown_node_most_rows,
         unknown_node_bytes=settings.unknown_node_most_bytes,
         unknown_node_seconds=settings.unknown_node_seconds,
+        unknown_rows=max(1, int(settings.total_most_rows * settings.max_unknown_share)),
+        unknown_bytes=max(1, int(settings.total_most_bytes * settings.max_unknown_share)),
+        unknown_nodes=settings.max_unknown_nodes,
+        history_rows=settings.max_history_rows,
         total_rows=settings.total_most_rows,
         total_bytes=settings.total_most_bytes,
         refuse_unknown_nodes=settings.unknown_nodes == "refuse",
@@ -284,8 +289,7 @@ async def running_app(
                 metrics,
                 tracing,
                 settings.lease_seconds,
-                settings.event_seconds,
-                settings.tombstone_seconds,
+                Retention(outbox, clock, metrics, settings.event_seconds, settings.tombstone_seconds),
             )
             async with asyncio.TaskGroup() as group:
                 background = [

@@ -40,9 +40,13 @@ from services.dispatcher.sizes import MAX_BODY_BYTES
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError, RowDamaged, StoreUnavailable
 from services.runtime.logs import get_log
+from services.runtime.seen_time import SeenTime
 from services.runtime.tracing import Tracing, is_sampled, trace_id_of
 
 _log = get_log(__name__)
+
+# A clock that is set by less than this is being kept, not stepped.
+LIFETIME_SLACK_SECONDS = 5.0
 
 MESSAGING = {"messaging.system": "cloudhub"}
 STORE_RETRY_SECONDS = 1.0
@@ -75,6 +79,9 @@ class Delivery:
         # Told of (node, last seq or 0 for unknown, row if one was accepted) when rows of a node without a
         # session here were changed here. Set by the composition root: the two know each other.
         self.elsewhere: Callable[[str, int, ObjectRow | None], None] = lambda node_id, last_seq, row: None
+        # A lifetime is time that passes: a step of the clock, while this process runs, ends none early.
+        self.lifetimes = SeenTime(slack_seconds=LIFETIME_SLACK_SECONDS)
+        self.lifetimes.look(clock.wall_ms(), clock.monotonic())
         self._outbox = outbox
         self._settings = settings
         self._clock = clock
@@ -131,7 +138,7 @@ class Delivery:
         if loaded.fenced:
             return  # somebody else has the node, and nothing may be sent here
         now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
-        entries = [self.entry(row, now, wall_ms) for row in loaded.rows]
+        entries = [self._entry(row, now, wall_ms) for row in loaded.rows]
         for entry in entries:
             entry.cause = session.cause
         self.perform(
@@ -143,7 +150,7 @@ class Delivery:
 
     def _reloaded(self, session: NodeSession, loaded: Loaded) -> None:
         now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
-        entries = [self.entry(row, now, wall_ms) for row in loaded.rows]
+        entries = [self._entry(row, now, wall_ms) for row in loaded.rows]
         self.perform(
             session,
             session.policy.reloaded(entries, loaded.last_seq, now, wall_ms, through_seq=loaded.through_seq),
@@ -264,7 +271,7 @@ class Delivery:
                 else session.policy.republished(row.key, row.seq, now, wall_ms),
             )
         else:
-            self.perform(session, session.policy.accepted(self.entry(row, now, wall_ms), now, wall_ms))
+            self.perform(session, session.policy.accepted(self._entry(row, now, wall_ms), now, wall_ms))
 
     def reread(self, node_id: str) -> None:
         """The node's rows were changed by something other than a publish of this dispatcher."""
@@ -282,7 +289,7 @@ class Delivery:
             return False
         now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
         for row in rows:
-            self.perform(session, session.policy.accepted(self.entry(row, now, wall_ms), now, wall_ms))
+            self.perform(session, session.policy.accepted(self._entry(row, now, wall_ms), now, wall_ms))
         policy = session.policy
         self.perform(session, policy.changed_through(last_seq) if last_seq else policy.reread())
         return True
@@ -555,25 +562,31 @@ class Delivery:
                 bodies = [(key, seq, found.get((session.node_id, key, seq))) for key, seq in item.keys]
                 self.perform(session, session.policy.bodies(bodies, now, wall_ms))
 
-    @staticmethod
-    def entry(row: ObjectRow, now: float, wall_ms: int) -> Entry:
-        """A row as the policy sees it."""
-        expires_at = now + (row.expires_at_ms - wall_ms) / 1000 if row.expires_at_ms else None
-        return Entry(
-            row.key,
-            row.seq,
-            row.message_id,
-            path=row.path,
-            version=row.version,
-            # Those of former releases count for less than they are.
-            size_bytes=max(row.size_bytes, len(row.body or b"")),
-            priority=row.priority,
-            is_delete=row.deleted,
-            is_answer=row.is_answer,
-            attempts=row.attempts,
-            parked=row.state == RowState.PARKED,
-            expires_at=expires_at,
-            traceparent=row.traceparent,
-            accepted_at_ms=row.accepted_at_ms,
-            body=row.body,
-        )
+    def _entry(self, row: ObjectRow, now: float, wall_ms: int) -> Entry:
+        if row.expires_at_ms:
+            self.lifetimes.look(wall_ms, now)
+            wall_ms = self.lifetimes.now_ms(row.accepted_at_ms)
+        return entry_of(row, now, wall_ms)
+
+
+def entry_of(row: ObjectRow, now: float, wall_ms: int) -> Entry:
+    """A row as the policy sees it; `wall_ms` is the present time for what was accepted when it was."""
+    expires_at = now + (row.expires_at_ms - wall_ms) / 1000 if row.expires_at_ms else None
+    return Entry(
+        row.key,
+        row.seq,
+        row.message_id,
+        path=row.path,
+        version=row.version,
+        # Those of former releases count for less than they are.
+        size_bytes=max(row.size_bytes, len(row.body or b"")),
+        priority=row.priority,
+        is_delete=row.deleted,
+        is_answer=row.is_answer,
+        attempts=row.attempts,
+        parked=row.state == RowState.PARKED,
+        expires_at=expires_at,
+        traceparent=row.traceparent,
+        accepted_at_ms=row.accepted_at_ms,
+        body=row.body,
+    )

@@ -2,15 +2,15 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cloudhub.v1.sessions_pb2 import ConnectorLoad
 from services.dispatcher.delivery import MESSAGING, Delivery
 from services.dispatcher.lease import Lease
 from services.dispatcher.metrics import DispatcherMetrics
-from services.dispatcher.outbox.contract import SweepPlace
 from services.dispatcher.outbox.sql import SqlOutbox
 from services.dispatcher.peers.directory import Peers
+from services.dispatcher.retention import Retention
 from services.dispatcher.sessions_client import SessionsClient
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.clock import Clock
@@ -32,10 +32,6 @@ EXPIRE_INTERVAL = 5.0
 # A live session expires its own messages to the millisecond; the sweep is for all others.
 EXPIRE_GRACE_MS = 10_000
 SWEEP_INTERVAL = 60.0
-SWEEP_ROWS = 5_000
-# What one sweep looks at, of 256 nodes each; the next one goes on from there. Short against any retention:
-# ten thousand nodes are through in four minutes, a million in some hours.
-SWEEP_STEPS = 10
 
 
 @dataclass(slots=True)
@@ -56,11 +52,9 @@ class Housekeeping:
     metrics: DispatcherMetrics
     tracing: Tracing
     lease_seconds: float
-    event_seconds: float
-    tombstone_seconds: float
+    retention: Retention
     _sessions_answer: bool = False
     _store_answers: bool = False
-    _swept_to: SweepPlace = field(default_factory=SweepPlace)
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -68,7 +62,7 @@ class Housekeeping:
             group.create_task(self._renew(), name="lease-renewal")
             group.create_task(self._watch_store(), name="store-health")
             group.create_task(self._every(EXPIRE_INTERVAL, self._expire), name="expiry")
-            group.create_task(self._every(SWEEP_INTERVAL, self._sweep), name="retention")
+            group.create_task(self._every(SWEEP_INTERVAL, self.retention.sweep), name="retention")
 
     async def _renew(self) -> None:
         counter = self.clock.wall_ms()
@@ -141,8 +135,15 @@ class Housekeeping:
 
     async def _expire(self) -> None:
         self.delivery.measure()
-        now_ms = self.clock.wall_ms()
-        rows = await self.outbox.expire(now_ms - EXPIRE_GRACE_MS, 1000)
+        now_ms, lifetimes = self.clock.wall_ms(), self.delivery.lifetimes
+        if stepped := lifetimes.look(now_ms, self.clock.monotonic()):
+            _log.warning("clock.stepped", seconds=round(stepped), expiry="by elapsed time, not by the clock")
+        rows = await self.outbox.expire(
+            now_ms - EXPIRE_GRACE_MS,
+            1000,
+            stepped_at_ms=lifetimes.stepped_at_ms,
+            former_at_ms=lifetimes.seen_ms - EXPIRE_GRACE_MS,
+        )
         for row in rows:
             self.metrics.ended.labels("expired").inc()
             if is_sampled(row.traceparent) and self.tracing.enabled:
@@ -163,14 +164,4 @@ class Housekeeping:
         await self.outbox.refresh()
         self.metrics.pending_rows.set(self.outbox.totals.rows)
         self.metrics.pending_bytes.set(self.outbox.totals.bytes)
-
-    async def _sweep(self) -> None:
-        now_ms = self.clock.wall_ms()
-        events_before = now_ms - int(self.event_seconds * 1000)
-        tombstones_before = now_ms - int(self.tombstone_seconds * 1000)
-        place, steps = self._swept_to, 0
-        while steps < SWEEP_STEPS and not place.is_through:
-            swept = await self.outbox.sweep(events_before, tombstones_before, SWEEP_ROWS, place)
-            place = swept.place
-            steps += swept.rows < SWEEP_ROWS  # a backlog is worked off at once
-        self._swept_to = SweepPlace() if place.is_through else place
+        self.retention.measure()

@@ -57,6 +57,20 @@ class DispatcherMetrics:
         self.pending_bytes = Gauge(
             "cloudhub_dispatcher_pending_bytes", "Size of the pending messages.", registry=registry
         )
+        self.unknown_nodes = Gauge(
+            "cloudhub_dispatcher_unknown_nodes",
+            "Nodes that never connected and that something is kept of.",
+            registry=registry,
+        )
+        self.unknown_bytes = Gauge(
+            "cloudhub_dispatcher_unknown_pending_bytes",
+            "Size of the pending messages of nodes that never connected.",
+            registry=registry,
+        )
+        self.history_left_out = counter(
+            "history_left_out", "Lines that are in no history of a node, or not any more.", "reason"
+        )
+        self.clock_steps = counter("clock_steps", "Steps forward of the wall clock that were not believed.")
         self.deliverable = Gauge(
             "cloudhub_dispatcher_deliverable_messages",
             "Pending for nodes whose sessions are here, parked ones aside.",

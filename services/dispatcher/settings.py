@@ -97,8 +97,24 @@ class DispatcherSettings(ServiceSettings):
         100, ge=1, description="pending messages of a node that never connected"
     )
     unknown_node_most_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="pending bytes of such a node")
-    unknown_node_seconds: float = Field(7 * 86_400.0, gt=0, description="expiry of messages to such a node")
+    unknown_node_seconds: float = Field(
+        7 * 86_400.0, gt=0, description="latest expiry of messages to such a node"
+    )
+    max_unknown_share: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="what all such nodes together may have pending, beside the others: "
+        "part of the messages and bytes in all",
+    )
+    max_unknown_nodes: int = Field(10_000, ge=1, description="such nodes that anything is kept of")
     event_seconds: float = Field(7 * 86_400.0, gt=0, description="how long delivery history is kept")
+    max_history_rows: int = Field(
+        30_000,
+        ge=300,
+        description="lines of delivery history per node, a hundredth if it never connected; at the bound the "
+        "newest third stays of acceptances with ids of publishers, and of all else",
+    )
     tombstone_seconds: float = Field(
         7 * 86_400.0, gt=0, description="how long a deleted object is remembered"
     )

@@ -5,7 +5,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from cloudhub.v1.dispatcher_pb2 import ExplainDeliveryResponse, NodeDelivery, ObjectDelivery
+from cloudhub.v1.dispatcher_pb2 import (
+    DeliveryEvent,
+    ExplainDeliveryResponse,
+    NodeDelivery,
+    ObjectDelivery,
+)
 from cloudhub.v1.link_pb2 import CLOSE_REASON_KEEPALIVE_TIMEOUT
 from cloudhub.v1.sessions_pb2 import (
     SESSION_STATE_ACTIVE,
@@ -15,7 +20,7 @@ from cloudhub.v1.sessions_pb2 import (
     Session,
 )
 from ctl.output import table_text
-from ctl.tables import age, explanation_lines, limit_rows, node_rows, session_rows
+from ctl.tables import age, event_rows, explanation_lines, limit_rows, node_rows, session_rows
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 
@@ -122,3 +127,15 @@ def test_a_pipe_gets_whole_lines_without_colours() -> None:
     assert "\x1b" not in plain
     assert "\x1b" in coloured
     assert coloured.count("\n") > 4
+
+
+def test_what_happened_again_and_again_is_told_with_how_often() -> None:
+    """C46: the row stands for all of them."""
+    once, often = (
+        DeliveryEvent(at=ago(hours=2), kind="sent", attempt=1, epoch=7),
+        DeliveryEvent(at=ago(hours=1), kind="sent", attempt=1, epoch=8, times=3200, last_at=ago(minutes=1)),
+    )
+    assert [row[1] for row in event_rows([once, often])] == [
+        "sent",
+        "sent \N{MULTIPLICATION SIGN}3200 until 2026-11-24T11:59:00.000Z",
+    ]

@@ -226,6 +226,7 @@ async def test_a_replaced_message_is_explained_by_its_history(half: DeliveryHalf
 
 
 async def test_a_refused_publish_is_explained(half: DeliveryHalf) -> None:
+    await half.connect()
     await half.publish(request(NODE, version="x", message_id="m1"))
     found = await explain(half, message_id="m1")
     assert "VERSION_MALFORMED" in found.explanation

@@ -8,7 +8,7 @@ import pytest
 
 from services.dispatcher.actions import Action, Fetch, Keep, Record, Send
 from services.dispatcher.caution import LinkCut
-from services.dispatcher.delivery import Delivery
+from services.dispatcher.delivery import entry_of
 from services.dispatcher.entry import Entry
 from services.dispatcher.outbox.ledger import Ledger
 from services.dispatcher.outbox.quotas import Quotas, Totals
@@ -110,7 +110,7 @@ class World:
             policy.closed(int(self.now * 1000))
             return True
 
-        entries = [Delivery.entry(row, self.now, int(self.now * 1000)) for row in loaded.rows]
+        entries = [entry_of(row, self.now, int(self.now * 1000)) for row in loaded.rows]
         perform(policy.loaded(entries, loaded.last_seq, self.now, int(self.now * 1000), cuts=loaded.cuts))
         if not sends:
             self.held.append((policy.next_deadline() or self.now) - self.now)
@@ -313,7 +313,7 @@ def test_a_message_that_an_edge_swallows_is_not_the_culprit_of_later_cuts() -> N
         policy = NodeDelivery(NODE, next(world.epochs), SETTINGS, lambda: 0.0)
         loaded = world.ledger().apply(Claim(NODE, policy.epoch, 0))
         assert isinstance(loaded, Loaded)
-        entries = [Delivery.entry(row, world.now, 0) for row in loaded.rows]
+        entries = [entry_of(row, world.now, 0) for row in loaded.rows]
         for entry in entries:
             entry.body = b"x"
         sends = [a for a in policy.loaded(entries, loaded.last_seq, 0.0, 0) if isinstance(a, Send)]

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.actions import Action, Fetch, Keep, LoadOn, Record, Reread, Send
 from services.dispatcher.caution import LinkCut
-from services.dispatcher.delivery import Delivery
+from services.dispatcher.delivery import entry_of
 from services.dispatcher.entry import Entry, EntryState
 from services.dispatcher.outbox.ledger import Ledger
 from services.dispatcher.outbox.quotas import Quotas, Totals
@@ -202,7 +202,7 @@ class DeliveryMachine(RuleBasedStateMachine):
                         live, live.policy.republished(result.row.key, result.row.seq, self.now, self.wall_ms)
                     )
                 else:
-                    entry = Delivery.entry(result.row, self.now, self.wall_ms)
+                    entry = entry_of(result.row, self.now, self.wall_ms)
                     self.perform(live, live.policy.accepted(entry, self.now, self.wall_ms))
         elif isinstance(op, (Reload, Claim)) and isinstance(result, Loaded):
             if session is live and live is not None:
@@ -232,7 +232,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         )
 
     def read(self, session: Session, loaded: Loaded, into: Callable[..., list[Action]]) -> None:
-        entries = [Delivery.entry(row, self.now, self.wall_ms) for row in loaded.rows]
+        entries = [entry_of(row, self.now, self.wall_ms) for row in loaded.rows]
         for entry in entries:
             entry.body = None
         more = {} if into == session.policy.reloaded else {"cuts": loaded.cuts}

@@ -129,6 +129,7 @@ async def test_every_node_of_a_request_has_its_outcome_in_order(half: DeliveryHa
 
 async def test_a_malformed_request_harms_no_other_of_its_batch(half: DeliveryHalf) -> None:
     """C16, invariant 9: it is told to the caller, counted, and stands in the node's history."""
+    await half.connect()
     bad, good = await half.publish(
         request(NODE, "BAD", version="x", message_id="m1"), request(NODE, message_id="m2")
     )
@@ -139,7 +140,9 @@ async def test_a_malformed_request_harms_no_other_of_its_batch(half: DeliveryHal
     (event,) = await half.outbox.history(NODE, "m1", "", 10)
     assert (event.kind, event.reason) == (EventKind.REJECTED, "VERSION_MALFORMED")
     assert "BAD" not in half.outbox.nodes
-    assert half.metrics.value("published_total", outcome="rejected", reason="version_malformed") == 2
+    await half.publish(request("edge-mistyped", version="x", message_id="m3"))
+    assert await half.outbox.history("edge-mistyped", "m3", "", 10) == []  # C50: counted alone
+    assert half.metrics.value("published_total", outcome="rejected", reason="version_malformed") == 3
 
 
 @pytest.mark.parametrize("version", ["1", "x"])
@@ -259,6 +262,8 @@ async def test_a_direct_message_to_an_absent_node_is_dropped_after_a_fresh_look_
     half: DeliveryHalf,
 ) -> None:
     """C26: dropped with a counted reason; only its history stays (invariant 9)."""
+    half.delivery.remove(await half.connect())
+    half.sessions.connected.clear()
     outcome = await one(half, direct(NODE))
     assert (outcome.outcome, outcome.reason) == (pb.OUTCOME_NO_SESSION, "NOT_CONNECTED")
     assert half.sessions.asked == [[NODE]]

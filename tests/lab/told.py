@@ -45,7 +45,7 @@ class Told:
         connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
         try:
             rows = connection.execute(
-                "SELECT kind, reason, count(*) FROM delivery_event GROUP BY kind, reason"
+                "SELECT kind, reason, sum(1 + repeats) FROM delivery_event GROUP BY kind, reason"
             ).fetchall()
             dropped = connection.execute(
                 "SELECT node_id, message_id FROM delivery_event WHERE kind = ?", (int(EventKind.DROPPED),)

@@ -1,5 +1,6 @@
 """An outbox in memory, and builders; the fake passes the contract suite of the real one."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from copy import copy
 
@@ -10,13 +11,14 @@ from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, SweepPl
 from services.dispatcher.outbox.event_ids import EventIds, first_id_of
 from services.dispatcher.outbox.ledger import Change, Ledger
 from services.dispatcher.outbox.needs import needs_of
-from services.dispatcher.outbox.quotas import Quotas, Totals
+from services.dispatcher.outbox.quotas import Quotas, Totals, most_history_rows
 from services.dispatcher.outbox.records import (
     Accept,
     Accepted,
     Cuts,
     Event,
     EventKind,
+    ForgetNode,
     NodeRow,
     ObjectRow,
     Op,
@@ -26,6 +28,7 @@ from services.dispatcher.outbox.records import (
     Withheld,
     unfolded,
 )
+from services.dispatcher.outbox.repetitions import OpenLines, Transaction
 from services.dispatcher.publication import Publication
 from services.runtime.errors import StoreRefused, StoreUnavailable
 
@@ -107,6 +110,7 @@ class MemoryOutbox:
         self.bad_keys: set[str] = set()
         self.batches: list[list[Op]] = []
         self._event_ids = EventIds()
+        self._lines = OpenLines()
 
     def _check(self) -> None:
         if self.away:
@@ -145,7 +149,7 @@ class MemoryOutbox:
         }
         return Ledger(
             self.quotas,
-            Totals(self.totals.rows, self.totals.bytes),
+            copy(self.totals),
             {node_id: copy(row) for node_id, row in self.nodes.items()},
             {node: {key: copy(row) for key, row in rows.items()} for node, rows in self.objects.items()},
             used,
@@ -155,6 +159,18 @@ class MemoryOutbox:
     def _write(self, ledger: Ledger) -> None:
         """Only what the ledger says has changed, as a database would have it."""
         self.totals = ledger.totals
+        lines = self._lines.begin()
+        written = lines.lay(ledger.events, self._event_ids)
+        for node_id in ledger.wiped_nodes:
+            lines.deleted(node_id)
+        for node_id, count in Counter(line.event.node_id for line in written.new).items():
+            node = ledger.nodes[node_id]
+            node.history_rows += count
+            ledger.changed_nodes.add(node_id)
+            kept = most_history_rows(self.quotas, node) // 3
+            if node_id not in ledger.wiped_nodes and node.history_rows > most_history_rows(self.quotas, node):
+                self._trim(node_id, kept, lines)
+                node.history_rows = 2 * kept + count
         for node_id in ledger.wiped_nodes:
             self.nodes.pop(node_id, None)
             for key in self.objects.pop(node_id, {}):
@@ -176,7 +192,26 @@ class MemoryOutbox:
         for node_id, key in ledger.removed_objects:
             self.objects.get(node_id, {}).pop(key, None)
             self.bodies_held.pop((node_id, key), None)
-        self.events += [(self._event_ids.next(event.at_ms), event) for event in ledger.events]
+        changed = dict(written.changed)
+        self.events = [(event_id, changed.get(event_id, event)) for event_id, event in self.events]
+        self.events += written.new
+        lines.confirm()
+
+    def _trim(self, node_id: str, kept: int, lines: Transaction) -> None:
+        """Of acceptances and of all else the newest ones stay."""
+        pending = {(row.key, row.message_id) for row in self._pending(node_id)}
+        room = {True: kept, False: kept}
+        gone: list[int] = []
+        for event_id, event in reversed(self.events):
+            is_acceptance = event.kind == EventKind.ACCEPTED
+            if event.node_id != node_id or (is_acceptance and (event.key, event.message_id) in pending):
+                continue
+            room[is_acceptance] -= 1
+            if room[is_acceptance] < 0:
+                gone.append(event_id)
+            if not is_acceptance and room[False] == -1:
+                lines.deleted(node_id, event_id)
+        self.events = [item for item in self.events if item[0] not in gone]
 
     async def bodies(
         self, wanted: Sequence[tuple[str, str, int]]
@@ -303,7 +338,22 @@ class MemoryOutbox:
             rows[row.key] = replace(row, acknowledged=None, changed_at_ms=at_ms)
         return len(marked)
 
-    async def expire(self, at_ms: int, limit: int) -> list[ObjectRow]:
+    async def forget_unknown(self, before_ms: int, limit: int) -> int:
+        """See `contract.Outbox.forget_unknown`."""
+        self._check()
+        spent = [
+            node_id
+            for node_id, node in sorted(self.nodes.items())
+            if not node.known
+            and not node.pending_rows
+            and all(row.changed_at_ms < before_ms for row in self.objects.get(node_id, {}).values())
+        ][:limit]
+        self._commit([ForgetNode(node_id, 0) for node_id in spent])
+        return len(spent)
+
+    async def expire(
+        self, at_ms: int, limit: int, *, stepped_at_ms: int = 0, former_at_ms: int = 0
+    ) -> list[ObjectRow]:
         """See `contract.Outbox.expire`."""
         self._check()
         ledger = self._ledger()
@@ -311,7 +361,9 @@ class MemoryOutbox:
             row
             for rows in ledger.objects.values()
             for row in rows.values()
-            if row.state != RowState.SETTLED and row.expires_at_ms and row.expires_at_ms <= at_ms
+            if row.state != RowState.SETTLED
+            and row.expires_at_ms
+            and row.expires_at_ms <= (at_ms if row.accepted_at_ms >= stepped_at_ms else former_at_ms)
         ]
         due = sorted(due, key=lambda row: row.expires_at_ms)[:limit]
         for row in due:
@@ -340,6 +392,7 @@ class MemoryOutbox:
         is_asked = place.events is not None
         old = [item for item in self.events if is_asked and is_old(*item)][:limit]
         self.events = [item for item in self.events if item not in old]
+        self._lines.close_before(first_id_of(events_before_ms))
         tombstones = [
             (row.node_id, row.key)
             for rows in self.objects.values()

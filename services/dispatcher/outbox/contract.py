@@ -100,8 +100,16 @@ class Outbox(Protocol):
         """Forgets what the node acknowledged; how many objects."""
         ...
 
-    async def expire(self, at_ms: int, limit: int) -> list[ObjectRow]:
-        """Ends up to `limit` messages whose time is over; the rows that ended."""
+    async def expire(
+        self, at_ms: int, limit: int, *, stepped_at_ms: int = 0, former_at_ms: int = 0
+    ) -> list[ObjectRow]:
+        """Ends up to `limit` messages whose time is over; the rows that ended. For messages accepted before
+        `stepped_at_ms`, a step of the clock, it is `former_at_ms` now."""
+        ...
+
+    async def forget_unknown(self, before_ms: int, limit: int) -> int:
+        """Deletes up to `limit` nodes that never connected, for which nothing is pending and nothing has
+        happened since; how many."""
         ...
 
     async def sweep(

@@ -9,7 +9,7 @@ from enum import IntEnum
 
 from services.dispatcher.outbox.judging import Verdict, id_fault, judge
 from services.dispatcher.outbox.needs import MOST_LOADED
-from services.dispatcher.outbox.quotas import Quotas, Totals, quota_fault
+from services.dispatcher.outbox.quotas import Quotas, Totals, is_on_record, quota_fault
 from services.dispatcher.outbox.records import (
     NO_CUTS,
     Accept,
@@ -82,13 +82,19 @@ class Ledger:
     # Nodes of which nothing that was stored stays; what the ledger holds of them came after.
     wiped_nodes: set[str] = field(default_factory=set)
     events: list[Event] = field(default_factory=list)
+    # Refusals and drops that are in no history: nothing is known of their nodes.
+    left_out: int = 0
 
     def apply(self, op: Op) -> Result:
         """Applies one operation to the rows and says what came of it."""
         if isinstance(op, Accept):
             return self._accept(op)
         if isinstance(op, Event):
-            self.events.append(op)
+            known_node = self.nodes.get(op.node_id)
+            if known_node is not None and is_on_record(known_node):
+                self.events.append(op)
+            else:
+                self.left_out += 1
             return _DONE
         node = self._node(op.node_id)
         if isinstance(op, Claim):
@@ -157,7 +163,9 @@ class Ledger:
                 verdict = quota_fault(self.quotas, self.totals, node, row, publication)
         if verdict is not None:
             reason = "" if not isinstance(verdict, (Stale, Rejection)) else verdict.reason
-            if reason:
+            if reason and not is_on_record(node):
+                self.left_out += 1
+            elif reason:
                 self._event(
                     op.node_id,
                     EventKind.REJECTED,
@@ -221,8 +229,10 @@ class Ledger:
             self._ended_event(row, op.at_ms, 0, "superseded")
             self._count(node, -1, -row.size_bytes)
         expires_at_ms = publication.expires_at_ms
-        if not node.known and not expires_at_ms:
-            expires_at_ms = op.at_ms + int(self.quotas.unknown_node_seconds * 1000)
+        if not node.known:
+            latest = op.at_ms + int(self.quotas.unknown_node_seconds * 1000)
+            expires_at_ms = min(expires_at_ms or latest, latest)
+            self.totals.unknown_nodes += not is_on_record(node)
         node.last_seq += 1
         version = publication.version
         if publication.is_delete:
@@ -313,6 +323,8 @@ class Ledger:
         elif op.epoch <= node.owner_epoch:
             return Loaded(op.node_id, node.last_seq, fenced=True)
         else:
+            if not node.known and is_on_record(node):
+                self.totals.became_known(node)
             node.owner_epoch, node.known = op.epoch, True
             self.changed_nodes.add(op.node_id)
         rows, through_seq = self._portion(op.node_id, op.after_seq)
@@ -361,6 +373,8 @@ class Ledger:
             return _DONE
         node_id, pending = op.node_id, node.pending_rows
         self._count(node, -node.pending_rows, -node.pending_bytes)
+        self.totals.unknown_nodes -= is_on_record(node) and not node.known
+        node.history_rows = 0
         self.objects[node_id] = {}
         self.used_ids = {key: used for key, used in self.used_ids.items() if key[0] != node_id}
         self.changed_objects = {
@@ -407,8 +421,7 @@ class Ledger:
     def _count(self, node: NodeRow, rows: int, size_bytes: int) -> None:
         node.pending_rows += rows
         node.pending_bytes += size_bytes
-        self.totals.rows += rows
-        self.totals.bytes += size_bytes
+        self.totals.count(node, rows, size_bytes)
         self.changed_nodes.add(node.node_id)
 
     def _ended_event(self, row: ObjectRow, at_ms: int, epoch: int, reason: str) -> None:

@@ -29,6 +29,7 @@ class Needs:
     paths: set[tuple[str, str]]
     message_ids: set[tuple[str, str]]
     pending_of: set[str]  # all of their pending rows
+    told_of: set[str] = field(default_factory=set)  # nodes that are looked at if they are there
     portions: dict[str, int] = field(default_factory=dict)  # of these the next ones above a seq
     cuts_of: set[str] = field(default_factory=set)
 
@@ -43,6 +44,7 @@ def needs_of(ops: list[Op]) -> Needs:
     needs = Needs(set(), set(), set(), set(), set())
     for op in ops:
         if isinstance(op, Event):
+            needs.told_of.add(op.node_id)
             continue
         needs.nodes.add(op.node_id)
         if isinstance(op, Accept):

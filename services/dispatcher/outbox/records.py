@@ -52,6 +52,9 @@ class NodeRow(msgspec.Struct, gc=False):
     known: bool = False  # it has had a session
     last_ack_ms: int = 0
     revision: int = 0  # of the rows of its objects
+    history_rows: int = (
+        0  # lines of its history that may be left out at the bound: never fewer than there are
+    )
 
 
 class ObjectRow(msgspec.Struct, gc=False):
@@ -111,7 +114,8 @@ def snapshot(row: ObjectRow) -> ObjectRow:
 class Event(NamedTuple):
     """One line of a message's history, or up to three (`unfolded`): with a `sent_at_ms`, an acknowledgement
     tells of the `attempt` as well that it answers; with an `accepted_at_ms`, the end of a message tells of
-    its acceptance."""
+    its acceptance. With `repeats` it stands for as many more that said the same, the last one at
+    `last_at_ms` (`repetitions`)."""
 
     node_id: str
     kind: EventKind
@@ -124,6 +128,8 @@ class Event(NamedTuple):
     reason: str = ""
     sent_at_ms: int = 0
     accepted_at_ms: int = 0
+    repeats: int = 0
+    last_at_ms: int = 0
 
 
 def _put_acceptance(lines: list[Event], told: Event | ObjectRow) -> None:

@@ -48,7 +48,7 @@ _event, _object = delivery_event.c, delivery.c
 _with_events, _with_objects = _walk(delivery_event), _walk(delivery)
 _end_of_events, _end_of_objects = _end_of(_with_events), _end_of(_with_objects)
 # What is still pending keeps its acceptance, so that its message id stays known.
-_is_of_pending = and_(
+is_of_pending = and_(
     _event.kind == 1,
     select(_object.node_id)
     .where(
@@ -60,7 +60,7 @@ _is_of_pending = and_(
     .exists(),
 )
 _is_old = and_(
-    _event.node_id == _with_events.c.node_id, _event.event_id < bindparam("before"), ~_is_of_pending
+    _event.node_id == _with_events.c.node_id, _event.event_id < bindparam("before"), ~is_of_pending
 )
 _old_events = (
     select(_event.node_id, _event.event_id)
@@ -69,7 +69,7 @@ _old_events = (
 )
 # A range of the primary key for each node, not a row at a time.
 _delete_events = delete(delivery_event).where(
-    _event.node_id == bindparam("_node_id"), _event.event_id <= bindparam("_last"), ~_is_of_pending
+    _event.node_id == bindparam("_node_id"), _event.event_id <= bindparam("_last"), ~is_of_pending
 )
 _is_old_tombstone = and_(
     _object.deleted.is_(True), _object.state == 0, _object.changed_at_ms < bindparam("before")

@@ -108,6 +108,7 @@ def node_row(row: Sequence[Any], revision: int = 0) -> NodeRow:
             bool(row[5]),
             int(row[6]),
             revision,
+            int(row[8]),
         )
     except (ValueError, TypeError) as error:
         raise RowDamaged(str(row[0]), str(error)) from error
@@ -124,12 +125,13 @@ def node_values(row: NodeRow) -> tuple[Any, ...]:
         row.known,
         row.last_ack_ms,
         row.revision,
+        row.history_rows,
     )
 
 
 def event_of(row: Sequence[Any]) -> Event:
     """From (node_id, kind, at_ms, message_id, object_key, version, attempt, epoch, reason, sent_at_ms,
-    accepted_at_ms).
+    accepted_at_ms, repeats, last_at_ms).
 
     Raises RowDamaged.
     """
@@ -137,7 +139,7 @@ def event_of(row: Sequence[Any]) -> Event:
         kind, version = EventKind(row[1]), version_number(row[5])
     except (ValueError, TypeError) as error:
         raise RowDamaged(str(row[0]), f"its history: {error}") from error
-    return Event(row[0], kind, row[2], row[3], row[4], version, row[6], row[7], row[8], row[9], row[10])
+    return Event(row[0], kind, row[2], row[3], row[4], version, *row[6:13])
 
 
 def event_values(event: Event, event_id: int) -> tuple[Any, ...]:
@@ -155,4 +157,6 @@ def event_values(event: Event, event_id: int) -> tuple[Any, ...]:
         event.reason,
         event.sent_at_ms,
         event.accepted_at_ms,
+        event.repeats,
+        event.last_at_ms,
     )

@@ -40,7 +40,11 @@ node = Table(
     Column("last_ack_ms", BigInteger, nullable=False),
     # Raised by whatever changes rows of the node's objects where several processes write.
     Column("revision", BigInteger, nullable=False, server_default=text("0")),
+    # Lines of its history that may go at the bound; never fewer than there are.
+    Column("history_rows", BigInteger, nullable=False, server_default=text("0")),
 )
+_unknown = node.c.known.is_(False)
+Index("node_unknown", node.c.node_id, sqlite_where=_unknown, postgresql_where=_unknown)
 
 # One row per (node, object). On PostgreSQL no index holds what a message changes in it: it is updated within
 # its page (HOT), and what is pending is found among the rows of its node.
@@ -94,6 +98,14 @@ link_cuts = Table(
     Column("parked", Integer, nullable=False),
 )
 
+# How far time was seen to pass, by what is done with it (`services.runtime.seen_time`).
+seen_time = Table(
+    "seen_time",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+)
+
 # Append-only history with bounded retention. `event_id` grows with time within a node (`event_ids`).
 delivery_event = Table(
     "delivery_event",
@@ -110,6 +122,9 @@ delivery_event = Table(
     Column("reason", Text, nullable=False),
     Column("sent_at_ms", BigInteger, nullable=False, server_default=text("0")),
     Column("accepted_at_ms", BigInteger, nullable=False, server_default=text("0")),
+    # It stands for as many more that said the same, the last one at this time.
+    Column("repeats", BigInteger, nullable=False, server_default=text("0")),
+    Column("last_at_ms", BigInteger, nullable=False, server_default=text("0")),
 )
 _accepted = text("kind = 1")
 Index(

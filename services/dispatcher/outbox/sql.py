@@ -1,25 +1,38 @@
 """The outbox on SQL."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, select, union_all
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, or_, select, true, union_all
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, SweepPlace, Swept
-from services.dispatcher.outbox.event_ids import EventIds
+from services.dispatcher.outbox.event_ids import EventIds, first_id_of
+from services.dispatcher.outbox.history import History, HistoryCounts
 from services.dispatcher.outbox.known_rows import Known, KnownRows
 from services.dispatcher.outbox.ledger import Ledger
 from services.dispatcher.outbox.needs import Needs
 from services.dispatcher.outbox.quotas import Quotas, Totals
-from services.dispatcher.outbox.records import Event, ObjectRow, Op, Result, RowState, Withheld, unfolded
+from services.dispatcher.outbox.records import (
+    Deleted,
+    Event,
+    ForgetNode,
+    ObjectRow,
+    Op,
+    Result,
+    RowState,
+    Withheld,
+    unfolded,
+)
+from services.dispatcher.outbox.repetitions import OpenLines
 from services.dispatcher.outbox.retention import revised, swept
 from services.dispatcher.outbox.revised_rows import RevisedRows
 from services.dispatcher.outbox.rows import event_of, node_row, object_row
-from services.dispatcher.outbox.schema import delivery, delivery_event, node
+from services.dispatcher.outbox.schema import delivery, delivery_event, node, seen_time
 from services.dispatcher.outbox.transaction import (
     DELIVERY_COLUMNS,
     apply_ops,
@@ -31,6 +44,7 @@ from services.dispatcher.sizes import MAX_BODY_BYTES, too_large
 from services.runtime.errors import RowDamaged, StoreBusy, StoreRefused, StoreUnavailable
 from services.runtime.logs import get_log
 from services.runtime.rowsets import RowQuery
+from services.runtime.statements import insert_rows
 from services.runtime.store import Store
 
 T = TypeVar("T")
@@ -51,9 +65,11 @@ _EVENT_COLUMNS = [
         "reason",
         "sent_at_ms",
         "accepted_at_ms",
+        "repeats",
+        "last_at_ms",
     )
 ]
-_SUMMARY_COLUMNS = [column for column in node.c if column.name != "revision"]
+_SUMMARY_COLUMNS = list(node.c)
 # Of the bodies that one reading brings; at least one comes.
 MAX_LOADED_BYTES = 32 * 1024 * 1024
 # A value that the driver cannot take, such as a number too large, or a row that somebody else wrote.
@@ -108,13 +124,47 @@ _key_of_message = union_all(
 ).limit(1)
 
 
-def _read_totals(connection: Connection) -> Totals:
-    rows, size = connection.execute(
+_is_unknown = node.c.known.is_(False)
+_totals = union_all(
+    *(
         select(
-            func.coalesce(func.sum(node.c.pending_rows), 0), func.coalesce(func.sum(node.c.pending_bytes), 0)
-        )
-    ).one()
-    return Totals(int(rows), int(size))
+            func.coalesce(func.sum(node.c.pending_rows), 0),
+            func.coalesce(func.sum(node.c.pending_bytes), 0),
+            func.count(),
+        ).where(which)
+        for which in (true(), _is_unknown)
+    )
+)
+_spent_unknown = (
+    select(node.c.node_id)
+    .where(
+        _is_unknown,
+        node.c.pending_rows == 0,
+        ~select(delivery.c.node_id)
+        .where(delivery.c.node_id == node.c.node_id, delivery.c.changed_at_ms >= bindparam("before"))
+        .exists(),
+    )
+    .order_by(node.c.node_id)
+    .limit(bindparam("limit"))
+)
+
+
+_RETENTION = "retention"
+_seen_ms = select(seen_time.c.at_ms).where(seen_time.c.name == _RETENTION)
+_note_seen = insert_rows(seen_time, overwrite=["at_ms"])
+
+
+def _read_totals(connection: Connection) -> Totals:
+    of_all, of_unknown = ([int(value) for value in row] for row in connection.execute(_totals))
+    return Totals(*of_all[:2], *of_unknown)
+
+
+class _Work(NamedTuple):
+    """What one transaction counts, knows and tells."""
+
+    totals: Totals
+    known: Known
+    history: History
 
 
 def _loadable(
@@ -145,7 +195,9 @@ class SqlOutbox:
     store: Store
     quotas: Quotas
     totals: Totals = field(default_factory=Totals)
+    history_counts: HistoryCounts = field(default_factory=HistoryCounts)
     _event_ids: EventIds = field(default_factory=EventIds)
+    _lines: OpenLines = field(default_factory=OpenLines)
     _known: KnownRows | None = None  # where no other process writes; else `_revised`
     _revised: RevisedRows = field(default_factory=RevisedRows)
 
@@ -189,7 +241,7 @@ class SqlOutbox:
         """The results, or what the database or its content has against one of the operations."""
         try:
             return await self._write(
-                lambda c, totals, known: apply_ops(c, ops, self.quotas, totals, self._event_ids, known)
+                lambda c, work: apply_ops(c, ops, self.quotas, work.totals, work.history, work.known)
             )
         except (StoreRefused, RowDamaged) as error:
             return error
@@ -199,10 +251,10 @@ class SqlOutbox:
     async def _try_unlocked(self, ops: Sequence[Op]) -> list[Result | StoreBusy] | StoreUnavailable:
         """Leaves out the nodes that somebody else holds, so that they hold up nobody but themselves."""
 
-        def work(connection: Connection, totals: Totals, known: Known) -> list[Result | StoreBusy]:
+        def run(connection: Connection, work: _Work) -> list[Result | StoreBusy]:
             held = lock_free_nodes(connection, {op.node_id for op in ops})
             free = [op for op in ops if op.node_id not in held]
-            results = iter(apply_ops(connection, free, self.quotas, totals, self._event_ids, known))
+            results = iter(apply_ops(connection, free, self.quotas, work.totals, work.history, work.known))
             return [
                 StoreBusy(f"node {op.node_id} is locked by another transaction")
                 if op.node_id in held
@@ -211,26 +263,33 @@ class SqlOutbox:
             ]
 
         try:
-            return await self._write(work)
+            return await self._write(run)
         except (StoreRefused, StoreBusy, RowDamaged) as error:
             return error
         except _BAD_VALUES as error:
             return StoreRefused(f"a value cannot be stored, or a stored one not be read: {error}")
 
-    async def _write(self, work: Callable[[Connection, Totals, Known], T]) -> T:
+    async def _write(self, run: Callable[[Connection, _Work], T]) -> T:
         """One transaction, which counts on a copy of the totals; it may be run more than once, and others
         may end while it runs."""
 
-        def counted(connection: Connection) -> tuple[T, int, int, Callable[[], None]]:
+        def counted(connection: Connection) -> tuple[T, Totals, HistoryCounts, Callable[[], None]]:
             known, confirm = self._begin()
             before = self.totals
-            trial = Totals(before.rows, before.bytes)
-            result = work(connection, trial, known)
-            return result, trial.rows - before.rows, trial.bytes - before.bytes, confirm
+            lines = self._lines.begin()
+            work = _Work(copy(before), known, History(self._event_ids, lines))
+            result = run(connection, work)
 
-        result, rows, size, confirm = await self.store.write(counted)
+            def confirmed() -> None:
+                confirm()
+                lines.confirm()
+
+            return result, work.totals - before, work.history.counts, confirmed
+
+        result, grown, counts, confirm = await self.store.write(counted)
         confirm()
-        self.totals = Totals(self.totals.rows + rows, self.totals.bytes + size)
+        self.totals += grown
+        self.history_counts.add(counts)
         return result
 
     def _begin(self) -> tuple[Known, Callable[[], None]]:
@@ -381,17 +440,17 @@ class SqlOutbox:
         return await self._each_pending(node_id, key, lambda ledger, row: ledger.purge(row, at_ms))
 
     async def _each_pending(self, node_id: str, key: str, change: Any, only: RowState | None = None) -> int:
-        def work(connection: Connection, totals: Totals, known: Known) -> int:
+        def run(connection: Connection, work: _Work) -> int:
             needs = Needs({node_id}, set(), set(), set(), {node_id})
-            ledger = load_ledger(connection, needs, self.quotas, totals, known)
+            ledger = load_ledger(connection, needs, self.quotas, work.totals, work.known)
             rows = sorted(ledger.objects.get(node_id, {}).values(), key=lambda row: row.seq)
             chosen = [r for r in rows if (not key or r.key == key) and (only is None or r.state == only)]
             for row in chosen:
                 change(ledger, row)
-            write_ledger(connection, ledger, self._event_ids, known)
+            write_ledger(connection, ledger, work.history, work.known)
             return len(chosen)
 
-        return await self._write(work)
+        return await self._write(run)
 
     async def resync(self, node_id: str, at_ms: int) -> int:
         """See `contract.Outbox.resync`."""
@@ -412,34 +471,67 @@ class SqlOutbox:
 
         return await self.store.write(work)
 
-    async def expire(self, at_ms: int, limit: int) -> list[ObjectRow]:
+    async def expire(
+        self, at_ms: int, limit: int, *, stepped_at_ms: int = 0, former_at_ms: int = 0
+    ) -> list[ObjectRow]:
         """See `contract.Outbox.expire`."""
         due = (
             select(delivery.c.node_id, delivery.c.object_key)
-            .where(delivery.c.expires_at_ms != 0, delivery.c.expires_at_ms <= at_ms)
+            .where(
+                delivery.c.expires_at_ms != 0,
+                delivery.c.expires_at_ms <= at_ms,
+                or_(delivery.c.accepted_at_ms >= stepped_at_ms, delivery.c.expires_at_ms <= former_at_ms),
+            )
             .limit(limit)
         )
 
-        def work(connection: Connection, totals: Totals, known: Known) -> list[ObjectRow]:
+        def is_due(row: ObjectRow) -> bool:
+            by_ms = at_ms if row.accepted_at_ms >= stepped_at_ms else min(at_ms, former_at_ms)
+            return row.state != RowState.SETTLED and 0 < row.expires_at_ms <= by_ms
+
+        def run(connection: Connection, work: _Work) -> list[ObjectRow]:
             keys = {(row[0], row[1]) for row in connection.execute(due)}
             needs = Needs({node_id for node_id, _ in keys}, keys, set(), set(), set())
-            ledger = load_ledger(connection, needs, self.quotas, totals, known)
+            ledger = load_ledger(connection, needs, self.quotas, work.totals, work.known)
             rows = [row for rows in ledger.objects.values() for row in rows.values()]
             # Looked at again now that they are locked.
-            ended = [r for r in rows if r.state != RowState.SETTLED and 0 < r.expires_at_ms <= at_ms]
+            ended = [row for row in rows if is_due(row)]
             for row in ended:
                 ledger.end(row, "expired", at_ms)
-            write_ledger(connection, ledger, self._event_ids, known)
+            write_ledger(connection, ledger, work.history, work.known)
             return ended
 
-        return await self._write(work)
+        return await self._write(run)
+
+    async def seen_ms(self) -> int:
+        """How far time was seen to pass by whoever swept last; 0: nobody has."""
+        found = await self.store.read(lambda c: c.execute(_seen_ms).scalar())
+        return int(found or 0)
+
+    async def note_seen(self, at_ms: int) -> None:
+        """Keeps it for `seen_ms`."""
+        await self.store.write(lambda c: _note_seen.execute(c, [(_RETENTION, at_ms)]))
+
+    async def forget_unknown(self, before_ms: int, limit: int) -> int:
+        """See `contract.Outbox.forget_unknown`."""
+
+        def run(connection: Connection, work: _Work) -> int:
+            found = connection.execute(_spent_unknown, {"before": before_ms, "limit": limit}).scalars()
+            # Looked at again now that they are locked.
+            ops: list[Op] = [ForgetNode(node_id, 0) for node_id in found]
+            results = apply_ops(connection, ops, self.quotas, work.totals, work.history, work.known)
+            return sum(isinstance(result, Deleted) for result in results)
+
+        return await self._write(run)
 
     async def sweep(
         self, events_before_ms: int, tombstones_before_ms: int, limit: int, place: SweepPlace
     ) -> Swept:
         """See `contract.Outbox.sweep`."""
-        return await self.store.write(
+        swept_rows = await self.store.write(
             lambda connection: swept(
                 connection, events_before_ms, tombstones_before_ms, limit, place, self._forget
             )
         )
+        self._lines.close_before(first_id_of(events_before_ms))
+        return swept_rows

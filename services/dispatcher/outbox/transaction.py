@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-from services.dispatcher.outbox.event_ids import EventIds
+from services.dispatcher.outbox.history import History
 from services.dispatcher.outbox.known_rows import Known
 from services.dispatcher.outbox.ledger import Change, Ledger
 from services.dispatcher.outbox.needs import Needs, needs_of
@@ -29,7 +29,6 @@ from services.dispatcher.outbox.quotas import Quotas, Totals
 from services.dispatcher.outbox.records import NO_CUTS, Cuts, NodeRow, ObjectRow, Op, Result
 from services.dispatcher.outbox.rows import (
     cleared_values,
-    event_values,
     node_row,
     node_values,
     object_row,
@@ -60,7 +59,6 @@ _delete_cuts = delete_rows(link_cuts, ["node_id"])
 _upsert_cuts = insert_rows(
     link_cuts, overwrite=[column.name for column in link_cuts.c if column.name != "node_id"]
 )
-_insert_event = insert_rows(delivery_event)
 
 
 def _deliveries(*columns: str, pending: bool = False) -> RowQuery:
@@ -167,17 +165,19 @@ _lock_nodes = (
 )
 
 
-def lock_nodes(connection: Connection, node_ids: Collection[str]) -> tuple[dict[str, NodeRow], set[str]]:
+def lock_nodes(
+    connection: Connection, node_ids: Collection[str], if_there: Collection[str] = ()
+) -> tuple[dict[str, NodeRow], set[str]]:
     """Node rows, locked until the transaction ends where the engine locks rows; and the ids of those that
-    were made for it."""
+    were made for it. Of `if_there` none is made."""
     fresh: set[str] = set()
-    wanted = sorted(node_ids)
+    wanted = sorted({*node_ids, *if_there})
     is_shared = connection.dialect.name == "postgresql"
     query = _nodes_by_id_locked if is_shared else _nodes_by_id
     found = {
         row[0]: node_row(row, row[7]) for row in query.execute(connection, [(node_id,) for node_id in wanted])
     }
-    if is_shared and (missing := [node_id for node_id in wanted if node_id not in found]):
+    if is_shared and (missing := [node_id for node_id in sorted(node_ids) if node_id not in found]):
         fresh.update(connection.execute(_lock_nodes, {"node_id": array_text(missing)}).scalars())
         made = _nodes_by_id.execute(connection, [(node_id,) for node_id in missing])
         found.update((row[0], node_row(row, row[7])) for row in made)
@@ -202,14 +202,16 @@ def load_ledger(connection: Connection, needs: Needs, quotas: Quotas, totals: To
     nodes: dict[str, NodeRow] = {}
     wanted_nodes: list[str] = []
     wanted_objects: list[tuple[str, str]] = []
+    told_of: list[str] = []
     fresh: set[str] = set()
-    for node_id in needs.nodes:
-        if (node_known := known.node(node_id)) is not None:
-            nodes[node_id] = node_known
-        else:
-            wanted_nodes.append(node_id)
-    if wanted_nodes:
-        found, fresh = lock_nodes(connection, wanted_nodes)
+    for names, missing in ((needs.nodes, wanted_nodes), (needs.told_of - needs.nodes, told_of)):
+        for node_id in names:
+            if (node_known := known.node(node_id)) is not None:
+                nodes[node_id] = node_known
+            else:
+                missing.append(node_id)
+    if wanted_nodes or told_of:
+        found, fresh = lock_nodes(connection, wanted_nodes, told_of)
         nodes.update(found)
         known.locked(found.values())
     for where in needs.objects:
@@ -261,8 +263,9 @@ def _load_portions(
     return {node_id: last[node_id] for node_id, count in counts.items() if count >= portion_rows}
 
 
-def write_ledger(connection: Connection, ledger: Ledger, event_ids: EventIds, known: Known) -> None:
+def write_ledger(connection: Connection, ledger: Ledger, history: History, known: Known) -> None:
     """Writes what changed, sorted by key so that concurrent transactions lock in one order."""
+    written = history.prepare(connection, ledger)
     if connection.dialect.name == "postgresql":
         ledger.revise(random.getrandbits(60))
     wiped = [(node_id,) for node_id in sorted(ledger.wiped_nodes)]
@@ -292,9 +295,7 @@ def write_ledger(connection: Connection, ledger: Ledger, event_ids: EventIds, kn
     _update_delivery.execute(connection, parts)
     _clear_delivery.execute(connection, cleared)
     _delete_delivery.execute(connection, sorted(ledger.removed_objects))
-    _insert_event.execute(
-        connection, [event_values(event, event_ids.next(event.at_ms)) for event in ledger.events]
-    )
+    history.write(connection, written)
     # Deleted, or made only to be locked.
     gone = (ledger.wiped_nodes | ledger.fresh_nodes) - ledger.changed_nodes
     _delete_node.execute(connection, [(node_id,) for node_id in sorted(gone)])
@@ -306,12 +307,12 @@ def apply_ops(
     ops: Sequence[Op],
     quotas: Quotas,
     totals: Totals,
-    event_ids: EventIds,
+    history: History,
     known: Known,
 ) -> list[Result]:
     """All operations, in order, in the caller's transaction."""
     listed = list(ops)
     ledger = load_ledger(connection, needs_of(listed), quotas, totals, known)
     results = [ledger.apply(op) for op in listed]
-    write_ledger(connection, ledger, event_ids, known)
+    write_ledger(connection, ledger, history, known)
     return results

@@ -258,7 +258,7 @@ async def test_a_row_the_database_refuses_fails_alone(case: Case) -> None:
     assert isinstance(results[1], StoreRefused)
     assert isinstance(results[2], Accepted)
     assert [(row.key, row.seq) for row in await outbox.pending(NODE, 0, 10)] == [("a", 1), ("b", 2)]
-    assert case.totals == Totals(2, 200)
+    assert (case.totals.rows, case.totals.bytes) == (2, 200)
 
 
 async def test_a_row_the_database_refuses_costs_others_few_transactions(
@@ -308,6 +308,7 @@ async def test_what_an_index_does_not_take_fails_alone(open_outbox: Opener) -> N
     outbox = await open_outbox()
     letters = random.Random(5)
     long = "".join(chr(letters.randrange(0x4E00, 0x9FFF)) for _ in range(1015))
+    await claim(outbox, 1)
     results = await outbox.commit(
         [
             accept(publication(1, uid="a"), OTHER),
@@ -693,7 +694,7 @@ async def test_purge_ends_one_object_and_keeps_its_floor(case: Case) -> None:
     row = await outbox.find(NODE, "m1", "")
     assert row
     assert (row.state, row.reason, row.floor) == (RowState.SETTLED, "purged", 5)
-    assert case.totals == Totals(1, 100)
+    assert (case.totals.rows, case.totals.bytes) == (1, 100)
     (stale,) = await commit(outbox, accept(publication(4, uid="a")))
     assert isinstance(stale, Stale)
     assert (await outbox.history(NODE, "m1", "", 10))[-1].reason == "purged"
@@ -704,7 +705,7 @@ async def test_purge_ends_everything_pending_of_a_node(case: Case) -> None:
     await accepted(case.outbox, accept(publication(1, uid="c")), accept(publication(1, uid="c"), OTHER))
     assert await case.outbox.purge(NODE, "", NOW_MS) == 3
     assert await case.outbox.pending(NODE, 0, 10) == []
-    assert case.totals == Totals(1, 100)
+    assert (case.totals.rows, case.totals.bytes) == (1, 100)
 
 
 async def test_last_seqs_tell_of_whatever_others_did_to_a_node(outbox: Outbox) -> None:
@@ -825,18 +826,21 @@ async def test_sweep_keeps_floors_and_pending_deletes(outbox: Outbox) -> None:
 
 
 async def test_sweep_is_bounded(outbox: Outbox) -> None:
+    await claim(outbox, 1)
     await commit(
         outbox,
-        *(Event(NODE, EventKind.REJECTED, NOW_MS, f"m{n}", reason="X") for n in range(5)),
+        *(Event(NODE, EventKind.REJECTED, NOW_MS, f"m{n}", reason=f"X{n}") for n in range(5)),
     )
     assert [await swept(outbox, NOW_MS + 10, 0, 2) for _ in range(4)] == [2, 2, 1, 0]
 
 
 async def test_a_sweep_comes_through_all_nodes_step_by_step(outbox: Outbox) -> None:
-    """Nodes that nothing is known of but their history included; what is young stays, of every node."""
+    """What is young stays, of every node."""
     nodes = [f"edge-{number:04}" for number in range(2 * NODES_PER_STEP + 1)]
+    await commit(outbox, *(Claim(node, 1, NOW_MS) for node in nodes))
     for at_ms in (NOW_MS, NOW_MS + 100):
-        await commit(outbox, *(Event(node, EventKind.REJECTED, at_ms, "m1", reason="X") for node in nodes))
+        reason = f"at {at_ms}"
+        await commit(outbox, *(Event(node, EventKind.REJECTED, at_ms, "m1", reason=reason) for node in nodes))
     place, rows = SweepPlace(), []
     while not place.is_through:
         step = await outbox.sweep(NOW_MS + 50, 0, 1000, place)
@@ -853,6 +857,7 @@ async def test_a_sweep_comes_through_all_nodes_step_by_step(outbox: Outbox) -> N
 async def test_a_step_of_a_sweep_looks_at_some_nodes_only(open_outbox: Opener) -> None:
     outbox = await open_outbox()
     nodes = [f"edge-{number:04}" for number in range(NODES_PER_STEP + 2)]
+    await commit(outbox, *(Claim(node, 1, NOW_MS) for node in nodes))
     await commit(outbox, *(Event(node, EventKind.REJECTED, NOW_MS, "m1", reason="X") for node in nodes))
     one = await outbox.sweep(NOW_MS + 1, 0, 1000, SweepPlace())
     assert one == (NODES_PER_STEP, SweepPlace(nodes[NODES_PER_STEP - 1], None))
@@ -864,7 +869,10 @@ async def test_a_step_of_a_sweep_looks_at_some_nodes_only(open_outbox: Opener) -
 
 async def test_a_step_that_removed_as_much_as_it_may_goes_on_where_it_was(open_outbox: Opener) -> None:
     outbox = await open_outbox()
-    await commit(outbox, *(Event(NODE, EventKind.REJECTED, NOW_MS, f"m{n}", reason="X") for n in range(3)))
+    await claim(outbox, 1)
+    await commit(
+        outbox, *(Event(NODE, EventKind.REJECTED, NOW_MS, f"m{n}", reason=f"X{n}") for n in range(3))
+    )
     one = await outbox.sweep(NOW_MS + 1, 0, 2, SweepPlace())
     assert one == (2, SweepPlace("", None))
     assert await outbox.sweep(NOW_MS + 1, 0, 2, one.place) == (1, SweepPlace(None, None))
@@ -1173,7 +1181,7 @@ async def test_a_deleted_node_leaves_no_row(case: Case) -> None:
     await commit(case.outbox, Settle(NODE, 5, rows[1].key, rows[1].seq, 1, "m2", NOW_MS))
     assert await commit(case.outbox, DeleteNode(NODE, 5)) == [Deleted(2)]
     await nothing_left(case)
-    assert case.totals == Totals(1, 100)
+    assert (case.totals.rows, case.totals.bytes) == (1, 100)
     assert [row.message_id for row in await case.outbox.pending(OTHER, 0, 10)] == ["m1"]
 
 
@@ -1311,6 +1319,7 @@ steps: st.SearchStrategy[Step] = st.one_of(
         lambda args: named_step(f"resync {args}", lambda outbox: outbox.resync(*args))
     ),
     at.map(lambda now: named_step(f"expire {now}", lambda outbox: expired_keys(outbox, now))),
+    at.map(lambda now: named_step(f"forget_unknown {now}", lambda outbox: outbox.forget_unknown(now, 100))),
     st.tuples(at, at).map(
         lambda args: named_step(f"sweep {args}", lambda outbox: swept(outbox, *args, 1000))
     ),
@@ -1368,7 +1377,16 @@ def test_both_outboxes_show_the_same_after_any_operations(
     tmp_path_factory: pytest.TempPathFactory,
     emptied_databases: dict[str, str],
 ) -> None:
-    quotas = Quotas(node_rows=3, node_bytes=700, unknown_node_rows=2, unknown_node_seconds=0.05, total_rows=5)
+    quotas = Quotas(
+        node_rows=3,
+        node_bytes=700,
+        unknown_node_rows=2,
+        unknown_node_seconds=0.05,
+        total_rows=5,
+        unknown_rows=3,
+        unknown_nodes=2,
+        history_rows=9,
+    )
 
     async def run() -> None:
         if engine not in emptied_databases:

@@ -270,9 +270,9 @@ async def test_an_acknowledgement_takes_the_last_attempt_along_that_still_waits(
     desk.writer.record(settle)
     await asyncio.wait_for(desk.writer.flush(), 5)
     assert desk.recorded[3:] == [settle._replace(sent=attempt_of(settle, 4))]
-    kinds = [event.kind for event in await desk.outbox.history(NODE, settle.message_id, "", 20)]
-    assert kinds.count(EventKind.SENT) == 4
-    assert kinds.count(EventKind.ACKNOWLEDGED) == 2
+    told = await desk.outbox.history(NODE, settle.message_id, "", 20)
+    assert sum(event.repeats + 1 for event in told if event.kind == EventKind.SENT) == 4
+    assert [event.kind for event in told].count(EventKind.ACKNOWLEDGED) == 2
 
 
 async def test_an_attempt_of_another_epoch_is_stored_by_itself(desk: Desk) -> None:
@@ -420,23 +420,23 @@ async def test_a_bystander_is_written_while_a_large_publish_is(desk: Desk) -> No
 async def test_what_waits_of_large_groups_takes_nobody_elses_room() -> None:
     """C50: in operations and in bytes; a body is counted once, however many nodes it goes to."""
     writer = OutboxWriter(
-        *(MemoryOutbox(), Metrics(), lambda ops: None), most_waiting=3000, max_waiting_bytes=2 * LARGE_BYTES
+        *(MemoryOutbox(), Metrics(), lambda ops: None), most_waiting=1500, max_waiting_bytes=2 * LARGE_BYTES
     )
     results: list[GroupResults] = []
     body = publication(1, content=b'"' + b"x" * LARGE_BYTES + b'"')
-    writer.submit([accept(body, f"ghost-{n}") for n in range(1500)], collect(results))
+    writer.submit([accept(body, f"ghost-{n}") for n in range(50)], collect(results))
     with pytest.raises(Unavailable, match="operations wait"):
-        writer.submit([accept(body, f"ghost-{n}") for n in range(1501)], collect(results))
+        writer.submit([accept(body, f"ghost-{n}") for n in range(1451)], collect(results))
     other = publication(2, content=b'"' + b"x" * LARGE_BYTES + b'"')
     with pytest.raises(Unavailable, match="bytes wait"):
         writer.submit([accept(other, "ghost-1")], collect(results))
-    for n in range(2000):
+    for n in range(1000):
         writer.submit([accept(publication(n))], collect(results))
     task = asyncio.create_task(writer.run())
     await asyncio.wait_for(writer.flush(), 30)
     writer.submit([accept(other, "ghost-1")], collect(results))  # there is room again
     await asyncio.wait_for(writer.flush(), 5)
-    assert len(results) == 2002
+    assert len(results) == 1002
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -1,0 +1,116 @@
+"""What goes and when, by which clock: `services.dispatcher.retention`."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from services.dispatcher.outbox.quotas import Quotas
+from services.dispatcher.outbox.records import Claim, Event, EventKind
+from services.dispatcher.outbox.schema import SCHEMA
+from services.dispatcher.outbox.sql import SqlOutbox
+from services.dispatcher.retention import Retention
+from services.runtime.store import open_store
+from tests.support.dispatcher import Metrics, SteppedClock
+from tests.support.outbox import NODE, accept, publication
+
+DAY = 86_400.0
+
+
+@pytest.fixture
+async def outbox(tmp_path: Path) -> AsyncIterator[SqlOutbox]:
+    store = await open_store(f"sqlite:///{tmp_path / 'outbox.db'}", SCHEMA)
+    outbox = SqlOutbox(store, Quotas())
+    await outbox.open()
+    yield outbox
+    await store.close()
+
+
+class Case:
+    """A dispatcher's retention of a week, on a clock that the test sets; `restart` is one of the process."""
+
+    def __init__(self, outbox: SqlOutbox) -> None:
+        self.outbox = outbox
+        self.clock = SteppedClock()
+        self.metrics = Metrics()
+        self.retention = self.made()
+
+    def made(self) -> Retention:
+        return Retention(self.outbox, self.clock, self.metrics, 7 * DAY, 7 * DAY)
+
+    async def note(self, name: str) -> None:
+        await self.outbox.commit([Event(NODE, EventKind.REJECTED, self.clock.wall_ms(), name, reason=name)])
+
+    async def left(self) -> list[str]:
+        await self.retention.sweep()
+        return [event.message_id for event in await self.outbox.history(NODE, "", "", 100)]
+
+
+@pytest.fixture
+async def case(outbox: SqlOutbox) -> Case:
+    case = Case(outbox)
+    await outbox.commit([Claim(NODE, 1, case.clock.wall_ms())])
+    await case.note("first")
+    assert await case.left() == ["first"]
+    return case
+
+
+async def test_a_step_forward_of_the_clock_sweeps_no_history(case: Case) -> None:
+    """It is deleted when it was kept for a week, as seen here; what came after the step a week after it."""
+    case.clock.now_ms += int(30 * DAY * 1000)
+    await case.note("stepped")
+    assert await case.left() == ["first", "stepped"]
+    assert case.metrics.value("clock_steps_total") == 1
+    case.clock.advance(6.9 * DAY)
+    assert await case.left() == ["first", "stepped"]
+    case.clock.advance(0.05 * DAY)
+    await case.note("later")
+    case.clock.advance(0.06 * DAY)
+    assert await case.left() == ["later"]
+
+
+async def test_a_restart_after_a_long_absence_sweeps_nothing_at_once(case: Case) -> None:
+    """The former process kept how far time was seen to pass; it is no alarm."""
+    case.clock.now_ms += int(30 * DAY * 1000)
+    case.retention = case.made()
+    assert await case.left() == ["first"]
+    assert case.metrics.value("clock_steps_total") == 0
+    case.clock.advance(7.1 * DAY)
+    assert await case.left() == []
+
+
+async def test_time_that_passes_sweeps(case: Case) -> None:
+    case.clock.advance(6.9 * DAY)
+    assert await case.left() == ["first"]
+    case.clock.advance(0.2 * DAY)
+    assert await case.left() == []
+
+
+async def test_nodes_that_never_connected_are_forgotten_when_nothing_waits_for_them(case: Case) -> None:
+    """C50: an hour after; how many there are is measured."""
+    await case.outbox.commit([accept(publication(1), "ghost", case.clock.wall_ms())])
+    case.retention.measure()
+    assert case.metrics.value("unknown_nodes") == 1
+    await case.outbox.purge("ghost", "", case.clock.wall_ms())
+    await case.retention.sweep()
+    assert await case.outbox.summary("ghost") is not None
+    case.clock.advance(3601)
+    await case.retention.sweep()
+    assert await case.outbox.summary("ghost") is None
+    case.retention.measure()
+    assert case.metrics.value("unknown_nodes") == 0
+
+
+async def test_what_is_in_no_history_is_counted(case: Case) -> None:
+    """C46, C50."""
+    for _ in range(12):
+        await case.outbox.commit(
+            [
+                Event("mistyped", EventKind.REJECTED, case.clock.wall_ms(), "m", reason="X"),
+                Event(NODE, EventKind.DROPPED, case.clock.wall_ms(), "m", reason="no_session"),
+            ]
+        )
+    case.retention.measure()
+    case.retention.measure()
+    assert case.metrics.value("history_left_out_total", reason="unknown_node") == 12
+    assert case.metrics.value("history_left_out_total", reason="repeated") == 3
