@@ -87,7 +87,7 @@ Index("delivery_pending", delivery.c.node_id, delivery.c.seq, sqlite_where=text(
 _expiring = text("expires_at_ms <> 0")
 Index("delivery_expiring", delivery.c.expires_at_ms, sqlite_where=_expiring, postgresql_where=_expiring)
 
-# Nodes whose edge ended link after link with a message unanswered; gone once nothing is doubtful any more.
+# Nodes whose edge ended its last link with a message unanswered; gone when a caution over that has ended.
 link_cuts = Table(
     "link_cuts",
     metadata,
