@@ -131,8 +131,13 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        if not peer:
+            # It was reset before it was looked at.
+            self.abort()
+            return
         self._deadline = asyncio.get_running_loop().call_later(MAX_SECONDS, self._time_is_over)
-        self._endpoint.arrived(self, self._transport.get_extra_info("peername")[0])
+        self._endpoint.arrived(self, peer[0])
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

@@ -133,8 +133,13 @@ class _Probe(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        if not peer:
+            # It was reset before it was looked at.
+            self.cut()
+            return
         self._deadline = asyncio.get_running_loop().call_later(MAX_SECONDS, self._cut_because, "timeout")
-        self._port.arrived(self, self._transport.get_extra_info("peername")[0])
+        self._port.arrived(self, peer[0])
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

@@ -16,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily
 from services.runtime import metrics
 from services.runtime.errors import StartupError
 from services.runtime.metrics import MAX_CONNECTIONS, MetricsEndpoint
+from tests.support.strangers import reset_at_once
 
 GET = b"GET /metrics HTTP/1.1\r\nHost: hub\r\n%s\r\n"
 
@@ -152,3 +153,13 @@ async def test_an_address_that_is_taken_is_named() -> None:
     async with scraped() as one:
         with pytest.raises(StartupError, match=f"cannot listen on 127.0.0.1:{one.endpoint.port} for metrics"):
             await MetricsEndpoint.serving(f"127.0.0.1:{one.endpoint.port}", one.registry)
+
+
+async def test_connections_that_are_reset_before_they_are_accepted_leave_no_trace() -> None:
+    """C47: what any stranger can do as often as he likes writes no traceback."""
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+    async with scraped() as one:
+        reset_at_once(one.endpoint.port, 20)
+        assert (await one.ask(GET % b"")).startswith(b"HTTP/1.1 200 ")
+        assert not faults

@@ -16,6 +16,7 @@ from services.runtime.errors import StartupError
 from services.runtime.grpc_metrics import GrpcMetrics
 from services.runtime.probe_port import MAX_BYTES, MAX_CONNECTIONS
 from services.runtime.rpc import LIVE, RpcServer
+from tests.support.strangers import reset_at_once
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 CHECK = "/grpc.health.v1.Health/Check"
@@ -134,3 +135,13 @@ async def test_an_address_that_is_taken_is_named() -> None:
         with pytest.raises(StartupError, match=f"cannot listen on {taken} for health checks"):
             await other.start()
         await other.stop(0)
+
+
+async def test_connections_that_are_reset_before_they_are_accepted_leave_no_trace() -> None:
+    """C47: what any stranger can do as often as he likes writes no traceback."""
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+    async with probed() as one:
+        reset_at_once(one.server.probe_port, 20)
+        await one.check()
+        assert not faults

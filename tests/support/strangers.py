@@ -4,6 +4,7 @@ again whenever they are cut. All addresses of 127.0.0.0/8 are this machine, each
 import asyncio
 import errno
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -97,6 +98,13 @@ async def strangers(
             keeping.cancel()
             await asyncio.wait([keeping])
         found.close()
+
+
+def reset_at_once(port: int, count: int) -> None:
+    """So many connections that are reset before the listener, in this thread, has accepted them."""
+    for _ in range(count):
+        with socket.create_connection(("127.0.0.1", port)) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 async def times(count: int, act: Callable[[int], Awaitable[None]]) -> list[float]:
