@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from aioquic.quic.configuration import QuicConfiguration
 
 from cloudhub.v1 import connector_pb2_grpc, link_pb2
+from services.connector.descriptors import Shares, divide, shortage
 from services.connector.discovery import dial_address
 from services.connector.dispatchers import Dispatchers
 from services.connector.drain import drain_links
@@ -27,6 +28,7 @@ from services.connector.tls import EdgeTls
 from services.connector.transfers import Transfers
 from services.runtime.advertising import advertised_address
 from services.runtime.clock import Clock, SystemClock
+from services.runtime.lifecycle import descriptor_limit
 from services.runtime.logs import get_log
 from services.runtime.metrics import MetricsEndpoint
 from services.runtime.rpc import RpcServer
@@ -38,6 +40,17 @@ _log = get_log("connector")
 _SERVICE = "cloudhub.v1.ConnectorAdmin"
 # Of the time for a clean stop, what is kept for ending streams and telemetry after the links.
 _AFTER_DRAIN_SECONDS = 3.0
+
+
+def _descriptor_shares(settings: ConnectorSettings) -> Shares:
+    """What the listener for WebSocket may have; a line of the log if that is less than was asked for."""
+    wanted = Shares(settings.links_most, settings.openings_most, settings.max_waiting_connections)
+    limit = descriptor_limit()
+    granted = divide(limit, wanted)
+    text = shortage(limit, wanted, granted)
+    if text:
+        _log.warning("descriptors.short", limit=limit, links=granted.links, detail=text)
+    return granted
 
 
 class ConnectorApp:
@@ -72,14 +85,17 @@ class ConnectorApp:
         self._transfers = Transfers(self.links, self.dispatchers, tools, settings.verdict_seconds)
         self.links.on_over = self._transfers.link_over
         self._incoming = IncomingBatches(self.links, self._transfers, self.metrics)
+        shares = _descriptor_shares(settings)
         self.listener = EdgeListener(
             settings.listen,
             edge_tls,
             settings.connection_limits(),
-            settings.openings_most,
-            settings.max_waiting_connections,
+            shares.openings,
+            shares.waiting,
             self.links,
             self.metrics,
+            max_links=shares.links,
+            retry_after=settings.retry_after_seconds,
         )
         self.quic = self._quic_listener(settings)
         self._edge_tls = edge_tls

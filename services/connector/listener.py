@@ -4,10 +4,12 @@ import asyncio
 import socket
 import ssl
 
+from services.connector.admission import HttpRefusal
 from services.connector.connection_owner import ConnectionOwner, Gate
-from services.connector.connections import ConnectionLimits, shown_address
+from services.connector.connections import ConnectionLimits, HostedConnection, shown_address
 from services.connector.metrics import ConnectorMetrics
 from services.connector.tls import EdgeTls
+from services.connector.transport import LinkRequest
 from services.connector.websocket import EdgeConnection
 from services.runtime.acceptor import Accepted, Acceptor
 from services.runtime.listening import tcp_listener
@@ -25,7 +27,8 @@ _WHY = {
 
 
 class EdgeListener(ConnectionOwner):
-    """A connection is an opening from its first byte on; implements `acceptor.AcceptorUser`."""
+    """A connection is an opening from its first byte on; implements `acceptor.AcceptorUser`. `max_links` is
+    what the process has descriptors for."""
 
     def __init__(
         self,
@@ -36,8 +39,13 @@ class EdgeListener(ConnectionOwner):
         max_waiting: int,
         gate: Gate,
         metrics: ConnectorMetrics,
+        *,
+        max_links: int,
+        retry_after: float,
     ) -> None:
         super().__init__("websocket", limits, openings_most, max_waiting, gate, metrics)
+        self._max_links = max_links
+        self._retry_after = retry_after
         self._tls = tls
         listening = tcp_listener(listen, "edges", _BACKLOG, send_buffer_bytes=_SEND_BUFFER_BYTES)
         self._acceptor = Acceptor(listening, self._openings, self, silence_seconds=limits.opening_timeout)
@@ -55,6 +63,19 @@ class EdgeListener(ConnectionOwner):
     @property
     def connections(self) -> int:
         return super().connections + self._acceptor.waiting
+
+    @property
+    def links(self) -> int:
+        """Connections that are links: past their opening and not being closed."""
+        closing = self._openings.waiting - self._acceptor.waiting
+        return super().connections - self._openings.at_work - closing
+
+    def requested(self, connection: HostedConnection, request: LinkRequest) -> None:
+        if self.links >= self._max_links:
+            text = f"there are descriptors for {self._max_links} links"
+            connection.refuse(HttpRefusal(503, "descriptors", text, self._retry_after))
+        else:
+            super().requested(connection, request)
 
     async def run(self) -> None:
         """Accepts until cancelled; then the listening socket is closed."""

@@ -20,6 +20,11 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def descriptor_limit() -> int:
+    """How many descriptors the process may have, as it stands."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 def keep_standard_descriptors() -> None:
     """Puts nothing where a standard stream was closed: else a database or a link gets that number, and what a
     library writes to standard error goes into it."""
