@@ -83,14 +83,16 @@ bench: $(READY)
 		$(if $(TLS),--tls) $(if $(TRANSPORT),--transport $(TRANSPORT))
 
 chaos: $(READY)
-	@$(BIN)/python -m chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
+	@$(BIN)/python -m chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(FAULTS),--faults $(FAULTS)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(STORE),--store $(STORE)) $(if $(filter sqlite,$(STORE)),--replicas 1) \
 		$(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(TLS),--tls)
 
 # Atheris guides the pure targets by coverage where there is a wheel of it for this Python.
 fuzz: $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: atheris || \
 		echo "fuzz: no atheris for $$($(BIN)/python --version)"
-	@$(BIN)/python -m fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(foreach name,$(TARGET),--target $(name))
+	@$(BIN)/python -m fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(VALUES),--values $(VALUES)) \
+		$(if $(SEED),--seed $(SEED)) $(foreach name,$(TARGET),--target $(name))
 
 soak: $(READY)
 	@$(BIN)/python -m soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DAYS),--days $(DAYS)) \

@@ -43,6 +43,10 @@ async def _main(settings: ChaosSettings, console: Console) -> Verdict:
 
 def run(
     seconds: Annotated[float, typer.Option(min=1, help="how long faults are injected")] = _DEFAULT.seconds,
+    faults: Annotated[
+        int, typer.Option(min=0, help="instead: until so many were injected, hostile acts among them")
+    ] = _DEFAULT.faults,
+    hostile: Annotated[bool, typer.Option(help="hostile parties play beside the faults")] = _DEFAULT.hostile,
     seed: Annotated[
         int, typer.Option(help="the same seed gives the same schedule of faults")
     ] = _DEFAULT.seed,
@@ -59,6 +63,8 @@ def run(
         raise typer.BadParameter("several replicas need --store postgresql")
     settings = ChaosSettings(
         seconds=seconds,
+        faults=faults,
+        hostile=hostile,
         seed=seed,
         replicas=replicas,
         nodes=nodes,

@@ -30,6 +30,8 @@ class Verdict:
     certificates: int = 0
     """That nodes got by enrolment, the first and the next ones."""
     faults: Counter[str] = field(default_factory=Counter)
+    acts: Counter[str] = field(default_factory=Counter)
+    """What hostile parties did that got through to the hub, by kind."""
     longest_recovery_seconds: float = 0.0
     recoveries: dict[str, float] = field(default_factory=dict)
     """The longest one by kind of fault, in seconds."""
@@ -51,6 +53,8 @@ class Verdict:
     """Uploads that were handed on in another order than their node's."""
     enrolment: list[str] = field(default_factory=list)
     """Tokens used too often or for nobody, certificates that are not on record, nodes that got no link."""
+    hostile: list[str] = field(default_factory=list)
+    """Answers that hostile parties got and should not have."""
     not_recovered: list[str] = field(default_factory=list)
 
     def breaches(self) -> dict[str, list[str]]:
@@ -65,6 +69,7 @@ class Verdict:
             "wrongly refused": self.refused,
             "uploads out of order": self.out_of_order,
             "enrolment": self.enrolment,
+            "hostile parties": self.hostile,
             "not recovered": self.not_recovered,
         }
 
@@ -100,6 +105,7 @@ def judge(history: History, node_ids: list[str]) -> Verdict:
         uploads=sum(len(set(numbers)) for numbers in history.uploads_confirmed.values()),
         certificates=len(history.certificates_held),
         faults=Counter(fault.kind for fault in history.faults),
+        acts=Counter(act.kind for act in history.acts if act.through),
         longest_recovery_seconds=max(recoveries.values(), default=0.0),
         recoveries=recoveries,
         reconnects=reconnects,
@@ -123,6 +129,9 @@ def judge(history: History, node_ids: list[str]) -> Verdict:
             *wrongly_used(history.tokens, history.certificates_listed, history.certificates_held),
             *unlisted(history.certificates_listed, history.certificates_held),
             *never_connected(history.certificates_held, history.connected),
+        ],
+        hostile=[
+            f"{act.kind} at {act.at:.1f} s: {sentence}" for act in history.acts for sentence in act.wrong
         ],
         not_recovered=_not_recovered(history),
     )

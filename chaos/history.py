@@ -190,6 +190,17 @@ class FaultDone(msgspec.Struct, frozen=True):
     """Links that were opened anew until then."""
 
 
+class ActDone(msgspec.Struct, frozen=True):
+    """One act of a hostile party. It got `through` if a part of the hub was there that it could have harmed;
+    `wrong` has a sentence for each answer that the hub should not have given."""
+
+    kind: str
+    at: float
+    seconds: float
+    through: bool
+    wrong: list[str] = []
+
+
 class History(msgspec.Struct):
     """All of a run."""
 
@@ -219,5 +230,7 @@ class History(msgspec.Struct):
     """Nodes that had a link with a certificate which they had got by enrolment, at the end."""
     counts: list[Count] = []
     faults: list[FaultDone] = []
+    acts: list[ActDone] = []
+    """What hostile parties did beside the faults."""
     unclean: list[str] = []
     """Processes that did not end by themselves within their grace, or that died unasked."""

@@ -20,6 +20,10 @@ def print_verdict(console: Console, verdict: Verdict, title: str) -> None:
         table.add_row(name, str(count), f"{text}; {verdict.reconnects[name]} links opened anew")
     note = f"{verdict.moves} times a link was moved to another dispatcher"
     table.add_row("faults", str(verdict.faults.total()), note, end_section=True)
+    for name, count in sorted(verdict.acts.items()):
+        table.add_row(name, str(count), "")
+    if verdict.acts:
+        table.add_row("hostile acts", str(verdict.acts.total()), "beside the faults", end_section=True)
     table.add_row("accepted", str(verdict.accepted), "messages, per node")
     note = f"stored by their nodes; {verdict.superseded} were superseded before"
     table.add_row("acknowledged", str(verdict.acknowledged), note)

@@ -12,6 +12,7 @@ from chaos.ending import Ending, tracebacks
 from chaos.faults import Faults
 from chaos.fleets import FleetProcess
 from chaos.history import FaultDone, History
+from chaos.hostile.party import HostileParty
 from chaos.observer import Observer
 from chaos.publisher import Publisher
 from chaos.scene import Scene
@@ -40,6 +41,7 @@ class _ChaosScene(Scene):
     applicants: Applicants
     token_id: str
     """By which the second fleet enrols."""
+    party: HostileParty | None
 
 
 class ChaosRun:
@@ -49,7 +51,7 @@ class ChaosRun:
         self._settings = settings
         self._clock = RunClock()
         self._say = tell
-        self.history = History(settings.seed, settings.nodes)
+        self.history = History(settings.seed, settings.limit_total)
         self.node_ids = [f"edge-{number}" for number in range(1, settings.nodes + 1)]
 
     async def run(self) -> None:
@@ -60,7 +62,7 @@ class ChaosRun:
         certificates = settings.data / "certificates"
         await asyncio.to_thread(create_server_certificate, certificates)
         # The nodes of the second fleet are not among them: they enrol.
-        certified = [*self.node_ids[: settings.nodes // 2], *settings.guest_ids]
+        certified = [*self.node_ids[: settings.nodes // 2], *settings.guest_ids, *settings.hostile_ids]
         await asyncio.to_thread(create_node_certificates, certificates, certified)
         async with AsyncExitStack() as stack:
             database, databases = await self._databases(stack)
@@ -146,6 +148,9 @@ class ChaosRun:
             FleetProcess(data, "guests", settings.nodes + 1, settings.guests, hub.server, *flags),
             applicants,
             token_id,
+            HostileParty(hub, data / "certificates", self.node_ids, settings.seed, self._clock)
+            if settings.hostile
+            else None,
         )
 
     async def _work(self, scene: _ChaosScene, faults: Faults) -> None:
@@ -174,7 +179,10 @@ class ChaosRun:
                 for publisher in scene.publishers
             ]
             await asyncio.sleep(WARM_UP_SECONDS)
+            playing = background.create_task(scene.party.run(), name="hostile") if scene.party else None
             await self._break_things(scene, faults, background)
+            if scene.party and playing:
+                await self._end_of_party(scene.party, playing)
             await scene.guests.stop()
             for publisher in scene.publishers:
                 publisher.stop()
@@ -190,6 +198,14 @@ class ChaosRun:
                 task.cancel()
         observer = scene.observer
         history.registry, history.changes, history.links = observer.registry, observer.changes, observer.links
+
+    async def _end_of_party(self, party: HostileParty, playing: asyncio.Task[None]) -> None:
+        """What its acts left goes; that it does not is a breach."""
+        party.stop()
+        await playing
+        self._tell(f"{party.played} hostile acts were played")
+        self.history.acts = party.done
+        self.history.unclean += await party.clear_away()
 
     async def _settle(self, scene: _ChaosScene) -> None:
         """Waits until all is quiet, then takes down what there is; ends with the fleets stopped."""
@@ -231,7 +247,7 @@ class ChaosRun:
         end = clock.now() + settings.seconds
         usual_pending = max(2 * scene.observer.pending, settings.nodes)
         for fault in schedule(settings.seed, stage):
-            if clock.now() >= end:
+            if self._is_enough(scene, clock.now() >= end):
                 return
             self._tell(str(fault))
             opened = scene.links_opened
@@ -255,6 +271,12 @@ class ChaosRun:
             await faults.mend(fault)
             await self._connected(scene)
             await asyncio.sleep(fault.calm_seconds)
+
+    def _is_enough(self, scene: _ChaosScene, time_is_over: bool) -> bool:
+        if not self._settings.faults:
+            return time_is_over
+        played = scene.party.played if scene.party else 0
+        return len(self.history.faults) + played >= self._settings.faults
 
     async def _recovered(self, since: float, scene: _ChaosScene, usual_pending: int) -> float | None:
         """When the hub had recovered from what happened at `since`; None if it did not in time."""

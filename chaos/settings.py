@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from chaos.hostile.edges import HOSTILE_NODES
 from demo.databases import Engine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -14,13 +15,18 @@ class ChaosSettings:
 
     seconds: float = 60.0
     """How long faults are injected; starting, settling and checking come on top."""
+    faults: int = 0
+    """If above 0, faults are injected until there were so many, hostile acts among them, however long that
+    takes."""
+    hostile: bool = True
+    """Whether hostile parties play beside the faults."""
     seed: int = 1
     replicas: int = 2
     """Of each service."""
     nodes: int = 40
     guests: int = 4
-    """Further nodes that nothing is published to. No more than `nodes` sessions are admitted, so that they
-    contend for what a fault leaves free."""
+    """Further nodes that nothing is published to. No more sessions are admitted than the others need, so that
+    they contend for what a fault leaves free."""
     publishers: int = 3
     publish_pause_seconds: float = 0.2
     """Of each publisher, between two rounds of a message to every node."""
@@ -48,6 +54,16 @@ class ChaosSettings:
         return [f"edge-{self.nodes + number}" for number in range(1, self.guests + 1)]
 
     @property
+    def hostile_ids(self) -> tuple[str, ...]:
+        """Nodes of hostile parties."""
+        return HOSTILE_NODES if self.hostile else ()
+
+    @property
+    def limit_total(self) -> int:
+        """Sessions that are admitted at a time: guests find no room beside all others."""
+        return self.nodes + len(self.hostile_ids)
+
+    @property
     def history(self) -> Path:
         """All that was taken down in the last run (chaos.history.History as JSON)."""
         return self.out / "history.json"
@@ -59,13 +75,15 @@ class ChaosSettings:
         return {
             "sessions": [
                 *("--lease-seconds", lease),
-                *("--limit-total", str(self.nodes), "--limit-retry-seconds", "0.5"),
+                *("--limit-total", str(self.limit_total), "--limit-retry-seconds", "0.5"),
             ],
             "dispatcher": [
                 *("--lease-seconds", lease, "--sessions-seconds", str(self.lease_seconds / 2)),
                 *("--ack-seconds", "2", "--keepalive-seconds", str(2 * self.lease_seconds)),
                 # Links are cut and processes paused here without an end: nothing is to be given up.
                 *("--ack-most-seconds", "5", "--most-attempts", "1000"),
+                # What is for nodes that never come goes soon, and so do they.
+                *("--unknown-node-seconds", "10"),
             ],
             # All come from one address.
             "enrolment": ["--requests-per-second", "1000", "--requests-burst", "1000"],

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as fixed
 from hypothesis.strategies import SearchStrategy
 
 V = TypeVar("V")
@@ -27,9 +28,14 @@ class Target(Generic[V]):
     opened: Callable[[], AbstractContextManager[Check[V]]]
     pure: bool = False
     seeds: Callable[[], Iterable[bytes]] | None = None
+    weight: int = 1
+    """Its part of a number of values that is divided among targets: by how many of them take a second."""
 
-    def property(self, check: Check[V], examples: int, derandomized: bool) -> Callable[[], None]:
-        """A Hypothesis test of the check; `derandomized`: the same values each time."""
+    def property(
+        self, check: Check[V], examples: int, derandomized: bool, seed: int | None = None
+    ) -> Callable[[], None]:
+        """A Hypothesis test of the check; `derandomized`: the same values each time. A `seed` is one more way
+        to have the same ones again."""
 
         @settings(
             max_examples=examples,
@@ -43,7 +49,7 @@ class Target(Generic[V]):
         def holds(value: V) -> None:
             check(value)
 
-        return holds
+        return holds if seed is None else fixed(seed)(holds)
 
     def examine(self, examples: int) -> None:
         """Checks that many values, the same each time."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from chaos.checker import Verdict, judge
 from chaos.history import (
+    ActDone,
     CertificateHeld,
     CertificateListed,
     Count,
@@ -71,6 +72,21 @@ def test_a_history_without_a_fault_holds() -> None:
     assert (found.accepted, found.acknowledged, found.superseded) == (2, 2, 0)
     assert found.faults == {"kill sessions": 1}
     assert found.longest_recovery_seconds == 2.5
+
+
+def test_answers_that_hostile_parties_should_not_get_are_breaches() -> None:
+    """Invariants 7, 10: an act that reached nobody counts for nothing."""
+    acts = [
+        ActDone("refused publishes", 1.0, 0.1, through=True, wrong=["edge-1: OUTCOME_ACCEPTED"]),
+        ActDone("refused publishes", 2.0, 0.1, through=True),
+        ActDone("poison message", 3.0, 0.1, through=False),
+    ]
+    found = verdict(acts=acts)
+    assert found.acts == {"refused publishes": 2}
+    assert not found.holds
+    assert breaches(acts=acts) == {
+        "hostile parties": ["refused publishes at 1.0 s: edge-1: OUTCOME_ACCEPTED"]
+    }
 
 
 def test_moves_of_links_are_counted() -> None:

@@ -31,6 +31,17 @@ def test_the_table_has_a_line_for_every_fault_and_every_invariant() -> None:
     assert "every invariant held" in text
 
 
+def test_the_table_counts_what_hostile_parties_did() -> None:
+    text = told(Verdict(accepted=10, acts=Counter({"poison message": 3, "flapping edge": 4})))
+    rows = {
+        line.split("│")[1].strip(): line.split("│")[2].strip() for line in text.splitlines() if "│" in line
+    }
+    assert rows["poison message"] == "3"
+    assert rows["flapping edge"] == "4"
+    assert rows["hostile acts"] == "7"
+    assert "hostile acts" not in told(Verdict(accepted=10))
+
+
 def test_breaches_are_told_in_words_and_end_in_a_plain_verdict() -> None:
     text = told(Verdict(accepted=10, lost=[f"message {number} is gone" for number in range(9)]))
     assert "lost: message 0 is gone" in text

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from chaos.checker import judge
+from chaos.hostile.acts import ActKind
 from chaos.run import ChaosRun
 from chaos.settings import ChaosSettings
 from tests.support.postgres import need_postgres, reachable_folder
@@ -40,3 +41,4 @@ async def test_every_invariant_holds_whatever_is_broken() -> None:
     # Those of the second fleet, and what nodes got in the middle of each fault.
     assert verdict.certificates > 12 + 2 * verdict.faults.total()
     assert verdict.moves > 0
+    assert {kind.value for kind in ActKind} <= verdict.acts.keys()

@@ -14,6 +14,7 @@ EXAMPLES = {
     "files": 60,
     "enrolment": 200,
     "links": 60,
+    "parties": 6,
     "requests": 400,
     "requests-postgresql": 200,
 }
