@@ -1,7 +1,7 @@
 """What the hub says of itself when all is quiet."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,9 @@ MOST_QUESTIONS = 10
 HAND_ON_SECONDS = 30.0
 SPARE_DESCRIPTORS = 100
 """Of a service beside its links: databases, streams, logs."""
+MOST_TIMES_RESIDENT = 1.5
+SPARE_MIB = 64
+"""What caches that have a bound fill themselves with: pages of a database, floors, known rows."""
 T = TypeVar("T")
 
 
@@ -110,6 +113,22 @@ class Ending:
     async def _outbox(self) -> list[NodeDelivery]:
         nodes = await asked(self._hub.dispatchers[0], outbox_nodes)
         return [node for node in nodes if node.node_id not in self._misbehaving]
+
+
+def resident_mib(hub: Hub) -> dict[str, int]:
+    """Memory of each process."""
+    return {
+        instance.name: psutil.Process(instance.child.pid).memory_info().rss >> 20
+        for instance in hub.instances
+    }
+
+
+def grown(before: Mapping[str, int], after: Mapping[str, int]) -> list[Count]:
+    """Memory of each process beside what it, or the one that it follows, had just after its start."""
+    return [
+        Count(f"resident MiB of {name}", mib, int(MOST_TIMES_RESIDENT * before[name]) + SPARE_MIB)
+        for name, mib in after.items()
+    ]
 
 
 def tracebacks(logs: Path) -> list[str]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from chaos.applicants import Applicants, certificates_of
 from chaos.clock import RunClock
-from chaos.ending import Ending, tracebacks
+from chaos.ending import Ending, grown, resident_mib, tracebacks
 from chaos.faults import Faults
 from chaos.fleets import FleetProcess
 from chaos.history import FaultDone, History
+from chaos.hostile.edges import HOSTILE_NODES
 from chaos.hostile.party import HostileParty
 from chaos.observer import Observer
 from chaos.publisher import Publisher
@@ -21,7 +22,7 @@ from chaos.settings import ChaosSettings
 from chaos.standby import DatabasePair
 from chaos.subscriber import Subscriber
 from chaos.wires import running_wires
-from chaos.writes import session_writes
+from chaos.writes import rows_left, session_writes
 from demo.databases import Databases, Engine, sqlite_databases
 from demo.hub import Hub, running_hub
 from demo.manifests import Versions
@@ -103,6 +104,7 @@ class ChaosRun:
                 if not await instance.stop():
                     faults.unclean.append(f"{instance.name} did not end by itself at the end")
             self.history.writes = await session_writes(databases.dispatcher)
+            self.history.counts += await rows_left(databases.dispatcher, HOSTILE_NODES)
             self.history.unclean += [*faults.unclean, *tracebacks(settings.data / "logs")]
 
     def _tell(self, text: str) -> None:
@@ -179,6 +181,7 @@ class ChaosRun:
                 for publisher in scene.publishers
             ]
             await asyncio.sleep(WARM_UP_SECONDS)
+            before = resident_mib(scene.hub)
             playing = background.create_task(scene.party.run(), name="hostile") if scene.party else None
             await self._break_things(scene, faults, background)
             if scene.party and playing:
@@ -194,6 +197,7 @@ class ChaosRun:
                 history.publishes += publisher.history
             await scene.applicants.answered(ANSWERS_SECONDS)
             await self._settle(scene)
+            history.counts += grown(before, resident_mib(scene.hub))
             for task in watching:
                 task.cancel()
         observer = scene.observer

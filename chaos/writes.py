@@ -1,10 +1,13 @@
-"""What sessions wrote into the history of their nodes, read from the outbox when the hub has ended."""
+"""What there is in the outbox when the hub has ended: what sessions wrote, and what is left of others."""
 
-from sqlalchemy import Connection, select
+from collections.abc import Sequence
 
-from chaos.history import SessionWrite
+from sqlalchemy import Connection, func, or_, select
+
+from chaos.history import Count, SessionWrite
+from chaos.hostile.programs import NOBODY
 from services.dispatcher.outbox.records import EventKind
-from services.dispatcher.outbox.schema import SCHEMA, delivery_event
+from services.dispatcher.outbox.schema import SCHEMA, delivery, delivery_event, node, uploads
 from services.runtime.store import open_store
 
 _BY_SESSIONS = (
@@ -38,3 +41,24 @@ def _changes_of_epoch(connection: Connection) -> list[SessionWrite]:
         if not found or (found[-1].node_id, found[-1].epoch) != (node_id, epoch):
             found.append(SessionWrite(node_id, epoch, EventKind(kind).name.lower(), message_id))
     return found
+
+
+async def rows_left(url: str, hostile_ids: Sequence[str]) -> list[Count]:
+    """Rows of nodes that were deleted or never were, and uploads that were not handed on: there is none.
+    Raises StoreUnavailable or StartupError."""
+    store = await open_store(url, SCHEMA)
+    try:
+        return await store.read(lambda connection: _rows_left(connection, hostile_ids))
+    finally:
+        await store.close()
+
+
+def _rows_left(connection: Connection, hostile_ids: Sequence[str]) -> list[Count]:
+    counts = [
+        Count("stored uploads", connection.execute(select(func.count()).select_from(uploads)).scalar_one(), 0)
+    ]
+    for table in (node, delivery, delivery_event):
+        gone = or_(table.c.node_id.in_(hostile_ids), table.c.node_id.startswith(NOBODY, autoescape=True))
+        rows = connection.execute(select(func.count()).select_from(table).where(gone)).scalar_one()
+        counts.append(Count(f"rows in {table.name} of nodes that are gone", rows, 0))
+    return counts

@@ -10,16 +10,18 @@ from typing import TypeAlias
 import grpc
 
 from chaos.clock import RunClock
+from chaos.ending import asked
 from chaos.history import ActDone
 from chaos.hostile.acts import Act, ActKind, acts
 from chaos.hostile.edges import HOSTILE_NODES, HostileEdges, contexts_from
-from chaos.hostile.programs import Programs
-from chaos.hostile.strangers import Strangers
+from chaos.hostile.programs import NOBODY, Programs
+from chaos.hostile.strangers import LOOPBACK, Strangers
+from chaos.observer import outbox_nodes
 from demo.hub import Hub
 
 Played: TypeAlias = bool | str | list[str]
 """Whether it got through to the hub; or what is wrong with what the hub made of it."""
-_DELETE_SECONDS = 30.0
+_GONE_SECONDS = 60.0
 _AGAIN_SECONDS = 0.5
 
 
@@ -62,6 +64,23 @@ class Players:
         return await self.programs.publish_wrongly(act, self.bystanders)
 
 
+def players_at(
+    hub: Hub,
+    certificates: Path,
+    bystanders: Sequence[str],
+    seed: int,
+    sources: Sequence[str] = LOOPBACK,
+) -> Players:
+    """Those of a running hub; `certificates` has files of HOSTILE_NODES."""
+    programs = Programs([one.address for one in hub.dispatchers], seed, hub.security)
+    return Players(
+        Strangers(doors_of(hub), seed, sources),
+        programs,
+        HostileEdges(hub.server.split(","), contexts_from(certificates), programs, seed),
+        bystanders,
+    )
+
+
 def faults_of(played: Played) -> list[str]:
     """What is wrong with what the hub made of an act."""
     if isinstance(played, str):
@@ -75,14 +94,8 @@ class HostileParty:
     def __init__(
         self, hub: Hub, certificates: Path, bystanders: Sequence[str], seed: int, clock: RunClock
     ) -> None:
-        self._programs = Programs([one.address for one in hub.dispatchers], seed, hub.security)
-        servers = hub.server.split(",")
-        self._players = Players(
-            Strangers(doors_of(hub), seed),
-            self._programs,
-            HostileEdges(servers, contexts_from(certificates), self._programs, seed),
-            bystanders,
-        )
+        self._hub = hub
+        self._players = players_at(hub, certificates, bystanders, seed)
         self._seed = seed
         self._clock = clock
         self._stopping = asyncio.Event()
@@ -125,19 +138,37 @@ class HostileParty:
             return False
 
     async def clear_away(self) -> list[str]:
-        """Deletes the nodes that were made for it; a sentence for each one that the hub does not delete."""
-        left = []
-        for node_id in HOSTILE_NODES:
-            try:
-                async with asyncio.timeout(_DELETE_SECONDS):
-                    while not await self._deleted(node_id):  # noqa: ASYNC110 - told by nobody
-                        await asyncio.sleep(_AGAIN_SECONDS)
-            except TimeoutError:
-                left.append(f"node {node_id} could not be deleted within {_DELETE_SECONDS:g} s")
-        return left
+        """As `cleared_away`."""
+        return await cleared_away(self._hub, self._players.programs)
 
-    async def _deleted(self, node_id: str) -> bool:
+
+async def cleared_away(hub: Hub, programs: Programs) -> list[str]:
+    """Deletes the nodes of hostile edges, and waits until the hub has forgotten those that never were; a
+    sentence for each that is left."""
+    left = []
+    for node_id in HOSTILE_NODES:
         try:
-            return await self._programs.delete_node(node_id)
-        except grpc.aio.AioRpcError:
-            return False
+            async with asyncio.timeout(_GONE_SECONDS):
+                while not await _deleted(programs, node_id):  # noqa: ASYNC110 - told by nobody
+                    await asyncio.sleep(_AGAIN_SECONDS)
+        except TimeoutError:
+            left.append(f"node {node_id} could not be deleted within {_GONE_SECONDS:g} s")
+    nobody: list[str] = []
+    try:
+        async with asyncio.timeout(_GONE_SECONDS):
+            while nobody := await asked(hub.dispatchers[0], _nobody):  # noqa: ASYNC110 - told by nobody
+                await asyncio.sleep(_AGAIN_SECONDS)
+    except TimeoutError:
+        left.append(f"{len(nobody)} nodes that never were are still kept, as {nobody[0]}")
+    return left
+
+
+async def _deleted(programs: Programs, node_id: str) -> bool:
+    try:
+        return await programs.delete_node(node_id)
+    except grpc.aio.AioRpcError:
+        return False
+
+
+async def _nobody(channel: grpc.aio.Channel) -> list[str]:
+    return [one.node_id for one in await outbox_nodes(channel) if one.node_id.startswith(NOBODY)]

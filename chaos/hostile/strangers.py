@@ -18,17 +18,24 @@ _BEGINNINGS = (
 _DIAL_SECONDS = 2.0
 
 
-class Strangers:
-    """Each act comes from one of 250 addresses of loopback, none of which is anybody else's."""
+LOOPBACK = tuple(f"127.7.0.{number}" for number in range(1, 251))
+"""Addresses that nobody else has."""
 
-    def __init__(self, doors: Sequence[tuple[str, int]], seed: int) -> None:
+
+class Strangers:
+    """Each act comes from one of `sources`; an empty one stands for whatever address the kernel takes."""
+
+    def __init__(
+        self, doors: Sequence[tuple[str, int]], seed: int, sources: Sequence[str] = LOOPBACK
+    ) -> None:
         self._doors = doors
         self._chance = random.Random(seed)
+        self._sources = sources
 
     async def stay_silent(self, act: Act) -> bool:
         """Opens connections to one port and keeps them; whether any was opened."""
         door = self._chance.choice(self._doors)
-        source = f"127.7.0.{self._chance.randint(1, 250)}"
+        source = self._chance.choice(self._sources)
         opened: list[socket.socket] = []
         try:
             async with asyncio.timeout(_DIAL_SECONDS):
@@ -50,7 +57,8 @@ class Strangers:
         made = socket.socket()
         try:
             made.setblocking(False)
-            made.bind((source, 0))
+            if source:
+                made.bind((source, 0))
             loop = asyncio.get_running_loop()
             await loop.sock_connect(made, door)
             await loop.sock_sendall(made, self._chance.choice(_BEGINNINGS))
