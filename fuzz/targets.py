@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fuzz.contents import contents, contents_checked, recorded_contents
 from fuzz.datagrams import attacks, datagrams_checked
 from fuzz.enrolment import enrolment_checked, enrolment_requests
 from fuzz.frames import frame_texts, frames_checked, recorded_frames
@@ -17,6 +18,9 @@ from fuzz.target import Target
 _ALL: tuple[Target[Any], ...] = (
     Target(
         "frames", "the codec of edge frames", frame_texts(), frames_checked, True, recorded_frames, 60_000
+    ),
+    Target(
+        "contents", "the check of contents", contents(), contents_checked, True, recorded_contents, 20_000
     ),
     Target("quic", "streams of a QUIC link", streams(), streams_checked, True, recorded_streams, 35_000),
     Target("datagrams", "datagrams at a running QUIC listener", attacks(), datagrams_checked, weight=200),

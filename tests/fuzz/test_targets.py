@@ -7,6 +7,7 @@ from fuzz.targets import TARGETS
 # What a run of the tests can afford.
 EXAMPLES = {
     "frames": 300,
+    "contents": 300,
     "quic": 200,
     "datagrams": 60,
     "settings": 60,
