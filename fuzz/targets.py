@@ -19,9 +19,7 @@ _ALL: tuple[Target[Any], ...] = (
     Target(
         "frames", "the codec of edge frames", frame_texts(), frames_checked, True, recorded_frames, 60_000
     ),
-    Target(
-        "contents", "the check of contents", contents(), contents_checked, True, recorded_contents, 20_000
-    ),
+    Target("contents", "the check of contents", contents(), contents_checked, True, recorded_contents, 5_000),
     Target("quic", "streams of a QUIC link", streams(), streams_checked, True, recorded_streams, 35_000),
     Target("datagrams", "datagrams at a running QUIC listener", attacks(), datagrams_checked, weight=200),
     Target("settings", "flags and environment of every service", starts(), starts_checked, True, weight=50),
