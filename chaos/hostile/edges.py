@@ -31,6 +31,7 @@ POISON_SECONDS = 90.0
 _DIAL_SECONDS = 3.0
 _FIRST_MESSAGE_SECONDS = 0.3
 _AGAIN_SECONDS = 0.1
+_KEEPALIVE_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
 _UNREADABLE = 1007
 """The close code for a message that cannot be read (RFC 6455, 7.4.1)."""
@@ -81,9 +82,12 @@ class HostileEdges:
             open_timeout=_DIAL_SECONDS,
             close_timeout=1.0,
         )
+        beating = asyncio.create_task(_keep_alive(link), name=f"keepalive of {node_id}")
         try:
             yield link
         finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
             link.transport.abort()
             await link.wait_closed()
 
@@ -116,8 +120,14 @@ class HostileEdges:
 
     async def refuse_poison(self, act: Act) -> str:
         """Publishes a message on which the edge ends its link and one behind it; what is wrong with what came
-        of them, empty if nothing. Raises AioRpcError if they could not be published."""
+        of them, empty if nothing. Raises AioRpcError if they could not be published, TimeoutError if the node
+        cannot connect."""
         poison, behind = f"poison-{act.number}", f"behind-{act.number}"
+        try:
+            async with self._link(POISON_NODE):
+                pass  # what is for a node that never connected expires soon
+        except LINK_ENDS as error:
+            raise TimeoutError("no connector lets the node in") from error
         for name in (poison, behind):
             (outcome,) = await self._programs.publish(object_message(name, act.number), [POISON_NODE])
             if outcome.outcome != pb.OUTCOME_ACCEPTED:
@@ -158,6 +168,15 @@ class HostileEdges:
                             arrived.set()
                         await link.send(_acknowledgement(message))
             await asyncio.sleep(_AGAIN_SECONDS)
+
+
+async def _keep_alive(link: ClientConnection) -> None:
+    header = {"msg_id": "alive", "timestamp": 1}
+    route = {"source": "websocket", "group": "resource", "operation": "keepalive", "resource": "node"}
+    beat = json.dumps({"header": header, "route": route, "content": "ping"})
+    while True:
+        await link.send(beat)
+        await asyncio.sleep(_KEEPALIVE_SECONDS)
 
 
 def _acknowledgement(message: dict[str, Any]) -> str:
