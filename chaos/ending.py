@@ -10,6 +10,7 @@ import psutil
 
 from chaos.fleets import FleetProcess, held_by, steps_of, uploads_confirmed_to
 from chaos.history import Count, History, LinkSeen, SessionSeen, Waiting
+from chaos.hostile.programs import NOBODY
 from chaos.messages import uploads_lost
 from chaos.observer import admitted_links, live_sessions, outbox_nodes, seen
 from cloudhub.v1 import dispatcher_pb2 as pb
@@ -112,7 +113,12 @@ class Ending:
 
     async def _outbox(self) -> list[NodeDelivery]:
         nodes = await asked(self._hub.dispatchers[0], outbox_nodes)
-        return [node for node in nodes if node.node_id not in self._misbehaving]
+        # Nodes that never were have a share of their own, and are forgotten by and by.
+        return [
+            node
+            for node in nodes
+            if node.node_id not in self._misbehaving and not node.node_id.startswith(NOBODY)
+        ]
 
 
 def resident_mib(hub: Hub) -> dict[str, int]:

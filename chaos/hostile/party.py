@@ -10,13 +10,11 @@ from typing import TypeAlias
 import grpc
 
 from chaos.clock import RunClock
-from chaos.ending import asked
 from chaos.history import ActDone
 from chaos.hostile.acts import Act, ActKind, acts
 from chaos.hostile.edges import HOSTILE_NODES, HostileEdges, contexts_from
-from chaos.hostile.programs import NOBODY, Programs
+from chaos.hostile.programs import Programs
 from chaos.hostile.strangers import LOOPBACK, Strangers
-from chaos.observer import outbox_nodes
 from demo.hub import Hub
 
 Played: TypeAlias = bool | str | list[str]
@@ -94,7 +92,6 @@ class HostileParty:
     def __init__(
         self, hub: Hub, certificates: Path, bystanders: Sequence[str], seed: int, clock: RunClock
     ) -> None:
-        self._hub = hub
         self._players = players_at(hub, certificates, bystanders, seed)
         self._seed = seed
         self._clock = clock
@@ -139,12 +136,11 @@ class HostileParty:
 
     async def clear_away(self) -> list[str]:
         """As `cleared_away`."""
-        return await cleared_away(self._hub, self._players.programs)
+        return await cleared_away(self._players.programs)
 
 
-async def cleared_away(hub: Hub, programs: Programs) -> list[str]:
-    """Deletes the nodes of hostile edges, and waits until the hub has forgotten those that never were; a
-    sentence for each that is left."""
+async def cleared_away(programs: Programs) -> list[str]:
+    """Deletes the nodes of hostile edges; a sentence for each that is left."""
     left = []
     for node_id in HOSTILE_NODES:
         try:
@@ -153,13 +149,6 @@ async def cleared_away(hub: Hub, programs: Programs) -> list[str]:
                     await asyncio.sleep(_AGAIN_SECONDS)
         except TimeoutError:
             left.append(f"node {node_id} could not be deleted within {_GONE_SECONDS:g} s")
-    nobody: list[str] = []
-    try:
-        async with asyncio.timeout(_GONE_SECONDS):
-            while nobody := await asked(hub.dispatchers[0], _nobody):  # noqa: ASYNC110 - told by nobody
-                await asyncio.sleep(_AGAIN_SECONDS)
-    except TimeoutError:
-        left.append(f"{len(nobody)} nodes that never were are still kept, as {nobody[0]}")
     return left
 
 
@@ -168,7 +157,3 @@ async def _deleted(programs: Programs, node_id: str) -> bool:
         return await programs.delete_node(node_id)
     except grpc.aio.AioRpcError:
         return False
-
-
-async def _nobody(channel: grpc.aio.Channel) -> list[str]:
-    return [one.node_id for one in await outbox_nodes(channel) if one.node_id.startswith(NOBODY)]
