@@ -109,16 +109,15 @@ class Ending:
     async def waiting(self) -> list[Waiting]:
         """What the hub still holds as pending or parked."""
         found = await asked(self._hub.dispatchers[0], _waiting)
-        return [one for one in found if one.node_id not in self._misbehaving]
+        return [one for one in found if self._counts(one.node_id)]
 
     async def _outbox(self) -> list[NodeDelivery]:
         nodes = await asked(self._hub.dispatchers[0], outbox_nodes)
-        # Nodes that never were have a share of their own, and are forgotten by and by.
-        return [
-            node
-            for node in nodes
-            if node.node_id not in self._misbehaving and not node.node_id.startswith(NOBODY)
-        ]
+        return [node for node in nodes if self._counts(node.node_id)]
+
+    def _counts(self, node_id: str) -> bool:
+        """Nodes that never were have a share of their own, and are forgotten by and by."""
+        return node_id not in self._misbehaving and not node_id.startswith(NOBODY)
 
 
 def resident_mib(hub: Hub) -> dict[str, int]:
