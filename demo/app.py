@@ -163,6 +163,8 @@ class Demo:
                 receiving.cancel()
         if verdict.superseded:
             self._say(f"{verdict.superseded} were superseded by newer versions before their node had them")
+        if verdict.replaced:
+            self._say(f"{verdict.replaced} objects were replaced by another publisher's, under the same path")
         if verdict.unrecorded:
             self._say(f"{verdict.unrecorded} are pending at the hub although no node lacks what they carry")
         for reason, count in self._ledger.refused.items():

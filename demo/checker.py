@@ -27,6 +27,8 @@ class Verdict:
     lost: int = 0
     ended: int = 0
     """Newest versions that ended with a reason on record: expired or purged."""
+    replaced: int = 0
+    """Newest versions whose path another publisher's object has taken, at the hub (told) and at the node."""
     examples: list[str] = field(default_factory=list)
     """Some of the lost, in words."""
 
@@ -44,18 +46,32 @@ class Verdict:
         return f"published={self.published} acked={self.acknowledged} pending={self.pending} lost={self.lost}"
 
 
-def on_disk(disks: Sequence[Disk], ledger: Ledger) -> tuple[dict[ObjectKey, int], int]:
-    """What the edges hold, and how many distinct messages of this run they have stored. What an earlier run
-    left on a disk of nodes that are elsewhere now is none of theirs."""
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the edges hold."""
+
+    versions: dict[ObjectKey, int]
+    """Of the objects of this run."""
+    others: set[tuple[str, str]]
+    """Node id and path of objects that somebody else has published."""
+    applied: int
+    """How many distinct messages of this run they have stored."""
+
+
+def on_disk(disks: Sequence[Disk], ledger: Ledger) -> Held:
+    """What an earlier run left on a disk of nodes that are elsewhere now is none of theirs."""
     uids = {uid for _, uid in ledger.expected}
     held: dict[ObjectKey, int] = {}
+    others: set[tuple[str, str]] = set()
     applied: set[tuple[str, str, str]] = set()
     for disk in disks:
-        held |= {
-            (row.node_id, row.uid): int(row.version)
-            for row in read_objects(disk.database)
-            if row.node_id in disk.node_ids and row.uid in uids
-        }
+        for row in read_objects(disk.database):
+            if row.node_id not in disk.node_ids:
+                continue
+            if row.uid in uids:
+                held[row.node_id, row.uid] = int(row.version)
+            else:
+                others.add((row.node_id, row.resource))
         applied |= {
             (row.node_id, row.uid, row.version)
             for row in read_history(disk.database)
@@ -64,7 +80,7 @@ def on_disk(disks: Sequence[Disk], ledger: Ledger) -> tuple[dict[ObjectKey, int]
             and ledger.first_version
             and int(row.version) >= ledger.first_version
         }
-    return held, len(applied)
+    return Held(held, others, len(applied))
 
 
 def _ended_rightly(expected: Expected, explained: pb.ExplainDeliveryResponse) -> bool:
@@ -77,20 +93,23 @@ def _ended_rightly(expected: Expected, explained: pb.ExplainDeliveryResponse) ->
 
 async def check(ledger: Ledger, operator: Operator, disks: Sequence[Disk]) -> Verdict:
     """Compares what was last accepted per node and object with the edges' files and with the hub."""
-    held, acknowledged = await asyncio.to_thread(on_disk, disks, ledger)
-    verdict = Verdict(ledger.accepted, acknowledged, (await operator.figures()).pending)
-    for (node_id, uid), expected in ledger.missing(held):
+    held = await asyncio.to_thread(on_disk, disks, ledger)
+    verdict = Verdict(ledger.accepted, held.applied, (await operator.figures()).pending)
+    for (node_id, uid), expected in ledger.missing(held.versions):
         explained = await operator.explain(node_id, uid)
         if explained is not None and explained.object.state in _WAITING:
             if int(explained.object.version or "0") >= expected.version:
                 verdict.waiting += 1
                 continue
         elif explained is not None and _ended_rightly(expected, explained):
-            verdict.ended += 1
+            if (node_id, expected.resource) in held.others and not expected.deleted:
+                verdict.replaced += 1
+            else:
+                verdict.ended += 1
             continue
         verdict.lost += 1
         if len(verdict.examples) < MOST_EXAMPLES:
-            there = held.get((node_id, uid))
+            there = held.versions.get((node_id, uid))
             verdict.examples.append(
                 f"{node_id}: {expected.resource} version {expected.version}"
                 f"{' (delete)' if expected.deleted else ''}; "

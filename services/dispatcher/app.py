@@ -104,6 +104,7 @@ def _policy_settings(settings: DispatcherSettings) -> PolicySettings:
 
 def _quotas(settings: DispatcherSettings) -> Quotas:
     return Quotas(
+        node_objects=settings.max_node_objects,
         node_rows=settings.node_most_rows,
         node_bytes=settings.node_most_bytes,
         unknown_node_rows=settings.unknown_node_most_rows,

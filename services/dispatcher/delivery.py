@@ -254,6 +254,8 @@ class Delivery:
 
     def committed(self, node_id: str, result: Accepted | Duplicate) -> None:
         """A publish of this dispatcher is durable: tell the node's session, if it is here."""
+        if isinstance(result, Accepted) and result.replaced:
+            self._metrics.ended.labels("replaced").inc(result.replaced)
         session = self.sessions.get(node_id)
         if session is None:
             if isinstance(result, Accepted):

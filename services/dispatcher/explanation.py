@@ -26,6 +26,8 @@ def explain_row(
     if row.state == RowState.SETTLED:
         if row.reason == "acknowledged":
             return "The node acknowledged it; nothing newer is pending."
+        if row.is_replaced:
+            return f"It was {row.reason}: an edge has one object per path. A newer version takes it back."
         return f"It ended without an acknowledgement: {row.reason or 'unknown'}."
     if row.state == RowState.PARKED:
         return (
@@ -53,9 +55,9 @@ def explain_row(
 
 def explain_events(events: list[Event]) -> tuple[pb.DeliveryState.ValueType, str]:
     """About a message that is no longer its object's current one, or of NO-ACK kind."""
+    if any(event.kind == EventKind.ACKNOWLEDGED for event in events):
+        return pb.DELIVERY_STATE_ACKNOWLEDGED, "The node acknowledged it; a newer version followed."
     for event in reversed(events):
-        if event.kind == EventKind.ACKNOWLEDGED:
-            return pb.DELIVERY_STATE_ACKNOWLEDGED, "The node acknowledged it; a newer version followed."
         if event.kind == EventKind.ENDED:
             return pb.DELIVERY_STATE_ENDED, f"It ended without an acknowledgement: {event.reason}."
         if event.kind == EventKind.REJECTED:

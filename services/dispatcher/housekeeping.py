@@ -32,6 +32,8 @@ EXPIRE_INTERVAL = 5.0
 # A live session expires its own messages to the millisecond; the sweep is for all others.
 EXPIRE_GRACE_MS = 10_000
 SWEEP_INTERVAL = 60.0
+# Between steps through 256 nodes, so that a start is not slowed by them.
+MEND_PAUSE = 0.2
 
 
 @dataclass(slots=True)
@@ -63,6 +65,7 @@ class Housekeeping:
             group.create_task(self._watch_store(), name="store-health")
             group.create_task(self._every(EXPIRE_INTERVAL, self._expire), name="expiry")
             group.create_task(self._every(SWEEP_INTERVAL, self.retention.sweep), name="retention")
+            group.create_task(self._mend(), name="mending")
 
     async def _renew(self) -> None:
         counter = self.clock.wall_ms()
@@ -165,3 +168,17 @@ class Housekeeping:
         self.metrics.pending_rows.set(self.outbox.totals.rows)
         self.metrics.pending_bytes.set(self.outbox.totals.bytes)
         self.retention.measure()
+
+    async def _mend(self) -> None:
+        """Once through all nodes, for what a former release left there, or leaves while it is beside this."""
+        after: str | None = ""
+        while after is not None:
+            try:
+                mended = await self.outbox.mend(after, self.clock.wall_ms())
+            except StoreUnavailable as error:
+                _log.warning("store.unavailable", error=str(error))
+            else:
+                after = mended.after
+                if mended.objects:
+                    _log.warning("outbox.paths_united", objects=mended.objects)
+            await asyncio.sleep(MEND_PAUSE)

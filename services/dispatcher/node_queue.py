@@ -1,13 +1,16 @@
 """The pending messages of one node: by key, by id, by path, and which of them is next. Pure."""
 
 import heapq
+from bisect import insort
 from collections.abc import Iterable
+from operator import attrgetter
 
 from services.dispatcher.entry import Entry, EntryState
 from services.dispatcher.inflight import Window
 
 READY, FETCHING, IN_FLIGHT = EntryState.READY, EntryState.FETCHING, EntryState.IN_FLIGHT
 PARKED, GONE = EntryState.PARKED, EntryState.GONE
+_by_seq = attrgetter("seq")
 
 
 class NodeQueue:
@@ -51,11 +54,30 @@ class NodeQueue:
         self._hold_body(entry, body)
         self.by_id[entry.message_id] = entry
         if entry.path and not entry.is_answer:  # an answer is about a request, it deletes nothing
-            self._paths.setdefault(entry.path, []).append(entry)
+            insort(self._paths.setdefault(entry.path, []), entry, key=_by_seq)
         if entry.state == READY:
             self.push(entry)
         elif entry.state == PARKED:
             self.parked += 1
+
+    def replaced_by(self, entry: Entry) -> list[Entry]:
+        """What another key has under the path of a message that was accepted later: an edge has one object
+        there, so the outbox has ended these; deletes are sent all the same, before it."""
+        siblings = self._paths.get(entry.path)
+        if not siblings or entry.is_answer:
+            return []
+        return [
+            other
+            for other in siblings
+            if other.seq < entry.seq and other.key != entry.key and not other.is_delete
+        ]
+
+    def is_outlived(self, entry: Entry) -> bool:
+        """Whether such a later message is here already: what is told or read of this one is old."""
+        siblings = self._paths.get(entry.path)
+        if not siblings or entry.is_answer or entry.is_delete:
+            return False
+        return siblings[-1].seq > entry.seq and siblings[-1].key != entry.key
 
     def met(self, told: Entry) -> None:
         """An accepted message that was read before it was told: what was told has its body."""
@@ -148,20 +170,20 @@ class NodeQueue:
         return bool(siblings)
 
     def earlier(self, entry: Entry) -> Entry | None:
-        """The earliest message of another object of the path that is neither over nor parked, durably. An
-        edge deletes by path, so two objects of one path go one after the other, and a restart that forgets
-        how an earlier one ended must not find the later one sent; answers wait for none."""
+        """The earliest delete of another object of the path that is neither over nor parked, durably. An
+        edge deletes by path, so a delete and what follows it there go one after the other, and a restart
+        that forgets how the delete ended must not find the later one sent; answers wait for none."""
         if entry.is_answer:
             return None
         for other in self._paths.get(entry.path, ()):
             if other is entry:
                 return None
-            if (other.unrecorded or other.state != PARKED) and other.key != entry.key:
+            if other.is_delete and (other.unrecorded or other.state != PARKED) and other.key != entry.key:
                 return other
         return None
 
     def parked_before(self, entry: Entry) -> list[Entry]:
-        """Parked messages of the path that sending `entry` ends."""
+        """Parked deletes of the path that sending `entry` ends."""
         siblings = self._paths.get(entry.path, ())
         if entry.is_answer or len(siblings) < 2:
             return []
@@ -187,7 +209,7 @@ class NodeQueue:
 
     def _hold_path(self, entry: Entry) -> bool:
         """The entry keeps its place in its path until one more record is durable; False if it has none."""
-        if not entry.path or entry.is_answer or entry.superseded:
+        if not entry.path or not entry.is_delete or entry.superseded:
             return False
         entry.unrecorded += 1
         self._unrecorded[entry.key, entry.seq] = entry

@@ -502,13 +502,21 @@ class NodeDelivery:
             self._queue.unpark(known)
 
     def _replace(self, entry: Entry) -> None:
+        if self._queue.is_outlived(entry):
+            return
         known = self._queue.entries.get(entry.key)
         if known is not None:
-            if known.state == IN_FLIGHT:
-                self._queue.supersede(known)
-            else:
-                self._drop(known)
+            self._make_way(known)
+        for other in self._queue.replaced_by(entry):
+            self._make_way(other)
         self._add(entry)
+
+    def _make_way(self, entry: Entry) -> None:
+        """It ended when a newer message of its key or its path was accepted."""
+        if entry.state == IN_FLIGHT:
+            self._queue.supersede(entry)
+        else:
+            self._drop(entry)
 
     def _add(self, entry: Entry) -> None:
         self._queue.add(entry)

@@ -86,6 +86,9 @@ class DispatcherSettings(ServiceSettings):
         description="size of a content; extra fields and names may take 64 KiB more, all as encoded",
     )
     answer_seconds: float = Field(60.0, gt=0, le=3600, description="how long an answer to an edge waits")
+    max_node_objects: int = Field(
+        50_000, ge=1, description="objects on record per node, deleted ones included while remembered"
+    )
     node_most_rows: int = Field(20_000, ge=1, description="pending messages per node")
     node_most_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="pending bytes per node")
     total_most_rows: int = Field(2_000_000, ge=1, description="pending messages in all")

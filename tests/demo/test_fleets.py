@@ -4,16 +4,18 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.message_pb2 import Message
-from demo.checker import on_disk
+from demo.checker import Held, check, on_disk
 from demo.fleet import Fleet
 from demo.fleet_worker import Report
 from demo.fleets import Disk, Fleets
 from demo.ledger import Ledger
+from demo.operator import HubFigures, Operator
 from demo.processes import Child
 from edge.protocol import Header, Kind, Route, Step
 from edge.protocol import Message as EdgeMessage
@@ -55,13 +57,13 @@ async def test_reports_are_added_up_and_latencies_are_taken_once(fleets: Fleets)
     assert fleets.take_latencies() == [{}, {}]
 
 
-def _stored(database: Path, node_id: str, version: int) -> None:
+def _stored(database: Path, node_id: str, version: int, uid: str = "u") -> None:
     store = EdgeStore(database)
     message = EdgeMessage(
         header=Header(msg_id="m", resourceversion=str(version)),
         route=Route(operation="update", resource="a/pod/u"),
     )
-    store.commit(Batch(changes=[Change(node_id, message, Step(Kind.STORE, "u"), 0)]))
+    store.commit(Batch(changes=[Change(node_id, message, Step(Kind.STORE, uid), 0)]))
     store.close()
 
 
@@ -79,4 +81,45 @@ def test_what_a_node_left_on_a_disk_that_it_has_no_more_is_not_looked_at(tmp_pat
         Disk(tmp_path / "new.db", frozenset({"edge-3"})),
         Disk(tmp_path / "old.db", frozenset({"edge-1", "edge-2"})),
     ]
-    assert on_disk(disks, ledger) == ({("edge-3", "u"): 7}, 1)
+    assert on_disk(disks, ledger) == Held({("edge-3", "u"): 7}, set(), 1)
+
+
+class Explaining:
+    """A hub that holds nothing, and says the same of every object."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    async def figures(self) -> HubFigures:
+        return HubFigures()
+
+    async def explain(self, node_id: str, key: str) -> pb.ExplainDeliveryResponse:
+        ended = pb.DeliveryEvent(kind="ended", version="7", reason=self.reason)
+        row = pb.ObjectDelivery(state=pb.DELIVERY_STATE_ENDED, version="7")
+        return pb.ExplainDeliveryResponse(object=row, events=[ended] if self.reason else [])
+
+
+@pytest.mark.parametrize(
+    ("there", "reason", "figures"),
+    [
+        ("other", "replaced at its path by other version 8", (1, 0, 0)),
+        ("", "expired", (0, 1, 0)),
+        ("other", "", (0, 0, 1)),
+    ],
+)
+async def test_what_another_publisher_replaced_is_counted_as_such(
+    tmp_path: Path, there: str, reason: str, figures: tuple[int, int, int]
+) -> None:
+    """C51: only if the hub says so, with a reason; else it is lost."""
+    message = Message(resource_version="7", operation="update", resource="a/pod/u")
+    ledger = Ledger()
+    outcome = pb.NodeOutcome(node_id="edge-1", outcome=pb.OUTCOME_ACCEPTED)
+    request = pb.PublishRequest(message=message, node_ids=["edge-1"])
+    ledger.enter(request, pb.PublishResponse(outcomes=[outcome]), "u")
+    database = tmp_path / "edges.db"
+    if there:
+        _stored(database, "edge-1", 8, there)
+    else:
+        EdgeStore(database).close()
+    verdict = await check(ledger, cast(Operator, Explaining(reason)), [Disk(database, frozenset({"edge-1"}))])
+    assert (verdict.replaced, verdict.ended, verdict.lost) == figures

@@ -1,7 +1,8 @@
 """Invariants 1 to 4 of docs/architecture.md under everything that can happen to one node.
 
 The machine joins the real policy and the real ledger with a model of the link and of an edge that, as
-stock edges do, stores whatever comes, deletes by path and acknowledges. Commits, frames and
+stock edges do, has one slot per path, stores whatever comes, deletes by path and acknowledges. Several
+publishers write to a path, with a uid, with another one, and without any (C51). Commits, frames and
 acknowledgements are delayed, lost and reordered only as the real parts may do it: a link keeps order
 and dies as a whole; records of a dead process are gone; records of a fenced session still arrive.
 """
@@ -40,6 +41,7 @@ from services.dispatcher.outbox.records import (
     Reload,
     RowState,
     Settle,
+    Stale,
 )
 from services.dispatcher.policy import NodeDelivery, PolicySettings
 from services.dispatcher.publication import Publication
@@ -53,6 +55,8 @@ SETTINGS = PolicySettings(
 
 
 RARELY = st.integers(0, 4)  # 0 does it
+# Whose object a message is about: that of the path's present uid, of a new one, of none.
+UIDS = st.sampled_from(["same", "same", "none", "new"])
 ANSWERS = ["ack", "ack", "ack", "nack", "silence", "silence"]
 
 
@@ -66,6 +70,39 @@ class Published:
     version: int
     is_delete: bool
     seq: int
+
+
+@dataclass
+class Place:
+    """What a path is about, as the table in docs/architecture.md has it: written down a second time."""
+
+    live: Published | None = None
+    last: Published | None = None
+    uids: set[str] = field(default_factory=set)
+    # A new uid after a delete with one begins a new order of versions: (order, version) only grows.
+    order: int = 0
+
+    def take(self, publication: Publication, row: ObjectRow) -> tuple[int, int]:
+        """An accepted message: whether it was right to, and where it stands in the path's order."""
+        version, live, last = publication.version or 0, self.live, self.last
+        if publication.is_delete:
+            if live is not None and publication.uid and publication.uid != live.key:
+                assert live.key == row.path, "C15: a delete of another object"
+                assert version >= live.version, "C51: a delete older than what is there"
+            elif live is not None and not publication.uid and live.key != row.path:
+                assert publication.version is None or version >= live.version, "C51: an older delete"
+        elif live is not None:
+            assert version >= live.version, "C51: older than what is there"
+        elif last is not None and publication.uid and publication.uid not in self.uids and "#" in last.key:
+            self.order += 1
+        elif last is not None:
+            assert version > last.version, "C51: older than the delete of what was there"
+        if publication.uid:
+            self.uids.add(publication.uid)
+        version = max(version, last.version) if publication.is_delete and last else version
+        self.last = Published(row.message_id, row.path, row.key, version, row.deleted, row.seq)
+        self.live = None if row.deleted else self.last
+        return self.order, version
 
 
 @dataclass
@@ -103,7 +140,9 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.edge: dict[str, tuple[str, int]] = {}
         self.received: list[str] = []
         self.highest_sent: dict[str, int] = {}
-        self.newest_sent: dict[str, int] = {}  # path -> generation of the newest object sent
+        self.newest_sent: dict[str, tuple[int, int]] = {}  # path -> order and version
+        self.places = {path: Place() for path in PATHS}
+        self.position: dict[str, tuple[int, int]] = {}  # message id -> order and version at its path
         self.open_session(0)
 
     # -- helpers -----------------------------------------------------------------------------------
@@ -135,11 +174,11 @@ class DeliveryMachine(RuleBasedStateMachine):
         version = entry.version or 0
         assert version >= self.highest_sent.get(entry.key, 0), "an older version was sent after a newer one"
         self.highest_sent[entry.key] = version
-        generation = int(entry.key.rsplit("#", 1)[1])
-        assert generation >= self.newest_sent.get(entry.path, 0), (
-            "C15: a message of an earlier object of its path"
+        position = self.position[entry.message_id]
+        assert position >= self.newest_sent.get(entry.path, (0, 0)), (
+            "C15, C51: older than what was sent under its path"
         )
-        self.newest_sent[entry.path] = generation
+        self.newest_sent[entry.path] = position
         policy = session.policy
         assert policy.in_flight <= (1 if policy.doubtful_links else SETTINGS.window_messages)
         row = self.rows.get(entry.key)
@@ -149,14 +188,14 @@ class DeliveryMachine(RuleBasedStateMachine):
     def publish(
         self,
         path: str,
-        version: int,
+        version: int | None,
         *,
         is_delete: bool = False,
-        uid: str = "",
+        uid: str | None = None,
         ttl: float = 0,
         priority: int = 0,
     ) -> None:
-        uid = uid or f"{path}#{self.generation[path]}"
+        uid = f"{path}#{self.generation[path]}" if uid is None else uid
         self.ids += 1
         message_id = f"m{self.ids}"
         message = Message(
@@ -166,7 +205,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             message=message,
             body=message.SerializeToString(),
             acknowledged=True,
-            key=uid,
+            key=uid or path,
             uid=uid,
             version=version,
             is_delete=is_delete,
@@ -191,6 +230,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         if isinstance(op, Accept) and isinstance(result, (Accepted, Duplicate)):
             if isinstance(result, Accepted):
                 row = result.row
+                self.position[row.message_id] = self.places[row.path].take(op.publication, row)
                 self.accepted.append(
                     Published(row.message_id, row.path, row.key, row.version or 0, row.deleted, row.seq)
                 )
@@ -204,6 +244,9 @@ class DeliveryMachine(RuleBasedStateMachine):
                 else:
                     entry = entry_of(result.row, self.now, self.wall_ms)
                     self.perform(live, live.policy.accepted(entry, self.now, self.wall_ms))
+        elif isinstance(op, Accept):
+            assert isinstance(result, Stale)
+            self.check_stale(op.publication, result)
         elif isinstance(op, (Reload, Claim)) and isinstance(result, Loaded):
             if session is live and live is not None:
                 assert not result.fenced
@@ -219,6 +262,14 @@ class DeliveryMachine(RuleBasedStateMachine):
                 and live.policy.recorded(op.key, op.seq)
             ):
                 self.perform(live, live.policy.proceed(self.now, self.wall_ms))
+
+    def check_stale(self, publication: Publication, stale: Stale) -> None:
+        """What is newer than all that was there is taken, unless its own object was deleted."""
+        if publication.is_delete or stale.reason == "DELETED":
+            return
+        path = publication.message.resource
+        versions = [item.version for item in self.accepted if item.path == path]
+        assert (publication.version or 0) <= max(versions), stale
 
     def ledger(self) -> Ledger:
         return Ledger(
@@ -265,29 +316,48 @@ class DeliveryMachine(RuleBasedStateMachine):
         ttl=st.sampled_from([0.0, 0.0, 0.0, 8.0]),
         priority=st.sampled_from([0, 0, 5]),
         commit=st.sampled_from([True, True, False]),
+        uid=UIDS,
     )
-    def update(self, path: str, step: int, ttl: float, priority: int, commit: bool) -> None:
-        if self.deleted[path]:
+    def update(self, path: str, step: int, ttl: float, priority: int, commit: bool, uid: str) -> None:
+        if self.deleted[path] or uid == "new":
             self.generation[path] += 1
             self.deleted[path] = False
         self.version[path] += step
-        self.publish(path, self.version[path], ttl=ttl, priority=priority)
+        self.publish(path, self.version[path], uid="" if uid == "none" else None, ttl=ttl, priority=priority)
         if commit:
             self.commit_all()
 
-    @rule(path=st.sampled_from(PATHS), back=st.integers(0, 3))
-    def publish_old_or_equal_version(self, path: str, back: int) -> None:
-        if not self.deleted[path]:
-            self.publish(path, max(0, self.version[path] - back))
+    @rule(path=st.sampled_from(PATHS), back=st.integers(0, 3), uid=UIDS, generations_back=st.integers(0, 2))
+    def publish_old_or_equal_version(self, path: str, back: int, uid: str, generations_back: int) -> None:
+        """By whichever publisher; also of an object that was there before."""
+        former = f"{path}#{max(1, self.generation[path] - generations_back)}"
+        if not self.deleted[path] or uid == "none":
+            self.publish(path, max(0, self.version[path] - back), uid="" if uid == "none" else former)
 
-    @rule(path=st.sampled_from(PATHS), again=st.booleans())
-    def delete(self, path: str, again: bool) -> None:
-        """And, as often happens, an object of the same name right after."""
+    @rule(
+        path=st.sampled_from(PATHS),
+        again=st.booleans(),
+        uid=UIDS,
+        versioned=st.booleans(),
+        restart=st.booleans(),
+    )
+    def delete(self, path: str, again: bool, uid: str, versioned: bool, restart: bool) -> None:
+        """And, as often happens, an object of the same name right after, in whatever versions."""
         if self.version[path] and not self.deleted[path]:
-            self.publish(path, self.version[path], is_delete=True)
+            version = self.version[path] if versioned or uid != "none" else None
+            self.publish(path, version, uid="" if uid == "none" else None, is_delete=True)
             self.deleted[path] = True
             if again:
-                self.update(path, 1, 0.0, 0, True)
+                if restart:
+                    self.version[path] = 0
+                self.update(path, 1, 0.0, 0, True, "same")
+
+    @rule(path=st.sampled_from(PATHS), generations_back=st.integers(1, 3), back=st.integers(-1, 3))
+    def delete_a_former_object(self, path: str, generations_back: int, back: int) -> None:
+        """C15: late; without a version if `back` is -1."""
+        version = None if back < 0 else max(0, self.version[path] - back)
+        former = f"{path}#{max(1, self.generation[path] - generations_back)}"
+        self.publish(path, version, uid=former, is_delete=True)
 
     # -- rules: the store --------------------------------------------------------------------------
 
@@ -439,9 +509,26 @@ class DeliveryMachine(RuleBasedStateMachine):
             assert message_id in self.received, "acknowledged without having been received"
 
     @invariant()
+    def one_object_is_live_per_path(self) -> None:
+        """C51: in the outbox, and in the policy."""
+        for path in PATHS:
+            live = [row.key for row in self.rows.values() if row.path == path and not row.deleted]
+            assert len(live) <= 1, live
+            there = self.places[path].live
+            assert live == ([there.key] if there else [])
+            if self.session is not None:
+                waiting = [
+                    entry.key
+                    for entry in self.session.policy._queue.entries.values()
+                    if entry.path == path and not entry.is_delete
+                ]
+                assert len(waiting) <= 1, waiting
+
+    @invariant()
     def counters_are_true(self) -> None:
         pending = [row for row in self.rows.values() if row.state != RowState.SETTLED]
         assert self.node.pending_rows == len(pending)
+        assert self.node.objects == len(self.rows)
         assert self.node.pending_bytes == sum(row.size_bytes for row in pending)
         if self.session is None:
             return
@@ -479,7 +566,9 @@ class DeliveryMachine(RuleBasedStateMachine):
             expired = {
                 event.message_id
                 for event in self.events
-                if event.kind == EventKind.ENDED and event.reason != "superseded"
+                if event.kind == EventKind.ENDED
+                and event.reason not in ("superseded", "deleted with its path")
+                and not event.reason.startswith("replaced at its path")
             }
             if not of_path or any(item.message_id in expired for item in of_path):
                 continue  # an expired version leaves the edge with what it had

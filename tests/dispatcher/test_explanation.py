@@ -13,8 +13,10 @@ from services.dispatcher.explanation import (
 from services.dispatcher.outbox.records import Event, EventKind, ObjectRow, RowState
 
 
-def row(state: RowState = RowState.PENDING, reason: str = "", attempts: int = 0) -> ObjectRow:
-    return ObjectRow("edge-1", "u1", state=state, reason=reason, attempts=attempts)
+def row(
+    state: RowState = RowState.PENDING, reason: str = "", attempts: int = 0, deleted: bool = False
+) -> ObjectRow:
+    return ObjectRow("edge-1", "u1", state=state, reason=reason, attempts=attempts, deleted=deleted)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,10 @@ def test_the_state_joins_row_and_session(
         (row(RowState.SETTLED, "acknowledged"), None, True, None, ["acknowledged it", "nothing newer"]),
         (row(RowState.SETTLED, "expired"), None, True, None, ["without an acknowledgement", "expired"]),
         (row(RowState.SETTLED), None, True, None, ["unknown"]),
+        (
+            *(row(RowState.SETTLED, "replaced at its path by u2 version 6", deleted=True), None, True, None),
+            ["replaced at its path by u2 version 6", "one object per path"],
+        ),
         (row(RowState.PARKED, "no space"), None, False, None, ["Parked: no space", "Redeliver"]),
         (row(), None, False, None, ["not connected"]),
         (row(attempts=3), EntryState.IN_FLIGHT, True, None, ["In flight", "3 intervals"]),
@@ -74,6 +80,11 @@ def event(kind: EventKind, reason: str = "") -> Event:
         ([event(EventKind.REJECTED, "BELOW_FLOOR")], pb.DELIVERY_STATE_ENDED, "turned down: BELOW_FLOOR"),
         (
             [event(EventKind.ENDED, "superseded"), event(EventKind.ACKNOWLEDGED), event(EventKind.SENT)],
+            pb.DELIVERY_STATE_ACKNOWLEDGED,
+            "acknowledged",
+        ),
+        (
+            [event(EventKind.ACKNOWLEDGED), event(EventKind.ENDED, "replaced at its path by u2 version 6")],
             pb.DELIVERY_STATE_ACKNOWLEDGED,
             "acknowledged",
         ),

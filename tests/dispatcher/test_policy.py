@@ -212,7 +212,7 @@ def test_a_hint_with_a_gap_before_loading_makes_the_owner_read_the_outbox() -> N
     node.accept(entry(3, path=PATH))
     assert node.load(entry(1), last_seq=1) == ["m1"]
     assert node.rereads() == 1
-    assert node.reload(entry(2, path=PATH), entry(3, path=PATH), last_seq=3) == ["m2"]
+    assert node.reload(entry(2, path=PATH, is_delete=True), entry(3, path=PATH), last_seq=3) == ["m2"]
     assert node.ack("m2") == ["m3"]
 
 
@@ -888,16 +888,53 @@ def test_one_of_a_path_is_in_flight_at_a_time_in_order_of_seq() -> None:
 
 
 def test_delete_and_create_five_times_over_go_one_after_the_other(node: Node) -> None:
-    """C15: neither hides the other."""
+    """C15: every delete goes, and the last object; those between are deleted before their turn comes."""
     sent = list[str]()
     for seq in range(1, 11):
-        sent += node.accept(entry(seq, f"uid{seq}", path=PATH, is_delete=bool(seq % 2)))
+        sent += node.accept(entry(seq, f"uid{seq // 2}", path=PATH, is_delete=bool(seq % 2)))
     assert sent == ["m1"]
-    for seq in range(1, 11):
+    due = ["m1", "m3", "m5", "m7", "m9", "m10"]
+    for message_id in due:
         node.write()
         assert node.policy.in_flight == 1
-        sent += node.ack(f"m{seq}")
-    assert sent == [f"m{seq}" for seq in range(1, 11)]
+        sent += node.ack(message_id)
+    assert sent == due
+    assert node.policy.queued == 0
+
+
+@pytest.mark.parametrize("versions", [(1, 2), (2, 1)])
+def test_an_object_that_takes_the_path_is_sent_at_once_and_the_former_never_again(
+    node: Node, versions: tuple[int, int]
+) -> None:
+    """C51: whatever their versions: the outbox has decided. The former one's slot is free with its ack."""
+    node.accept(entry(1, "uid1", path=PATH, version=versions[0]))
+    assert node.accept(entry(2, PATH, path=PATH, version=versions[1])) == ["m2"]
+    assert node.policy.in_flight == 2
+    node.write()
+    assert node.policy.state_of("uid1") is None
+    node.ack("m1")
+    assert node.policy.in_flight == 1
+    assert node.wait(5) == ["m2"]
+
+
+@pytest.mark.parametrize("parked", [False, True])
+def test_what_waits_under_the_path_of_a_later_object_is_not_sent(parked: bool) -> None:
+    """C51: nor ended once more: it ended when the later one was accepted."""
+    node = Node(PolicySettings(window_messages=1))
+    node.load(entry(1), entry(2, "uid1", path=PATH, parked=parked))
+    node.accept(entry(3, PATH, path=PATH))
+    assert node.ack("m1") == ["m3"]
+    assert node.ack("m3") == []
+    assert (node.policy.queued, node.records(End)) == (0, [])
+
+
+def test_what_is_told_of_an_object_after_the_one_that_took_its_path_is_old() -> None:
+    """C51: the load has met the later one beyond the hint."""
+    node = Node()
+    node.accept(entry(2, "uid1", path=PATH))
+    assert node.load(entry(1), last_seq=1, through_seq=1) == []
+    assert node.load(entry(3, PATH, path=PATH), last_seq=3) == ["m1", "m3"]
+    assert node.policy.state_of("uid1") is None
 
 
 def test_the_later_waits_while_the_earlier_is_sent_again() -> None:
@@ -960,7 +997,7 @@ def test_a_newer_version_of_an_object_waits_for_no_record() -> None:
     node.load(entry(1, "uid1", path=PATH))
     node.ack("m1")
     assert node.accept(entry(2, "uid1", path=PATH)) == ["m2"]
-    node.accept(entry(3, "uid1", path=PATH))
+    node.accept(entry(3, "uid1", path=PATH, is_delete=True))
     node.ack("m2")  # superseded in flight
     assert node.ack("m3") == []
     assert node.accept(entry(4, "uid2", path=PATH)) == []
@@ -981,9 +1018,10 @@ def test_a_record_of_what_the_outbox_no_longer_has_frees_nothing_twice() -> None
 def test_an_earlier_that_is_unparked_in_time_goes_first() -> None:
     """C15: at its old place."""
     node = Node(PolicySettings(window_messages=1))
-    node.load(entry(1, "uid1", path=PATH, parked=True, body=False), entry(2), entry(3, "uid2", path=PATH))
+    later = entry(3, "uid2", path=PATH)
+    node.load(entry(1, "uid1", path=PATH, is_delete=True, parked=True, body=False), entry(2), later)
     node.do(node.policy.reread())
-    node.reload(entry(1, "uid1", path=PATH, body=False), entry(2), entry(3, "uid2", path=PATH), last_seq=4)
+    node.reload(entry(1, "uid1", path=PATH, is_delete=True, body=False), entry(2), later, last_seq=4)
     assert node.ack("m2") == []
     assert node.fetches()[-1] == (("uid1", 1),)
     assert node.bodies(("uid1", 1, b"m1")) == ["m1"]
@@ -991,11 +1029,13 @@ def test_an_earlier_that_is_unparked_in_time_goes_first() -> None:
 
 
 def test_a_newer_version_of_the_earlier_takes_the_last_place() -> None:
-    """Its seq is the highest of the path then."""
+    """C51: its seq is the highest of the path then, and what was between has ended."""
     node = Node()
     node.load(*pair())
-    assert node.accept(entry(3, "uid1", path=PATH)) == ["m2"]
-    assert node.ack("m2") == ["m3"]
+    assert node.accept(entry(3, "uid1", path=PATH)) == ["m3"]
+    assert node.ack("m1") == []
+    assert node.ack("m3") == []
+    assert node.policy.queued == 0
 
 
 # Bodies

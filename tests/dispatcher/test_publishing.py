@@ -530,7 +530,8 @@ async def test_the_steps_of_a_delivery_are_one_trace(
 async def test_the_ends_of_a_delivery_say_why(traced: DeliveryHalf, spans: InMemorySpanExporter) -> None:
     """C19, C21: its trace says so."""
     session = await traced.connect()
-    refused, expired = request(NODE, message_id="m1"), request(NODE, content=b"1", message_id="m2")
+    refused = request(NODE, message_id="m1")
+    expired = request(NODE, content=b"1", resource="default/configmap/b", message_id="m2")
     expired.time_to_live.FromSeconds(10)
     await traced.publish(refused, expired)
     traced.delivery.refused(session, request(parent_id="m1").message, "no space left")

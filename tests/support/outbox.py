@@ -7,7 +7,7 @@ from copy import copy
 from msgspec.structs import replace
 
 from cloudhub.v1.message_pb2 import Message
-from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, SweepPlace, Swept
+from services.dispatcher.outbox.contract import Mended, NodeFilter, NodeSummary, SweepPlace, Swept
 from services.dispatcher.outbox.event_ids import EventIds, first_id_of
 from services.dispatcher.outbox.ledger import Change, Ledger
 from services.dispatcher.outbox.needs import needs_of
@@ -42,7 +42,7 @@ def publication(
     *,
     key: str = "",
     uid: str = "",
-    path: str = PATH,
+    path: str = "",
     message_id: str = "",
     is_delete: bool = False,
     is_answer: bool = False,
@@ -54,7 +54,9 @@ def publication(
     traceparent: str = "",
     content: bytes = b'{"n":1}',
 ) -> Publication:
-    """A checked message: of the object `uid`, else of its path; `message_id` empty: the hub's own choice."""
+    """A checked message: of the object `uid`, else of its path; `path` empty: one of the uid's own, or PATH;
+    `message_id` empty: the hub's own choice."""
+    path = path or (f"default/configmap/{uid}" if uid else PATH)
     chosen = message_id or f"hub-{uid or path}-{version}-{'delete' if is_delete else 'update'}"
     operation = "delete" if is_delete else "response" if is_answer else "update"
     message = Message(
@@ -402,8 +404,24 @@ class MemoryOutbox:
         ][:limit]
         for node_id, key in tombstones:
             del self.objects[node_id][key]
+            self.nodes[node_id].objects -= 1
         events_after, tombstones_after = (
             after if len(rows) == limit else None
             for rows, after in ((old, place.events), (tombstones, place.tombstones))
         )
         return Swept(len(old) + len(tombstones), SweepPlace(events_after, tombstones_after))
+
+    async def mend(self, after: str, at_ms: int) -> Mended:
+        """See `contract.Outbox.mend`."""
+        self._check()
+        ledger = self._ledger()
+        ended = 0
+        for node_id, rows in ledger.objects.items():
+            live = [row for row in rows.values() if not (row.deleted or row.is_answer) and row.path]
+            for path in sorted({row.path for row in live}):
+                at_path = [row for row in live if row.path == path]
+                ended += ledger.unite(at_path, at_ms) if len(at_path) > 1 else 0
+            ledger.nodes[node_id].objects = sum(not row.is_answer for row in rows.values())
+            ledger.changed_nodes.add(node_id)
+        self._write(ledger)
+        return Mended(ended, None)

@@ -44,6 +44,14 @@ class Swept(NamedTuple):
     place: SweepPlace
 
 
+class Mended(NamedTuple):
+    """One step of `Outbox.mend`: how many objects gave way, and after which node it goes on, None if these
+    were all."""
+
+    objects: int
+    after: str | None
+
+
 class Outbox(Protocol):
     """Durable deliveries. Every method raises StoreUnavailable when the database does not answer."""
 
@@ -116,4 +124,9 @@ class Outbox(Protocol):
         self, events_before_ms: int, tombstones_before_ms: int, limit: int, place: SweepPlace
     ) -> Swept:
         """Deletes up to `limit` old events and as many old tombstones of the next nodes after `place`."""
+        ...
+
+    async def mend(self, after: str, at_ms: int) -> Mended:
+        """Looks through the next nodes for what other releases left: several live objects under one path, of
+        which the newest stays, and a wrong number of objects."""
         ...

@@ -4,10 +4,12 @@ A store loads the rows that a batch of operations names, calls `apply` for each 
 writes what `Ledger` marks as changed, all in one transaction.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from operator import attrgetter
 
-from services.dispatcher.outbox.judging import Verdict, id_fault, judge
+from services.dispatcher.outbox.judging import Verdict, id_fault, judge, path_fault, replaced_by
 from services.dispatcher.outbox.needs import MOST_LOADED
 from services.dispatcher.outbox.quotas import Quotas, Totals, is_on_record, quota_fault
 from services.dispatcher.outbox.records import (
@@ -46,6 +48,7 @@ from services.dispatcher.publication import Publication, Rejection
 SETTLED, PENDING, PARKED = RowState
 _ACCEPTED, _SENT, _ACKNOWLEDGED = EventKind.ACCEPTED, EventKind.SENT, EventKind.ACKNOWLEDGED
 _DONE = Done()
+_SEQ = attrgetter("seq")
 
 
 class Change(IntEnum):
@@ -54,6 +57,24 @@ class Change(IntEnum):
     MARKED = 0  # everything but key, path, uid and body
     CLEARED = 1  # the message is over: its marks, and the body goes
     ACCEPTED = 2  # all of it
+
+
+def _by_path(rows: Iterable[ObjectRow]) -> dict[str, list[str]]:
+    """Path -> keys of its live objects in order of seq, or if none is live of the one that was there last."""
+    found: dict[str, list[ObjectRow]] = {}
+    for row in rows:
+        if row.is_answer or not row.path:
+            continue
+        there = found.setdefault(row.path, [row])
+        last = there[-1]
+        if last is row:
+            continue
+        if last.deleted and (not row.deleted or row.seq > last.seq):
+            there[:] = [row]
+        elif not row.deleted:
+            there.append(row)
+            there.sort(key=_SEQ)
+    return {path: [row.key for row in there] for path, there in found.items()}
 
 
 @dataclass(slots=True)
@@ -74,6 +95,8 @@ class Ledger:
     # Of the nodes that are claimed and have any.
     cuts: dict[str, Cuts] = field(default_factory=dict)
     changed_cuts: set[str] = field(default_factory=set)
+    # node -> path -> keys, as `_by_path` says; of nodes for which it was asked.
+    paths: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     changed_nodes: set[str] = field(default_factory=set)
     # Those whose revision was raised; a store does it, once all operations are applied (`revise`).
     revised_nodes: set[str] = field(default_factory=set)
@@ -148,19 +171,24 @@ class Ledger:
     def _accept(self, op: Accept) -> Result:
         publication = op.publication
         node = self._node(op.node_id)
-        row = self._target(op.node_id, publication)
+        row = self._rows(op.node_id).get(publication.key)
+        others: Sequence[ObjectRow] = ()
+        if (row is None or row.deleted) and not publication.is_answer:  # else it is the only one of its path
+            row, others = self._at_path(op.node_id, publication, row)
         used = self.used_ids.get((op.node_id, publication.message.id)) if publication.own_id else None
-        verdict: Result | None = id_fault(used, publication, row)
+        verdict: Result | None = id_fault(used, publication, row) or path_fault(row, publication)
         if verdict is None and self.quotas.refuse_unknown_nodes and not node.known:
             verdict = Rejection("UNKNOWN_NODE", "node_ids", f"node {op.node_id} has never connected")
         if verdict is None:
-            judged = judge(row, publication)
+            judged = judge(row, others[-1] if others else None, publication)
+            if others and others[-1].deleted:
+                others = ()
             if isinstance(judged, Stale):
                 verdict = judged
             elif row is not None and judged is Verdict.REPEATED:
                 verdict = self._duplicate(node, row, op.at_ms)
             else:
-                verdict = quota_fault(self.quotas, self.totals, node, row, publication)
+                verdict = quota_fault(self.quotas, self.totals, node, row, others, publication)
         if verdict is not None:
             reason = "" if not isinstance(verdict, (Stale, Rejection)) else verdict.reason
             if reason and not is_on_record(node):
@@ -176,22 +204,28 @@ class Ledger:
                     reason=reason,
                 )
             return verdict
-        return self._take(op, publication, node, row)
+        return self._take(op, publication, node, row, others)
 
-    def _target(self, node_id: str, publication: Publication) -> ObjectRow | None:
-        """The row a publication is about; a delete without uid takes the path's newest live object, or
-        if all are deleted the one deleted last, so that repeating it makes no second delete."""
-        row = self._rows(node_id).get(publication.key)
+    def _at_path(
+        self, node_id: str, publication: Publication, row: ObjectRow | None
+    ) -> tuple[ObjectRow | None, Sequence[ObjectRow]]:
+        """The row a publication is about whose object is not live, and what else is at its path: live objects
+        in order of seq (one, unless a former release left more), or if none is live the last one. A delete
+        without uid is about what is there, or was last, so that repeating it makes no second delete."""
+        path = publication.message.resource
+        if not path:
+            return row, ()
+        rows = self._rows(node_id)
+        paths = self.paths.get(node_id)
+        if paths is None:
+            paths = self.paths[node_id] = _by_path(rows.values())
+        keys = paths.get(path)
+        if keys is None:
+            return row, ()
+        found = [rows[key] for key in keys]
         if publication.is_delete and not publication.uid:
-            found = self._all_at(node_id, publication.message.resource)
-            live = [other for other in found if not other.deleted]
-            return live[-1] if live else found[-1] if found else None
-        return row
-
-    def _all_at(self, node_id: str, path: str) -> list[ObjectRow]:
-        """The objects of a path in order of seq, deleted ones included."""
-        found = [row for row in self._rows(node_id).values() if row.path == path and not row.is_answer]
-        return sorted(found, key=lambda row: row.seq)
+            return found.pop(), found
+        return row, () if found[-1] is row else found
 
     def _duplicate(self, node: NodeRow, row: ObjectRow, at_ms: int) -> Duplicate:
         parked = row.state == PARKED
@@ -208,22 +242,27 @@ class Ledger:
         self.changed_nodes.add(node.node_id)
         self._row_event(row, EventKind.REDELIVERED, at_ms, 0)
 
-    def _take(self, op: Accept, publication: Publication, node: NodeRow, row: ObjectRow | None) -> Accepted:
+    def _take(
+        self,
+        op: Accept,
+        publication: Publication,
+        node: NodeRow,
+        row: ObjectRow | None,
+        others: Sequence[ObjectRow],
+    ) -> Accepted:
+        """Stores it; `others` are what is live at its path and gives way."""
         message = publication.message
         if row is None:
             row = ObjectRow(op.node_id, publication.key, message.resource, publication.uid)
             self._rows(op.node_id)[publication.key] = row
+            node.objects += not publication.is_answer
         else:
             row = self._own(row)
-        superseded_id = ""
-        if publication.is_delete and not publication.uid:
-            for found in self._all_at(op.node_id, message.resource):
-                if found is not row and not found.deleted:
-                    if found.state != SETTLED:
-                        self._end(found, node, "deleted with its path", op.at_ms, 0)
-                    other = self._rows(op.node_id)[found.key]  # ending may have copied it
-                    other.deleted = True
-                    self._touch(other, op.at_ms)
+        superseded_id, replaced = "", 0
+        for other in others:
+            replaced += other.state != SETTLED
+            reason = replaced_by(publication.key, publication.version, publication.is_delete)
+            self._give_way(other, node, reason, op.at_ms, "delete" if publication.is_delete else "")
         if row.state != SETTLED:
             superseded_id = row.message_id
             self._ended_event(row, op.at_ms, 0, "superseded")
@@ -258,10 +297,40 @@ class Ledger:
         row.body = publication.body
         self._count(node, 1, row.size_bytes)
         self._touch(row, op.at_ms, Change.ACCEPTED)
+        if (paths := self.paths.get(op.node_id)) is not None and not row.is_answer:
+            paths[row.path] = [row.key]
         self.used_ids[op.node_id, message.id] = (publication.key, publication.version)
         if publication.own_id:
             self._row_event(row, _ACCEPTED, op.at_ms, 0)
-        return Accepted(row, superseded_id)
+        return Accepted(row, superseded_id, replaced)
+
+    def _give_way(self, row: ObjectRow, node: NodeRow, reason: str, at_ms: int, operation: str = "") -> None:
+        """Another object takes the row's path, or a delete of it: an edge has room for one there."""
+        if row.state != SETTLED:
+            self._end(row, node, reason, at_ms, 0)
+            row = self._rows(row.node_id)[row.key]  # ending may have copied it
+        else:
+            row = self._own(row)
+            row.reason = reason
+            self._row_event(row, EventKind.ENDED, at_ms, 0, reason)
+        row.deleted = True
+        row.operation = operation or row.operation
+        self._touch(row, at_ms, Change.ACCEPTED)
+
+    def unite(self, rows: Sequence[ObjectRow], at_ms: int) -> int:
+        """Live objects of one path, as a release left them that had one per key there: the newest version
+        stays, and is taken once more if the node has got another one since. How many gave way."""
+        newest = max(rows, key=lambda row: (row.floor, row.seq))
+        node = self._node(newest.node_id)
+        for row in rows:
+            if row is not newest:
+                self._give_way(row, node, replaced_by(newest.key, newest.floor), at_ms)
+        node.last_seq += 1  # its owner notices
+        if any(row.seq > newest.seq for row in rows):
+            newest.seq, newest.acknowledged = node.last_seq, None
+            self._touch(newest, at_ms)
+        self.changed_nodes.add(node.node_id)
+        return len(rows) - 1
 
     # -- ending ------------------------------------------------------------------------------------
 
@@ -375,7 +444,9 @@ class Ledger:
         self._count(node, -node.pending_rows, -node.pending_bytes)
         self.totals.unknown_nodes -= is_on_record(node) and not node.known
         node.history_rows = 0
+        node.objects = 0
         self.objects[node_id] = {}
+        self.paths.pop(node_id, None)
         self.used_ids = {key: used for key, used in self.used_ids.items() if key[0] != node_id}
         self.changed_objects = {
             key: change for key, change in self.changed_objects.items() if key[0] != node_id

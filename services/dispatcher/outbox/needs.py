@@ -25,8 +25,8 @@ class Needs:
     """The rows that a batch of operations looks at."""
 
     nodes: set[str]
-    objects: set[tuple[str, str]]
-    paths: set[tuple[str, str]]
+    # (node, key) -> the path, where what else is there counts if the object is not live: of publications
+    objects: dict[tuple[str, str], str]
     message_ids: set[tuple[str, str]]
     pending_of: set[str]  # all of their pending rows
     told_of: set[str] = field(default_factory=set)  # nodes that are looked at if they are there
@@ -41,7 +41,7 @@ class Needs:
 
 def needs_of(ops: list[Op]) -> Needs:
     """What must be loaded before `ops` are applied."""
-    needs = Needs(set(), set(), set(), set(), set())
+    needs = Needs(set(), {}, set(), set())
     for op in ops:
         if isinstance(op, Event):
             needs.told_of.add(op.node_id)
@@ -49,9 +49,8 @@ def needs_of(ops: list[Op]) -> Needs:
         needs.nodes.add(op.node_id)
         if isinstance(op, Accept):
             publication = op.publication
-            needs.objects.add((op.node_id, publication.key))
-            if publication.is_delete and not publication.uid:
-                needs.paths.add((op.node_id, publication.message.resource))
+            path = "" if publication.is_answer else publication.message.resource
+            needs.objects[op.node_id, publication.key] = path
             if publication.own_id:
                 needs.message_ids.add((op.node_id, publication.message.id))
         elif isinstance(op, (Claim, Reload)):
@@ -59,5 +58,5 @@ def needs_of(ops: list[Op]) -> Needs:
             if isinstance(op, Claim) and not op.after_seq:
                 needs.cuts_of.add(op.node_id)
         elif not isinstance(op, (Attempt, KeepCuts, DeleteNode, ForgetNode)):
-            needs.objects.add((op.node_id, op.key))
+            needs.objects.setdefault((op.node_id, op.key), "")
     return needs

@@ -1,17 +1,22 @@
-"""How much may be pending, per node and in all. Pure."""
+"""How much may be on record and pending, per node and in all. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.dispatcher.outbox.records import NodeRow, ObjectRow, RowState
 from services.dispatcher.publication import Publication, Rejection
 
 SETTLED = RowState.SETTLED
+# What is pending for a node that never connected, and as much that has ended.
+UNKNOWN_OBJECTS_PER_ROW = 2
+_SETTINGS = {True: "--max-node-objects", False: "--unknown-node-most-rows"}
 
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
-    """Bounds of what may be pending, and what happens to nodes never seen before."""
+    """Bounds of what may be pending and of objects on record, and what happens to nodes never seen before."""
 
+    node_objects: int = 50_000
     node_rows: int = 20_000
     node_bytes: int = 64 * 1024 * 1024
     unknown_node_rows: int = 100
@@ -26,6 +31,12 @@ class Quotas:
     total_rows: int = 2_000_000
     total_bytes: int = 8 * 1024 * 1024 * 1024
     refuse_unknown_nodes: bool = False
+
+    def objects_of(self, node: NodeRow) -> int:
+        """How many objects the node may have on record."""
+        if node.known:
+            return self.node_objects
+        return min(self.node_objects, UNKNOWN_OBJECTS_PER_ROW * self.unknown_node_rows)
 
 
 @dataclass(slots=True)
@@ -70,19 +81,39 @@ def most_history_rows(quotas: Quotas, node: NodeRow) -> int:
 
 
 def quota_fault(
-    quotas: Quotas, totals: Totals, node: NodeRow, row: ObjectRow | None, publication: Publication
+    quotas: Quotas,
+    totals: Totals,
+    node: NodeRow,
+    row: ObjectRow | None,
+    others: Sequence[ObjectRow],
+    publication: Publication,
 ) -> Rejection | None:
-    """Which quota the publication would break; `row` is what it replaces."""
-    was_pending = row is not None and row.state != SETTLED
-    rows = 0 if was_pending else 1
-    grows = publication.size_bytes - (row.size_bytes if row is not None and was_pending else 0)
+    """Which quota the publication would break; `row` is that of its object, if it is on record, and `others`
+    end with it."""
+    rows, grows = 1, publication.size_bytes
+    if row is not None and row.state != SETTLED:
+        rows, grows = 0, grows - row.size_bytes
+    for other in others:
+        if other.state != SETTLED:
+            rows, grows = rows - 1, grows - other.size_bytes
     most_rows = quotas.node_rows if node.known else quotas.unknown_node_rows
     most_bytes = quotas.node_bytes if node.known else quotas.unknown_node_bytes
     kind = "node" if node.known else "never connected node"
-    if rows and node.pending_rows >= most_rows:
+    if rows > 0 and node.pending_rows >= most_rows:
         return Rejection("NODE_QUOTA_ROWS", "node_ids", f"{kind} has {node.pending_rows} messages pending")
     if grows > 0 and node.pending_bytes + grows > most_bytes:
         return Rejection("NODE_QUOTA_BYTES", "node_ids", f"{kind} has {node.pending_bytes} bytes pending")
+    if (
+        row is None
+        and not publication.is_answer
+        and node.objects >= (most_objects := quotas.objects_of(node))
+    ):
+        return Rejection(
+            "NODE_QUOTA_OBJECTS",
+            "node_ids",
+            f"{kind} has {node.objects} objects on record, deleted ones of the last days included; "
+            f"at most {most_objects}: delete what it needs no more, or raise {_SETTINGS[node.known]}",
+        )
     if not node.known:
         return _unknown_fault(quotas, totals, node, rows, grows)
     # What nodes that never connected have takes no room of the others.

@@ -55,6 +55,7 @@ class NodeRow(msgspec.Struct, gc=False):
     history_rows: int = (
         0  # lines of its history that may be left out at the bound: never fewer than there are
     )
+    objects: int = 0  # how many they are; answers are none
 
 
 class ObjectRow(msgspec.Struct, gc=False):
@@ -66,7 +67,7 @@ class ObjectRow(msgspec.Struct, gc=False):
     uid: str = ""
     floor: int = 0
     acknowledged: int | None = None
-    deleted: bool = False
+    deleted: bool = False  # it has no place at its path any more: deleted, or another object took it
     state: RowState = RowState.SETTLED
     seq: int = 0
     message_id: str = ""
@@ -83,6 +84,11 @@ class ObjectRow(msgspec.Struct, gc=False):
     traceparent: str = ""
     own_id: bool = True  # its acceptance has a line of history of its own
     body: bytes | None = None  # the encoded message, only in rows just accepted
+
+    @property
+    def is_replaced(self) -> bool:
+        """Another object took its path, without a delete of this one."""
+        return self.deleted and self.operation != "delete"
 
 
 class Cuts(NamedTuple):
@@ -307,10 +313,12 @@ Op = Accept | OwnedOp | Claim | Reload | Event | DeleteNode | ForgetNode
 
 
 class Accepted(NamedTuple):
-    """Durable. `row` is the object's row after it, `superseded_id` the message it replaced."""
+    """Durable. `row` is the object's row after it, `superseded_id` the message it replaced; so many messages
+    of other objects of its path ended with it."""
 
     row: ObjectRow
     superseded_id: str = ""
+    replaced: int = 0
 
 
 class Duplicate(NamedTuple):
@@ -322,7 +330,7 @@ class Duplicate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """Below the floor, deleted, or what the node acknowledged."""
+    """Below the floor, deleted, what the node acknowledged, or another object has the path."""
 
     reason: str
     detail: str

@@ -93,6 +93,13 @@ def revised(node_ids: Collection[str]) -> Update:
     return update(node).where(node.c.node_id.in_(ids.with_for_update())).values(revision=node.c.revision + 1)
 
 
+def recounted(node_ids: Collection[str]) -> Update:
+    """Counts the objects of nodes, whose rows are locked."""
+    of_node = and_(_object.node_id == node.c.node_id, _object.is_answer.is_(False))
+    count = select(func.count()).select_from(delivery).where(of_node).scalar_subquery()
+    return update(node).where(node.c.node_id.in_(node_ids)).values(objects=count)
+
+
 def swept(
     connection: Connection,
     events_before_ms: int,
@@ -115,12 +122,14 @@ def swept(
         connection, _old_tombstones, _end_of_objects, place.tombstones, before, limit
     )
     if tombstones:
-        connection.execute(revised({row[0] for row in tombstones}))
+        node_ids = {row[0] for row in tombstones}
+        connection.execute(revised(node_ids))
         forget()
         connection.execute(
             _delete_tombstone,
             [{"_node_id": row[0], "_object_key": row[1], "before": before} for row in tombstones],
         )
+        connection.execute(recounted(node_ids))
     return Swept(len(events) + len(tombstones), SweepPlace(events_after, objects_after))
 
 

@@ -97,7 +97,7 @@ def cleared_values(row: ObjectRow) -> tuple[Any, ...]:
 
 
 def node_row(row: Sequence[Any], revision: int = 0) -> NodeRow:
-    """From the columns of `node` in order, `revision` apart. Raises RowDamaged."""
+    """From the columns of `node` in order; `revision` is read where it counts. Raises RowDamaged."""
     try:
         return NodeRow(
             row[0],
@@ -109,6 +109,7 @@ def node_row(row: Sequence[Any], revision: int = 0) -> NodeRow:
             int(row[6]),
             revision,
             int(row[8]),
+            int(row[9]),
         )
     except (ValueError, TypeError) as error:
         raise RowDamaged(str(row[0]), str(error)) from error
@@ -126,6 +127,7 @@ def node_values(row: NodeRow) -> tuple[Any, ...]:
         row.last_ack_ms,
         row.revision,
         row.history_rows,
+        row.objects,
     )
 
 

@@ -42,6 +42,8 @@ node = Table(
     Column("revision", BigInteger, nullable=False, server_default=text("0")),
     # Lines of its history that may go at the bound; never fewer than there are.
     Column("history_rows", BigInteger, nullable=False, server_default=text("0")),
+    # Its rows in `delivery`, those of answers apart.
+    Column("objects", BigInteger, nullable=False, server_default=text("0")),
 )
 _unknown = node.c.known.is_(False)
 Index("node_unknown", node.c.node_id, sqlite_where=_unknown, postgresql_where=_unknown)

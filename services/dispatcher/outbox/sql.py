@@ -10,11 +10,12 @@ from google.protobuf.message import DecodeError
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, or_, select, true, union_all
 
 from cloudhub.v1.message_pb2 import Message
-from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, SweepPlace, Swept
+from services.dispatcher.outbox.contract import Mended, NodeFilter, NodeSummary, SweepPlace, Swept
 from services.dispatcher.outbox.event_ids import EventIds, first_id_of
 from services.dispatcher.outbox.history import History, HistoryCounts
 from services.dispatcher.outbox.known_rows import Known, KnownRows
 from services.dispatcher.outbox.ledger import Ledger
+from services.dispatcher.outbox.mending import mend, next_nodes
 from services.dispatcher.outbox.needs import Needs
 from services.dispatcher.outbox.quotas import Quotas, Totals
 from services.dispatcher.outbox.records import (
@@ -441,7 +442,7 @@ class SqlOutbox:
 
     async def _each_pending(self, node_id: str, key: str, change: Any, only: RowState | None = None) -> int:
         def run(connection: Connection, work: _Work) -> int:
-            needs = Needs({node_id}, set(), set(), set(), {node_id})
+            needs = Needs({node_id}, {}, set(), {node_id})
             ledger = load_ledger(connection, needs, self.quotas, work.totals, work.known)
             rows = sorted(ledger.objects.get(node_id, {}).values(), key=lambda row: row.seq)
             chosen = [r for r in rows if (not key or r.key == key) and (only is None or r.state == only)]
@@ -491,7 +492,7 @@ class SqlOutbox:
 
         def run(connection: Connection, work: _Work) -> list[ObjectRow]:
             keys = {(row[0], row[1]) for row in connection.execute(due)}
-            needs = Needs({node_id for node_id, _ in keys}, keys, set(), set(), set())
+            needs = Needs({node_id for node_id, _ in keys}, dict.fromkeys(keys, ""), set(), set())
             ledger = load_ledger(connection, needs, self.quotas, work.totals, work.known)
             rows = [row for rows in ledger.objects.values() for row in rows.values()]
             # Looked at again now that they are locked.
@@ -535,3 +536,28 @@ class SqlOutbox:
         )
         self._lines.close_before(first_id_of(events_before_ms))
         return swept_rows
+
+    async def mend(self, after: str, at_ms: int) -> Mended:
+        """See `contract.Outbox.mend`."""
+        following, node_ids = await self.store.read(lambda connection: next_nodes(connection, after))
+
+        try:
+            return Mended(await self._mend(node_ids, at_ms), following)
+        except RowDamaged:
+            ended = 0
+            for node_id in node_ids:
+                try:
+                    ended += await self._mend([node_id], at_ms)
+                except RowDamaged as error:
+                    _log.error("outbox.row_damaged", node=node_id, error=str(error))
+            return Mended(ended, following)
+
+    async def _mend(self, node_ids: list[str], at_ms: int) -> int:
+        def run(connection: Connection, work: _Work) -> int:
+            needs = Needs(set(node_ids), {}, set(), set())
+            ledger = load_ledger(connection, needs, self.quotas, work.totals, work.known)
+            ended = mend(connection, ledger, at_ms)
+            write_ledger(connection, ledger, work.history, work.known)
+            return ended
+
+        return await self._write(run) if node_ids else 0

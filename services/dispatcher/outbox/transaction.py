@@ -17,6 +17,7 @@ from sqlalchemy import (
     false,
     func,
     literal,
+    or_,
     select,
 )
 from sqlalchemy.dialects import postgresql
@@ -74,8 +75,35 @@ def _deliveries(*columns: str, pending: bool = False) -> RowQuery:
 
 
 _deliveries_by_key = _deliveries("node_id", "object_key")
-_deliveries_by_path = _deliveries("node_id", "path")
 _deliveries_pending = _deliveries("node_id", pending=True)
+
+
+def _at_path(wanted: FromClause) -> Select[Any]:
+    """What is live at a path, and what went there last; of all that went before, nothing is read."""
+    other = delivery.alias("other")
+    last = (
+        select(func.max(other.c.seq))
+        .where(
+            other.c.node_id == wanted.c.node_id, other.c.path == wanted.c.path, other.c.is_answer.is_(False)
+        )
+        .correlate(wanted)
+        .scalar_subquery()
+    )
+    bounds = select(wanted.c.node_id, wanted.c.path, last.label("last_seq")).cte("bounds")
+    bounds = bounds.prefix_with("MATERIALIZED")  # else SQLite too would look for it anew for each row
+    return select(*DELIVERY_COLUMNS).join_from(
+        bounds,
+        delivery,
+        and_(
+            delivery.c.node_id == bounds.c.node_id,
+            delivery.c.path == bounds.c.path,
+            delivery.c.is_answer.is_(False),
+            or_(delivery.c.deleted.is_(False), delivery.c.seq == bounds.c.last_seq),
+        ),
+    )
+
+
+_deliveries_at_path = RowQuery(["node_id", "path"], _at_path)
 
 
 def _portion(wanted: FromClause) -> Select[Any]:
@@ -214,14 +242,25 @@ def load_ledger(connection: Connection, needs: Needs, quotas: Quotas, totals: To
         found, fresh = lock_nodes(connection, wanted_nodes, told_of)
         nodes.update(found)
         known.locked(found.values())
-    for where in needs.objects:
+    wanted_paths: set[tuple[str, str]] = set()
+    for where, path in needs.objects.items():
         if (object_known := known.object(where)) is not None:
             objects[where[0]][where[1]] = object_known
+            if object_known.deleted and path:
+                wanted_paths.add((where[0], path))
         else:
             wanted_objects.append(where)
+    if wanted_objects:
+        for row in _deliveries_by_key.execute(connection, sorted(wanted_objects)):
+            objects[row[0]][row[1]] = object_row(row)
+        # An object that is live is the only one of its path.
+        for where in wanted_objects:
+            if path := needs.objects[where]:
+                own = objects[where[0]].get(where[1])
+                if own is None or own.deleted:
+                    wanted_paths.add((where[0], path))
     for query, rows in (
-        (_deliveries_by_key, sorted(wanted_objects)),
-        (_deliveries_by_path, sorted(needs.paths)),
+        (_deliveries_at_path, sorted(wanted_paths)),
         (_deliveries_pending, [(node_id,) for node_id in sorted(needs.pending_of)]),
     ):
         if rows:

@@ -173,7 +173,14 @@ async def kinds(outbox: Outbox, message_id: str, node_id: str = NODE) -> list[Ev
 
 async def test_an_accepted_message_is_pending_with_all_that_was_said(outbox: Outbox) -> None:
     what = publication(
-        7, uid="u1", message_id="m1", priority=3, size_bytes=300, expires_at_ms=NOW_MS + 9, traceparent="tp"
+        7,
+        uid="u1",
+        path=PATH,
+        message_id="m1",
+        priority=3,
+        size_bytes=300,
+        expires_at_ms=NOW_MS + 9,
+        traceparent="tp",
     )
     await accepted(outbox, accept(what))
     (row,) = await outbox.pending(NODE, 0, 10)
@@ -343,7 +350,7 @@ async def test_a_used_message_id_is_rejected_for_another_version_in_a_later_batc
 
 async def test_a_delete_by_path_can_be_repeated_with_its_id(outbox: Outbox) -> None:
     """C14: exactly one final delete; repeating a publish with its message id is safe."""
-    await accepted(outbox, accept(publication(3, uid="u1")))
+    await accepted(outbox, accept(publication(3, uid="u1", path=PATH)))
     delete = publication(None, message_id="d1", is_delete=True)
     await accepted(outbox, accept(delete))
     (again,) = await commit(outbox, accept(delete))
@@ -1378,6 +1385,7 @@ def test_both_outboxes_show_the_same_after_any_operations(
     emptied_databases: dict[str, str],
 ) -> None:
     quotas = Quotas(
+        node_objects=4,
         node_rows=3,
         node_bytes=700,
         unknown_node_rows=2,

@@ -56,8 +56,14 @@ class Book:
     def finds_duplicate(self, what: Publication) -> Duplicate:
         return self._expect(Duplicate, what)
 
+    def accepted(self, what: Publication) -> Accepted:
+        return self._expect(Accepted, what)
+
     def finds_stale(self, what: Publication) -> str:
-        return self._expect(Stale, what).reason
+        return self.stale(what).reason
+
+    def stale(self, what: Publication) -> Stale:
+        return self._expect(Stale, what)
 
     def rejects(self, what: Publication, node_id: str = NODE) -> Rejection:
         return self._expect(Rejection, what, node_id)
@@ -281,30 +287,35 @@ def test_under_a_path_key_a_newer_delete_replaces_a_pending_one(book: Book) -> N
     book.accepts(publication(7, is_delete=True))
 
 
-def test_a_delete_without_uid_applies_to_all_live_objects_of_its_path(book: Book) -> None:
-    """One message goes out, on the newest of them; the others end."""
-    book.accepts(publication(1, uid="u1", message_id="m1"))
-    book.acknowledge(book.accepts(publication(1, uid="u2", message_id="m2")))
-    book.accepts(publication(1, uid="u3", message_id="m3"))
-    book.accepts(publication(1, uid="elsewhere", path="default/configmap/other"))
+def test_a_delete_without_uid_is_about_what_is_at_its_path(book: Book) -> None:
+    """One message goes out, about that object."""
+    book.accepts(publication(1, uid="u1", path=PATH, message_id="m1"))
+    book.accepts(publication(1, uid="elsewhere"))
     row = book.accepts(publication(None, is_delete=True, message_id="d1"))
-    assert (row.key, row.message_id, row.floor) == ("u3", "d1", 1)
-    assert [key for key, _ in book.pending()] == ["elsewhere", "u3"]
-    assert {key: book.row(key).deleted for key in ("u1", "u2", "u3", "elsewhere")} == {
-        "u1": True,
-        "u2": True,
-        "u3": True,
-        "elsewhere": False,
-    }
-    assert book.events("m1")[-1] == (EventKind.ENDED, "deleted with its path")
-    assert book.events("m3")[-1] == (EventKind.ENDED, "superseded")
+    assert (row.key, row.message_id, row.floor) == ("u1", "d1", 1)
+    assert [key for key, _ in book.pending()] == ["elsewhere", "u1"]
+    assert book.row("u1").deleted
+    assert not book.row("elsewhere").deleted
+    assert book.events("m1")[-1] == (EventKind.ENDED, "superseded")
+    assert book.finds_stale(publication(9, uid="u1", path=PATH)) == "DELETED"
+
+
+def test_a_delete_without_uid_ends_all_that_a_former_release_left_at_its_path(book: Book) -> None:
+    """Those had one object per key there; one message goes out, on the newest of them."""
+    for turn in (1, 2, 3):
+        book.accepts(publication(turn, uid=f"u{turn}", path=PATH, message_id=f"m{turn}"))
+        for before in range(1, turn):
+            book.row(f"u{before}").deleted = False
+    book.ledger.paths.clear()
+    row = book.accepts(publication(None, is_delete=True, message_id="d1"))
+    assert (row.key, [key for key, _ in book.pending()]) == ("u3", ["u3"])
     for uid in ("u1", "u2", "u3"):
-        assert book.finds_stale(publication(9, uid=uid)) == "DELETED"
+        assert book.finds_stale(publication(9, uid=uid, path=PATH)) == "DELETED"
 
 
 def test_a_repeated_delete_without_uid_makes_no_second_delete(book: Book) -> None:
     """C14: also when the first was acknowledged meanwhile."""
-    book.accepts(publication(3, uid="u1"))
+    book.accepts(publication(3, uid="u1", path=PATH))
     row = book.accepts(publication(None, is_delete=True, message_id="d1"))
     assert book.finds_duplicate(publication(None, is_delete=True, message_id="d1")).row.message_id == "d1"
     assert book.finds_duplicate(publication(None, is_delete=True)).row.message_id == "d1"
@@ -322,14 +333,16 @@ def test_a_delete_without_uid_of_an_unknown_path_is_sent_all_the_same(book: Book
 # Two objects of one name
 
 
-def test_delete_and_create_under_one_name_are_both_pending_five_times(book: Book) -> None:
-    """C15: neither hides the other, in order of seq."""
+@pytest.mark.parametrize("step", [10, -10])
+def test_delete_and_create_under_one_name_are_both_pending_five_times(book: Book, step: int) -> None:
+    """C15: neither hides the other, in order of seq; also if the versions of the new object are smaller."""
     expected: list[tuple[str, str]] = []
-    book.accepts(publication(1, uid="u0"))
+    book.accepts(publication(100, uid="u0", path=PATH))
     for turn in range(5):
-        version = 10 * (turn + 1)
-        book.accepts(publication(version, uid=f"u{turn}", is_delete=True, message_id=f"d{turn}"))
-        book.accepts(publication(version + 1, uid=f"u{turn + 1}", message_id=f"c{turn}"))
+        version = 100 + step * turn
+        gone = publication(version, uid=f"u{turn}", path=PATH, is_delete=True, message_id=f"d{turn}")
+        book.accepts(gone)
+        book.accepts(publication(version + step, uid=f"u{turn + 1}", path=PATH, message_id=f"c{turn}"))
         if expected:
             expected.pop()  # the create before: its delete replaced it
         expected += [(f"u{turn}", f"d{turn}"), (f"u{turn + 1}", f"c{turn}")]
@@ -342,11 +355,11 @@ def test_delete_and_create_under_one_name_are_both_pending_five_times(book: Book
 
 def test_a_late_unpark_of_the_delete_stays_before_the_new_object(book: Book) -> None:
     """C15: a late resend of the delete never destroys the new object."""
-    book.accepts(publication(1, uid="u1"))
-    delete = book.accepts(publication(2, uid="u1", is_delete=True, message_id="d1"))
+    book.accepts(publication(1, uid="u1", path=PATH))
+    delete = book.accepts(publication(2, uid="u1", path=PATH, is_delete=True, message_id="d1"))
     book.park(delete)
-    book.accepts(publication(3, uid="u2", message_id="c1"))
-    book.finds_duplicate(publication(2, uid="u1", is_delete=True))
+    book.accepts(publication(3, uid="u2", path=PATH, message_id="c1"))
+    book.finds_duplicate(publication(2, uid="u1", path=PATH, is_delete=True))
     assert book.pending() == [("u1", "d1"), ("u2", "c1")]
 
 
@@ -633,8 +646,12 @@ def test_needs_name_every_row_that_an_operation_looks_at() -> None:
         ]
     )
     assert needs.nodes == {NODE, "n2", "n3", "n4", "n5", "n6", "n7"}
-    assert needs.objects == {(NODE, "a"), ("n2", "b"), ("n3", PATH), ("n4", "k4")}
-    assert needs.paths == {("n3", PATH)}
+    assert needs.objects == {
+        (NODE, "a"): "default/configmap/a",
+        ("n2", "b"): "default/configmap/b",
+        ("n3", PATH): PATH,
+        ("n4", "k4"): "",
+    }
     assert needs.message_ids == {(NODE, "m1")}
     assert needs.portions == {"n6": 0, "n7": 30}
 

@@ -30,7 +30,7 @@ from services.dispatcher.publication import Rejection
 from services.runtime import store_postgresql
 from services.runtime.errors import StoreBusy
 from services.runtime.store import Store, open_store
-from tests.support.outbox import NODE, NOW_MS, accept, publication
+from tests.support.outbox import NODE, NOW_MS, PATH, accept, publication
 from tests.support.postgres import Databases
 
 T = TypeVar("T")
@@ -202,6 +202,64 @@ async def test_an_older_version_behind_a_newer_whose_commit_is_delayed_is_stale(
     (older,) = await commit(fast, accept(publication(5)))
     assert isinstance(older, Stale)
     assert isinstance((await newer)[0], Accepted)
+
+
+@pytest.mark.parametrize("uids", [("u1", ""), ("", "u1"), ("u1", "u2")])
+async def test_two_publishers_of_a_path_at_two_dispatchers_never_pass_each_other(
+    outboxes: list[SqlOutbox], uids: tuple[str, str]
+) -> None:
+    """C51: the second looks at the path when the first has committed, whichever version that has."""
+    slow, fast, other = outboxes
+    await commit(fast, Claim(NODE, 1, NOW_MS))
+    slow.store = delayed = DelayedStore(slow.store, 0.3)
+
+    def update(version: int, uid: str) -> Op:
+        return accept(publication(version, uid=uid, path=PATH))
+
+    first = asyncio.create_task(commit(slow, update(50, uids[0])))
+    await delayed.worked.wait()
+    (older,) = await commit(fast, update(30, uids[1]))
+    assert isinstance((await first)[0], Accepted)
+    assert isinstance(older, Stale)
+    assert older.reason == "PATH_TAKEN"
+    delayed.worked.clear()
+    second = asyncio.create_task(commit(slow, update(60, uids[1])))
+    await delayed.worked.wait()
+    (late,) = await commit(fast, update(55, uids[0]))
+    assert isinstance((await second)[0], Accepted)
+    assert isinstance(late, Stale)
+    (row,) = await other.pending(NODE, 0, 10)
+    assert (row.key, row.version) == (uids[1] or PATH, 60)
+
+
+async def test_publishers_of_a_path_at_several_dispatchers_leave_one_live_object(
+    outboxes: list[SqlOutbox],
+) -> None:
+    """C51: whatever meets whom, what is there has the highest version ever accepted."""
+    choose = random.Random(11)
+    accepted: list[tuple[int, int]] = []  # seq and version
+    keys: set[str] = set()
+    await commit(outboxes[0], Claim(NODE, 1, NOW_MS))
+
+    async def publish(outbox: SqlOutbox) -> None:
+        for turn in range(40):
+            uid, version = choose.choice(["", "u1", "u2"]), 10 * turn + choose.randint(0, 30)
+            (result,) = await commit(outbox, accept(publication(version, uid=uid, path=PATH)))
+            if isinstance(result, Accepted):
+                accepted.append((result.row.seq, version))
+                keys.add(result.row.key)
+
+    async with asyncio.TaskGroup() as group:
+        for outbox in outboxes:
+            group.create_task(publish(outbox))
+    in_order = [version for _, version in sorted(accepted)]
+    assert in_order == sorted(in_order), "none passed another"
+    (row,) = await outboxes[0].pending(NODE, 0, 10)
+    assert row.version == in_order[-1]
+    summary = await outboxes[0].summary(NODE)
+    assert summary
+    assert (summary.node.pending_rows, summary.node.objects) == (1, len(keys))
+    assert len(keys) > 1
 
 
 async def test_a_new_owner_loads_what_is_being_committed(outboxes: list[SqlOutbox]) -> None:
