@@ -15,6 +15,7 @@ from services.runtime.rate_limit import network_of
 
 # Accepted, or found to have sent something, in one turn of the event loop, which has other things to do.
 _MOST_AT_ONCE = 64
+_MOST_BEGUN = 16
 # How often it is looked whether somebody has waited long enough for others to give way.
 _LOOK_SECONDS = 0.1
 # Out of descriptors, or of the kernel's memory: trying again at once would spin.
@@ -153,25 +154,22 @@ class Acceptor:
             self.close()
 
     async def _take_turns(self) -> None:
+        """Some at once: where the event loop has much to do in each of its turns, a fleet would wait for one
+        after the other. Not all at once, so that it gets to others between them."""
         loop = asyncio.get_running_loop()
-        while (turn := self._openings.next_turn(loop.time())) is not None:
-            if turn.gives_way is not None:
-                turn.gives_way.crowded_out()
-            accepted: Accepted = turn.begins
-            self._let_go(accepted)
-            await self._begin(accepted)
+        while True:
+            begun: list[asyncio.Task[None]] = []
+            while len(begun) < _MOST_BEGUN and (turn := self._openings.next_turn(loop.time())) is not None:
+                if turn.gives_way is not None:
+                    turn.gives_way.crowded_out()
+                accepted: Accepted = turn.begins
+                self._let_go(accepted)
+                begun.append(loop.create_task(self._user.begin(accepted), name="begin"))
+            if not begun:
+                break
+            await _all_done(begun)
         if self._openings.ready and not self._openings.has_room:
             self._user.turns_wait()
-
-    async def _begin(self, accepted: Accepted) -> None:
-        """One at a time, so that the event loop gets to others between them; whole even if it is the last: a
-        connection that is half begun would never end."""
-        beginning = asyncio.create_task(self._user.begin(accepted), name="begin")
-        try:
-            await asyncio.shield(beginning)
-        except asyncio.CancelledError:
-            await beginning
-            raise
 
     # The listening socket.
 
@@ -265,3 +263,14 @@ class Acceptor:
     def _look_away(self, accepted: Accepted) -> None:
         if self._by_descriptor.pop(accepted.socket.fileno(), None) is not None:
             self._silent.unregister(accepted.socket)
+
+
+async def _all_done(begun: list[asyncio.Task[None]]) -> None:
+    """Also if it is cancelled meanwhile: a connection that is half begun would never end."""
+    try:
+        await asyncio.wait(begun)
+    except asyncio.CancelledError:
+        await asyncio.wait(begun)
+        raise
+    for task in begun:
+        task.result()
