@@ -9,13 +9,23 @@ from services.connector.connections import ConnectionLimits, HostedConnection, P
 from services.connector.metrics import ConnectorMetrics
 from services.connector.transport import LinkRequest
 from services.runtime.failure_log import FailureLog
+from services.runtime.line_budget import LineBudget
 from services.runtime.logs import get_log
 from services.runtime.openings import PATIENCE_SECONDS, OpeningLimits, Openings
+from services.runtime.rate_limit import network_of
 
 _log = get_log("connector.listener")
 # Of the time for an opening, what each of its steps may take while others wait for room: a narrow wire needs
 # all of it, and whoever lets connections stand must not keep others out for as long.
 _HURRIED = 1 / 3
+# Of a network, which may be a whole plant behind one address.
+_REFUSED_LINES_AT_ONCE = 100
+_SECONDS_PER_REFUSED_LINE = 1.0
+
+
+def _network_of(peer_address: str) -> str:
+    """Of `HOST:PORT`, with the host in brackets where it has colons of its own; empty: not known any more."""
+    return "" if not peer_address else network_of(peer_address.rpartition(":")[0].strip("[]"))
 
 
 class Gate(Protocol):
@@ -52,6 +62,7 @@ class ConnectionOwner(ABC):
         self._gate = gate
         self._metrics = metrics
         self._connections: dict[HostedConnection, str] = {}  # and their networks
+        self._refused_lines = LineBudget(_REFUSED_LINES_AT_ONCE, _SECONDS_PER_REFUSED_LINE)
         self._failures = FailureLog(_log, "handshake.failed")
         self._none_left = asyncio.Event()
         self._none_left.set()
@@ -127,14 +138,18 @@ class ConnectionOwner(ABC):
 
     def refused(self, connection: HostedConnection, refusal: HttpRefusal) -> None:
         self._metrics.refusals.labels(self._transport, str(refusal.status), refusal.reason).inc()
-        _log.info(
-            "link.refused",
-            peer=connection.peer_address,
-            transport=self._transport,
-            status=refusal.status,
-            reason=refusal.reason,
-            detail=refusal.text,
-        )
+        network = _network_of(connection.peer_address)
+        told = self._refused_lines.take(network, asyncio.get_running_loop().time())
+        if told is not None:
+            _log.info(
+                "link.refused",
+                peer=connection.peer_address,
+                transport=self._transport,
+                status=refusal.status,
+                reason=refusal.reason,
+                detail=refusal.text,
+                **told,
+            )
 
     def gone(self, connection: HostedConnection) -> None:
         self._connections.pop(connection, None)

@@ -14,6 +14,7 @@ from services.connector.close_codes import reason_name
 from services.connector.edge_link import EdgeLink, LinkStream, LinkTools
 from services.connector.transport import EdgeTransport, LinkHandler, LinkRequest, TransportEnd
 from services.runtime.clock import Clock
+from services.runtime.line_budget import LineBudget
 from services.runtime.logs import get_log
 from services.runtime.tracing import is_sampled, trace_id_of, traceparent_of
 
@@ -69,6 +70,7 @@ class Links:
         self._links: dict[int, EdgeLink] = {}
         self._connect_spans: dict[int, Span] = {}
         self._numbers = count(1)
+        self._opened_lines, self._closed_lines = LineBudget(), LineBudget()
         self.accepting = True
         # Who is told of every end, with the reason and in words; the composition root sets it.
         self.on_over: Callable[[EdgeLink, link_pb2.CloseReason.ValueType, str], None] = lambda *_: None
@@ -177,16 +179,19 @@ class Links:
         metrics.links_opened.labels(link.transport.kind).inc()
         metrics.links.inc()
         self._end_connect_span(link, epoch)
-        _log.info(
-            "link.opened",
-            node=link.identity.node_id,
-            epoch=epoch,
-            link=link.number,
-            peer=link.transport.peer_address,
-            transport=link.transport.kind,
-            dispatcher=link.stream.address if link.stream else "",
-            trace_id=trace_id_of(link.traceparent),
-        )
+        told = self._opened_lines.take(link.identity.node_id, self._clock.monotonic())
+        if told is not None:
+            _log.info(
+                "link.opened",
+                node=link.identity.node_id,
+                epoch=epoch,
+                link=link.number,
+                peer=link.transport.peer_address,
+                transport=link.transport.kind,
+                dispatcher=link.stream.address if link.stream else "",
+                trace_id=trace_id_of(link.traceparent),
+                **told,
+            )
         link.admit(epoch)
 
     def _refuse(self, link: EdgeLink, refusal: link_pb2.Refusal) -> None:
@@ -239,15 +244,18 @@ class Links:
                     "cloudhub.reason": name,
                 },
             )
-        _log.info(
-            "link.closed",
-            node=link.identity.node_id,
-            epoch=link.epoch,
-            link=link.number,
-            reason=name,
-            detail=detail,
-            trace_id=trace_id_of(link.traceparent),
-        )
+        told = self._closed_lines.take(link.identity.node_id, self._clock.monotonic())
+        if told is not None:
+            _log.info(
+                "link.closed",
+                node=link.identity.node_id,
+                epoch=link.epoch,
+                link=link.number,
+                reason=name,
+                detail=detail,
+                trace_id=trace_id_of(link.traceparent),
+                **told,
+            )
 
     def dispatcher_lost(self, stream: LinkStream) -> None:
         """Admitted links stay, without a dispatcher until they are transferred. Announced ones are announced

@@ -21,6 +21,7 @@ from services.dispatcher.stranded import Stranded
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError
+from services.runtime.line_budget import LineBudget
 from services.runtime.logs import get_log
 from services.runtime.names import (
     check_certificate_serial,
@@ -92,6 +93,7 @@ class Openings:
         clock: Clock,
         metrics: DispatcherMetrics,
     ) -> None:
+        self._lines, self._refused_lines = LineBudget(), LineBudget()
         self._delivery = delivery
         self._sessions = sessions
         self._upstream = upstream
@@ -304,14 +306,17 @@ class Openings:
         cause = Cause.LINK_MOVED if opening.former_epoch else Cause.SESSION_OPENED
         self._delivery.start(session, rows, cause)
         self._keepalive.watch(session)
-        _log.info(
-            "session.taken_over" if opening.former_epoch else "session.opened",
-            node=session.node_id,
-            epoch=session.epoch,
-            connector=stream.name,
-            pending=rows.pending,
-            trace_id=trace_id_of(session.traceparent),
-        )
+        told = self._lines.take(session.node_id, self._clock.monotonic())
+        if told is not None:
+            _log.info(
+                "session.taken_over" if opening.former_epoch else "session.opened",
+                node=session.node_id,
+                epoch=session.epoch,
+                connector=stream.name,
+                pending=rows.pending,
+                trace_id=trace_id_of(session.traceparent),
+                **told,
+            )
         if opening.gone:
             reason = opening.ended or link_pb.CLOSE_REASON_TRANSPORT_ERROR
             self._ends.end(session, reason, "the link ended while it was opened", close_link=False)
@@ -342,7 +347,10 @@ class Openings:
     ) -> None:
         name = link_pb.RefusalReason.Name(reason).removeprefix("REFUSAL_REASON_").lower()
         self._count(opening, name)
-        _log.info("session.refused", node=opening.announcement.node_id[:253], reason=name, detail=detail)
+        node_id = opening.announcement.node_id[:253]
+        told = self._refused_lines.take(node_id, self._clock.monotonic())
+        if told is not None:
+            _log.info("session.refused", node=node_id, reason=name, detail=detail, **told)
         link = opening.announcement.link
         opening.stream.links.pop(link, None)
         if not opening.gone:

@@ -26,6 +26,7 @@ from services.runtime.backoff import Backoff
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError
 from services.runtime.ids import new_id
+from services.runtime.line_budget import LineBudget
 from services.runtime.logs import get_log
 from services.runtime.tracing import Tracing, trace_id_of
 
@@ -60,6 +61,7 @@ class SessionEnds:
         self._tracing = tracing
         # At most one per session ended here; it waits while sessions does not answer.
         self._waiting: deque[CloseSession] = deque()
+        self._lines = LineBudget()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -97,13 +99,7 @@ class SessionEnds:
         self.let_go(session)
         name = reason_name(CLOSE_REASON_TRANSFERRED)
         self._metrics.sessions_closed.labels(name).inc()
-        _log.info(
-            "session.moved",
-            node=session.node_id,
-            epoch=session.epoch,
-            detail=detail,
-            trace_id=trace_id_of(session.traceparent),
-        )
+        self._tell("session.moved", session, detail=detail)
 
     def taken_away(self, session: NodeSession) -> None:
         """The registry gave the session to another dispatcher. The connector may not know that one: its
@@ -144,14 +140,20 @@ class SessionEnds:
                     "cloudhub.reason": name,
                 },
             )
-        _log.info(
-            "session.closed",
-            node=session.node_id,
-            epoch=session.epoch,
-            reason=name,
-            detail=detail,
-            trace_id=trace_id_of(session.traceparent),
-        )
+        self._tell("session.closed", session, reason=name, detail=detail)
+
+    def _tell(self, event: str, session: NodeSession, **facts: str) -> None:
+        """A line of the log, unless its node had too many."""
+        told = self._lines.take(session.node_id, self._clock.monotonic())
+        if told is not None:
+            _log.info(
+                event,
+                node=session.node_id,
+                epoch=session.epoch,
+                trace_id=trace_id_of(session.traceparent),
+                **facts,
+                **told,
+            )
 
     def _tell_edge(self, session: NodeSession) -> None:
         now_ms = self._clock.wall_ms()

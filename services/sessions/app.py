@@ -28,6 +28,7 @@ from services.sessions.reaper import Reaper
 from services.sessions.records import Replica
 from services.sessions.registry import Registry
 from services.sessions.registry_sql import SqlRegistry
+from services.sessions.seen import Seen
 from services.sessions.servicer import SessionsServicer
 from services.sessions.settings import SessionsSettings
 
@@ -120,6 +121,7 @@ class SessionsApp:
         self._endpoint = await MetricsEndpoint.serving(
             settings.metrics_listen, self.metrics.registry, self.metrics.grpc.cut
         )
+        seen = Seen(self._clock)
         self.reaper = Reaper(
             registry,
             self.notices,
@@ -130,10 +132,11 @@ class SessionsApp:
             event_retention_seconds=settings.event_retention_seconds,
             most_events=settings.most_events,
             on_health=self._server.set_serving,
+            seen=seen,
         )
         admin = AdminServicer(registry, self.notices, self.metrics, self._clock, self.reaper)
         sessions_pb2_grpc.add_SessionsAdminServicer_to_server(admin, grpc_server)
-        record = EnrolmentRecord(self._store)
+        record = EnrolmentRecord(self._store, seen.now_ms)
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(
             EnrolmentServicer(record, self.metrics, self._tracing, self._clock), grpc_server
         )

@@ -27,6 +27,10 @@ from services.sessions.records import (
     TransferResult,
 )
 
+# Of a node that nobody takes the events of; older ones are dropped, so that one that comes and goes all the
+# time pushes out no other node's.
+MAX_EVENTS_PER_NODE = 64
+
 
 class Book:
     """See the module. `pending` are the unacknowledged events of the nodes; `renewals` is how often
@@ -50,6 +54,8 @@ class Book:
         self.changes: list[Session] = []
         self.removed: set[str] = set()
         self.written: list[Event] = []
+        # Events that were pending and are given up.
+        self.dropped: list[Event] = []
         # Nodes whose earlier events now belong to the caller.
         self.moved: set[str] = set()
         self.directives: dict[Ref, Directive] = {}
@@ -238,8 +244,18 @@ class Book:
             handed=handed,
         )
         self.written.append(event)
-        self.pending.setdefault(after.node_id, []).append(event)
+        self._bound(self.pending.setdefault(after.node_id, []), event)
         return after, event
+
+    def _bound(self, pending: list[Event], event: Event) -> None:
+        """One more event of a node; its oldest ones go above the bound."""
+        pending.append(event)
+        while len(pending) > MAX_EVENTS_PER_NODE:
+            oldest = min(pending, key=lambda one: (one.epoch, one.kind))
+            pending.remove(oldest)
+            self.dropped.append(oldest)
+            if oldest in self.written:
+                self.written.remove(oldest)
 
     def _take_over(self, node_id: str, dispatcher_id: str) -> tuple[Event, ...]:
         """The node's events that another dispatcher held, now the caller's; all its events move together."""

@@ -145,6 +145,12 @@ class LockedBook:
         if caller:
             self._move_events(caller)
             self._confirm(caller)
+        if self.book.dropped:
+            event = lifecycle_event.c
+            gone = [(one.node_id, one.epoch, one.kind) for one in self.book.dropped]
+            self._connection.execute(
+                delete(lifecycle_event).where(tuple_(event.node_id, event.epoch, event.kind).in_(gone))
+            )
         if self.book.written:
             rows = [event_values(event) for event in self.book.written]
             self._connection.execute(insert(lifecycle_event), rows)

@@ -131,6 +131,10 @@ class Metrics:
     def reaped(self, what: str, count: int = 1) -> None:
         self._reaped.labels(what).inc(count)
 
+    def dropped_of_nodes(self, events: int) -> None:
+        """Events given up at the bound of their node."""
+        self._dropped.labels("node_events").inc(events)
+
     def dropped(self, trimmed: Trimmed) -> None:
         self._dropped.labels("events").inc(trimmed.events)
         self._dropped.labels("directives").inc(trimmed.directives)

@@ -90,6 +90,8 @@ class Notices:
     def tell(self, committed: Committed[T]) -> None:
         """Tells what a transaction of this process changed."""
         self._metrics.changed(committed.changes)
+        if committed.dropped_events:
+            self._metrics.dropped_of_nodes(committed.dropped_events)
         if committed.changes and self._watches:
             self._told.add(committed.number)
             self._put([session for session in committed.changes if self._is_news(session, committed.number)])

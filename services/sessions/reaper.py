@@ -17,6 +17,7 @@ from services.sessions.notices import Notices
 from services.sessions.presence import Presence, Sign
 from services.sessions.records import Ref, Replica
 from services.sessions.registry import Registry
+from services.sessions.seen import Seen
 
 _MOST_EXPIRED_PER_TRANSACTION = 1000
 _TICKS_PER_LEASE = 10
@@ -45,6 +46,7 @@ class Reaper:
         event_retention_seconds: float,
         most_events: int,
         on_health: Callable[[bool], Awaitable[None]],
+        seen: Seen | None = None,
     ) -> None:
         self._registry = registry
         self._notices = notices
@@ -52,7 +54,8 @@ class Reaper:
         self._clock = clock
         self._replica = replica
         self._lease_seconds = lease_seconds
-        self._retention_ms = int(event_retention_seconds * 1000)
+        self._retention_seconds = event_retention_seconds
+        self._seen = seen or Seen(clock)
         self._most_events = most_events
         self._on_health = on_health
         self._leases = LeaseWatch(lease_seconds)
@@ -98,7 +101,7 @@ class Reaper:
         await self._close_unconfirmed()
         await self._forget_deleted()
         if self._rounds % _TICKS_PER_TRIM == 0:
-            oldest_ms = self._clock.wall_ms() - self._retention_ms
+            oldest_ms = self._seen.before_ms(self._retention_seconds)
             self._metrics.dropped(await self._registry.trim(oldest_ms, self._most_events))
         self._rounds += 1
         self._metrics.present(await self._registry.states(), await self._registry.usage())

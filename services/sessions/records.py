@@ -151,13 +151,14 @@ class EvictResult:
 @dataclass(frozen=True, slots=True)
 class Committed(Generic[T]):
     """What a transaction decided, entry by entry, and what it changed: every session state that came
-    to be, in order, under which change number, and the dispatchers that have new directives. Told to
-    watchers after the commit."""
+    to be, in order, under which change number, the dispatchers that have new directives, and how many events
+    were given up at the bound of a node. Told to watchers after the commit."""
 
     results: list[T]
     changes: list[Session] = field(default_factory=list)
     directed: frozenset[str] = frozenset()
     number: int = 0
+    dropped_events: int = 0
 
 
 @dataclass(frozen=True, slots=True)

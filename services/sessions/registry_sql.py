@@ -58,7 +58,7 @@ T = TypeVar("T")
 def _committed(locked: LockedBook, results: list[T]) -> Committed[T]:
     book = locked.book
     directed = frozenset(directive.dispatcher_id for directive in book.directives.values())
-    return Committed(results, book.changes, directed, locked.number)
+    return Committed(results, book.changes, directed, locked.number, len(book.dropped))
 
 
 class SqlRegistry:

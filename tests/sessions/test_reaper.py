@@ -320,3 +320,25 @@ async def test_two_reapers_of_one_registry_count_a_loss_once() -> None:
         assert world.metric("reaped_total", what=what) == 1
     events = [event.kind for event in world.registry.events.values()]
     assert events == [EventKind.CONNECTED, EventKind.DISCONNECTED]
+
+
+async def test_a_step_forward_of_the_clock_gives_no_events_up() -> None:
+    """They go when they were kept for their time, as seen here; those after the step a while after it."""
+    world = World()
+    await world.reaper.check()
+    await world.active()
+    world.clock.now_ms += 86_400_000
+    await world.active("edge-2", "d2")
+
+    def waiting() -> set[str]:
+        return {event.node_id for event in world.registry.events.values()}
+
+    await world.goes_by(100, renewing="d1")
+    assert waiting() == {"edge-1", "edge-2"}
+    world.clock.advance(3400)
+    await world.goes_by(70, renewing="d1")
+    assert waiting() == {"edge-1", "edge-2"}
+    world.clock.advance(300)
+    await world.goes_by(150, renewing="d1")
+    assert waiting() == set()
+    assert world.metric("dropped_rows_total", what="events") >= 2

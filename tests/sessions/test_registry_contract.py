@@ -10,6 +10,7 @@ import pytest
 
 from services.runtime.store import open_store
 from services.sessions import schema
+from services.sessions.book import MAX_EVENTS_PER_NODE
 from services.sessions.fencing import NO_EPOCH, Epoch
 from services.sessions.leases import Observation
 from services.sessions.lifecycle import EventKind, Reason, State
@@ -983,6 +984,25 @@ async def test_acknowledged_events_are_gone(registry: Registry) -> None:
 async def test_events_are_distinct(registry: Registry) -> None:
     events = [(await active(registry, f"edge-{index}"))[1] for index in range(3)]
     assert len({event.event_id for event in events}) == 3
+
+
+async def test_a_node_that_comes_and_goes_pushes_out_no_other_nodes_events(registry: Registry) -> None:
+    """C46: its own oldest ones go, in the transaction that writes one too many, and are counted."""
+    _, theirs = await active(registry, "edge-2")
+    made: list[str] = []
+    dropped = 0
+    for _ in range(MAX_EVENTS_PER_NODE):
+        ref = await opened(registry)
+        began = await registry.activate("d1", [ref], NOW)
+        ended = await registry.close("d1", [Ending("edge-1", ref.epoch, Reason.EDGE_CLOSED)], NOW)
+        for event in (began.results[0].event, ended.results[0].event):
+            assert event
+            made.append(event.event_id)
+        dropped += began.dropped_events + ended.dropped_events
+    assert dropped == MAX_EVENTS_PER_NODE
+    assert await registry.acknowledge(made[:dropped]) == 0
+    assert await registry.acknowledge(made) == MAX_EVENTS_PER_NODE
+    assert await registry.acknowledge([theirs.event_id]) == 1
 
 
 async def test_old_rows_are_given_up(registry: Registry) -> None:

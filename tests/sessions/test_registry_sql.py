@@ -14,6 +14,7 @@ from services.runtime.errors import StoreUnavailable
 from services.runtime.store import open_store
 from services.runtime.watched_store import WatchedStore
 from services.sessions import schema
+from services.sessions.book import MAX_EVENTS_PER_NODE
 from services.sessions.lifecycle import Reason, State
 from services.sessions.limits import Limits, LimitsChange, Scope
 from services.sessions.records import Ending, Ref
@@ -71,7 +72,7 @@ async def test_a_thousand_reconnects_of_a_node_leave_the_rows_of_one(tmp_path: P
         result = (await registry.open("d1", entries, NOW)).results[-1]
         await registry.activate("d1", [Ref("edge-1", result.epoch)], NOW)
     events = await store.read(lambda c: c.execute(select(schema.lifecycle_event.c.event_id)).scalars().all())
-    assert len(events) == 199
+    assert len(events) == MAX_EVENTS_PER_NODE
     await registry.acknowledge(list(events))
     await registry.close("d1", [Ending("edge-1", result.epoch, Reason.EDGE_CLOSED)], NOW)
     assert await row_counts(store) == {

@@ -147,12 +147,14 @@ class FakeRegistry:
                 if held and held.dispatcher_id == caller:
                     del self.open_directives[ref]
         self.events.update({event.event_id: event for event in book.written})
+        for event in book.dropped:
+            self.events.pop(event.event_id, None)
         self.open_directives.update(book.directives)
         directed = frozenset(directive.dispatcher_id for directive in book.directives.values())
         if book.changes:
             self.change += 1
             self.changed_at.update((session.node_id, self.change) for session in book.changes)
-        return Committed(results, book.changes, directed, self.change)
+        return Committed(results, book.changes, directed, self.change, len(book.dropped))
 
     def _of(self, dispatcher_id: str, states: Collection[State]) -> list[Session]:
         found = [s for s in self.sessions.values() if s.dispatcher_id == dispatcher_id and s.state in states]

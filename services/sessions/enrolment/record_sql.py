@@ -4,7 +4,7 @@ Locks are taken in one order: a token's row, the counter of the total (`book_sql
 """
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,19 +49,26 @@ MOST_OFTEN_MS = 3_600_000
 class EnrolmentRecord:
     """Tokens, certificates and revocations in the database of sessions. Raises StoreUnavailable."""
 
-    def __init__(self, store: Transactions) -> None:
+    def __init__(self, store: Transactions, seen_ms: Callable[[], int] | None = None) -> None:
+        """`seen_ms` is the time by which tokens and certificates on record are old enough to go, which a step
+        of the clock does not change; none: that of each call."""
         self._store = store
+        self._seen_ms = seen_ms
+
+    def _old_ms(self, now_ms: int) -> int:
+        return now_ms if self._seen_ms is None else min(now_ms, self._seen_ms())
 
     async def create_token(self, token_id: str, scope: TokenScope) -> tuple[str, JoinToken]:
         """A new token: its JWT, and what is kept of it. Tokens expired for long go. Raises Refused where
         there are too many."""
         secret = secrets.token_urlsafe(24)
+        old_ms = self._old_ms(scope.created_at_ms)
 
         def work(connection: Connection) -> tuple[str, JoinToken]:
             token = make_jwt(_key(connection), token_id, secret, scope.expires_at_ms)
             made = JoinToken(token_id, digest_of(token), scope, scope.uses)
             column = join_token.c
-            connection.execute(delete(join_token).where(column.expires_at_ms < scope.created_at_ms - KEPT_MS))
+            connection.execute(delete(join_token).where(column.expires_at_ms < old_ms - KEPT_MS))
             count = connection.execute(select(func.count()).select_from(join_token)).scalar_one()
             if count >= MOST_TOKENS:
                 raise Refused(
@@ -96,6 +103,7 @@ class EnrolmentRecord:
     async def issue_by_token(self, token: str, wanted: Wanted, now_ms: int) -> Refusal | Wanted:
         """Puts the certificate on record and takes one use of the token, or says why not. For a key that
         has one by this token: that one again, whose answer may have been lost, and no use is taken."""
+        old_ms = self._old_ms(now_ms)
 
         def work(connection: Connection) -> Refusal | Wanted:
             token_id = read_token_id(token, _key(connection))
@@ -135,13 +143,14 @@ class EnrolmentRecord:
                 .where(enrolled_node.c.node_id == wanted.node_id)
                 .values(project_id=found.scope.project_id)
             )
-            _record(connection, wanted, token_id, now_ms, revoked_at_ms)
+            _record(connection, wanted, token_id, now_ms, revoked_at_ms, old_ms)
             return wanted
 
         return await self._store.write(work)
 
     async def issue_by_certificate(self, former_serial: str, wanted: Wanted, now_ms: int) -> Refusal | Wanted:
         """Puts the certificate on record unless the one that was shown is revoked."""
+        old_ms = self._old_ms(now_ms)
 
         def work(connection: Connection) -> Refusal | Wanted:
             revoked_at_ms = _lock_node(connection, wanted.node_id)
@@ -155,7 +164,7 @@ class EnrolmentRecord:
             too_often = _too_often(connection, wanted, now_ms)
             if too_often:
                 return too_often
-            _record(connection, wanted, "", now_ms, revoked_at_ms)
+            _record(connection, wanted, "", now_ms, revoked_at_ms, old_ms)
             return wanted
 
         return await self._store.write(work)
@@ -338,11 +347,11 @@ def _newer(connection: Connection, node_id: str, serial: str, than_ms: int) -> b
 
 
 def _record(
-    connection: Connection, wanted: Wanted, token_id: str, now_ms: int, revoked_at_ms: int | None
+    connection: Connection, wanted: Wanted, token_id: str, now_ms: int, revoked_at_ms: int | None, old_ms: int
 ) -> None:
     column = node_certificate.c
     connection.execute(
-        delete(node_certificate).where(column.node_id == wanted.node_id, column.not_after_ms <= now_ms)
+        delete(node_certificate).where(column.node_id == wanted.node_id, column.not_after_ms <= old_ms)
     )
     row = {
         "node_id": wanted.node_id,
