@@ -62,7 +62,6 @@ class ConnectorApp:
         self.metrics = ConnectorMetrics()
         self.tracing = tracing
         self._draining = False
-        self._health_changed = asyncio.Event()
         self._security = security_of(settings, clock)
         for entry in settings.dispatcher_entries():
             self._security.check_address("the dispatcher's address", dial_address(entry.host, entry.port))
@@ -172,7 +171,7 @@ class ConnectorApp:
 
     def attachment_changed(self, stream: LinkStream, attached: bool) -> None:
         self.metrics.dispatchers.set(self.dispatchers.attached)
-        self._health_changed.set()
+        self._rpc.learned(ready=self.dispatchers.attached > 0)
         if not attached:
             self.links.dispatcher_lost(stream)
             self._transfers.stream_lost(stream)
@@ -187,7 +186,7 @@ class ConnectorApp:
         if not self._draining:
             self._draining = True
             self.links.accepting = False
-            self._health_changed.set()
+            self._rpc.drains()
             if self._accepting:
                 self._accepting.cancel()
             _log.info("drain.started", links=len(self.links))
@@ -207,7 +206,6 @@ class ConnectorApp:
             await self.quic.start()
         self._accepting = group.create_task(self.listener.run(), name="accept")
         self._loops = (
-            group.create_task(self._keep_health(), name="health"),
             group.create_task(self.dispatchers.run(), name="dispatchers"),
             group.create_task(self._transfers.run(), name="transfers"),
             group.create_task(self._security.run(), name="service certificates"),
@@ -243,12 +241,6 @@ class ConnectorApp:
         for listener in self._listeners:
             await listener.close()
         await self._rpc.stop(0)
-
-    async def _keep_health(self) -> None:
-        while True:
-            await self._health_changed.wait()
-            self._health_changed.clear()
-            await self._rpc.set_serving(self.dispatchers.attached > 0 and not self._draining)
 
 
 @asynccontextmanager

@@ -20,13 +20,7 @@ from cloudhub.v1.sessions_pb2 import DispatcherPeer, EndDirective
 from services.dispatcher.admin import DispatcherAdmin
 from services.dispatcher.anti_entropy import AntiEntropy
 from services.dispatcher.delivery import Delivery
-from services.dispatcher.housekeeping import (
-    ADMIN_SERVICE,
-    DISPATCHER_SERVICE,
-    LINK_SERVICE,
-    PEER_SERVICE,
-    Housekeeping,
-)
+from services.dispatcher.housekeeping import SERVICES, Housekeeping
 from services.dispatcher.keepalive import Keepalive
 from services.dispatcher.lease import Lease
 from services.dispatcher.link_servicer import EdgeLinks, LinkServicer
@@ -253,11 +247,12 @@ async def running_app(
 
         server = RpcServer(
             settings.listen,
-            [DISPATCHER_SERVICE, ADMIN_SERVICE, LINK_SERVICE, PEER_SERVICE],
+            list(SERVICES),
             security,
             probes=settings.health_listen,
             metrics=metrics.grpc,
             limits=settings.caller_limits,
+            needs=SERVICES,
         )
         metrics.grpc.watch(security)
         add_DispatcherServiceServicer_to_server(
@@ -330,7 +325,7 @@ async def running_app(
                     # Order: no new links or calls; the links move to other dispatchers; those that nobody
                     # takes stay up without one, and their sessions are orphans once the lease is released;
                     # the outbox is flushed; the streams end.
-                    await server.set_serving(False)
+                    server.drains()
                     links.drain()
                     await _handed_over(delivery, settings.shutdown_seconds / 3)
                     for session in list(delivery.sessions.values()):

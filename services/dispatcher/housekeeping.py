@@ -1,4 +1,4 @@
-"""What a dispatcher does by the clock: its lease, expiry, retention, and the truth of its health."""
+"""What a dispatcher does by the clock: its lease, expiry, retention, and what its health goes by."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -22,10 +22,13 @@ from services.runtime.watched_store import WatchedStore
 
 _log = get_log(__name__)
 
-DISPATCHER_SERVICE = "cloudhub.v1.DispatcherService"
-ADMIN_SERVICE = "cloudhub.v1.DispatcherAdmin"
-LINK_SERVICE = "cloudhub.v1.LinkService"
-PEER_SERVICE = "cloudhub.v1.PeerService"
+# What each service needs. Publishing needs the store; links need sessions too.
+SERVICES = {
+    "cloudhub.v1.DispatcherService": {"store"},
+    "cloudhub.v1.DispatcherAdmin": {"store"},
+    "cloudhub.v1.PeerService": {"store"},
+    "cloudhub.v1.LinkService": {"store", "sessions"},
+}
 
 STORE_INTERVAL = 0.5
 EXPIRE_INTERVAL = 5.0
@@ -38,7 +41,7 @@ MEND_PAUSE = 0.2
 
 @dataclass(slots=True)
 class Housekeeping:
-    """Owns no state but the health; `run` must be awaited by the owner."""
+    """Owns no state; `run` must be awaited by the owner."""
 
     name: str
     server: RpcServer
@@ -56,7 +59,6 @@ class Housekeeping:
     lease_seconds: float
     retention: Retention
     _sessions_answer: bool = False
-    _store_answers: bool = False
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -82,13 +84,14 @@ class Housekeeping:
             except HubError as error:
                 if self._sessions_answer:
                     _log.warning("sessions.lost", error=str(error))
-                await self._health(sessions=False)
+                self._sessions_answer = False
             else:
                 self.lease.renewed()
                 if answer.adopted_events:
                     self.upstream.adopt_events(answer.adopted_events)
                 self.peers.seen(answer.dispatchers)
-                await self._health(sessions=True)
+                self._sessions_answer = True
+            self.server.learned(sessions=self._sessions_answer)
             await asyncio.sleep(self.lease_seconds / 3 if self._sessions_answer else 0.5)
 
     async def _every(self, seconds: float, work: Callable[[], object]) -> None:
@@ -112,7 +115,7 @@ class Housekeeping:
                     _log.info("store.available")
                 told = takes_writes
                 self.metrics.store_available.set(takes_writes)
-                await self._health(store=takes_writes)
+                self.server.learned(store=takes_writes)
             await asyncio.sleep(STORE_INTERVAL)
 
     async def _store_fault(self) -> str:
@@ -125,16 +128,6 @@ class Housekeeping:
         except TimeoutError:
             return f"no answer within {self.lease_seconds:g} s"
         return ""
-
-    async def _health(self, sessions: bool | None = None, store: bool | None = None) -> None:
-        """Publishing needs the store; links need sessions too."""
-        self._sessions_answer = self._sessions_answer if sessions is None else sessions
-        self._store_answers = self._store_answers if store is None else store
-        for service in (DISPATCHER_SERVICE, ADMIN_SERVICE, PEER_SERVICE):
-            await self.server.set_serving(self._store_answers, service)
-        both = self._store_answers and self._sessions_answer
-        await self.server.set_serving(both, LINK_SERVICE)
-        await self.server.set_serving(both, "")
 
     async def _expire(self) -> None:
         self.delivery.measure()

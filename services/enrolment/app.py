@@ -111,7 +111,7 @@ class EnrolmentApp:
 
     async def stop(self) -> None:
         """Not serving, nothing accepted, requests cut (they are repeated), gRPC stopped."""
-        await self._rpc.set_serving(False)
+        self._rpc.drains()
         for task in self._loops:
             task.cancel()
         await self.close()
@@ -127,7 +127,7 @@ class EnrolmentApp:
         """SERVING while sessions can be reached: nothing is granted without it."""
         while True:
             state = self._channel.get_state(try_to_connect=True)
-            await self._rpc.set_serving(state is grpc.ChannelConnectivity.READY)
+            self._rpc.learned(ready=state is grpc.ChannelConnectivity.READY)
             await self._channel.wait_for_state_change(state)
 
     async def _watch_expiry(self) -> None:

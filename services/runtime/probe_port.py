@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import Counter
 
 from services.runtime.crowd import Crowd
 from services.runtime.errors import StartupError
+from services.runtime.health import Health
 from services.runtime.listening import listening_sockets
 from services.runtime.rate_limit import network_of
 
@@ -34,7 +35,7 @@ _PROBES = "probes"
 class _Probes(health_pb2_grpc.HealthServicer):  # type: ignore[misc,unused-ignore]
     """Check alone: a Watch lasts as long as its caller likes."""
 
-    def __init__(self, health_servicer: health.aio.HealthServicer) -> None:
+    def __init__(self, health_servicer: Health) -> None:
         self._health = health_servicer
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:
@@ -45,9 +46,7 @@ class _Probes(health_pb2_grpc.HealthServicer):  # type: ignore[misc,unused-ignor
 class ProbePort:
     """Answers from `start` to `stop`. `cut` counts connections that were cut, by port and reason."""
 
-    def __init__(
-        self, listen: str, health_servicer: health.aio.HealthServicer, cut: Counter | None = None
-    ) -> None:
+    def __init__(self, listen: str, health_servicer: Health, cut: Counter | None = None) -> None:
         self._listen = listen
         self.port = 0
         """The port in use (of interest when 0 was asked for); 0 before the start."""

@@ -3,14 +3,14 @@
 import asyncio
 import json
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import cast
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_channelz.v1 import channelz
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
@@ -20,6 +20,7 @@ from services.runtime.callers import Callers
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.errors import StartupError
 from services.runtime.grpc_metrics import GrpcMetrics
+from services.runtime.health import Health
 from services.runtime.interceptor import CallInterceptor
 from services.runtime.probe_port import ProbePort
 from services.runtime.refusals import Refusals
@@ -27,6 +28,7 @@ from services.runtime.renewed_channel import RenewedChannel
 from services.runtime.secure_port import SecurePort
 from services.runtime.security import PLAINTEXT_LOOPBACK, SERVICE_NAME, Security
 from services.runtime.server_tls import ServerTls
+from services.runtime.serving import READY, Serving
 from services.runtime.settings import split_address
 
 # Of one gRPC message between the hub's own; senders keep batches far below it.
@@ -46,8 +48,6 @@ NO_ANSWER = frozenset(
     }
 )
 """What a call of another service ends with that may do better later: no answer, never a verdict."""
-# The name whose health says that the process works, whatever it waits for: what a supervisor restarts it by.
-LIVE = "live"
 
 _KEEPALIVE: list[tuple[str, int]] = [
     ("grpc.keepalive_time_ms", 10_000),
@@ -106,7 +106,8 @@ class RpcServer:
     Register servicers on `grpc_server` first, then `start`. Health starts as NOT_SERVING, but for LIVE, which
     is SERVING until the server stops. With `probes` (HOST:PORT) a second server there answers health checks,
     and nothing else, without TLS: probes of Kubernetes speak none. `metrics` counts what was refused. With
-    TLS each caller has a share by `limits`; without, gRPC's core bounds each connection alone.
+    TLS each caller has a share by `limits`; without, gRPC's core bounds each connection alone. `needs` names
+    what each service needs to do its work, where it is not READY alone; see `learned`.
     """
 
     def __init__(
@@ -119,11 +120,13 @@ class RpcServer:
         clock: Clock | None = None,
         metrics: GrpcMetrics | None = None,
         limits: CallerLimits | None = None,
+        needs: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         self._listen = listen
         self._services = tuple(services)
         self._security = security
-        self._health = health.aio.HealthServicer()
+        self._serving = Serving({name: {READY} for name in services} | dict(needs or {}))
+        self._health = Health(self._serving)
         self._refusals = Refusals(metrics.refused if metrics else None)
         callers = Callers() if security.authenticates else None
         access = Access(clock or SystemClock(), self._refusals, callers)
@@ -149,7 +152,7 @@ class RpcServer:
         channelz.add_channelz_servicer(server)
         names = (
             *self._services,
-            health.SERVICE_NAME,
+            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
             "grpc.channelz.v1.Channelz",
             reflection.SERVICE_NAME,
         )
@@ -164,8 +167,6 @@ class RpcServer:
             )
         except RuntimeError as error:
             raise StartupError(f"cannot listen on {self._listen}: {error}") from error
-        await self.set_serving(False)
-        await self.set_serving(True, LIVE)
         await server.start()
         if self.secure_port is not None:
             await self.secure_port.start()
@@ -199,17 +200,20 @@ class RpcServer:
         host, _ = split_address(self._listen)
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
-    async def set_serving(self, serving: bool, service: str | None = None) -> None:
-        """Sets the health of one service ("": the server as a whole), or of all of these."""
-        status = (
-            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
-        for name in ("", *self._services) if service is None else (service,):
-            await self._health.set(name, status)
+    def learned(self, **there: bool) -> None:
+        """Whether what services need is there now, by name (`needs`, READY): health goes by it."""
+        self._serving.learned(**there)
+        self._health.changed()
+
+    def drains(self) -> None:
+        """Health to NOT_SERVING for good, but for LIVE; calls go on."""
+        self._serving.drains()
+        self._health.changed()
 
     async def stop(self, grace_seconds: float) -> None:
         """Health to NOT_SERVING, no new calls, running ones get the grace."""
-        await self._health.enter_graceful_shutdown()
+        self._serving.stopped()
+        self._health.changed()
         if self.secure_port is not None:
             self.secure_port.stop_accepting()
         await self.grpc_server.stop(grace_seconds)

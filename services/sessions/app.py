@@ -131,7 +131,7 @@ class SessionsApp:
             lease_seconds=settings.lease_seconds,
             event_retention_seconds=settings.event_retention_seconds,
             most_events=settings.most_events,
-            on_health=self._server.set_serving,
+            on_health=lambda is_well: self._server.learned(ready=is_well),
             seen=seen,
         )
         admin = AdminServicer(registry, self.notices, self.metrics, self._clock, self.reaper)
@@ -165,7 +165,7 @@ class SessionsApp:
         the record, database closed."""
         if not self._store:
             return
-        await self._server.set_serving(False)
+        self._server.drains()
         self.notices.close()
         await self._server.stop(self._settings.shutdown_seconds)
         if self._endpoint:

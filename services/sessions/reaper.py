@@ -5,7 +5,7 @@ its effect once.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from services.runtime.clock import Clock
 from services.runtime.errors import StoreUnavailable
@@ -45,7 +45,7 @@ class Reaper:
         lease_seconds: float,
         event_retention_seconds: float,
         most_events: int,
-        on_health: Callable[[bool], Awaitable[None]],
+        on_health: Callable[[bool], None],
         seen: Seen | None = None,
     ) -> None:
         self._registry = registry
@@ -77,12 +77,12 @@ class Reaper:
         try:
             async with asyncio.timeout(self._lease_seconds):
                 await self._registry.probe()
-                await self._set_health(True, "")
+                self._set_health(True, "")
                 await self.look()
         except StoreUnavailable as error:
-            await self._set_health(False, error.detail)
+            self._set_health(False, error.detail)
         except TimeoutError:
-            await self._set_health(False, f"no answer within {self._lease_seconds:g} s")
+            self._set_health(False, f"no answer within {self._lease_seconds:g} s")
 
     async def look(self) -> None:
         """One round; raises StoreUnavailable."""
@@ -170,7 +170,7 @@ class Reaper:
         if seen:
             await self._registry.forget_deleted(seen[:_MOST_EXPIRED_PER_TRANSACTION])
 
-    async def _set_health(self, healthy: bool, detail: str) -> None:
+    def _set_health(self, healthy: bool, detail: str) -> None:
         self._metrics.store_available(healthy)
         if healthy == self._healthy:
             return
@@ -179,4 +179,4 @@ class Reaper:
         elif self._healthy is False:
             log.info("store.available")
         self._healthy = healthy
-        await self._on_health(healthy)
+        self._on_health(healthy)

@@ -12,7 +12,7 @@ from cloudhub.v1 import connector_pb2, dispatcher_pb2, sessions_pb2
 from edge.__main__ import run as run_edge
 from scripts.document_settings import SERVICES
 from services.connector.settings import ConnectorSettings
-from services.runtime.rpc import LIVE
+from services.runtime.serving import LIVE
 from services.runtime.settings import split_address
 from tests.deploy import manifests
 from tests.deploy.manifests import base, containers, pod_of, settings_of, variables

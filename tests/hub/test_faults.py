@@ -193,3 +193,25 @@ async def test_a_connector_that_comes_back_finds_the_registry_clean(
         assert (await hub.session("edge-1")).epoch > before.epoch
         limits = await hub.sessions_admin.GetLimits(sessions_pb2.GetLimitsRequest(), timeout=5)
         assert limits.nodes == 2
+
+
+@pytest.mark.parametrize("service", ["", "cloudhub.v1.DispatcherService"])
+async def test_a_draining_dispatcher_never_serves_again(
+    tmp_path: Path, authority: TestAuthority, service: str
+) -> None:
+    """Its lease is renewed and its database takes writes while it hands its links over: neither makes it
+    ready again, so nobody is sent to a process that goes."""
+    lease = {"lease_seconds": 0.6}
+    async with running_hub(tmp_path, authority, dispatcher=lease, sessions=lease) as hub, hub.edge():
+        await until_health(hub, "dispatcher", {service: SERVING})
+        stub: Any = health_pb2_grpc.HealthStub(await hub.channel("dispatcher"))
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=service))
+        assert (await watch.read()).status == SERVING
+        # Nobody else can take the link, so that the drain lasts for a second.
+        stopping = asyncio.create_task(hub.dispatcher.stop())
+        said = []
+        with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE"):
+            while True:
+                said.append((await watch.read()).status)
+        await stopping
+        assert said == [NOT_SERVING]

@@ -15,7 +15,8 @@ from services.runtime import probe_port
 from services.runtime.errors import StartupError
 from services.runtime.grpc_metrics import GrpcMetrics
 from services.runtime.probe_port import MAX_BYTES, MAX_CONNECTIONS
-from services.runtime.rpc import LIVE, RpcServer
+from services.runtime.rpc import RpcServer
+from services.runtime.serving import LIVE
 from tests.support.strangers import reset_at_once
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

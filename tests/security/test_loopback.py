@@ -12,8 +12,9 @@ from services.connector.settings import ConnectorSettings
 from services.dispatcher.app import running_app as running_dispatcher
 from services.dispatcher.settings import DispatcherSettings
 from services.runtime.errors import StartupError
-from services.runtime.rpc import LIVE, RpcServer, open_channel, open_replicas_channel
+from services.runtime.rpc import RpcServer, open_channel, open_replicas_channel
 from services.runtime.security import PLAINTEXT_LOOPBACK, is_loopback
+from services.runtime.serving import LIVE
 from services.sessions.app import SessionsApp
 from services.sessions.settings import SessionsSettings
 from tests.support.certs import TestAuthority
@@ -99,7 +100,7 @@ async def test_probes_have_health_without_tls_and_nothing_else(authority: TestAu
             assert live.status == health_pb2.HealthCheckResponse.SERVING
             ready = await stub.Check(health_pb2.HealthCheckRequest())
             assert ready.status == health_pb2.HealthCheckResponse.NOT_SERVING
-            await server.set_serving(True)
+            server.learned(ready=True)
             ready = await stub.Check(health_pb2.HealthCheckRequest())
             assert ready.status == health_pb2.HealthCheckResponse.SERVING
             for call in (

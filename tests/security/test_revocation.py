@@ -111,7 +111,7 @@ async def test_open_connections_end_with_their_streams_and_others_stay(
             stub = health_pb2_grpc.HealthStub(theirs)
             await stub.Check(OK, timeout=10)
         assert error_reason(refused.value) == "CERTIFICATE_REVOKED"
-        await server.set_serving(True, "")
+        server.learned(ready=True)
         assert (await watches[1].read()).status == health_pb2.HealthCheckResponse.SERVING
         assert server.secure_port is not None
         # Nothing of theirs is left.

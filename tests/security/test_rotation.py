@@ -226,7 +226,7 @@ async def test_a_call_with_a_certificate_that_has_expired_meanwhile_is_refused(
             assert error_reason(refused.value) == "CERTIFICATE_EXPIRED"
             (line,) = logs
             assert (line["event"], line["caller"]) == ("call.refused", "CN=shop,O=cloudhub:publisher")
-            await server.set_serving(True)
+            server.learned(ready=True)
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
             watch.cancel()
     finally:

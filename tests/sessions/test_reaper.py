@@ -52,7 +52,7 @@ class World:
         self.counter = 0
 
     def new_reaper(self) -> Reaper:
-        async def on_health(healthy: bool) -> None:
+        def on_health(healthy: bool) -> None:
             self.health.append(healthy)
 
         return Reaper(
