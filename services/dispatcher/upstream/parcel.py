@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.upstream.routing import ROUTER
 
 
 class Kind(Enum):
@@ -42,3 +43,10 @@ class Parcel:
     redelivered: bool = False
     handed_at: float = 0.0
     handed_at_ms: int = 0
+
+
+def upload_parcel(node_id: str, epoch: int, place: int, size_bytes: int, message: Message) -> Parcel:
+    """A stored upload as subscribers see it; `message` is the parcel's from here on."""
+    resource = message.resource
+    message.resource = f"node/{node_id}/{resource}"
+    return Parcel(ROUTER, node_id, epoch, message, size_bytes, Kind.UPLOAD, resource, place=place)

@@ -2,15 +2,14 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.resources_pb2 import DispatcherResources
 from services.dispatcher.upstream.metrics import UpstreamMetrics
-from services.dispatcher.upstream.parcel import Kind, Parcel
-from services.dispatcher.upstream.routing import ROUTER
+from services.dispatcher.upstream.parcel import Parcel, upload_parcel
 from services.dispatcher.upstream.upload_accounts import COUNT_SECONDS, UploadAccounts
 from services.dispatcher.upstream.upload_intake import (
     Batch,
@@ -19,21 +18,19 @@ from services.dispatcher.upstream.upload_intake import (
     Upload,
     UploadIntake,
 )
+from services.dispatcher.upstream.upload_loader import RETRY, UploadLoader, until_done
 from services.dispatcher.upstream.upload_store import Change, Changed, UploadStore
-from services.dispatcher.upstream.upload_window import Load, SettledIds, UploadWindow, WindowBounds
-from services.dispatcher.upstream.uploads import LoadedUploads, TakenOver, epoch_and_n, place_of
-from services.runtime.backoff import Backoff
+from services.dispatcher.upstream.upload_window import SettledIds, UploadWindow, WindowBounds
+from services.dispatcher.upstream.uploads import epoch_and_n, place_of
 from services.runtime.clock import Clock
 from services.runtime.errors import StoreUnavailable
+from services.runtime.line_budget import LineBudget
 from services.runtime.logs import get_log
 
 MOST_PER_COMMIT = 1024
 MOST_BYTES_PER_COMMIT = 8 * 1024 * 1024
 # Sessions whose nodes' earlier rows are known to be here; one that was forgotten is looked at again.
 MOST_SESSIONS_KNOWN = 65_536
-RETRY = Backoff(first_seconds=0.05, most_seconds=1.0)
-
-T = TypeVar("T")
 
 log = get_log(__name__)
 
@@ -85,20 +82,21 @@ class UploadKeeper:
         self._clock = clock
         self._metrics = metrics
         self._queue = queue
-        self._bytes_per_load = (window or WindowBounds()).bytes_per_load
         self._accounts, self._shares = accounts, accounts.shares
         self._intake = UploadIntake(IntakeBounds(pause_seconds))
         self._window = UploadWindow(window or WindowBounds())
         self._settled = SettledIds()
+        self._refused_lines = LineBudget()
         self._deletes: deque[Parcel] = deque()
+        self._loader = UploadLoader(
+            store, self._window, self._settled, metrics, queue=queue, settled_before=self._delete
+        )
         self._early_events: list[tuple[Parcel, int]] = []
         self._opened = False
         self._last_n = clock.wall_ms() * 1000
         self._sessions: dict[str, int] = {}  # node -> epoch, whose earlier rows are here
-        self._inherited: dict[str, int] = {}  # node -> place: up to there somebody else may have handed on
         self._to_write = asyncio.Event()
         self._committed = asyncio.Event()
-        self._to_load = asyncio.Event()
         self._pauses_changed = asyncio.Event()
         metrics.uploads_nodes_full.set_function(lambda: self._intake.full)
 
@@ -170,7 +168,7 @@ class UploadKeeper:
         while taken := await self._store.inherit_some(former):
             for one in taken:
                 self._shares.add(one.node_id, one.size_bytes, one.rows)
-            self._taken_over(taken)
+            self._loader.taken_over(taken)
             total += sum(one.rows for one in taken)
         return total
 
@@ -184,16 +182,6 @@ class UploadKeeper:
         """This dispatcher stops: others may have its rows at once. Raises StoreUnavailable."""
         await self._store.release()
 
-    def _taken_over(self, taken: Sequence[TakenOver]) -> None:
-        for one in taken:
-            self._inherited[one.node_id] = max(one.last, self._inherited.get(one.node_id, 0))
-            self._window.found(one.node_id, one.first, one.last)
-        if taken:
-            rows = sum(one.rows for one in taken)
-            self._metrics.uploads_inherited.inc(rows)
-            log.info("uploads.inherited", nodes=len(taken), rows=rows)
-            self._to_load.set()
-
     # -- at work -------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -202,34 +190,21 @@ class UploadKeeper:
             tasks.create_task(self._give_up_overdue(), name="uploads-overdue")
             await self._open()
             tasks.create_task(self._write(), name="uploads-write")
-            tasks.create_task(self._load(), name="uploads-load")
+            tasks.create_task(self._loader.run(), name="uploads-load")
             tasks.create_task(self._ask_to_count(), name="uploads-count")
 
     async def _open(self) -> None:
-        taken = await self._until_done(self._store.open, self._troubled)
+        taken = await until_done(self._store.open, self._metrics, self._troubled)
         self._carry_out(self._intake.stored([]))
         for one in taken:
             self._shares.add(one.node_id, one.size_bytes, one.rows)
         await self._accounts.count()
-        self._taken_over(taken)
+        self._loader.taken_over(taken)
         self._opened = True
         for parcel, place in self._early_events:
             self._queue(self._window.pass_event(parcel, place))
         self._early_events.clear()
-        self._to_load.set()
-
-    async def _until_done(
-        self, work: Callable[[], Awaitable[T]], failed: Callable[[], None] = lambda: None
-    ) -> T:
-        attempt = 0
-        while True:
-            try:
-                return await work()
-            except StoreUnavailable:
-                attempt += 1
-                self._metrics.store_failures.inc()
-                failed()
-                await asyncio.sleep(RETRY.random_delay(attempt))
+        self._loader.wake()
 
     def _troubled(self) -> None:
         self._carry_out(self._intake.troubled("the store does not answer", self._clock.monotonic()))
@@ -299,7 +274,7 @@ class UploadKeeper:
         for taken in changed.taken:
             if taken.node_id not in come:  # else it was counted before
                 self._shares.add(taken.node_id, taken.size_bytes, taken.rows)
-        self._taken_over(changed.taken)
+        self._loader.taken_over(changed.taken)
         self._after_commit(batch, changed)
         if deletes:
             self._carry_out(self._intake.room_made(self._shares))
@@ -314,13 +289,18 @@ class UploadKeeper:
         self._carry_out(self._intake.stored(batch.uploads))
         self._links.stored((upload.node_id, upload.epoch, upload.frame) for upload in batch.uploads)
         for upload in batch.uploads:
-            is_new = (upload.node_id, upload.place) in changed.stored
+            key = (upload.node_id, upload.place)
+            is_new = key in changed.stored
             if not is_new:
                 self._shares.remove(upload.node_id, upload.size_bytes)
+            if key in changed.refused:
+                self._refused(upload, changed.refused[key])
+                continue
+            if not is_new:
                 self._repeated(upload.node_id, upload.epoch, upload.message)
             elif upload.message.sync:
                 self._links.reply(upload.node_id, upload.epoch, upload.message, "response", "OK")
-            parcel = self._parcel(
+            parcel = upload_parcel(
                 upload.node_id, upload.epoch, upload.place, upload.size_bytes, upload.message
             )
             self._queue(self._window.stored(parcel, is_new=is_new))
@@ -328,7 +308,29 @@ class UploadKeeper:
         if batch.unfit:
             self._judge(batch.unfit, changed.repeated)
         # Settled uploads (whose rows went with this commit) made room, or new ones went to disk only.
-        self._to_load.set()
+        self._loader.wake()
+
+    def _refused(self, upload: Upload, detail: str) -> None:
+        """The database will never take it: it is given up, and who asked for an answer gets one."""
+        self._metrics.dropped.labels("stored_refused").inc()
+        facts = self._refused_lines.take(upload.node_id, self._clock.monotonic())
+        if facts is not None:
+            log.error(
+                "uploads.refused",
+                node_id=upload.node_id,
+                message_id=upload.message.id,
+                detail=detail,
+                **facts,
+            )
+        if upload.message.sync:
+            self._links.reply(
+                upload.node_id,
+                upload.epoch,
+                upload.message,
+                "error",
+                "the hub's database refuses it for good",
+            )
+        self._queue(self._window.given_up(upload.node_id))
 
     def _judge(self, unfit: Sequence[tuple[Upload, str]], repeated: set[tuple[str, str]]) -> None:
         """What had no room: a repeat needs none, who asked for an answer gets one, others have to wait."""
@@ -353,41 +355,6 @@ class UploadKeeper:
         self._carry_out(self._intake.judged(waiting, self._clock.monotonic()))
         self._pauses_changed.set()  # also for a link that is gone
 
-    async def _load(self) -> None:
-        while True:
-            await self._to_load.wait()
-            self._to_load.clear()
-            while loads := self._window.wanted():
-                # That reads fail stops no link: what they would bring is on disk already.
-                chosen = loads
-                loaded = await self._until_done(
-                    lambda: self._store.load(chosen, self._bytes_per_load)  # noqa: B023  # awaited at once
-                )
-                for load, found in zip(loads, loaded, strict=True):
-                    self._take_loaded(load, found)
-
-    def _take_loaded(self, load: Load, found: LoadedUploads) -> None:
-        parcels = []
-        inherited = self._inherited.get(load.node_id, 0)
-        for row in found.rows:
-            parcel = self._parcel(row.node_id, row.epoch, row.place, row.size_bytes, row.message)
-            if (row.node_id, row.message.id) in self._settled:
-                self._deletes.append(parcel)  # its deletion is under way, or it is a repeat stored elsewhere
-                self._to_write.set()
-                continue
-            # An earlier process or another dispatcher may have handed it on.
-            parcel.redelivered = row.place <= inherited
-            parcels.append(parcel)
-        for place in found.unreadable:
-            self._metrics.uploads_unreadable.inc()
-            log.error("uploads.unreadable", node_id=load.node_id, n=epoch_and_n(place)[1])
-        reached = found.reached
-        if found.is_all:
-            reached = max(reached, load.through)
-        self._queue(self._window.loaded(load, parcels, reached))
-        if self._inherited.get(load.node_id, 0) <= reached:
-            self._inherited.pop(load.node_id, None)
-
     async def _give_up_overdue(self) -> None:
         while True:
             self._pauses_changed.clear()
@@ -406,12 +373,11 @@ class UploadKeeper:
                         self._metrics.link_closes.inc()
                         self._links.close(given_up.node_id, given_up.epoch, given_up.detail)
 
-    # -- small parts ---------------------------------------------------------------------------
+    def _delete(self, parcel: Parcel) -> None:
+        self._deletes.append(parcel)
+        self._to_write.set()
 
-    def _parcel(self, node_id: str, epoch: int, place: int, size_bytes: int, message: Message) -> Parcel:
-        resource = message.resource
-        message.resource = f"node/{node_id}/{resource}"
-        return Parcel(ROUTER, node_id, epoch, message, size_bytes, Kind.UPLOAD, resource, place=place)
+    # -- small parts ---------------------------------------------------------------------------
 
     def _repeated(self, node_id: str, epoch: int, message: Message) -> None:
         self._metrics.uploads_repeated.inc()

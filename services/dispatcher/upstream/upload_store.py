@@ -1,7 +1,7 @@
 """The uploads of one dispatcher in its database."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection, Table
 
@@ -26,6 +26,7 @@ from services.dispatcher.upstream.uploads import (
     stored_ids,
     take_over,
 )
+from services.runtime.errors import StoreRefused
 from services.runtime.store import Store
 
 NODES_PER_TAKE_OVER = 64
@@ -44,9 +45,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What came of it: the (node, place) now stored, the others repeat what was; which `unfit` are stored."""
+    """What came of it: the (node, place) now stored, those that the database will never take, with why, all
+    others repeat what was; which `unfit` are stored."""
 
     stored: set[tuple[str, int]] = field(default_factory=set)
+    refused: dict[tuple[str, int], str] = field(default_factory=dict)
     repeated: set[tuple[str, str]] = field(default_factory=set)
     taken: Sequence[TakenOver] = ()
 
@@ -59,6 +62,11 @@ class Counted:
     own: dict[str, Amount]
     elsewhere: Amount
     oldest_n: int
+
+
+def _repeats(rows: Sequence[UploadRow], stored: Set[tuple[str, int]]) -> set[str]:
+    """Nodes of rows whose message was stored before, maybe elsewhere."""
+    return {row.node_id for row in rows if (row.node_id, row.place) not in stored}
 
 
 class UploadStore:
@@ -86,7 +94,39 @@ class UploadStore:
         )
 
     async def change(self, change: Change) -> Changed:
-        """One transaction."""
+        """One transaction; some more if the database refuses one of the rows, so that the others are stored.
+        May be repeated after StoreUnavailable."""
+        try:
+            return await self._change(change)
+        except StoreRefused:
+            if not change.rows:
+                raise
+        # What is taken over is so last of all: after an error the same is found again.
+        stored: set[tuple[str, int]] = set()
+        refused: dict[tuple[str, int], str] = {}
+        # By node, so that the rows around a refused one are mostly its own node's.
+        await self._store_parts(
+            sorted(change.rows, key=lambda row: (row.node_id, row.place)), stored, refused
+        )
+        rows = [row for row in change.rows if (row.node_id, row.place) not in refused]
+        rest = await self._change(replace(change, rows=[]), _repeats(rows, stored))
+        return replace(rest, stored=stored, refused=refused)
+
+    async def _store_parts(
+        self, rows: Sequence[UploadRow], stored: set[tuple[str, int]], refused: dict[tuple[str, int], str]
+    ) -> None:
+        try:
+            stored |= await self._store.write(lambda connection: store_uploads(connection, self._table, rows))
+        except StoreRefused as error:
+            if len(rows) == 1:
+                refused[rows[0].node_id, rows[0].place] = error.detail
+                return
+            half = len(rows) // 2
+            await self._store_parts(rows[:half], stored, refused)
+            await self._store_parts(rows[half:], stored, refused)
+
+    async def _change(self, change: Change, repeating: Set[str] = frozenset()) -> Changed:
+        """One transaction; nodes that are `repeating` sent what was stored before."""
 
         def work(connection: Connection) -> Changed:
             table = self._table
@@ -95,19 +135,19 @@ class UploadStore:
             repeated = stored_ids(connection, table, change.unfit)
             # After the inserts, which wait for those of a dispatcher that had the node before and is slow to
             # commit: what it stored first is the new owner's to hand on, before what came later.
-            again = {row.node_id for row in change.rows if (row.node_id, row.place) not in stored}
+            again = _repeats(change.rows, stored)
             taken: list[TakenOver] = []
-            if self.is_shared and (nodes := sorted({*change.come, *again})):
+            if self.is_shared and (nodes := sorted({*change.come, *again, *repeating})):
                 taken = take_over(connection, table, self._holder, nodes=nodes)
-            return Changed(stored, repeated, taken)
+            return Changed(stored, {}, repeated, taken)
 
         return await self._store.write(work)
 
-    async def load(self, loads: Sequence[Load], most_bytes: int) -> list[LoadedUploads]:
+    async def load(self, loads: Sequence[Load]) -> list[LoadedUploads]:
         """What the disk has for each."""
 
         def work(connection: Connection) -> list[LoadedUploads]:
-            wanted = (LoadWanted(load.node_id, load.after, load.limit, most_bytes) for load in loads)
+            wanted = (LoadWanted(load.node_id, load.after, load.limit, load.most_bytes) for load in loads)
             return [load_uploads(connection, self._table, self._holder, one) for one in wanted]
 
         return await self._store.read(work)

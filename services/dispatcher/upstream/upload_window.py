@@ -29,12 +29,14 @@ class WindowBounds:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Uploads of a node with a place above `after` are wanted; the last known is at `through`."""
+    """At most `limit` uploads of a node with a place above `after` are wanted, ending once `most_bytes` are
+    read; the last known is at `through`."""
 
     node_id: str
     after: int
     through: int
     limit: int
+    most_bytes: int
 
 
 @dataclass(slots=True)
@@ -120,7 +122,7 @@ class UploadWindow:
             self._spilled.move_to_end(node_id)
             limit = min(bounds.per_load, room, bounds.per_node - len(line.in_memory))
             line.is_overtaken = False
-            loads.append(Load(node_id, line.after, line.through, limit))
+            loads.append(Load(node_id, line.after, line.through, limit, bounds.bytes_per_load))
             room -= limit
         return loads
 

@@ -10,7 +10,7 @@ from sqlalchemy import func, select, update
 
 from cloudhub.v1.link_pb2 import CloseReason
 from services.dispatcher.outbox.schema import SCHEMA
-from services.dispatcher.upstream import upload_keeper
+from services.dispatcher.upstream import upload_loader
 from services.dispatcher.upstream.settings import UpstreamSettings
 from services.runtime.clock import SystemClock
 from tests.support.postgres import Databases
@@ -361,4 +361,4 @@ async def test_the_store_is_asked_again_until_it_can_be_loaded_from(
             hub.store.fails_before = False
             rest = await cloud.next(44)
             assert [int(one.message.content) for one in rest] == list(range(256, 300))
-    assert upload_keeper.RETRY.most_seconds <= 1.0
+    assert upload_loader.RETRY.most_seconds <= 1.0
