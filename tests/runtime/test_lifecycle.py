@@ -72,8 +72,13 @@ run_process("program", main)
 """
 
 
+def _told_of_a_hangup() -> None:
+    """Whatever started the tests (nohup) has it ignored for them alone."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @contextmanager
-def serving(before: Callable[[], object] | None = None) -> Iterator[subprocess.Popen[str]]:
+def serving(before: Callable[[], object] = _told_of_a_hangup) -> Iterator[subprocess.Popen[str]]:
     """A process that serves until it is told to stop, and has stopped once it reads a line."""
     with subprocess.Popen(
         [sys.executable, "-c", STOPPING],
