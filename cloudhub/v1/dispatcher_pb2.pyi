@@ -318,7 +318,10 @@ class Subscription(_message.Message):
     """How many deliveries may be unacknowledged at once, at most 65 536; 0 means 256."""
     @_builtins.property
     def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Module names: "edgecontroller", "devicecontroller", "router", "taskmanager", ... At most 64."""
+        """Module names: "edgecontroller", "devicecontroller", "dynamiccontroller", "taskmanager", "router". Others get
+        lifecycle events alone; all subscriptions of a dispatcher together may name 59 of those, and each caller has
+        a share (TOO_MANY_MODULES). At most 64.
+        """
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from prometheus_client import CollectorRegistry
 
@@ -115,13 +115,8 @@ def _quotas(settings: DispatcherSettings) -> Quotas:
 
 
 def _upstream_settings(settings: DispatcherSettings) -> UpstreamSettings:
-    return UpstreamSettings(
-        subscriber_ack_seconds=settings.subscriber_ack_seconds,
-        max_node_upload_rows=settings.max_node_upload_rows,
-        max_node_upload_bytes=settings.max_node_upload_bytes,
-        max_upload_rows=settings.max_upload_rows,
-        max_upload_bytes=settings.max_upload_bytes,
-    )
+    own = {field.name for field in fields(UpstreamSettings)} & set(DispatcherSettings.model_fields)
+    return UpstreamSettings(**{name: getattr(settings, name) for name in own})
 
 
 def _cluster_ca(settings: DispatcherSettings) -> bytes | None:
@@ -256,7 +251,7 @@ async def running_app(
         )
         metrics.grpc.watch(security)
         add_DispatcherServiceServicer_to_server(
-            DispatcherServicer(publishing, UpstreamServicer(upstream)), server.grpc_server
+            DispatcherServicer(publishing, UpstreamServicer(upstream, server.caller_of)), server.grpc_server
         )
         holders = (delivery, ends, openings, keepalive, stranded, links, upstream, peers, handover, to_owners)
         add_DispatcherAdminServicer_to_server(

@@ -64,6 +64,12 @@ class DispatcherSettings(ServiceSettings):
         description="how long a subscriber may hold deliveries without acknowledging any, where another "
         "could have them",
     )
+    max_subscriptions: int = Field(
+        1024,
+        ge=4,
+        le=65_536,
+        description="subscriptions open at a time, a quarter of them for callers with few",
+    )
     max_node_upload_rows: int = Field(
         20_000, ge=1, description="stored uploads of a node that nobody has taken"
     )

@@ -4,7 +4,8 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -16,7 +17,7 @@ from grpc_status import rpc_status
 
 from services.runtime.access import Access
 from services.runtime.caller_shares import CallerLimits
-from services.runtime.callers import Callers
+from services.runtime.callers import Callers, client_address
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.errors import StartupError
 from services.runtime.grpc_metrics import GrpcMetrics
@@ -128,7 +129,7 @@ class RpcServer:
         self._serving = Serving({name: {READY} for name in services} | dict(needs or {}))
         self._health = Health(self._serving)
         self._refusals = Refusals(metrics.refused if metrics else None)
-        callers = Callers() if security.authenticates else None
+        callers = self._callers = Callers() if security.authenticates else None
         access = Access(clock or SystemClock(), self._refusals, callers)
         self.secure_port: SecurePort | None = None
         """With TLS."""
@@ -199,6 +200,12 @@ class RpcServer:
         """HOST:PORT with the port in use."""
         host, _ = split_address(self._listen)
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    def caller_of(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
+        """Whose share a call counts in: the name in its caller's certificate; without TLS its connection."""
+        peer = unquote(context.peer())
+        caller = self._callers.at(peer) if self._callers else None
+        return caller.identity.name if caller and caller.identity else client_address(peer)
 
     def learned(self, **there: bool) -> None:
         """Whether what services need is there now, by name (`needs`, READY): health goes by it."""

@@ -93,6 +93,7 @@ FROM_SETTINGS = {
     "dispatcher.upstream.settings.UpstreamSettings": {
         "max_node_upload_bytes",
         "max_node_upload_rows",
+        "max_subscriptions",
         "max_upload_bytes",
         "max_upload_rows",
         "subscriber_ack_seconds",

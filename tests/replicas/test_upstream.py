@@ -3,23 +3,26 @@
 import asyncio
 import json
 from collections import defaultdict
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from cloudhub.v1 import dispatcher_pb2 as pb
+from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceStub
 from cloudhub.v1.message_pb2 import Message
 from edge.node import EdgeAgent
 from services.dispatcher.peers import directory
 from services.dispatcher.peers.peer import Peer
 from services.dispatcher.upstream.upload_keeper import UploadKeeper
 from services.dispatcher.upstream.uploads import RELEASED
+from services.runtime.rpc import open_channel
 from tests.support.certs import TestAuthority
 from tests.support.hub import RunningHub, StockEdge, Subscriber, request, running_hub
 from tests.support.invariants import numbers_missing, numbers_out_of_order
 from tests.support.postgres import Databases
-from tests.support.processes import eventually
+from tests.support.processes import HOST, eventually
 from tests.support.replicas import Replicas, running_replicas
 
 
@@ -36,6 +39,39 @@ async def reports(edge: StockEdge, *numbers: int) -> None:
 
 def numbers(deliveries: list[pb.UpstreamDelivery]) -> list[int]:
     return [json.loads(one.message.content) for one in deliveries if one.message.operation == "insert"]
+
+
+async def test_callers_that_name_many_modules_stop_no_relay(
+    tmp_path: Path, databases: Databases, authority: TestAuthority
+) -> None:
+    """C39: all modules of a dispatcher go to the others in one request, which may name 64; who would make it
+    more is refused, and what nodes say at another dispatcher reaches its subscriber here as ever."""
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(running_replicas(tmp_path, databases, authority))
+        refused = 0
+        for caller in range(4):
+            channel = await stack.enter_async_context(open_channel(f"{HOST}:{hub[0].app.port}"))
+            for number in range(20):
+                call = DispatcherServiceStub(channel).Subscribe()
+                modules = [f"m-{caller}-{number}-{one}" for one in range(2)]
+                await call.write(pb.SubscribeRequest(subscription=pb.Subscription(modules=modules)))
+                await call.initial_metadata()
+                if call.done():
+                    assert "has no room" in await call.details()
+                    refused += 1
+        assert refused > 40
+        cloud = await stack.enter_async_context(hub[0].subscriber("edgecontroller", "router"))
+        await served(hub, "edgecontroller", "router")
+        async with hub[1].edge() as edge:
+            await reports(edge, 1)
+            await edge.send("upload", "telemetry", 7, group="user")
+            got: list[str] = []
+            while len(got) < 2:
+                got += [
+                    one.message.operation for one in await cloud.take() if one.message.source != "cloudhub"
+                ]
+            assert sorted(got) == ["insert", "upload"]
+        assert hub[0].metric("upstream_subscriptions_refused_total", reason="too_many_modules") == refused
 
 
 async def test_everything_a_node_says_reaches_a_subscriber_at_another_dispatcher(

@@ -190,13 +190,17 @@ class Hub:
         await asyncio.wait([self.task])
 
     @asynccontextmanager
-    async def subscriber(self, *modules: str, credit: int = 0) -> AsyncIterator["Subscriber"]:
-        """A subscriber that is known to the hub; it is cancelled at the end."""
-        call: Any = DispatcherServiceStub(self.channel).Subscribe()
+    async def subscriber(
+        self, *modules: str, credit: int = 0, caller: str = "cloud"
+    ) -> AsyncIterator["Subscriber"]:
+        """A subscriber that is known to the hub, cancelled at the end. Raises AioRpcError if refused."""
+        call: Any = DispatcherServiceStub(self.channel).Subscribe(metadata=(("caller", caller),))
         await call.write(
             SubscribeRequest(subscription=Subscription(modules=modules, max_unacknowledged=credit))
         )
         await call.initial_metadata()
+        if call.done():
+            await call.read()  # raises what it was refused with
         subscriber = Subscriber(call)
         try:
             yield subscriber
@@ -275,11 +279,17 @@ class WatchedUpstream(Upstream):
         return returned
 
 
+def _caller_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """Who calls, by a word of its own: there are no certificates here."""
+    said = dict(context.invocation_metadata() or ()).get("caller", "cloud")
+    return said if isinstance(said, str) else said.decode()
+
+
 class _Servicer(DispatcherServiceServicer):
     """What the dispatcher's servicer does with Subscribe."""
 
     def __init__(self, upstream: Upstream) -> None:
-        self._inner = UpstreamServicer(upstream)
+        self._inner = UpstreamServicer(upstream, _caller_of)
 
     def Publish(self, request: Any, context: Any) -> Any:
         raise NotImplementedError

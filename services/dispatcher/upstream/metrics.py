@@ -43,6 +43,10 @@ class UpstreamMetrics:
         self.waiting = gauge("waiting", "Messages in memory that no subscriber holds.")
         self.unsettled_bytes = gauge("unsettled_bytes", "Size of the messages in memory, uploads aside.")
         self.subscribers = gauge("subscribers", "Subscribers at this dispatcher.")
+        self.modules = gauge("modules", "Modules that subscribers here name, beside the hub's own.")
+        self.subscriptions_refused = counter(
+            "subscriptions_refused", "Subscriptions that their caller's share had no room for.", "reason"
+        )
         self.subscribers_ended = counter(
             "subscribers_ended", "Subscribers whose stream the hub ended, by the reason.", "reason"
         )

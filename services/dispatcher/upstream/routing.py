@@ -7,6 +7,8 @@ from cloudhub.v1.message_pb2 import Message
 
 EVENTS_MODULE = "edgecontroller"
 ROUTER = "router"
+HUB_MODULES = frozenset({EVENTS_MODULE, ROUTER, "devicecontroller", "dynamiccontroller", "taskmanager"})
+"""All that messages of nodes go to."""
 CA_RESOURCE = "k8s/ca.crt"
 HUB_SOURCE = "cloudhub"
 MOST_ID_CHARS = 256

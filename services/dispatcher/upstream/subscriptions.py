@@ -14,14 +14,14 @@ from cloudhub.v1.dispatcher_pb2 import (
     Subscription,
     UpstreamDelivery,
 )
+from services.dispatcher.upstream.subscriber_shares import MAX_MODULES
 from services.dispatcher.upstream.upstream import Seat, Upstream
 from services.runtime.callers import client_address
-from services.runtime.errors import InvalidRequest
+from services.runtime.errors import Crowded, InvalidRequest
 from services.runtime.logs import get_log
 
 DEFAULT_UNACKNOWLEDGED = 256
 MOST_UNACKNOWLEDGED = 65_536
-MOST_MODULES = 64
 MOST_PER_RESPONSE = 256
 MOST_BYTES_PER_RESPONSE = 1024 * 1024
 _MODULE = re.compile(r"[a-z0-9-]{1,63}")
@@ -29,12 +29,13 @@ _MODULE = re.compile(r"[a-z0-9-]{1,63}")
 log = get_log(__name__)
 
 R = TypeVar("R")
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def check_modules(names: Sequence[str]) -> list[str]:
     """The modules, each once; InvalidRequest names what is wrong."""
-    if len(names) > MOST_MODULES:
-        raise InvalidRequest("subscription.modules", f"at most {MOST_MODULES}, got {len(names)}")
+    if len(names) > MAX_MODULES:
+        raise InvalidRequest("subscription.modules", f"at most {MAX_MODULES}, got {len(names)}")
     modules = list(dict.fromkeys(names))
     for module in modules:
         if not _MODULE.fullmatch(module):
@@ -72,7 +73,7 @@ async def serve_deliveries(
     seat: Seat,
     requests: AsyncIterator[R],
     handle: Callable[[R], None],
-    context: grpc.aio.ServicerContext[Any, Any],
+    context: Context,
 ) -> AsyncIterator[list[UpstreamDelivery]]:
     """Hands on whatever is there whenever the stream is writable, until the caller ends it; the
     subscriber leaves then. Raises what the upstream ended it with. `handle` gets each further request of the
@@ -126,13 +127,14 @@ async def serve_deliveries(
 class UpstreamServicer:
     """Subscribe alone; the dispatcher's servicer delegates to it."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, caller_of: Callable[[Context], str]) -> None:
         self._upstream = upstream
+        self._caller_of = caller_of
 
     async def Subscribe(
         self,
         request_iterator: AsyncIterator[SubscribeRequest],
-        context: grpc.aio.ServicerContext[Any, Any],
+        context: Context,
     ) -> AsyncIterator[SubscribeResponse]:
         """See dispatcher.proto."""
         requests = aiter(request_iterator)
@@ -142,10 +144,17 @@ class UpstreamServicer:
         if not first.HasField("subscription"):
             raise InvalidRequest("subscription", "the first request of a stream says what to receive")
         modules, credit = check_subscription(first.subscription)
-        seat = self._upstream.subscribe(modules, credit)
+        upstream, caller = self._upstream, self._caller_of(context)
+        try:
+            subscribed = upstream.shares.enter(caller, modules)
+        except Crowded as error:
+            upstream.metrics.subscriptions_refused.labels(error.reason.lower()).inc()
+            raise
+        seat = upstream.subscribe(modules, credit, subscribed=subscribed)
         log.info(
             "subscription.opened",
             modules=modules,
+            caller=caller,
             peer=client_address(unquote(context.peer())),
             subscriber=seat.number,
         )
@@ -153,7 +162,7 @@ class UpstreamServicer:
         def handle(request: SubscribeRequest) -> None:
             if request.HasField("subscription"):
                 raise InvalidRequest("subscription", "only the first request of a stream may carry one")
-            self._upstream.acknowledge(seat.number, check_acknowledged(request.acknowledged))
+            upstream.acknowledge(seat.number, check_acknowledged(request.acknowledged))
 
-        async for deliveries in serve_deliveries(self._upstream, seat, requests, handle, context):
+        async for deliveries in serve_deliveries(upstream, seat, requests, handle, context):
             yield SubscribeResponse(deliveries=deliveries)

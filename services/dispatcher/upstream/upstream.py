@@ -15,7 +15,6 @@ from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.resources_pb2 import DispatcherResources
 from cloudhub.v1.sessions_pb2 import LifecycleEvent
 from services.dispatcher.upstream.answers import answer
-from services.dispatcher.upstream.lifecycle_events import EventCopies, event_message
 from services.dispatcher.upstream.merging import merge_key
 from services.dispatcher.upstream.metrics import UpstreamMetrics
 from services.dispatcher.upstream.node_queues import NodeQueues, Stuck
@@ -23,7 +22,6 @@ from services.dispatcher.upstream.parcel import Kind, Parcel
 from services.dispatcher.upstream.relays import Relays
 from services.dispatcher.upstream.room import Bounds
 from services.dispatcher.upstream.routing import (
-    EVENTS_MODULE,
     ROUTER,
     CaRequest,
     DurableUpload,
@@ -34,6 +32,8 @@ from services.dispatcher.upstream.routing import (
 from services.dispatcher.upstream.settings import UpstreamSettings
 from services.dispatcher.upstream.shares import Amount
 from services.dispatcher.upstream.spans import UpstreamSpans
+from services.dispatcher.upstream.subscriber_shares import Subscribed, SubscriberShares
+from services.dispatcher.upstream.told_events import ToldEvents
 from services.dispatcher.upstream.upload_accounts import UploadAccounts
 from services.dispatcher.upstream.upload_keeper import UploadKeeper
 from services.dispatcher.upstream.upload_store import UploadStore
@@ -53,9 +53,10 @@ log = get_log(__name__)
 @dataclass(slots=True)
 class Seat:
     """A subscriber at work. `wake` is set when there may be something for it, and when it has `ended`: then
-    it is one no more, for the reason given."""
+    it is one no more, for the reason given. `subscribed` is its part of its caller's share."""
 
     number: int
+    subscribed: Subscribed | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     ended: HubError | None = None
 
@@ -103,7 +104,6 @@ class Upstream:
     ) -> None:
         self._edge = edge
         self._clock = clock
-        self._events_done = events_done
         self._cluster_ca = cluster_ca
         self.metrics = UpstreamMetrics(registry)
         self._spans = UpstreamSpans(tracing)
@@ -118,9 +118,8 @@ class Upstream:
             )
         )
         self.relays = Relays(self._queues, self._queue, self.metrics)
-        self._copies = EventCopies()
-        self._done: list[str] = []
-        self._some_done = asyncio.Event()
+        self._events = ToldEvents(self.metrics, self._queues.served, events_done)
+        self.shares = SubscriberShares(settings.max_subscriptions)
         self._seats: dict[int, Seat] = {}
         self._ack_seconds = settings.subscriber_ack_seconds
         # A dispatcher that shares its work has to hear first what the others' subscribers want.
@@ -145,13 +144,14 @@ class Upstream:
         self.metrics.waiting.set_function(lambda: self._queues.waiting)
         self.metrics.unsettled_bytes.set_function(lambda: self._queues.room.size_bytes)
         self.metrics.subscribers.set_function(lambda: self._queues.subscribers)
+        self.metrics.modules.set_function(lambda: self.shares.modules)
         self.metrics.oldest_unacknowledged.set_function(self._oldest_unacknowledged_seconds)
 
     async def run(self) -> None:
         """Stores uploads and reports settled events until cancelled; awaited by the app."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.uploads.run(), name="uploads")
-            tasks.create_task(self._report_events(), name="events-done")
+            tasks.create_task(self._events.run(), name="events-done")
             tasks.create_task(self._end_stuck(), name="stuck-subscribers")
 
     def count(self, held: DispatcherResources) -> None:
@@ -159,8 +159,7 @@ class Upstream:
         held.upstream_queues += self._queues.lanes
         held.upstream_waiting += self._queues.waiting
         held.upstream_unsettled += self._queues.room.messages
-        held.events_unsettled += len(self._copies)
-        held.events_remembered += self._copies.remembered
+        self._events.count(held)
         held.subscribers += self._queues.subscribers
         self.uploads.count(held)
 
@@ -274,20 +273,8 @@ class Upstream:
     # -- queues --------------------------------------------------------------------------------
 
     def _tell(self, event: LifecycleEvent) -> None:
-        if self._copies.is_done(event.event_id):
-            # It was settled, but sessions did not hear of it.
-            self._done.append(event.event_id)
-            self._some_done.set()
-            return
-        modules = dict.fromkeys([EVENTS_MODULE, *self._queues.served()])
-        if not self._copies.opened(event.event_id, len(modules)):
-            return
-        self.metrics.events.labels(event.kind).inc()
-        message = event_message(event)
-        size_bytes = message.ByteSize()
-        for module in modules:
-            parcel = Parcel(module, event.node_id, event.epoch, message, size_bytes, Kind.EVENT)
-            if module == ROUTER:
+        for parcel in self._events.copies(event):
+            if parcel.module == ROUTER:
                 self.uploads.event(parcel)
             else:
                 self._put(parcel)
@@ -305,7 +292,7 @@ class Upstream:
         for lost, bound in put.dropped:
             self.metrics.dropped.labels(bound).inc()
             if lost.kind is Kind.EVENT:
-                self._event_settled(lost)
+                self._events.settled(lost)
             elif lost.message.sync:
                 self._reply(lost.node_id, lost.epoch, lost.message, lost.resource, "error", OVERLOADED)
 
@@ -313,29 +300,22 @@ class Upstream:
         for subscriber_id in self._queues.woken():
             self._seats[subscriber_id].wake.set()
 
-    def _event_settled(self, parcel: Parcel) -> None:
-        """A copy of an event is done with: a subscriber had it, or it found no room."""
-        if self._copies.settled(parcel.message.id):
-            self._done.append(parcel.message.id)
-            self._some_done.set()
-
-    async def _report_events(self) -> None:
-        while True:
-            await self._some_done.wait()
-            self._some_done.clear()
-            done, self._done = self._done, []
-            self.metrics.events_done.inc(len(done))
-            self._events_done(done)
-
     # -- for the subscribers -------------------------------------------------------------------
 
     def served(self) -> list[str]:
         """The modules that have a subscriber, here or at another dispatcher."""
         return self._queues.served()
 
-    def subscribe(self, modules: Sequence[str], most_unacknowledged: int, *, is_relay: bool = False) -> Seat:
-        """A subscriber comes, or another dispatcher that has some."""
-        seat = Seat(self._queues.subscribe(modules, most_unacknowledged, is_relay=is_relay))
+    def subscribe(
+        self,
+        modules: Sequence[str],
+        most_unacknowledged: int,
+        *,
+        is_relay: bool = False,
+        subscribed: Subscribed | None = None,
+    ) -> Seat:
+        """A subscriber comes, or another dispatcher that has some; `subscribed` goes back with it."""
+        seat = Seat(self._queues.subscribe(modules, most_unacknowledged, is_relay=is_relay), subscribed)
         self._seats[seat.number] = seat
         seat.wake.set()
         if is_relay:
@@ -396,14 +376,16 @@ class Upstream:
             elif parcel.kind is Kind.RELAYED:
                 self.relays.settled(parcel)
             elif parcel.kind is Kind.EVENT:
-                self._event_settled(parcel)
+                self._events.settled(parcel)
         if uploads:
             self.uploads.settled(uploads)
         self._wake()
 
     def leave(self, subscriber_id: int) -> int:
         """The subscriber is gone; what it held goes to others. Gives back how much that was."""
-        del self._seats[subscriber_id]
+        seat = self._seats.pop(subscriber_id)
+        if seat.subscribed is not None:
+            self.shares.leave(seat.subscribed)
         returned = self._queues.leave(subscriber_id)
         if subscriber_id in self._relaying:
             self._relaying.discard(subscriber_id)
