@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -72,20 +72,16 @@ run_process("program", main)
 """
 
 
-def _told_of_a_hangup() -> None:
-    """Whatever started the tests (nohup) has it ignored for them alone."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 @contextmanager
-def serving(before: Callable[[], object] = _told_of_a_hangup) -> Iterator[subprocess.Popen[str]]:
-    """A process that serves until it is told to stop, and has stopped once it reads a line."""
+def serving(on_hangup: str = "SIG_DFL") -> Iterator[subprocess.Popen[str]]:
+    """A process that serves until it is told to stop, and has stopped once it reads a line. `on_hangup`: how
+    it was started, since whoever started the tests may have it ignored."""
+    started = f"import signal; signal.signal(signal.SIGHUP, signal.{on_hangup})"
     with subprocess.Popen(
-        [sys.executable, "-c", STOPPING],
+        [sys.executable, "-c", started + STOPPING],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=before,
     ) as process:
         try:
             assert process.stdout is not None
@@ -129,7 +125,7 @@ def test_a_hangup_behind_another_signal_does_not_hurry_it() -> None:
 
 def test_a_hangup_that_whoever_started_it_ignores_stays_ignored() -> None:
     """As nohup does."""
-    with serving(lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
+    with serving("SIG_IGN") as process:
         assert process.stdout is not None
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGTERM)
