@@ -36,8 +36,12 @@ _FLAG = re.compile(r"`--([a-z-]+)`")
 _SERVICE = re.compile(r"(?:of |\()(?:the )?(connector|dispatcher|enrolment|sessions|each service|agent)\b")
 _COUNTER = re.compile(r"`(cloudhub_[a-z0-9_*]+)")
 _NAME = re.compile(r"`((?:connector|dispatcher|enrolment|sessions|runtime|edge)\.[\w.\[\]]+)`")
+_TEST = re.compile(r"`([\w/]+\.py)::(test_\w+)`")
 # Of a default that is told by another one.
 _DERIVED = ("'s + ", "times as many")
+
+# Rows without a test.
+MAX_UNTESTED = 30
 
 # Named like bounds, and none. The reason is what they are.
 NO_BOUNDS = {
@@ -125,6 +129,7 @@ class Row:
     per: str
     at_it: str
     counter: str
+    test: str
 
     def named(self) -> list[tuple[str, str]]:
         """Services and fields of the settings in its column."""
@@ -179,6 +184,11 @@ def of_table(section: str) -> list[list[str]]:
     return found
 
 
+@cache
+def _text_of(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
 OF_AGENT = [row for row in rows() if row.section == AGENT]
 OF_SERVICES = [row for row in rows() if row.section != AGENT]
 
@@ -223,6 +233,19 @@ def test_every_number_is_that_of_the_constant_beside_it() -> None:
             ):
                 wrong.append((row.bound, row.default, name, value))
     assert wrong == []
+
+
+def test_every_row_names_tests_that_are_there() -> None:
+    wrong = []
+    for row in rows():
+        tests = _TEST.findall(row.test)
+        missing = [
+            one for one in tests if f"def {one[1]}(" not in _text_of(PAGE.parent.parent / "tests" / one[0])
+        ]
+        if missing or ", ".join(f"`{path}::{name}`" for path, name in tests) != row.test:
+            wrong.append((row.bound, row.default, row.test))
+    assert [one for one in wrong if not one[2].startswith("-")] == []
+    assert len(wrong) < MAX_UNTESTED
 
 
 def test_every_counter_is_one_that_a_service_has() -> None:
