@@ -18,6 +18,7 @@ from services.connector.incoming import IncomingBatches
 from services.connector.links import Links
 from services.connector.listener import EdgeListener
 from services.connector.metrics import ConnectorMetrics
+from services.connector.queued_total import QueuedTotal
 from services.connector.quic.listener import QuicListener
 from services.connector.quic.peer_certificate import trusted_authorities
 from services.connector.quic.setup import reset_tokens, server_configuration
@@ -72,7 +73,9 @@ class ConnectorApp:
         self.dispatchers = Dispatchers(
             settings.dispatcher_entries(), self._hello, self, self.metrics, security=self._security
         )
-        tools = LinkTools(loop, settings.link_limits(), self.metrics, tracing)
+        queued = QueuedTotal(settings.max_queued_bytes)
+        self.metrics.queued_bytes.set_function(lambda: queued.bytes)
+        tools = LinkTools(loop, settings.link_limits(), self.metrics, tracing, queued)
         self.links = Links(
             self.dispatchers,
             tools,

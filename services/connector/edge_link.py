@@ -26,6 +26,7 @@ from services.connector.frames import FrameError
 from services.connector.link import Accepted, Link, LinkLimits, Pause
 from services.connector.metrics import ConnectorMetrics
 from services.connector.outgoing import OutgoingBatches
+from services.connector.queued_total import QueuedTotal
 from services.connector.transport import EdgeTransport, TransportEnd
 from services.runtime.tracing import Tracing, is_sampled, traceparent_of
 
@@ -67,10 +68,16 @@ class LinkTools:
     limits: LinkLimits
     metrics: ConnectorMetrics
     tracing: Tracing
+    queued: QueuedTotal
 
 
 class LinkOwner(Protocol):
     """Who keeps the links."""
+
+    def make_room(self, link: "EdgeLink", size_bytes: int) -> None:
+        """The bytes that wait for all links leave no room for so many more of this one: those links that have
+        the most end."""
+        ...
 
     def link_over(
         self,
@@ -92,6 +99,7 @@ class EdgeLink:
     """
 
     __slots__ = (
+        "_counted_bytes",
         "_owner",
         "_rate_timer",
         "_tools",
@@ -130,6 +138,8 @@ class EdgeLink:
         self._rate_timer: asyncio.TimerHandle | None = None
         self._owner = owner
         self._tools = tools
+        # What of `queued` is this link's.
+        self._counted_bytes = 0
 
     @property
     def epoch(self) -> int:
@@ -182,6 +192,7 @@ class EdgeLink:
             moved = _Reason.CLOSE_REASON_TRANSFERRED
             self.stream.outgoing.end(self.number, state.epoch, moved, f"to {stream.dispatcher_id}")
         frames, spans = state.move(epoch)
+        self._count(state)
         for span in spans:
             span.set_status(Status(StatusCode.ERROR, "the link moved before the bytes were written"))
             span.end()
@@ -275,8 +286,13 @@ class EdgeLink:
     def _queue(
         self, state: Link[Span], frame: link_pb2.DownstreamFrame, data: bytes, span: Span | None
     ) -> None:
+        if not self._tools.queued.admits(self._counted_bytes, len(data)):
+            self._owner.make_room(self, len(data))
+            if self.over:
+                return
         accepted = state.send(frame.number, data, span, direct=frame.direct)
         if accepted is Accepted.QUEUED:
+            self._count(state)
             return
         self._tools.metrics.dropped.labels("downstream", accepted.value).inc()
         if span:
@@ -286,6 +302,16 @@ class EdgeLink:
             self.close(
                 _Reason.CLOSE_REASON_OVERLOADED, "the dispatcher sent more than the link's queue holds"
             )
+
+    def _count(self, state: Link[Span]) -> None:
+        unwritten_bytes = state.outbound.unwritten_bytes
+        self._tools.queued.bytes += unwritten_bytes - self._counted_bytes
+        self._counted_bytes = unwritten_bytes
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """What waits for this edge."""
+        return self._counted_bytes
 
     def pump(self) -> None:
         """Writes what is queued as far as the operating system takes it."""
@@ -361,6 +387,8 @@ class EdgeLink:
             if timer:
                 timer.cancel()
         self._rate_timer = self.verdict_timer = None
+        self._tools.queued.bytes -= self._counted_bytes
+        self._counted_bytes = 0
         if self.state is not None:
             for span in self.state.outbound.unwritten_tags():
                 span.set_status(Status(StatusCode.ERROR, "the link ended before the bytes were written"))
@@ -369,6 +397,8 @@ class EdgeLink:
 
     def _mark_written(self, state: Link[Span]) -> None:
         marks, spans = state.outbound.written()
+        if not self.over:
+            self._count(state)
         for span in spans:
             span.end()
         if marks and not self.over and self.stream is not None:

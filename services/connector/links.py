@@ -216,6 +216,17 @@ class Links:
 
     # Ends.
 
+    def make_room(self, link: EdgeLink, size_bytes: int) -> None:
+        """edge_link.LinkOwner: the oldest of those with the most gives way first."""
+        tools = self._tools
+        while not link.over and not tools.queued.admits(link.unwritten_bytes, size_bytes):
+            most = max(self._links.values(), key=lambda one: one.unwritten_bytes)
+            if not most.unwritten_bytes:
+                return  # larger than the whole: alone it may
+            tools.metrics.queue_evictions.inc()
+            detail = f"{most.unwritten_bytes} bytes wait for the edge, the most of all, and there is no room"
+            most.close(_Reason.CLOSE_REASON_OVERLOADED, detail)
+
     def link_over(
         self,
         link: EdgeLink,

@@ -53,6 +53,14 @@ class ConnectorMetrics:
         self.dropped = counter(
             "dropped_total", "Elements from a dispatcher that were dropped", "element", "reason"
         )
+        self.queued_bytes = Gauge(
+            "cloudhub_connector_queued_bytes",
+            "Bytes of frames that the sockets of links have not taken",
+            registry=registry,
+        )
+        self.queue_evictions = counter(
+            "queue_evictions_total", "Links ended since too many bytes waited for all links together"
+        )
         self.read_pauses = counter("read_pauses_total", "Times a link's input was held", "reason")
         self.streams_lost = counter("dispatcher_streams_lost_total", "Streams to dispatchers lost", "reason")
         self.transfers = counter(

@@ -30,7 +30,17 @@ class OutboundLanes(Generic[Tag]):
     At most `most_frames` frames and `most_bytes` bytes wait; one frame always may.
     """
 
-    __slots__ = ("_bytes", "_lanes", "_most_bytes", "_most_frames", "_queued", "_tags", "_taken", "_written")
+    __slots__ = (
+        "_bytes",
+        "_lanes",
+        "_most_bytes",
+        "_most_frames",
+        "_queued",
+        "_tags",
+        "_taken",
+        "_taken_bytes",
+        "_written",
+    )
 
     def __init__(self, most_frames: int, most_bytes: int) -> None:
         self._most_frames = most_frames
@@ -41,6 +51,7 @@ class OutboundLanes(Generic[Tag]):
         self._taken = [0, 0]
         self._written = [0, 0]
         self._bytes = 0
+        self._taken_bytes = 0
         self._tags: list[Tag] = []
 
     def __len__(self) -> int:
@@ -50,6 +61,11 @@ class OutboundLanes(Generic[Tag]):
     def queued_bytes(self) -> int:
         """Bytes that wait, not counting what was taken."""
         return self._bytes
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """Bytes that wait, and those taken that the operating system does not have yet."""
+        return self._bytes + self._taken_bytes
 
     def is_next(self, number: int, *, direct: bool) -> bool:
         """Whether `number` grows the lane; anything else is a repetition."""
@@ -83,12 +99,14 @@ class OutboundLanes(Generic[Tag]):
                 # The acknowledged lane must not fill the room that the next direct frame did not fit in.
                 break
         self._bytes -= size
+        self._taken_bytes += size
         return frames
 
     def written(self) -> tuple[Written | None, list[Tag]]:
         """All that was taken is with the operating system: the new marks (None if they did not
         change) and the tags of the frames."""
         tags, self._tags = self._tags, []
+        self._taken_bytes = 0
         if self._taken == self._written:
             return None, tags
         self._written = list(self._taken)

@@ -81,6 +81,12 @@ class ConnectorSettings(ServiceSettings):
         4096, ge=1, description="frames that wait for one edge; more ends the link as overloaded"
     )
     queued_most_bytes: int = Field(8 * 1024 * 1024, ge=1, description="the same in bytes")
+    max_queued_bytes: int = Field(
+        1024 * 1024 * 1024,
+        ge=32 * 1024 * 1024,
+        description="bytes that wait for all edges together, a quarter of them for links with next to none; "
+        "at it the links with the most end as overloaded",
+    )
     links_most: int = Field(20_000, ge=1, description="links of this connector; further ones get 503")
     openings_most: int = Field(
         1024,

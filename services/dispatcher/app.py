@@ -19,6 +19,7 @@ from cloudhub.v1.peer_pb2_grpc import add_PeerServiceServicer_to_server
 from cloudhub.v1.sessions_pb2 import DispatcherPeer, EndDirective
 from services.dispatcher.admin import DispatcherAdmin
 from services.dispatcher.anti_entropy import AntiEntropy
+from services.dispatcher.connector_room import RoomLimits
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.housekeeping import SERVICES, Housekeeping
 from services.dispatcher.keepalive import Keepalive
@@ -215,6 +216,7 @@ async def running_app(
             upstream,
             clock,
             metrics,
+            RoomLimits(max_unwritten_bytes=settings.max_connector_bytes),
         )
         peer_metrics = PeerMetrics(registry)
         own = DispatcherPeer(dispatcher_id=dispatcher_id, name=name)

@@ -1,6 +1,7 @@
 """The dispatcher's end of a connector's stream: what goes out is batched, never waited for."""
 
 import asyncio
+from collections import deque
 from typing import Any
 
 from cloudhub.v1.link_pb2 import (
@@ -15,6 +16,7 @@ from cloudhub.v1.link_pb2 import (
     Refusal,
 )
 from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.connector_room import ConnectorRoom, RoomLimits
 from services.dispatcher.sizes import ELEMENT_BYTES
 
 # Far below what one gRPC message may have (runtime.rpc.MOST_MESSAGE_BYTES); an element larger than that goes
@@ -25,15 +27,20 @@ MAX_BATCH_ELEMENTS = 4096
 
 
 class ConnectorStream:
-    """One attached connector. What queues here is bounded by the windows of its links."""
+    """One attached connector. What queues here is bounded by `room`."""
 
-    def __init__(self, connector_id: str, name: str, address: str = "") -> None:
+    def __init__(
+        self, connector_id: str, name: str, address: str = "", limits: RoomLimits | None = None
+    ) -> None:
         self.connector_id = connector_id
         self.name = name
         self.address = address
         # Filled by `openings` and `link_servicer`: link -> Opening or NodeSession.
         self.links: dict[int, Any] = {}
+        # Whoever waits in it is a NodeSession.
+        self.room: ConnectorRoom[Any] = ConnectorRoom(limits)
         self._full: list[DispatcherBatch] = []
+        self._sizes: deque[int] = deque()
         self._batch = DispatcherBatch()
         self._batch_bytes = 0
         self._batch_elements = 0
@@ -113,11 +120,13 @@ class ConnectorStream:
             self._seal()
         self._batch_bytes += size_bytes
         self._batch_elements += 1
+        self.room.queued_bytes += size_bytes
         self._wake.set()
         return self._batch
 
     def _seal(self) -> None:
         self._full.append(self._batch)
+        self._sizes.append(self._batch_bytes)
         self._batch, self._batch_bytes, self._batch_elements = DispatcherBatch(), 0, 0
 
     async def next_batches(self) -> list[DispatcherBatch]:
@@ -127,3 +136,7 @@ class ConnectorStream:
         self._seal()
         full, self._full = self._full, []
         return full
+
+    def passed_on(self) -> None:
+        """The stream has taken the next one of the batches that `next_batches` gave."""
+        self.room.queued_bytes -= self._sizes.popleft()

@@ -12,6 +12,7 @@ from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.resources_pb2 import DispatcherResources
 from services.dispatcher.actions import Action, Fetch, Ignore, Keep, LoadOn, Record, Reread, Send, SendDirect
 from services.dispatcher.caution import LinkCut
+from services.dispatcher.connectors import ConnectorStream
 from services.dispatcher.deadlines import Deadlines
 from services.dispatcher.entry import Cause, Entry
 from services.dispatcher.metrics import DispatcherMetrics
@@ -108,9 +109,9 @@ class Delivery:
 
     # -- sessions ----------------------------------------------------------------------------------
 
-    def new_policy(self, node_id: str, epoch: int) -> NodeDelivery:
-        """The policy of a session about to open."""
-        return NodeDelivery(node_id, epoch, self._settings, self._random.random)
+    def new_policy(self, node_id: str, epoch: int, stream: ConnectorStream) -> NodeDelivery:
+        """The policy of a session about to open, whose link is at the end of that stream."""
+        return NodeDelivery(node_id, epoch, self._settings, self._random.random, stream.room)
 
     def register(self, session: NodeSession) -> None:
         """From now on hints and NO-ACK messages for the node find this session."""
@@ -166,6 +167,8 @@ class Delivery:
         if self.sessions.get(session.node_id) is session:
             del self.sessions[session.node_id]
         session.active = False
+        session.stream.room.leave(session)
+        session.policy.left()
         self._metrics.sessions.set(len(self.sessions))
         for message_id in session.policy.direct_waiting:
             self.dropped(session.node_id, message_id, "link_gone", session.epoch)
@@ -231,7 +234,7 @@ class Delivery:
         if size_bytes > MAX_BODY_BYTES:
             self.dropped(session.node_id, message.id, "too_large", session.epoch)
             return False
-        actions = session.policy.direct(message, size_bytes)
+        actions = session.policy.direct(message, size_bytes, self._clock.monotonic())
         if actions is None:
             self.dropped(session.node_id, message.id, "lane_full", session.epoch)
             return False
@@ -305,8 +308,23 @@ class Delivery:
             if (session := self.sessions.get(node_id)) is not None
         }
 
+    def room_made(self, stream: ConnectorStream) -> None:
+        """Something was written or passed on: nodes that waited for room have it in turn."""
+        room = stream.room
+        if not room.waiting or not room.has_room:
+            return
+        now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
+        room.begin_turns()
+        try:
+            while (session := room.next()) is not None:
+                self.perform(session, session.policy.proceed(now, wall_ms))
+        finally:
+            room.end_turns()
+
     def measure(self) -> None:
         """Brings the gauges up to date that no input moves."""
+        streams = {session.stream for session in self.sessions.values()}
+        self._metrics.unwritten.set(sum(stream.room.unwritten_bytes for stream in streams))
         self._metrics.deliverable.set(sum(one.policy.deliverable for one in self.sessions.values()))
 
     def count(self, held: DispatcherResources) -> None:
@@ -345,6 +363,8 @@ class Delivery:
                 self._read(session, Reload(session.node_id, action.after_seq), self._reloaded)
             elif isinstance(action, Ignore):
                 self._metrics.ignored.labels(action.reason).inc()
+        if session.policy.waits_for_room and session.active and session.stream.room.wait(session):
+            self._metrics.room_waits.inc()
         self._arm(session)
 
     def _send(self, session: NodeSession, action: Send) -> None:
@@ -563,6 +583,8 @@ class Delivery:
             if session.active:
                 bodies = [(key, seq, found.get((session.node_id, key, seq))) for key, seq in item.keys]
                 self.perform(session, session.policy.bodies(bodies, now, wall_ms))
+        for stream in {item.session.stream for item in wanted}:
+            self.room_made(stream)
 
     def _entry(self, row: ObjectRow, now: float, wall_ms: int) -> Entry:
         if row.expires_at_ms:

@@ -11,6 +11,7 @@ from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.resources_pb2 import DispatcherResources
 from cloudhub.v1.sessions_pb2 import ConnectorLoad
 from services.dispatcher.caution import LinkCut
+from services.dispatcher.connector_room import RoomLimits
 from services.dispatcher.connectors import ConnectorStream
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.keepalive import Keepalive
@@ -69,8 +70,10 @@ class LinkServicer(LinkServiceServicer):
         upstream: Upstream,
         clock: Clock,
         metrics: DispatcherMetrics,
+        room_limits: RoomLimits | None = None,
     ) -> None:
         self._id = dispatcher_id
+        self._room_limits = room_limits
         self._name = name
         self._lease_seconds = lease_seconds
         self._delivery = delivery
@@ -92,6 +95,31 @@ class LinkServicer(LinkServiceServicer):
             await asyncio.sleep(self._lease_seconds / 3)
             for stream in self._streams:
                 stream.heartbeat(self._lease.age_seconds())
+                self._relieve(stream)
+
+    def _relieve(self, stream: ConnectorStream) -> None:
+        """Where nodes wait since links write nothing, those that have written nothing for longest give way:
+        their sessions end, and what they were sent stays pending."""
+        if not stream.room.waiting or not stream.room.is_full:
+            self._delivery.room_made(stream)
+            return
+        now = self._clock.monotonic()
+        stalled = [
+            (session.policy.stalled_since, link)
+            for link, session in stream.links.items()
+            if isinstance(session, NodeSession) and session.active and session.policy.is_stalled(now)
+        ]
+        for since, link in sorted(stalled):
+            if stream.room.is_half_empty:
+                break
+            session: NodeSession = stream.links[link]
+            self._metrics.stalled_links.inc()
+            detail = (
+                f"its link wrote none of {session.policy.unwritten_bytes} bytes in {now - since:.0f} s, "
+                "and other nodes wait for the connector"
+            )
+            self._ends.end(session, pb.CLOSE_REASON_OVERLOADED, detail, close_link=True)
+        self._delivery.room_made(stream)
 
     def loads(self) -> list[ConnectorLoad]:
         """The attached connectors and how many of their links are here."""
@@ -132,7 +160,8 @@ class LinkServicer(LinkServiceServicer):
         if first is None:
             raise InvalidRequest("hello.connector_id", "the first batch must say which connector attaches")
         _check_hello(first.hello)
-        stream = ConnectorStream(first.hello.connector_id, first.hello.name, first.hello.address)
+        hello = first.hello
+        stream = ConnectorStream(hello.connector_id, hello.name, hello.address, self._room_limits)
         stream.hello(self._id, self._name, self._lease_seconds)
         self._streams.add(stream)
         self._metrics.connectors.set(len(self._streams))
@@ -168,14 +197,17 @@ class LinkServicer(LinkServiceServicer):
         except TimeoutError:
             _log.warning("connector.silent", connector=stream.name, seconds=self._lease_seconds)
 
-    @staticmethod
     async def _write(
-        stream: ConnectorStream, context: grpc.aio.ServicerContext[pb.ConnectorBatch, pb.DispatcherBatch]
+        self,
+        stream: ConnectorStream,
+        context: grpc.aio.ServicerContext[pb.ConnectorBatch, pb.DispatcherBatch],
     ) -> None:
         try:
             while not stream.finished:
                 for batch in await stream.next_batches():
                     await context.write(batch)
+                    stream.passed_on()
+                    self._delivery.room_made(stream)
         except grpc.aio.BaseError:
             # The connector is gone, and gRPC has not cancelled the call yet.
             _log.debug("connector.write_failed", connector=stream.name)
@@ -215,6 +247,7 @@ class LinkServicer(LinkServiceServicer):
                 self._keepalive.reported(session, activity.idle_seconds)
         for end in batch.ended:
             self._handle_end(stream, end)
+        self._delivery.room_made(stream)
 
     def _handle_transfer(self, stream: ConnectorStream, transfer: pb.LinkTransfer) -> None:
         number = transfer.link.link

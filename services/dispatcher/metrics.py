@@ -49,6 +49,17 @@ class DispatcherMetrics:
             "what",
         )
         self.rereads = counter("rereads", "Times a node's pending rows were read again.")
+        self.room_waits = counter(
+            "room_waits", "Times a node waited since too much was on its way to its connector."
+        )
+        self.stalled_links = counter(
+            "stalled_links", "Sessions ended since their links wrote nothing while other nodes waited."
+        )
+        self.unwritten = Gauge(
+            "cloudhub_dispatcher_unwritten_bytes",
+            "Sent to connectors and not yet written to the sockets of links.",
+            registry=registry,
+        )
         self.connectors = Gauge("cloudhub_dispatcher_connectors", "Connectors attached.", registry=registry)
         self.sessions = Gauge("cloudhub_dispatcher_sessions", "Sessions held.", registry=registry)
         self.pending_rows = Gauge(

@@ -4,7 +4,9 @@ import heapq
 from bisect import insort
 from collections.abc import Iterable
 from operator import attrgetter
+from typing import Any
 
+from services.dispatcher.connector_room import ConnectorRoom
 from services.dispatcher.entry import Entry, EntryState
 from services.dispatcher.inflight import Window
 
@@ -31,11 +33,13 @@ class NodeQueue:
         "fetching",
         "fetching_bytes",
         "parked",
+        "room",
         "window",
     )
 
-    def __init__(self, window: Window, held_bytes: int) -> None:
+    def __init__(self, window: Window, held_bytes: int, room: ConnectorRoom[Any]) -> None:
         self.window = window
+        self.room = room
         self.entries: dict[str, Entry] = {}  # key -> its newest message
         self.by_id: dict[str, Entry] = {}  # also superseded ones that are in flight
         self.fetching = 0  # entries whose body is being loaded
@@ -108,6 +112,7 @@ class NodeQueue:
         entry.state = FETCHING
         self.fetching += 1
         self.fetching_bytes += entry.size_bytes
+        self.room.fetching_bytes += entry.size_bytes
 
     def fetched(self, entry: Entry, body: bytes | None, size_bytes: int = 0) -> None:
         """Its body is here, or could not be had for now; it turned out to have `size_bytes`."""
@@ -146,6 +151,18 @@ class NodeQueue:
         entry.state = PARKED
         self.parked += 1
         self._hold_path(entry)
+
+    def again(self, entry: Entry) -> None:
+        """One in flight whose body is not here waits for its turn to be sent once more."""
+        self.window.remove(entry)
+        entry.state = READY
+        self.push(entry)
+
+    def forget_body(self, entry: Entry) -> None:
+        """It is in the socket: until it has to be sent again, its body is in the store alone."""
+        if entry.body is not None:
+            self._held_bytes -= entry.size_bytes
+            entry.body = None
 
     def unpark(self, entry: Entry) -> None:
         """A parked entry is sent once more."""
@@ -206,6 +223,7 @@ class NodeQueue:
     def _end_fetch(self, entry: Entry) -> None:
         self.fetching -= 1
         self.fetching_bytes -= entry.size_bytes
+        self.room.fetching_bytes -= entry.size_bytes
 
     def _hold_path(self, entry: Entry) -> bool:
         """The entry keeps its place in its path until one more record is durable; False if it has none."""

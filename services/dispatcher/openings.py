@@ -252,7 +252,7 @@ class Openings:
             epoch,
             opening.stream,
             announcement.link,
-            self._delivery.new_policy(announcement.node_id, epoch),
+            self._delivery.new_policy(announcement.node_id, epoch, opening.stream),
             announcement.traceparent,
             self._clock.monotonic(),
         )

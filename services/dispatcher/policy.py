@@ -9,11 +9,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.ack_times import AckTimes
 from services.dispatcher.actions import Action, Fetch, Ignore, Keep, LoadOn, Record, Reread, Send, SendDirect
 from services.dispatcher.caution import Caution, LinkCut
+from services.dispatcher.connector_room import ConnectorRoom
 from services.dispatcher.entry import Cause, Entry, EntryState
 from services.dispatcher.inflight import Window
 from services.dispatcher.node_queue import NodeQueue
@@ -31,6 +33,14 @@ from services.dispatcher.outbox.records import (
 )
 from services.dispatcher.reading import Reading
 from services.dispatcher.sizes import MAX_BODY_BYTES, too_large
+
+# Bodies of larger messages are in memory until they are in the socket; to be sent again they are read again.
+LARGE_BYTES = 32 * 1024
+# A link that writes nothing for so long, and what it has at 64 kbit/s, gives way to nodes that wait.
+STALL_SECONDS = 30.0
+SLOWEST_BYTES_PER_SECOND = 8192
+# What would be sent again and finds no room is looked at again then, up to twice as late by chance.
+ROOM_RETRY_SECONDS = 1.0
 
 READY, FETCHING, IN_FLIGHT = EntryState.READY, EntryState.FETCHING, EntryState.IN_FLIGHT
 PARKED, GONE = EntryState.PARKED, EntryState.GONE
@@ -68,6 +78,7 @@ class NodeDelivery:
         "_caution",
         "_direct",
         "_direct_bytes",
+        "_direct_held",
         "_direct_number",
         "_early",
         "_last_seq",
@@ -76,6 +87,7 @@ class NodeDelivery:
         "_queue",
         "_reading",
         "_reread_again",
+        "_room",
         "_settings",
         "_spread",
         "_timers",
@@ -83,18 +95,37 @@ class NodeDelivery:
         "_unwritten",
         "epoch",
         "node_id",
+        "stalled_since",
+        "unwritten_bytes",
+        "waits_for_room",
     )
 
     def __init__(
-        self, node_id: str, epoch: int, settings: PolicySettings, spread: Callable[[], float]
+        self,
+        node_id: str,
+        epoch: int,
+        settings: PolicySettings,
+        spread: Callable[[], float],
+        room: ConnectorRoom[Any] | None = None,
     ) -> None:
         self.node_id = node_id
         self.epoch = epoch
         self._settings = settings
         self._spread = spread
-        self._queue = NodeQueue(Window(settings.window_messages, settings.window_bytes), settings.held_bytes)
+        self._room: ConnectorRoom[Any] = room if room is not None else ConnectorRoom()
+        self._queue = NodeQueue(
+            Window(settings.window_messages, settings.window_bytes), settings.held_bytes, self._room
+        )
         self._timers: list[tuple[float, int, int, Entry]] = []  # (at, seq, sends, entry)
-        self._unwritten: deque[tuple[int, Entry]] = deque()
+        self._unwritten: deque[tuple[int, int, Entry]] = deque()  # (number, size, entry)
+        self.unwritten_bytes = 0
+        """Of both lanes: handed to the link and not reported written."""
+        self.stalled_since = 0.0
+        """If there are any: since when none of them was written."""
+        self.waits_for_room = False
+        """Something could go but for what is on its way to the connector: `proceed` when there is room."""
+        # NO-ACK messages that wait for room; they count in the lane.
+        self._direct_held: deque[tuple[Message, int]] = deque()
         self._direct: deque[tuple[int, int, str]] = deque()  # (number, size, id) not yet written
         self._direct_bytes = 0
         self._direct_number = 0
@@ -225,7 +256,7 @@ class NodeDelivery:
                     actions += self._give_up(entry, body.fault, wall_ms)
             else:
                 self._queue.fetched(entry, body)
-        return [*actions, *self._pump(now, wall_ms)]
+        return [*actions, *self._pump(now, wall_ms, in_turn=True)]
 
     def fetch_failed(self, keys: Iterable[tuple[str, int]]) -> None:
         """The outbox did not answer; the entries wait for the next input or deadline."""
@@ -244,32 +275,86 @@ class NodeDelivery:
 
     # -- what the link says ------------------------------------------------------------------------
 
-    def direct(self, message: Message, size_bytes: int) -> list[Action] | None:
+    def direct(self, message: Message, size_bytes: int, now: float) -> list[Action] | None:
         """A NO-ACK message; None if the lane is full."""
         settings = self._settings
-        if len(self._direct) >= settings.direct_messages or (
-            self._direct and self._direct_bytes + size_bytes > settings.direct_bytes
+        waiting = len(self._direct) + len(self._direct_held)
+        if waiting >= settings.direct_messages or (
+            waiting and self._direct_bytes + size_bytes > settings.direct_bytes
         ):
             return None
+        if self._direct_held or not self._room.admits(self.unwritten_bytes, size_bytes):
+            if not self._room.hold(message, size_bytes):
+                return None
+            self._direct_held.append((message, size_bytes))
+            self._direct_bytes += size_bytes
+            self.waits_for_room = True
+            return []
+        self._direct_bytes += size_bytes
+        return [self._send_direct(message, size_bytes, now)]
+
+    def _send_direct(self, message: Message, size_bytes: int, now: float) -> SendDirect:
         self._direct_number += 1
         self._direct.append((self._direct_number, size_bytes, message.id))
-        self._direct_bytes += size_bytes
-        return [SendDirect(message, self._direct_number)]
+        self._on_its_way(size_bytes, now)
+        return SendDirect(message, self._direct_number)
+
+    def _send_held(self, now: float) -> list[Action]:
+        """NO-ACK messages that waited for room, as far as there is some."""
+        actions: list[Action] = []
+        while self._direct_held:
+            message, size_bytes = self._direct_held[0]
+            if not self._room.admits(self.unwritten_bytes, size_bytes):
+                self.waits_for_room = True
+                break
+            self._direct_held.popleft()
+            self._room.unhold(message, size_bytes)
+            actions.append(self._send_direct(message, size_bytes, now))
+        return actions
+
+    def _on_its_way(self, size_bytes: int, now: float) -> None:
+        if not self.unwritten_bytes:
+            self.stalled_since = now
+        self.unwritten_bytes += size_bytes
+        self._room.unwritten_bytes += size_bytes
+
+    def left(self) -> None:
+        """Nothing more is sent over this link: what is on its way to the connector is none of ours."""
+        self._room.unwritten_bytes -= self.unwritten_bytes
+        self._room.fetching_bytes -= self._queue.fetching_bytes
+        for message, size_bytes in self._direct_held:
+            self._room.unhold(message, size_bytes)
+        gone: ConnectorRoom[Any] = ConnectorRoom()
+        for message, size_bytes in self._direct_held:
+            gone.hold(message, size_bytes)
+        gone.unwritten_bytes, gone.fetching_bytes = self.unwritten_bytes, self._queue.fetching_bytes
+        self._room = self._queue.room = gone
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether the link has written nothing for longer than any that does write takes."""
+        seconds = STALL_SECONDS + self.unwritten_bytes / SLOWEST_BYTES_PER_SECOND
+        return self.unwritten_bytes > 0 and now - self.stalled_since > seconds
 
     def written(
         self, acknowledged_through: int, direct_through: int, now: float, wall_ms: int
     ) -> list[Action]:
         """Bytes went into the socket: the timers of these messages start now."""
+        written_bytes = 0
         while self._direct and self._direct[0][0] <= direct_through:
-            self._direct_bytes -= self._direct.popleft()[1]
+            size_bytes = self._direct.popleft()[1]
+            self._direct_bytes -= size_bytes
+            written_bytes += size_bytes
         actions: list[Action] = []
         while self._unwritten and self._unwritten[0][0] <= acknowledged_through:
-            entry = self._unwritten.popleft()[1]
+            _, size_bytes, entry = self._unwritten.popleft()
+            written_bytes += size_bytes
             if entry.state != IN_FLIGHT:
                 continue
             self._written(entry, now)
             self._arm(entry)
             self._caution.written(entry, now)
+            if entry.size_bytes > LARGE_BYTES and not entry.is_answer:
+                self._queue.forget_body(entry)
             actions.append(
                 Record(
                     Attempt(
@@ -284,6 +369,10 @@ class NodeDelivery:
                     entry,
                 )
             )
+        if written_bytes:
+            self.stalled_since = now
+            self.unwritten_bytes -= written_bytes
+            self._room.unwritten_bytes -= written_bytes
         return actions
 
     def acknowledged(self, message_id: str, now: float, wall_ms: int, traceparent: str = "") -> list[Action]:
@@ -391,7 +480,11 @@ class NodeDelivery:
                 if self._resend_at(entry) > now:
                     self._arm(entry)  # acknowledgements have come later than they used to, meanwhile
                     continue
-                actions += self._unacknowledged(entry, wall_ms)
+                if not self._room.admits(self.unwritten_bytes, entry.size_bytes, in_turn=True):
+                    entry.resend_at = now + ROOM_RETRY_SECONDS * (1.0 + self._spread())
+                    self._set_timer(entry.resend_at, entry)
+                    continue
+                actions += self._unacknowledged(entry, now, wall_ms)
         while self._timers and self._is_idle(self._timers[0]):
             heapq.heappop(self._timers)  # else every acknowledged message would wake us once more
         if self._last_seq is None and self._reading is not None and self._reading.stalled:
@@ -444,7 +537,8 @@ class NodeDelivery:
     @property
     def direct_waiting(self) -> list[str]:
         """Ids of the NO-ACK messages whose bytes are not in the socket."""
-        return [message_id for _, _, message_id in self._direct]
+        sent = [message_id for _, _, message_id in self._direct]
+        return [*sent, *(message.id for message, _ in self._direct_held)]
 
     @property
     def last_seq(self) -> int | None:
@@ -528,9 +622,11 @@ class NodeDelivery:
         if self._reading is not None:
             self._reading.ended.add(entry.seq)
 
-    def _pump(self, now: float, wall_ms: int) -> list[Action]:
-        """Sends whatever may go: by priority, then in the node's order, as far as the window allows."""
-        actions: list[Action] = []
+    def _pump(self, now: float, wall_ms: int, *, in_turn: bool = False) -> list[Action]:
+        """Sends whatever may go: by priority, then in the node's order, as far as the window allows and what
+        is on its way to the connector. `in_turn`: a body came that was loaded in this node's turn."""
+        self.waits_for_room = False
+        actions = self._send_held(now) if self._direct_held else []
         if self._last_seq is None or self._caution.rests(now):
             return actions
         queue, window = self._queue, self._queue.window
@@ -543,6 +639,7 @@ class NodeDelivery:
             actions += self._keep(self._caution.end())
         wanted: list[tuple[str, int]] = []
         wanted_bytes = 0
+        room = self._room
         max_body_bytes = self._settings.max_body_bytes
         while (entry := queue.first()) is not None:
             if entry.expires_at is not None and entry.expires_at <= now:
@@ -551,6 +648,12 @@ class NodeDelivery:
             if entry.body is None:
                 full = queue.fetching_bytes + entry.size_bytes > window.most_bytes
                 if queue.fetching and (full or queue.fetching >= window.most_messages):
+                    break
+                if entry.size_bytes > LARGE_BYTES and not window.has_room_for(entry.size_bytes):
+                    break
+                own_bytes = self.unwritten_bytes + queue.fetching_bytes
+                if not room.admits(own_bytes, entry.size_bytes, in_turn=in_turn):
+                    self.waits_for_room = True
                     break
                 queue.pop()
                 queue.fetch(entry)
@@ -561,6 +664,9 @@ class NodeDelivery:
                 break
             if queue.fetching or not window.has_room_for(entry.size_bytes):
                 break  # the order holds: nobody overtakes a message whose body is on its way
+            if not room.admits(self.unwritten_bytes, entry.size_bytes, in_turn=in_turn):
+                self.waits_for_room = True
+                break
             queue.pop()
             if len(entry.body) > max_body_bytes:
                 actions += self._give_up(entry, too_large(len(entry.body)), wall_ms)
@@ -570,19 +676,20 @@ class NodeDelivery:
                     actions += self._finish(other, "a later object of its path follows", wall_ms, "")
                 continue  # its turn comes again when these ends are recorded
             window.add(entry)
-            actions.append(self._send(entry))
+            actions.append(self._send(entry, now))
         if wanted:
             actions.append(Fetch(tuple(wanted), wanted_bytes))
         return actions
 
-    def _send(self, entry: Entry) -> Send:
+    def _send(self, entry: Entry, now: float) -> Send:
         self._number += 1
         entry.state = IN_FLIGHT
         entry.written = False
         if not entry.sends:
             entry.number = self._number
         entry.sends += 1
-        self._unwritten.append((self._number, entry))
+        self._unwritten.append((self._number, entry.size_bytes, entry))
+        self._on_its_way(entry.size_bytes, now)
         return Send(entry, self._number, entry.sends)
 
     def _interval(self, attempts: int) -> float:
@@ -609,7 +716,7 @@ class NodeDelivery:
     def _set_timer(self, at: float, entry: Entry) -> None:
         heapq.heappush(self._timers, (at, entry.seq, entry.sends, entry))
 
-    def _unacknowledged(self, entry: Entry, wall_ms: int) -> list[Action]:
+    def _unacknowledged(self, entry: Entry, now: float, wall_ms: int) -> list[Action]:
         """A full interval on a live link passed in silence."""
         if entry.superseded:
             self._drop(entry)
@@ -617,7 +724,7 @@ class NodeDelivery:
         entry.attempts += 1
         entry.cause = Cause.UNACKNOWLEDGED
         if entry.is_answer:
-            return [self._send(entry)] if entry.body is not None else []
+            return [self._send(entry, now)] if entry.body is not None else []
         count = Record(
             CountUnacknowledged(
                 self.node_id, self.epoch, entry.key, entry.seq, entry.message_id, entry.attempts, wall_ms
@@ -627,7 +734,10 @@ class NodeDelivery:
         if entry.attempts >= self._settings.most_attempts:
             reason = f"not acknowledged in {entry.attempts} attempts"
             return [count, *self._park(entry, reason, wall_ms, "")]
-        return [count, self._send(entry)]
+        if entry.body is None:
+            self._queue.again(entry)  # `deadline` goes on with what is ready
+            return [count]
+        return [count, self._send(entry, now)]
 
     def _give_up(self, entry: Entry, fault: str, wall_ms: int) -> list[Action]:
         """It can be sent over no link."""

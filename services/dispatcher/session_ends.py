@@ -167,7 +167,7 @@ class SessionEnds:
             resource=f"node/{session.node_id}",
             content=msgspec.json.encode(content),
         )
-        actions = session.policy.direct(message, len(message.content))
+        actions = session.policy.direct(message, len(message.content), self._clock.monotonic())
         self._delivery.perform(session, actions or ())
 
     def close(self, node_id: str, epoch: int, reason: CloseReason.ValueType) -> None:

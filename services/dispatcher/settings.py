@@ -51,6 +51,11 @@ class DispatcherSettings(ServiceSettings):
     most_attempts: int = Field(
         10, ge=1, le=1000, description="intervals without ack before a message is parked"
     )
+    max_connector_bytes: int = Field(
+        128 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="bytes sent to a connector that its links have not written; at it large messages wait",
+    )
     max_cut_links: int = Field(
         5,
         ge=3,

@@ -1243,7 +1243,7 @@ def test_a_refused_answer_ends(node: Node) -> None:
 
 
 def direct(node: Node, message_id: str = "d", size_bytes: int = 10) -> bool:
-    actions = node.policy.direct(Message(id=message_id), size_bytes)
+    actions = node.policy.direct(Message(id=message_id), size_bytes, node.now)
     node.do(actions or [])
     return actions is not None
 

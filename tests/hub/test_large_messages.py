@@ -1,14 +1,19 @@
 """Messages that are large by anything: refused, or of a former release and parked. Nobody else notices."""
 
 import sqlite3
+import time
 from pathlib import Path
+
+import pytest
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.sizes import MAX_BODY_BYTES
 from services.runtime.rpc import MOST_MESSAGE_BYTES
 from tests.support.certs import TestAuthority
+from tests.support.edge_peer import EdgePeers
 from tests.support.hub import RunningHub, request, running_hub
+from tests.support.processes import eventually
 
 _ONE, _OTHER = "edge-1", "edge-2"
 
@@ -78,3 +83,51 @@ async def test_a_stored_message_that_fits_into_no_batch_is_parked(
                 found = await hub.until_state(_ONE, key, pb.DELIVERY_STATE_PARKED)
                 assert "too large to be sent" in found.object.parked_reason
             assert _streams_lost(hub) == lost
+
+
+async def test_links_that_read_nothing_hold_up_nobody_else(
+    tmp_path: Path, authority: TestAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C41, invariant 7: 24 nodes that read nothing are sent 900 KiB each; only so much is on its way to their
+    connector as it may have, small messages for a bystander come as fast as before, and those that stand
+    still give way to a node that waits for a large one. What they were sent stays pending."""
+    monkeypatch.setattr("services.dispatcher.policy.STALL_SECONDS", 0.5)
+    monkeypatch.setattr("services.dispatcher.policy.SLOWEST_BYTES_PER_SECOND", 1e9)
+    limit, large = 4 * 1024 * 1024, 890 * 1024
+    changes = {"max_connector_bytes": limit, "lease_seconds": 6.0}
+    async with running_hub(tmp_path, authority, dispatcher=changes) as hub, hub.edge(_OTHER) as other:
+        peers = EdgePeers(authority, hub.connector.app.edge_port)
+        names = [f"silent-{number}" for number in range(24)]
+        links = [await peers.upgraded(name, limit=1024) for name in names]
+        for _, writer in links:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+        async def times(number: int) -> list[float]:
+            took = []
+            for _ in range(number):
+                began = time.monotonic()
+                await hub.accept(request(_OTHER, name=f"small-{time.monotonic_ns()}"))
+                await other.answer(await other.next())
+                took.append(time.monotonic() - began)
+            return sorted(took)
+
+        idle = await times(60)
+        await hub.accept(request(*names, name="large", size_bytes=large))
+        beside = await times(60)
+        assert beside[-1] < 2 * idle[-1] + 0.25, f"p99 {beside[-1]:.3f} s beside, {idle[-1]:.3f} s without"
+        room = next(iter(hub.dispatcher.app.delivery.sessions.values())).stream.room
+        await eventually(lambda: room.is_full, 10, "as much is on its way as may be")
+        assert limit <= room.unwritten_bytes + room.fetching_bytes < limit + 2 * large
+        assert hub.metric("connector", "queued_bytes") <= 2 * limit
+        # The bystander's own large message waits behind those, and gets its turn.
+        await hub.accept(request(_OTHER, name="large", size_bytes=large))
+        message = await other.next(20)
+        assert message["route"]["resource"].endswith("large")
+        await other.answer(message)
+        assert hub.metric("dispatcher", "stalled_links_total") >= 1
+        for name in names:
+            inspected = await hub.dispatcher_admin.InspectNode(pb.InspectNodeRequest(node_id=name), timeout=5)
+            assert inspected.node.pending == 1
+        for _, writer in links:
+            writer.transport.abort()
+        await eventually(lambda: room.unwritten_bytes == 0, 10, "nothing is counted that is not on its way")

@@ -97,6 +97,8 @@ class ReadableStream(ConnectorStream):
         """What has been queued since the last call."""
         self._seal()
         full, self._full = self._full, []
+        for _ in full:
+            self.passed_on()
         return full
 
     def frames(self) -> list[tuple[str, bool]]:
@@ -202,7 +204,7 @@ class DeliveryHalf:
 
     async def connect(self, node_id: str = "edge-1", epoch: int = 1) -> NodeSession:
         """The node's link opens; what was pending is sent."""
-        policy = self.delivery.new_policy(node_id, epoch)
+        policy = self.delivery.new_policy(node_id, epoch, self.stream)
         session = NodeSession(node_id, "p1", epoch, self.stream, epoch, policy, "", self.clock.monotonic())
         self.delivery.register(session)
         (loaded,) = await self.delivery.claim([(session, False)])
