@@ -14,6 +14,7 @@ from cloudhub.v1.dispatcher_pb2 import ListNodesRequest
 from ctl.faults import CtlFault, ExitCode
 from ctl.hub import Access, Hub
 from ctl.output import Output
+from services.runtime.names import shown
 
 app = typer.Typer(
     name="cloudhubctl",
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 
 _OFFERED = 200
+_MAX_FAULT_CHARS = 2000
 
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="a table for people, or JSON")]
 
@@ -121,5 +123,6 @@ def main() -> None:
     try:
         app(prog_name="cloudhubctl")
     except CtlFault as fault:
-        print(f"cloudhubctl: {fault}", file=sys.stderr)
+        # It may repeat what was typed, or lines of a file.
+        print(f"cloudhubctl: {shown(str(fault), _MAX_FAULT_CHARS)}", file=sys.stderr)
         raise SystemExit(fault.code) from None

@@ -19,6 +19,7 @@ from ctl.manifests import ManifestFault, publish_request, read_manifests, versio
 from ctl.output import Output, as_dict, note, progress, show_json, show_table, write
 from ctl.publishing import Delivery, exit_code, outcome_name, wait
 from ctl.publishing import publish as publish_all
+from services.runtime.names import shown
 
 _DRAIN_LOOK_SECONDS = 0.25
 _NOT_DONE = ("NODE", "RESOURCE", "OUTCOME", "WHY")
@@ -154,7 +155,7 @@ def purge(
     """Drops pending messages of a node; nothing older than they were is accepted later."""
     if bool(object_key) == every:
         raise CtlFault(ExitCode.USAGE, "name an OBJECT, or give --all")
-    confirm(f"Drop {object_key or 'everything'} that waits for {node}?", yes)
+    confirm(f"Drop {shown(object_key) or 'everything'} that waits for {shown(node)}?", yes)
 
     async def work(hub: Hub) -> None:
         dispatcher = await hub.dispatcher_of(node)
@@ -209,7 +210,7 @@ def delete_node(
     context: typer.Context, node: NodeArgument, yes: YesOption = False, output: OutputOption = Output.TABLE
 ) -> None:
     """Deletes a node: its session ends, and all that is stored for it goes."""
-    confirm(f"Delete {node} and all that is stored for it?", yes)
+    confirm(f"Delete {shown(node)} and all that is stored for it?", yes)
 
     async def work(hub: Hub) -> ExitCode:
         message = Message(source="cloudhubctl", group="resource", operation="delete", resource=f"node/{node}")
@@ -290,7 +291,7 @@ def drain(
 ) -> None:
     """Empties a connector before its machine is taken away; only a restart undoes it."""
 
-    confirm(f"Close all links of {connector or f'the connector at {context.obj.connector}'}?", yes)
+    confirm(f"Close all links of {shown(connector) or f'the connector at {context.obj.connector}'}?", yes)
 
     async def work(hub: Hub) -> None:
         emptied = await hub.connector(connector)

@@ -10,6 +10,7 @@ from ctl import tables
 from ctl.app import NodeArgument, OutputOption, PrefixOption, YesOption, app, confirm, run
 from ctl.hub import Hub
 from ctl.output import Output, as_dict, note, show_json, show_table, write
+from services.runtime.names import shown
 
 token = typer.Typer(help="Join tokens, by which nodes get their first certificate.", no_args_is_help=True)
 app.add_typer(token, name="token")
@@ -103,7 +104,7 @@ def revoke_node(
     context: typer.Context, node: NodeArgument, yes: YesOption = False, output: OutputOption = Output.TABLE
 ) -> None:
     """Refuses a node's certificates and cuts its link; it needs a new join token."""
-    confirm(f"Refuse all certificates that {node} has?", yes)
+    confirm(f"Refuse all certificates that {shown(node)} has?", yes)
 
     async def work(hub: Hub) -> None:
         request = pb.RevokeNodeRequest(node_id=node)

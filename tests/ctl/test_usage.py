@@ -63,6 +63,23 @@ def test_a_wrong_command_line_is_told_in_a_sentence(
     assert ended.value.code == ExitCode.USAGE
 
 
+@pytest.mark.parametrize(
+    "arguments", ["purge {} --all", "delete-node {}", "revoke-node {}", "limits --project {}"]
+)
+def test_what_was_typed_is_repeated_in_part(
+    arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names of any length."""
+    monkeypatch.setattr("sys.argv", ["cloudhubctl", *arguments.format("n" * 20_000).split()])
+
+    with pytest.raises(SystemExit):
+        main()
+
+    err = capsys.readouterr().err
+    assert "nnn..." in err
+    assert len(err) < 2_500
+
+
 def test_help_names_every_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
