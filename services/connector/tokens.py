@@ -14,18 +14,22 @@ class TokenBucket:
 
     def take(self, now: float) -> bool:
         """Takes one token; False if that was the last, so that the caller pauses for `refill_seconds`."""
-        if now > self._at:
-            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
-            self._at = now
+        self._refill(now)
         self._tokens -= 1.0
         return self._tokens >= 1.0
 
     def take_if_any(self, now: float) -> bool:
         """Takes one token if there is one; False, and none taken, if there is not."""
-        if self.take(now):
-            return True
-        self._tokens += 1.0
-        return False
+        self._refill(now)
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
+
+    def _refill(self, now: float) -> None:
+        if now > self._at:
+            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+            self._at = now
 
     def refill_seconds(self, tokens: float) -> float:
         """How long from the last `take` until that many tokens (at most the burst) are there."""
