@@ -9,7 +9,7 @@ from cloudhub.v1 import sessions_pb2
 from cloudhub.v1.sessions_pb2 import LifecycleEvent
 from services.dispatcher.connectors import ConnectorStream
 from services.dispatcher.keepalive import Keepalive
-from services.dispatcher.openings import Opening, Openings
+from services.dispatcher.openings import MOST_PER_BATCH, Opening, Openings
 from services.dispatcher.policy import PolicySettings
 from services.dispatcher.session_ends import SessionEnds
 from services.dispatcher.sessions_client import SessionsClient
@@ -320,3 +320,27 @@ async def test_a_session_that_was_taken_away_is_given_up_by_its_link() -> None:
         assert not there.delivery.sessions
         assert there.sessions.closed == []
         assert there.stream.links == {}
+
+
+async def test_so_many_links_are_asked_about_together() -> None:
+    """A fleet that comes at once is asked about in portions, and all of it gets in."""
+    async with taking() as there:
+        asked: list[int] = []
+        ask = there.sessions.open
+
+        async def open_some(
+            sessions: Sequence[sessions_pb2.OpenSession],
+        ) -> Sequence[sessions_pb2.OpenVerdict]:
+            asked.append(len(sessions))
+            return await ask(sessions)
+
+        there.sessions.open = open_some  # type: ignore[method-assign]
+        for number in range(MOST_PER_BATCH * 2 + 1):
+            there.ask(link=number, node_id=f"edge-{number}", epoch=0)
+        verdicts: list[pb.LinkVerdict] = []
+        async with asyncio.timeout(20):
+            while len(verdicts) <= MOST_PER_BATCH * 2:
+                await asyncio.sleep(0)
+                verdicts += [one for batch in there.stream.taken() for one in batch.verdicts]
+        assert asked == [MOST_PER_BATCH, MOST_PER_BATCH, 1]
+        assert all(verdict.epoch for verdict in verdicts)

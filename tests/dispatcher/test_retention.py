@@ -7,6 +7,7 @@ import pytest
 
 from services.dispatcher.outbox.quotas import Quotas
 from services.dispatcher.outbox.records import Claim, Event, EventKind
+from services.dispatcher.outbox.retention import NODES_PER_STEP
 from services.dispatcher.outbox.schema import SCHEMA
 from services.dispatcher.outbox.sql import SqlOutbox
 from services.dispatcher.retention import Retention
@@ -114,3 +115,28 @@ async def test_what_is_in_no_history_is_counted(case: Case) -> None:
     case.retention.measure()
     assert case.metrics.value("history_left_out_total", reason="unknown_node") == 12
     assert case.metrics.value("history_left_out_total", reason="repeated") == 3
+
+
+async def test_a_sweep_does_so_many_steps_and_the_next_one_goes_on(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes of which there are many have their turn in a later sweep, and nobody's lines stay."""
+    monkeypatch.setattr("services.dispatcher.retention.SWEEP_STEPS", 1)
+    nodes = [f"n{number:04}" for number in range(2 * NODES_PER_STEP)]
+    at_ms = case.clock.wall_ms()
+    await case.outbox.commit([Claim(node_id, 1, at_ms) for node_id in nodes])
+    await case.outbox.commit(
+        [Event(node_id, EventKind.REJECTED, at_ms, "old", reason="x") for node_id in nodes]
+    )
+
+    async def has_lines(node_id: str) -> bool:
+        return bool(await case.outbox.history(node_id, "", "", 1))
+
+    for _ in range(8):  # time that is seen to pass
+        case.clock.advance(DAY)
+        await case.retention._look()
+    await case.retention.sweep()
+    assert [await has_lines(one) for one in (NODE, nodes[0], nodes[-1])] == [False, False, True]
+    for _ in range(4):
+        await case.retention.sweep()
+    assert not [one for one in [NODE, *nodes] if await has_lines(one)]

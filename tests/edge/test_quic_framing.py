@@ -100,6 +100,7 @@ def test_the_hub_reads_the_request_and_the_agent_its_answers() -> None:
         MESSAGES_BEGIN + framed(b"")[:4] + b"\x02\x00" + bytes(4),
         MESSAGES_BEGIN + framed(b"")[:6] + b"\xff\xff\xff\xff",
         MESSAGES_BEGIN + framed(b"\xff\xff"),
+        MESSAGES_BEGIN + framed(bytes(1001))[:20],
     ],
 )
 def test_what_no_hub_sends_is_told(stream: bytes) -> None:

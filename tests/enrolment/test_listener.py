@@ -1,6 +1,8 @@
 """What becomes of connections when the listener ends."""
 
 import asyncio
+import socket
+import ssl
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ from services.enrolment.metrics import EnrolmentMetrics
 from services.runtime.acceptor import Accepted
 from services.runtime.clock import SystemClock
 from services.runtime.rate_limit import RateLimit
+from tests.support.enrolment import EnrolledHub
+from tests.support.processes import eventually
 
 
 class Hasty(EnrolmentListener):
@@ -50,4 +54,36 @@ async def test_a_connection_is_closed_when_the_listener_ends(data: bytes) -> Non
         with pytest.raises((ConnectionError, EOFError)):
             if await reader.read() == b"":
                 raise EOFError
+    writer.close()
+
+
+async def test_a_client_that_does_not_read_its_answer_is_cut_and_keeps_nobodys_place(
+    enrolled: EnrolledHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place at work is another's as soon as it is answered."""
+    monkeypatch.setattr("services.enrolment.listener._LINGER_SECONDS", 0.5)
+    openings = enrolled.app.listener._openings
+
+    def ask() -> ssl.SSLSocket:
+        connected = socket.create_connection(("127.0.0.1", enrolled.app.port))
+        secure = enrolled.context().wrap_socket(connected, server_hostname="localhost")
+        secure.sendall(b"GET /ca.crt HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return secure
+
+    deaf = await asyncio.to_thread(ask)
+    await eventually(lambda: (openings.at_work, openings.waiting) == (0, 1), 5)
+    assert (await enrolled.get("/ca.crt")).status == 200
+    await eventually(lambda: openings.waiting == 0, 5)
+    deaf.close()
+
+
+async def test_a_connection_has_one_request(enrolled: EnrolledHub) -> None:
+    """What comes behind it is not looked at: each has its own turn and its own rate."""
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", enrolled.app.port, ssl=enrolled.context(), server_hostname="localhost"
+    )
+    writer.write(b"GET /ca.crt HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3)
+    answers = await asyncio.wait_for(reader.read(), 10)
+    assert answers.count(b"HTTP/1.1 200") == 1
+    assert b"connection: close" in answers.lower()
     writer.close()

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from services.runtime.openings import OpeningLimits, Openings, Turn
+from services.runtime.openings import _MOST_TRIED, OpeningLimits, Openings, Turn
 from services.runtime.rate_limit import network_of
 
 ATTACKER = "10.0.0.1"
@@ -276,3 +276,19 @@ class OpeningsMachine(RuleBasedStateMachine):
 
 TestOpeningsMachine = OpeningsMachine.TestCase
 TestOpeningsMachine.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+
+
+def test_so_many_networks_are_looked_at_for_one_that_gets_anothers_room() -> None:
+    """Of hundreds that wait each has its turn all the same, a few looks later."""
+    openings: Openings[str] = Openings(OpeningLimits(max_openings=4, max_waiting=1000, patience=0.5))
+    flood(openings, ATTACKER, 4, 0.0, speak=True)
+    networks = [f"10.1.{number // 250}.{number % 250}" for number in range(3 * _MOST_TRIED)]
+    for network in networks[:-1]:
+        openings.arrive(network, network, 0.9)
+        openings.heard(network, 0.9)
+    openings.arrive(networks[-1], networks[-1], 0.0)
+    openings.heard(networks[-1], 0.0)
+    # The last one alone has waited long enough by now.
+    looks = [openings.next_turn(1.0) for _ in range(3)]
+    assert looks[:2] == [None, None]
+    assert looks[2] == Turn(networks[-1], f"{ATTACKER} 0")

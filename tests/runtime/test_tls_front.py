@@ -1,6 +1,7 @@
 """The front that ends TLS, over real sockets, before plain servers: what it carries and what ends it."""
 
 import asyncio
+import contextlib
 import gc
 import shutil
 import socket
@@ -9,7 +10,8 @@ import struct
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -17,9 +19,11 @@ from structlog.testing import capture_logs
 
 from services.runtime import front_connection, tls_front
 from services.runtime.callers import Callers, client_address
+from services.runtime.front_connection import FrontConnection
 from services.runtime.grpc_metrics import GrpcMetrics
 from services.runtime.listening import listening_sockets
 from services.runtime.openings import OpeningLimits
+from services.runtime.rate_limit import RateLimit
 from services.runtime.refusals import Refusals
 from services.runtime.roles import Role
 from services.runtime.tls_front import REFUSING, SERVED, TlsFront
@@ -534,6 +538,69 @@ async def test_the_oldest_of_many_refused_connections_makes_room(
     assert fronted.served == 0
     for _, writer in connections:
         writer.close()
+
+
+async def test_first_bytes_beyond_those_of_a_handshake_end_a_connection(
+    fronted: Fronted, shown: Issued
+) -> None:
+    """What a stranger says at once is kept so far and no further; others shake hands meanwhile."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", fronted.port)
+    writer.write(b"\x16\x03\x01\x40\x00" + bytes(20_000))
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert fronted.failed("not_tls") == 1
+    await served(fronted, shown)
+    writer.close()
+
+
+async def test_a_chain_of_hundreds_of_kilobytes_is_refused_before_it_is_read(
+    fronted: Fronted, authority: TestAuthority, shown: Issued
+) -> None:
+    """By an alert; nobody else's handshake waits for it."""
+    huge = authority.program("huge", Role.PUBLISHER, chain=authority.certificate.read_bytes() * 400)
+    with pytest.raises(OSError):
+        await served(fronted, huge)
+    assert fronted.failed("certificate_too_large") == 1
+    await served(fronted, shown)
+
+
+async def test_connections_of_a_network_that_end_in_a_refusal_have_a_rate(
+    fronted: Fronted, shown: Issued, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each costs a handshake and an answer. Good connections of the same network come in all the same."""
+    monkeypatch.setattr(fronted.front, "_of_refused", RateLimit(0.001, 3))
+    connections = [await fronted.connect(None) for _ in range(5)]
+    await eventually(lambda: fronted.failed("refused_rate_address") == 2, 5)
+    assert fronted.refused == 3
+    await served(fronted, shown)
+    for _, writer in connections:
+        writer.close()
+
+
+async def test_what_a_client_makes_the_front_say_and_does_not_read_has_a_bound() -> None:
+    """Answers of TLS itself, which no pause of the server holds back."""
+
+    class Unread:
+        size, is_cut = 0, False
+
+        def write(self, data: bytes) -> None:
+            self.size += len(data)
+
+        def get_write_buffer_size(self) -> int:
+            return self.size
+
+        def abort(self) -> None:
+            self.is_cut = True
+
+    connection = FrontConnection(cast("Any", None), 10.0)
+    transport = Unread()
+    connection._transport = cast("Any", transport)
+    connection.tls = cast("Any", SimpleNamespace(outgoing=lambda: bytes(PIECE)))
+    for _ in range(MIB // PIECE):
+        connection._flush()
+    assert not transport.is_cut
+    connection._flush()
+    assert transport.is_cut
 
 
 async def test_a_flood_of_clients_leaves_nothing_behind(fronted: Fronted, shown: Issued) -> None:

@@ -22,6 +22,7 @@ from tests.support.raw_http2 import (
     END_STREAM,
     GOAWAY,
     HEADERS,
+    PING,
     RawClient,
     frame,
     message_prefix,
@@ -312,3 +313,51 @@ async def test_too_many_streams_are_refused_alone() -> None:
     running.cancel()
     await client.close()
     await server.stop(0)
+
+
+async def test_a_message_beyond_the_bound_fails_as_soon_as_its_length_is_read(crowded: Crowded) -> None:
+    """Alone: the other calls of its connection go on, and those of others."""
+    async with AsyncExitStack() as stack:
+        greedy = await crowded.raw(crowded.publisher("greedy"), stack)
+        stream = greedy.open(PUBLISH)
+        greedy.writer.write(frame(DATA, 0, stream, message_prefix(32 * MIB + 1)))
+        await eventually(lambda: greedy.over(stream), 5)
+        (told,) = [
+            payload for kind, _, number, payload in greedy.frames if (kind, number) == (HEADERS, stream)
+        ]
+        assert b"grpc-status" in told
+        assert crowded.served == 0
+        await crowded.bystander()
+        after = greedy.open(PUBLISH)
+        greedy.writer.write(frame(DATA, END_STREAM, after, message_prefix(0)))
+        await eventually(lambda: crowded.served == BYSTANDERS_CALLS + 1, 5)
+
+
+async def test_metadata_beyond_the_bound_fails_alone(crowded: Crowded, authority: TestAuthority) -> None:
+    """The caller is told, on a connection whose other calls go on."""
+    channel: Any
+    issued = crowded.publisher("greedy")
+    async with open_channel(crowded.server.address, authority.security(issued)) as channel:
+        call = channel.unary_unary(PUBLISH, None, None)
+        assert await call(b"x", timeout=10) == b"done"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(b"x", metadata=(("filler", "x" * 20_000),), timeout=20)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await crowded.bystander()
+        assert await call(b"x", timeout=10) == b"done"
+
+
+async def test_pings_without_end_are_the_end_of_their_connection(crowded: Crowded) -> None:
+    """Those that gRPC's keepalive would never send; others' connections stay."""
+    async with AsyncExitStack() as stack:
+        greedy = await crowded.raw(crowded.publisher("greedy"), stack)
+        stream = greedy.open(PUBLISH, ends=True)
+        await eventually(lambda: greedy.frames, 5)
+        for number in range(20):
+            greedy.writer.write(frame(PING, 0, 0, number.to_bytes(8, "big")))
+            await asyncio.sleep(0)
+        await asyncio.wait_for(greedy.ended.wait(), 10)
+        assert stream
+        (words,) = [payload for kind, _, _, payload in greedy.frames if kind == GOAWAY]
+        assert b"too_many_pings" in words
+        await crowded.bystander()

@@ -14,6 +14,7 @@ from cloudhub.v1 import link_pb2, message_pb2
 from services.connector.app import ConnectorApp
 from services.connector.quic.connection import ResetTokens
 from services.connector.quic.setup import PROTOCOL
+from services.connector.tokens import TokenBucket
 from tests.connector.conftest import StartApp, metric, poll
 from tests.support.certs import TestAuthority
 from tests.support.link_dispatcher import LinkDispatcher
@@ -249,3 +250,26 @@ async def test_another_protocol_is_refused(app: ConnectorApp, quic_peers: QuicPe
     async with quic_peers.connection(quic_peers.issued("edge-1"), alpn_protocols=["h3"]) as peer:
         await poll(lambda: peer.ended)
     assert metric(app, "handshake_failures_total", transport="quic", reason="tls_protocol") == 1
+
+
+async def test_packets_of_unknown_connections_are_answered_so_often_and_links_go_on(
+    start_app: StartApp,
+    authority: TestAuthority,
+    dispatcher: LinkDispatcher,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A flood of them makes the hub send no more than its bound, and costs no link anything."""
+    async with start_app() as app:
+        monkeypatch.setattr(app.quic, "_resets", TokenBucket(0.001, 3.0, asyncio.get_running_loop().time()))
+        async with QuicPeers(authority, app.quic_port).link() as peer:
+            transport, stranger = await asyncio.get_running_loop().create_datagram_endpoint(
+                _Wire, local_addr=(HOST, 0)
+            )
+            for number in range(50):
+                transport.sendto(b"\x40" + number.to_bytes(8, "big") + bytes(100), (HOST, app.quic_port))
+            await poll(lambda: metric(app, "quic_dropped_total", reason="unknown_connection") == 47)
+            assert metric(app, "quic_resets_total") == 3
+            peer.say(keepalive("after"))
+            await dispatcher.until(lambda: dispatcher.upstream)
+            assert len(stranger.datagrams) == 3
+            transport.close()
