@@ -41,7 +41,7 @@ _TEST = re.compile(r"`([\w/]+\.py)::(test_\w+)`")
 _DERIVED = ("'s + ", "times as many")
 
 # Rows without a test.
-MAX_UNTESTED = 30
+MAX_UNTESTED = 3
 
 # Named like bounds, and none. The reason is what they are.
 NO_BOUNDS = {
