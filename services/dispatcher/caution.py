@@ -21,7 +21,11 @@ MOST_DOUBLINGS = 3
 # By these an edge says that it is what it was sent (RFC 6455, 7.4.1); a network never says them.
 OBJECTIONS = frozenset({1002, 1003, 1007, 1008, 1009, 1010, 1011})
 # By these it says that it goes away or is busy, for reasons of its own.
-_FAREWELLS = frozenset({1000, 1001, 1012, 1013})
+_REASONS = frozenset({1001, 1012, 1013})
+# What a client's library says when it is closed, whyever: it takes four times as many links.
+_NORMAL_CLOSURE = 1000
+_NORMAL_DOUBLINGS = 2
+_FAREWELLS = _REASONS | {_NORMAL_CLOSURE}
 
 
 class LinkCut(NamedTuple):
@@ -141,7 +145,7 @@ class Caution:
 
     def judge(self, cut: LinkCut, in_flight: list[Entry], now: float, heard_at: float) -> Verdict | None:
         """The link has ended so: what that comes to; None if nothing."""
-        if cut.code in _FAREWELLS:
+        if cut.code in _REASONS:
             return None
         written = [entry for entry in in_flight if entry.first_written_at is not None]
         first = min(written, key=lambda entry: entry.number, default=None)
@@ -167,7 +171,8 @@ class Caution:
             links = min(links, max(before.links, DOUBTFUL_LINKS))
         needed = self._max_cut_links
         if cut.code not in OBJECTIONS:
-            needed <<= min(before.parked, MOST_DOUBLINGS)
+            least = _NORMAL_DOUBLINGS if cut.code == _NORMAL_CLOSURE else 0
+            needed <<= max(min(before.parked, MOST_DOUBLINGS), least)
         if links >= needed:
             self.cuts = Cuts(0, through_seq, DOUBTFUL_LINKS, before.parked + 1)
             return Verdict(self.cuts, first, links, is_over=True)

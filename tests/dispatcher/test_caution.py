@@ -250,7 +250,17 @@ def test_a_link_that_ends_during_its_rest_takes_the_suspicion_back() -> None:
     assert world.live(poison("k1v1"), 20) == 6
 
 
-@pytest.mark.parametrize("code", [1000, 1001, 1012, 1013])
+def test_an_edge_that_closes_normally_each_time_takes_four_times_as_long() -> None:
+    """C42: a client's library says 1000 whyever it is closed, and what is behind must not wait for ever."""
+    world = World(100)
+    assert world.live(poison("k7v1", code=1000), 40) == 4 * SETTINGS.max_cut_links + 1
+    assert world.parked == ["k7v1"]
+    assert world.rows["k7"].reason.startswith("its edge ended 20 links in a row")
+    assert world.pending == []
+    assert len(set(world.acknowledged)) == 99
+
+
+@pytest.mark.parametrize("code", [1001, 1012, 1013])
 def test_an_edge_that_takes_its_leave_objects_to_nothing(code: int) -> None:
     """C42."""
     world = World(10)

@@ -10,7 +10,7 @@ import pytest
 
 from chaos.hostile.acts import Act, ActKind, acts
 from chaos.hostile.edges import HOSTILE_NODES
-from chaos.hostile.party import Players, cleared_away, faults_of, players_at
+from chaos.hostile.party import Players, faults_of, players_at
 from tests.lab.cast import LOUD_SECONDS, NOISE_MS, Cast
 from tests.lab.scenario import OTHERS
 from tests.weak_network.conftest import Stage
@@ -39,7 +39,6 @@ async def test_nobody_is_disturbed_by_hostile_parties(stage: Stage) -> None:
                     await scenario.load_for(LOUD_SECONDS)
                 act.tell(f"{len(played)} acts")
                 assert len(played) >= LEAST.get(kind, 3)
-        scenario.history.unclean += await cleared_away(players.programs)
         await cast.alone("20 edges alone, after hostile parties")
     cast.compare()
     assert cast.failures == []
