@@ -210,7 +210,8 @@ async def a_backlog(cast: Cast) -> None:
     async with cast.beside(title, [back], LITTLE_MS) as act:
         async with playing([back], lambda peer: again_and_again(lambda: looks_in(peer), 0.3)):
             await cast.scenario.load_for(LOUD_SECONDS)
-        assert back.counts["returns"] >= LOUD_SECONDS / 2
+        # From the third link on that ended without an answer, a link rests for up to 3 s.
+        assert back.counts["returns"] >= LOUD_SECONDS / 4
         act.tell(f"first message {median(back.seconds):.2f} s after it dialled")
 
 
