@@ -325,14 +325,18 @@ class NodeQueues:
 
     def _make_room(self, newcomer: Parcel) -> tuple[tuple[Parcel, str], ...]:
         dropped: list[tuple[Parcel, str]] = []
+        freed_bytes = 0
         while True:
-            excess = self.room.excess(newcomer)
+            excess = self.room.excess(newcomer, freed_bytes)
             if excess is None:
                 return tuple(dropped)
-            bound, oldest = excess
-            parcel = newcomer if oldest is None else oldest
+            bound, parcel = excess
             self._drop(parcel)
             dropped.append((parcel, bound))
+            if parcel is newcomer:
+                return tuple(dropped)
+            if parcel.node_id == newcomer.node_id:
+                freed_bytes += parcel.size_bytes
 
     def _drop(self, parcel: Parcel) -> None:
         lane = self._lane(parcel)

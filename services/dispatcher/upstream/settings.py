@@ -7,10 +7,11 @@ from dataclasses import dataclass
 class UpstreamSettings:
     """What may wait for subscribers in memory, and what uploads may take on disk.
 
-    The `most_waiting_*` bounds count messages that no subscriber has settled; at one of them status
-    reports are dropped, oldest first, else the newcomer. Lifecycle events that no subscriber has seen are
-    bounded apart: of a node for a module the last ones stay, which say where it is now. Durable uploads have
-    a window of their own in memory, the rest of them is on disk, where each node has a share (`shares`).
+    The `most_waiting_*` bounds count messages that no subscriber has settled; a node at one of its bounds,
+    or with as much as all have left (`shares`), loses status reports, oldest first, else the newcomer.
+    Lifecycle events that no subscriber has seen are bounded apart: of a node for a module the last ones
+    stay, which say where it is now; of all, those of the module and node with the most go first. Durable
+    uploads have a window of their own in memory, the rest of them is on disk, where each node has a share.
     """
 
     most_waiting_per_node: int = 4096

@@ -88,6 +88,37 @@ class Shares:
             return "total_messages"
         return "total_bytes" if size > free_bytes else ""
 
+    def is_small(self, node_id: str) -> bool:
+        """Whether the node has next to nothing."""
+        used = self.of(node_id)
+        return used.messages <= 1 or (
+            used.messages <= self._small.messages and used.size_bytes <= self._small.size_bytes
+        )
+
+    def excess(self, node_id: str, size_bytes: int) -> str:
+        """The bound that a node passes with a message of this size, which it has taken room for already; as
+        `refusal`."""
+        used, total = self._used, self._total
+        own = self._nodes[node_id]
+        if (
+            own.messages <= self._max_per_node.messages
+            and own.size_bytes <= self._max_per_node.size_bytes
+            # Nobody has more than is left, whatever each has.
+            and used.messages * 2 <= total.messages - self._reserved.messages - self.elsewhere.messages
+            and used.size_bytes * 2
+            <= total.size_bytes - self._reserved.size_bytes - self.elsewhere.size_bytes
+        ):
+            return ""
+        self.remove(node_id, size_bytes)
+        bound = self.refusal(node_id, size_bytes)
+        self.add(node_id, size_bytes)
+        return bound
+
+    def resize(self, node_id: str, more_bytes: int) -> None:
+        """A message of a node has become larger, or smaller if negative."""
+        self._nodes[node_id].size_bytes += more_bytes
+        self._used.size_bytes += more_bytes
+
     def add(self, node_id: str, size_bytes: int, messages: int = 1) -> None:
         """A node takes room, whether it may or not."""
         used = self._nodes.get(node_id)

@@ -197,22 +197,6 @@ def test_overflow_in_bytes_counts_merged_growth() -> None:
     assert (queues.room.size_bytes, queues.room.messages, queues.waiting, queues.lanes) == (0, 0, 0, 0)
 
 
-def test_overflow_of_all_drops_the_oldest_report_of_any_node() -> None:
-    queues = NodeQueues(Bounds(100, 1000, 3, 100))
-    queues.put(update("a", "u1"))
-    queues.put(update("b", "u2"))
-    queues.put(parcel("c", "q1"))
-    put = queues.put(parcel("c", "q2"))
-    assert [(one.message.id, one.node_id, bound) for one, bound in put.dropped] == [
-        ("u1", "a", "total_messages")
-    ]
-    put = queues.put(parcel("c", "q3", size=95))
-    assert [(one.message.id, bound) for one, bound in put.dropped] == [
-        ("u2", "total_messages"),
-        ("q3", "total_bytes"),
-    ]
-
-
 def test_what_a_subscriber_holds_takes_up_room_but_is_not_dropped() -> None:
     queues = NodeQueues(Bounds(2, 1000, 100, 1000))
     subscriber = queues.subscribe([MODULE], 10)

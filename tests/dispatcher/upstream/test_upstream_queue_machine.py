@@ -80,13 +80,32 @@ class QueueMachine(RuleBasedStateMachine):
         for lost, bound in put.dropped:
             assert lost.kind is kind, "events make room for events, messages for messages"
             if kind is Kind.EVENT:
-                events = [one for one in self._unseen_events() if bound == "total_events" or one in lane]
-                assert lost is events[0], "the oldest"
+                self._check_lost_event(lost, bound, parcel)
             else:
-                assert lost.kind is Kind.MESSAGE
-                assert lost.merge_key or lost is parcel
+                self._check_lost_message(lost, bound, parcel)
             assert lost.number not in self.seen, "what a subscriber saw is never dropped"
             self.waiting[lost.module, lost.node_id].remove(lost)
+
+    def _check_lost_event(self, lost: Parcel, bound: str, newcomer: Parcel) -> None:
+        events = self._unseen_events()
+        if bound == "node_events":
+            lane = [(one.module, one.node_id) == (newcomer.module, newcomer.node_id) for one in events]
+            assert lost is events[lane.index(True)], "the oldest"
+            return
+        modules = Counter(one.module for one in events)
+        assert modules[lost.module] == max(modules.values()), "of the module with the most"
+        nodes = Counter(one.node_id for one in events if one.module == lost.module)
+        assert nodes[lost.node_id] == max(nodes.values()), "of the node with the most"
+
+    def _check_lost_message(self, lost: Parcel, bound: str, newcomer: Parcel) -> None:
+        assert lost.kind is Kind.MESSAGE
+        if lost.node_id == newcomer.node_id:
+            assert lost.merge_key or lost is newcomer
+            return
+        assert bound.startswith("total"), "a node's own bound costs nobody else"
+        of = Counter(one.node_id for one in self._unsettled() if one.kind is Kind.MESSAGE)
+        assert of[newcomer.node_id] == 1, "others lose for a node with next to nothing alone"
+        assert of[lost.node_id] > 1, "never one with next to nothing"
 
     @rule(subscriber=subscribers, most=st.integers(1, 5))
     def take(self, subscriber: int, most: int) -> None:
@@ -157,10 +176,8 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def accounts_are_right(self) -> None:
-        waiting = [one for lane in self.waiting.values() for one in lane]
-        held = [one for parcels in self.held.values() for one in parcels.values()]
-        assert self.queues.waiting == len(waiting)
-        bounded = [one for one in (*waiting, *held) if one.kind is Kind.MESSAGE]
+        assert self.queues.waiting == sum(map(len, self.waiting.values()))
+        bounded = [one for one in self._unsettled() if one.kind is Kind.MESSAGE]
         assert self.queues.room.messages == len(bounded) <= BOUNDS.total
         assert self.queues.room.size_bytes == sum(one.size_bytes for one in bounded) <= BOUNDS.bytes_total
         for node in NODES:
@@ -171,7 +188,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert len(events) <= BOUNDS.events_total
         lanes = Counter((one.module, one.node_id) for one in events)
         assert all(count <= BOUNDS.events_per_lane for count in lanes.values())
-        keys = {(one.module, one.node_id) for one in (*waiting, *held)}
+        keys = {(one.module, one.node_id) for one in self._unsettled()}
         assert self.queues.lanes == len(keys)
 
     @invariant()
@@ -183,6 +200,11 @@ class QueueMachine(RuleBasedStateMachine):
         assert all(len(one) == 1 for one in owners.values())
 
     # -- parts ---------------------------------------------------------------------------------
+
+    def _unsettled(self) -> list[Parcel]:
+        """All that waits or is held."""
+        waiting = [one for lane in self.waiting.values() for one in lane]
+        return waiting + [one for parcels in self.held.values() for one in parcels.values()]
 
     def _unseen_events(self) -> list[Parcel]:
         """Waiting events that no subscriber has seen, oldest first."""
