@@ -10,6 +10,7 @@ No I/O and no clock. What holds:
   (`lines`).
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from services.dispatcher.upstream.parcel import Kind, Parcel
 from services.dispatcher.upstream.relayed_parcels import RelayedParcels
 from services.dispatcher.upstream.room import Bounds, Room
 from services.dispatcher.upstream.subscriber import Subscriber
+
+# That another dispatcher may hold at a time, in its memory; its last delivery may pass it.
+MAX_RELAYED_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,8 @@ class NodeQueues:
     def subscribe(self, modules: Iterable[str], most_held: int, *, is_relay: bool = False) -> int:
         """A subscriber comes, or another dispatcher with some of its own; gives back its id."""
         self._last_subscriber += 1
-        subscriber = Subscriber(self._last_subscriber, dict.fromkeys(modules), most_held, is_relay)
+        max_bytes = MAX_RELAYED_BYTES if is_relay else math.inf
+        subscriber = Subscriber(self._last_subscriber, dict.fromkeys(modules), most_held, is_relay, max_bytes)
         self._subscribers[subscriber.number] = subscriber
         for name in subscriber.modules:
             self._lines.enter(name, subscriber)
@@ -232,11 +237,12 @@ class NodeQueues:
         lines.busy(subscriber)
         room = subscriber.most_held - len(subscriber.held)
         most = min(most, room)
+        room_bytes = min(most_bytes, subscriber.max_held_bytes - subscriber.held_bytes)
         taken: list[tuple[int, Parcel]] = []
         size = 0
-        while len(taken) < most and size < most_bytes:
+        while len(taken) < most and size < room_bytes:
             lane = lines.next_lane(subscriber)
-            if lane is None or (taken and size + lane.first().size_bytes > most_bytes):
+            if lane is None or (taken and size + lane.first().size_bytes > room_bytes):
                 break
             lines.leave_line(lane)
             parcel = lane.pop()
@@ -247,12 +253,10 @@ class NodeQueues:
                 self._relayed.remove(parcel)
             lines.hand(lane, subscriber)
             parcel.handed_at = now
-            subscriber.last_delivery_id += 1
-            subscriber.held[subscriber.last_delivery_id] = parcel
-            taken.append((subscriber.last_delivery_id, parcel))
+            taken.append((subscriber.hold(parcel), parcel))
             size += parcel.size_bytes
         lines.break_promises(subscriber)
-        if not taken and room > 0:
+        if not taken and room > 0 and room_bytes > 0:
             lines.ask(subscriber)
         return taken
 
@@ -262,7 +266,7 @@ class NodeQueues:
         settled: list[Parcel] = []
         unknown = 0
         for delivery_id in delivery_ids:
-            parcel = subscriber.held.pop(delivery_id, None)
+            parcel = subscriber.let_go(delivery_id)
             if parcel is None:
                 unknown += 1
                 continue
@@ -286,9 +290,10 @@ class NodeQueues:
         if lane.held > len(lane.returned):
             return
         if lane.returned:
-            held = self._subscribers[lane.owner].held
+            owner = self._subscribers[lane.owner]
             for delivery_id in sorted(lane.returned, reverse=True):
-                self._put_back(held.pop(delivery_id))
+                owner.let_go(delivery_id)
+                self._put_back(lane.returned[delivery_id])
             lane.returned.clear()
         self._lines.release(lane)
 

@@ -114,6 +114,28 @@ class Shares:
         self.add(node_id, size_bytes)
         return bound
 
+    def left(self, node_id: str, planned: Amount) -> Amount:
+        """How much more a node may take at once, while others are to take what is `planned`: one message of
+        any size if it has nothing and there is room at all. Its messages are of unknown size: those in the
+        amount may pass it by one."""
+        own = self.of(node_id)
+        left: list[int] = []
+        for most, mine, total, reserved, used, elsewhere, coming in zip(
+            self._max_per_node,
+            own,
+            self._total,
+            self._reserved,
+            self.used,
+            self.elsewhere,
+            planned,
+            strict=True,
+        ):
+            free = total - used - elsewhere - coming
+            # Each that it takes leaves less: with half of it, it has as much as is left.
+            more = min(most - mine, (free - reserved - mine) // 2)
+            left.append(max(more, 1 if not own.messages and free > 0 else 0))
+        return Amount(*left)
+
     def resize(self, node_id: str, more_bytes: int) -> None:
         """A message of a node has become larger, or smaller if negative."""
         self._nodes[node_id].size_bytes += more_bytes

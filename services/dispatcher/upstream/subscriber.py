@@ -19,13 +19,16 @@ class Subscriber:
 
     `held` are its deliveries in the order they were handed to it. `own` are lanes with something for it
     alone; `lanes` all that are its own, by module, and of these it was `promised` some without holding
-    anything of them yet. `progress_at` is when it last settled something, in the caller's seconds.
+    anything of them yet. `progress_at` is when it last settled something, in the caller's seconds. It gets no
+    more while it holds `most_held`, or as much as `max_held_bytes`, which its last delivery may pass.
     """
 
     number: int
     modules: dict[str, None]
     most_held: int
     is_relay: bool
+    max_held_bytes: float
+    held_bytes: int = 0
     held: dict[int, Parcel] = field(default_factory=dict)
     own: Turns = field(default_factory=OrderedDict)
     lanes: dict[str, dict[Lane, None]] = field(default_factory=dict)
@@ -36,7 +39,21 @@ class Subscriber:
     @property
     def has_room(self) -> bool:
         """Whether it may get more than it holds and was promised."""
-        return len(self.held) + self.promised < self.most_held
+        return len(self.held) + self.promised < self.most_held and self.held_bytes < self.max_held_bytes
+
+    def hold(self, parcel: Parcel) -> int:
+        """It is handed a parcel; gives back the delivery's id."""
+        self.last_delivery_id += 1
+        self.held[self.last_delivery_id] = parcel
+        self.held_bytes += parcel.size_bytes
+        return self.last_delivery_id
+
+    def let_go(self, delivery_id: int) -> Parcel | None:
+        """A delivery is settled or taken back; None if it does not hold it."""
+        parcel = self.held.pop(delivery_id, None)
+        if parcel is not None:
+            self.held_bytes -= parcel.size_bytes
+        return parcel
 
     @property
     def turn(self) -> int:

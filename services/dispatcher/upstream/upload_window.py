@@ -1,18 +1,22 @@
 """Stored uploads: which of them are in memory, and what must wait behind them. No I/O, no clock.
 
-Each node may have some uploads in memory, and all nodes together some more; what is beyond stays on
-disk and is loaded, node by node in turn, as subscribers settle what is there. Lifecycle events for
-the same module pass here, since they have their place among a node's uploads.
+Each node may have some uploads in memory, and all nodes together some more, of which each has a share; what
+is beyond stays on disk and is loaded, node by node in turn, as subscribers settle what is there. Lifecycle
+events for the same module pass here, since they have their place among a node's uploads.
 """
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from services.dispatcher.upstream.parcel import Parcel
+from services.dispatcher.upstream.shares import Amount, Shares
 
 MOST_REMEMBERED = 65_536
 REMEMBERED_SECONDS = 600.0
+# Of the nodes that have some on disk, so many are looked at when some may be loaded; then the next ones.
+LOOKS_PER_LOAD = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,7 @@ class WindowBounds:
     """Uploads in memory, waiting for subscribers or held by them."""
 
     per_node: int = 256
+    bytes_per_node: int = 8 * 1024 * 1024
     total: int = 16_384
     bytes_total: int = 64 * 1024 * 1024
     per_load: int = 64
@@ -59,8 +64,9 @@ class UploadWindow:
         self._bounds = bounds
         self._lines: dict[str, _Line] = {}
         self._spilled: OrderedDict[str, None] = OrderedDict()
-        self._in_memory = 0
-        self._size_bytes = 0
+        self._shares = Shares(
+            Amount(bounds.per_node, bounds.bytes_per_node), Amount(bounds.total, bounds.bytes_total)
+        )
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -68,7 +74,12 @@ class UploadWindow:
     @property
     def in_memory(self) -> int:
         """Uploads of all nodes that are."""
-        return self._in_memory
+        return self._shares.used.messages
+
+    @property
+    def size_bytes(self) -> int:
+        """What they take up."""
+        return self._shares.used.size_bytes
 
     def found(self, node_id: str, first: int, last: int) -> None:
         """A node has uploads on disk that were not known, none before `first` and none behind `last`."""
@@ -84,7 +95,7 @@ class UploadWindow:
         line.unstored.popleft()
         queue: list[Parcel] = []
         if is_new:
-            if line.after == line.through and self._has_room(line):
+            if line.after == line.through and not self._shares.refusal(parcel.node_id, parcel.size_bytes):
                 self._enter(line, parcel)
                 line.after = line.through = max(line.through, parcel.place)
                 queue.append(parcel)
@@ -110,20 +121,23 @@ class UploadWindow:
         """What to load now, at most one load per node; ends with `loaded` for each."""
         bounds = self._bounds
         loads: list[Load] = []
-        room = bounds.total - self._in_memory
-        if self._size_bytes >= bounds.bytes_total:
-            return loads
-        for node_id in list(self._spilled):
-            if room <= 0 or len(loads) >= bounds.nodes_per_load:
+        # Whoever is passed over waits for uploads in memory, and is looked at when those are settled.
+        for node_id in list(islice(self._spilled, LOOKS_PER_LOAD)):
+            if len(loads) >= bounds.nodes_per_load:
                 break
-            line = self._lines[node_id]
-            if len(line.in_memory) * 2 > bounds.per_node:
-                continue
             self._spilled.move_to_end(node_id)
-            limit = min(bounds.per_load, room, bounds.per_node - len(line.in_memory))
+            line, own = self._lines[node_id], self._shares.of(node_id)
+            if own.messages * 2 > bounds.per_node or own.size_bytes * 2 > bounds.bytes_per_node:
+                continue
+            left = self._shares.left(
+                node_id, Amount(len(loads) * bounds.per_load, len(loads) * bounds.bytes_per_load)
+            )
+            if not left.messages or not left.size_bytes:
+                continue
+            limit = min(bounds.per_load, left.messages)
             line.is_overtaken = False
-            loads.append(Load(node_id, line.after, line.through, limit, bounds.bytes_per_load))
-            room -= limit
+            most_bytes = min(bounds.bytes_per_load, left.size_bytes)
+            loads.append(Load(node_id, line.after, line.through, limit, most_bytes))
         return loads
 
     def loaded(self, load: Load, parcels: Sequence[Parcel], reached: int) -> list[Parcel]:
@@ -149,8 +163,7 @@ class UploadWindow:
         """A subscriber is done with an upload."""
         line = self._lines[parcel.node_id]
         line.in_memory.discard(parcel.place)
-        self._in_memory -= 1
-        self._size_bytes -= parcel.size_bytes
+        self._shares.remove(parcel.node_id, parcel.size_bytes)
         self._forget_if_idle(parcel.node_id, line)
 
     def _line(self, node_id: str) -> _Line:
@@ -158,14 +171,6 @@ class UploadWindow:
         if line is None:
             line = self._lines[node_id] = _Line(after=0, through=0)
         return line
-
-    def _has_room(self, line: _Line) -> bool:
-        bounds = self._bounds
-        return (
-            len(line.in_memory) < bounds.per_node
-            and self._in_memory < bounds.total
-            and self._size_bytes < bounds.bytes_total
-        )
 
     def _spill(self, node_id: str, line: _Line, first: int, last: int) -> None:
         """These have to be loaded, though later ones may be in memory."""
@@ -177,8 +182,7 @@ class UploadWindow:
 
     def _enter(self, line: _Line, parcel: Parcel) -> None:
         line.in_memory.add(parcel.place)
-        self._in_memory += 1
-        self._size_bytes += parcel.size_bytes
+        self._shares.add(parcel.node_id, parcel.size_bytes)
 
     def _released(self, node_id: str, line: _Line, before: int | None = None) -> list[Parcel]:
         """Events that wait for no upload any more; with `before` those in front of that place."""

@@ -1,6 +1,7 @@
 """Stored uploads: what is in memory, in which order it leaves, and what waits behind."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,16 @@ from services.dispatcher.upstream import upload_window
 from services.dispatcher.upstream.parcel import Kind, Parcel
 from services.dispatcher.upstream.upload_window import SettledIds, UploadWindow, WindowBounds
 
-SMALL = WindowBounds(per_node=4, total=6, bytes_total=1000, per_load=2, nodes_per_load=2, bytes_per_load=1000)
+SMALL = WindowBounds(
+    per_node=4,
+    bytes_per_node=1000,
+    total=16,
+    bytes_total=1600,
+    per_load=2,
+    nodes_per_load=2,
+    bytes_per_load=100,
+)
+TIGHT = replace(SMALL, total=6, bytes_total=400)
 
 
 def stored(node: str, place: int, size: int = 1) -> Parcel:
@@ -104,7 +114,7 @@ def test_a_full_node_leaves_room_for_another() -> None:
 
 
 def test_the_window_of_all_nodes_is_bounded_too() -> None:
-    disk = Disk()
+    disk = Disk(TIGHT)
     for node in "abcdefgh":
         disk.receive(node)
     disk.commit(8)
@@ -118,8 +128,45 @@ def test_the_window_of_all_nodes_is_bounded_too() -> None:
     assert disk.order("h") == ["8"]
 
 
+def fill(window: UploadWindow, node: str, size: int, count: int = 100) -> int:
+    """How many of a node's uploads come into memory."""
+    got = 0
+    for place in range(1, count + 1):
+        window.expect(node, place)
+        got += bool(window.stored(stored(node, place, size), is_new=True))
+    return got
+
+
+def test_bytes_in_memory_have_a_share_for_each_node() -> None:
+    """C46: few with large uploads cannot use the memory up; others' come into it at once."""
+    window = UploadWindow(WindowBounds())
+    mib = 1024 * 1024
+    kept = [fill(window, f"greedy-{number}", mib) for number in range(20)]
+    assert kept[:4] == [8] * 4
+    assert min(kept) >= 1
+    assert window.size_bytes <= (48 + 16) * mib
+    window = UploadWindow(WindowBounds())
+    assert [fill(window, f"greedy-{number}", mib) for number in range(8)][-1] < 8
+    for number in range(4):
+        assert fill(window, f"calm-{number}", mib, 1) == 1
+    for number in range(100):
+        assert fill(window, f"small-{number}", 1024, 10) >= 1, "the rest comes when that is settled"
+
+
+def test_a_node_that_was_passed_over_is_loaded_when_others_are_settled() -> None:
+    """C46: however many have uploads on disk only."""
+    disk = Disk(TIGHT)
+    nodes = [f"n{number}" for number in range(2 * upload_window.LOOKS_PER_LOAD)]
+    for node in nodes:
+        disk.receive(node)
+    disk.commit(len(nodes))
+    assert disk.window.in_memory == 6
+    disk.drain()
+    assert {one.node_id for one in disk.queued} == set(nodes)
+
+
 def test_bytes_in_memory_are_bounded() -> None:
-    window = UploadWindow(SMALL)
+    window = UploadWindow(replace(SMALL, bytes_total=1000))
     for place in (1, 2):
         window.expect("a", place)
     assert window.stored(stored("a", 1, size=1000), is_new=True) != []
@@ -213,7 +260,7 @@ def test_a_repeat_is_not_queued_and_holds_nothing_up() -> None:
 )
 def test_every_upload_and_event_leaves_once_in_order(steps: list[tuple[object, ...]]) -> None:
     """C8, C31: whatever the interleaving of arrivals, commits, loads and settlements."""
-    disk = Disk()
+    disk = Disk(TIGHT)
     expected: dict[str, list[str]] = defaultdict(list)
     for step in steps:
         match step:
@@ -232,7 +279,7 @@ def test_every_upload_and_event_leaves_once_in_order(steps: list[tuple[object, .
                 disk.settle(index)
             case _:
                 pass
-        assert disk.window.in_memory == len(disk.unsettled) <= SMALL.total
+        assert disk.window.in_memory == len(disk.unsettled) <= TIGHT.total
         for node in "abc":
             assert disk.order(node) == expected[node][: len(disk.order(node))]
     disk.drain()
