@@ -155,8 +155,14 @@ class Applicants:
 
 async def _tokens(channel: grpc.aio.Channel) -> list[TokenListed]:
     stub: Any = EnrolmentAdminStub(channel)
-    answer = await stub.ListTokens(pb.ListTokensRequest(), timeout=ASK_SECONDS)
-    return [TokenListed(one.token_id, one.uses, one.uses_left) for one in answer.tokens]
+    request = pb.ListTokensRequest(page_size=PAGE)
+    found: list[TokenListed] = []
+    while True:
+        answer = await stub.ListTokens(request, timeout=ASK_SECONDS)
+        found += [TokenListed(one.token_id, one.uses, one.uses_left) for one in answer.tokens]
+        if not answer.next_page_token:
+            return found
+        request.page_token = answer.next_page_token
 
 
 async def _certificates(channel: grpc.aio.Channel) -> list[CertificateListed]:

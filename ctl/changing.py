@@ -263,7 +263,7 @@ def limits(
     async def work(hub: Hub) -> None:
         if request.ByteSize():
             await hub.sessions.call(hub.sessions.admin.SetLimits, request)
-        answer = await hub.sessions.call(hub.sessions.admin.GetLimits, sessions_pb2.GetLimitsRequest())
+        answer = await hub.sessions.limits()
         if output is Output.JSON:
             show_json(as_dict(answer))
             return

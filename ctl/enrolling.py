@@ -51,13 +51,11 @@ def list_tokens(context: typer.Context, output: OutputOption = Output.TABLE) -> 
     """Lists join tokens, the newest first, without their secrets."""
 
     async def work(hub: Hub) -> None:
-        found = await hub.sessions.call(hub.sessions.enrolment.ListTokens, pb.ListTokensRequest())
+        found = await hub.sessions.tokens()
         if output is Output.JSON:
-            show_json([as_dict(one) for one in found.tokens])
+            show_json([as_dict(one) for one in found])
         else:
-            show_table(
-                tables.TOKENS, tables.token_rows(found.tokens, datetime.now(UTC)), "there are no tokens"
-            )
+            show_table(tables.TOKENS, tables.token_rows(found, datetime.now(UTC)), "there are no tokens")
 
     run(context, work)
 

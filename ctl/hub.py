@@ -193,6 +193,29 @@ class Sessions(Service):
                 return found
             request.page_token = page.next_page_token
 
+    async def tokens(self) -> list[enrolment_pb2.Token]:
+        """All join tokens, the newest first."""
+        request = enrolment_pb2.ListTokensRequest(page_size=PAGE)
+        found: list[enrolment_pb2.Token] = []
+        while True:
+            page = await self.call(self.enrolment.ListTokens, request)
+            found.extend(page.tokens)
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    async def limits(self) -> sessions_pb2.GetLimitsResponse:
+        """The limits, with the nodes of all connectors and projects."""
+        request = sessions_pb2.GetLimitsRequest(page_size=PAGE)
+        answer: sessions_pb2.GetLimitsResponse = await self.call(self.admin.GetLimits, request)
+        while answer.next_page_token:
+            request.page_token = answer.next_page_token
+            page = await self.call(self.admin.GetLimits, request)
+            answer.nodes_by_connector.update(page.nodes_by_connector)
+            answer.nodes_by_project.update(page.nodes_by_project)
+            answer.next_page_token = page.next_page_token
+        return answer
+
     async def listed(self, request: sessions_pb2.ListSessionsRequest) -> list[sessions_pb2.Session]:
         """All sessions that a request asks for."""
         request.page_size = PAGE

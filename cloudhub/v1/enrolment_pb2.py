@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63loudhub/v1/enrolment.proto\x12\x0b\x63loudhub.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x01\n\x17IssueCertificateRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x05token\x18\x02 \x01(\tH\x00\x12\x17\n\rformer_serial\x18\x03 \x01(\tH\x00\x12\x0e\n\x06serial\x18\x04 \x01(\t\x12.\n\nnot_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nkey_sha256\x18\x07 \x01(\x0c\x12\x14\n\x0cpeer_address\x18\x08 \x01(\tB\x07\n\x05right\"\xb9\x01\n\x18IssueCertificateResponse\x12.\n\x07refusal\x18\x01 \x01(\x0b\x32\x1d.cloudhub.v1.EnrolmentRefusal\x12\x0e\n\x06serial\x18\x02 \x01(\t\x12.\n\nnot_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x10\x45nrolmentRefusal\x12\x33\n\x06reason\x18\x01 \x01(\x0e\x32#.cloudhub.v1.EnrolmentRefusalReason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xd5\x01\n\x05Token\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x14\n\x0cnode_pattern\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x0c\n\x04uses\x18\x04 \x01(\r\x12\x11\n\tuses_left\x18\x05 \x01(\r\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07revoked\x18\x08 \x01(\x08\"c\n\x12\x43reateTokenRequest\x12\x14\n\x0cnode_pattern\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0c\n\x04uses\x18\x03 \x01(\r\x12\x15\n\rvalid_seconds\x18\x04 \x01(\x01\"L\n\x13\x43reateTokenResponse\x12\x12\n\njoin_token\x18\x01 \x01(\t\x12!\n\x05token\x18\x02 \x01(\x0b\x32\x12.cloudhub.v1.Token\"\x13\n\x11ListTokensRequest\"8\n\x12ListTokensResponse\x12\"\n\x06tokens\x18\x01 \x03(\x0b\x32\x12.cloudhub.v1.Token\"&\n\x12RevokeTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\"8\n\x13RevokeTokenResponse\x12!\n\x05token\x18\x01 \x01(\x0b\x32\x12.cloudhub.v1.Token\"\xf9\x01\n\x0fNodeCertificate\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06serial\x18\x02 \x01(\t\x12.\n\nnot_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tissued_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08token_id\x18\x06 \x01(\t\x12\x14\n\x0cpeer_address\x18\x07 \x01(\t\x12\x0f\n\x07revoked\x18\x08 \x01(\x08\"X\n\x17ListCertificatesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x16\n\x0enode_id_prefix\x18\x03 \x01(\t\"g\n\x18ListCertificatesResponse\x12\x32\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0b\x32\x1c.cloudhub.v1.NodeCertificate\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x11RevokeNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"+\n\x12RevokeNodeResponse\x12\x15\n\rwas_connected\x18\x01 \x01(\x08\"\'\n\x14ReinstateNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"\x17\n\x15ReinstateNodeResponse*\xa6\x03\n\x16\x45nrolmentRefusalReason\x12(\n$ENROLMENT_REFUSAL_REASON_UNSPECIFIED\x10\x00\x12,\n(ENROLMENT_REFUSAL_REASON_TOKEN_MALFORMED\x10\x01\x12*\n&ENROLMENT_REFUSAL_REASON_TOKEN_FOREIGN\x10\x02\x12*\n&ENROLMENT_REFUSAL_REASON_TOKEN_EXPIRED\x10\x03\x12*\n&ENROLMENT_REFUSAL_REASON_TOKEN_REVOKED\x10\x04\x12*\n&ENROLMENT_REFUSAL_REASON_TOKEN_USED_UP\x10\x05\x12,\n(ENROLMENT_REFUSAL_REASON_TOKEN_OF_OTHERS\x10\x06\x12)\n%ENROLMENT_REFUSAL_REASON_NODE_REVOKED\x10\x07\x12+\n\'ENROLMENT_REFUSAL_REASON_NODE_TOO_OFTEN\x10\x08\x32s\n\x10\x45nrolmentService\x12_\n\x10IssueCertificate\x12$.cloudhub.v1.IssueCertificateRequest\x1a%.cloudhub.v1.IssueCertificateResponse2\x8b\x04\n\x0e\x45nrolmentAdmin\x12P\n\x0b\x43reateToken\x12\x1f.cloudhub.v1.CreateTokenRequest\x1a .cloudhub.v1.CreateTokenResponse\x12M\n\nListTokens\x12\x1e.cloudhub.v1.ListTokensRequest\x1a\x1f.cloudhub.v1.ListTokensResponse\x12P\n\x0bRevokeToken\x12\x1f.cloudhub.v1.RevokeTokenRequest\x1a .cloudhub.v1.RevokeTokenResponse\x12_\n\x10ListCertificates\x12$.cloudhub.v1.ListCertificatesRequest\x1a%.cloudhub.v1.ListCertificatesResponse\x12M\n\nRevokeNode\x12\x1e.cloudhub.v1.RevokeNodeRequest\x1a\x1f.cloudhub.v1.RevokeNodeResponse\x12V\n\rReinstateNode\x12!.cloudhub.v1.ReinstateNodeRequest\x1a\".cloudhub.v1.ReinstateNodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63loudhub/v1/enrolment.proto\x12\x0b\x63loudhub.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x01\n\x17IssueCertificateRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x05token\x18\x02 \x01(\tH\x00\x12\x17\n\rformer_serial\x18\x03 \x01(\tH\x00\x12\x0e\n\x06serial\x18\x04 \x01(\t\x12.\n\nnot_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nkey_sha256\x18\x07 \x01(\x0c\x12\x14\n\x0cpeer_address\x18\x08 \x01(\tB\x07\n\x05right\"\xb9\x01\n\x18IssueCertificateResponse\x12.\n\x07refusal\x18\x01 \x01(\x0b\x32\x1d.cloudhub.v1.EnrolmentRefusal\x12\x0e\n\x06serial\x18\x02 \x01(\t\x12.\n\nnot_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"W\n\x10\x45nrolmentRefusal\x12\x33\n\x06reason\x18\x01 \x01(\x0e\x32#.cloudhub.v1.EnrolmentRefusalReason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xd5\x01\n\x05Token\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x14\n\x0cnode_pattern\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x0c\n\x04uses\x18\x04 \x01(\r\x12\x11\n\tuses_left\x18\x05 \x01(\r\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07revoked\x18\x08 \x01(\x08\"c\n\x12\x43reateTokenRequest\x12\x14\n\x0cnode_pattern\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0c\n\x04uses\x18\x03 \x01(\r\x12\x15\n\rvalid_seconds\x18\x04 \x01(\x01\"L\n\x13\x43reateTokenResponse\x12\x12\n\njoin_token\x18\x01 \x01(\t\x12!\n\x05token\x18\x02 \x01(\x0b\x32\x12.cloudhub.v1.Token\":\n\x11ListTokensRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x12ListTokensResponse\x12\"\n\x06tokens\x18\x01 \x03(\x0b\x32\x12.cloudhub.v1.Token\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x12RevokeTokenRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\"8\n\x13RevokeTokenResponse\x12!\n\x05token\x18\x01 \x01(\x0b\x32\x12.cloudhub.v1.Token\"\xf9\x01\n\x0fNodeCertificate\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06serial\x18\x02 \x01(\t\x12.\n\nnot_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tnot_after\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tissued_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08token_id\x18\x06 \x01(\t\x12\x14\n\x0cpeer_address\x18\x07 \x01(\t\x12\x0f\n\x07revoked\x18\x08 \x01(\x08\"X\n\x17ListCertificatesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x16\n\x0enode_id_prefix\x18\x03 \x01(\t\"g\n\x18ListCertificatesResponse\x12\x32\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0b\x32\x1c.cloudhub.v1.NodeCertificate\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x11RevokeNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"+\n\x12RevokeNodeResponse\x12\x15\n\rwas_connected\x18\x01 \x01(\x08\"\'\n\x14ReinstateNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"\x17\n\x15ReinstateNodeResponse*\xa6\x03\n\x16\x45nrolmentRefusalReason\x12(\n$ENROLMENT_REFUSAL_REASON_UNSPECIFIED\x10\x00\x12,\n(ENROLMENT_REFUSAL_REASON_TOKEN_MALFORMED\x10\x01\x12*\n&ENROLMENT_REFUSAL_REASON_TOKEN_FOREIGN\x10\x02\x12*\n&ENROLMENT_REFUSAL_REASON_TOKEN_EXPIRED\x10\x03\x12*\n&ENROLMENT_REFUSAL_REASON_TOKEN_REVOKED\x10\x04\x12*\n&ENROLMENT_REFUSAL_REASON_TOKEN_USED_UP\x10\x05\x12,\n(ENROLMENT_REFUSAL_REASON_TOKEN_OF_OTHERS\x10\x06\x12)\n%ENROLMENT_REFUSAL_REASON_NODE_REVOKED\x10\x07\x12+\n\'ENROLMENT_REFUSAL_REASON_NODE_TOO_OFTEN\x10\x08\x32s\n\x10\x45nrolmentService\x12_\n\x10IssueCertificate\x12$.cloudhub.v1.IssueCertificateRequest\x1a%.cloudhub.v1.IssueCertificateResponse2\x8b\x04\n\x0e\x45nrolmentAdmin\x12P\n\x0b\x43reateToken\x12\x1f.cloudhub.v1.CreateTokenRequest\x1a .cloudhub.v1.CreateTokenResponse\x12M\n\nListTokens\x12\x1e.cloudhub.v1.ListTokensRequest\x1a\x1f.cloudhub.v1.ListTokensResponse\x12P\n\x0bRevokeToken\x12\x1f.cloudhub.v1.RevokeTokenRequest\x1a .cloudhub.v1.RevokeTokenResponse\x12_\n\x10ListCertificates\x12$.cloudhub.v1.ListCertificatesRequest\x1a%.cloudhub.v1.ListCertificatesResponse\x12M\n\nRevokeNode\x12\x1e.cloudhub.v1.RevokeNodeRequest\x1a\x1f.cloudhub.v1.RevokeNodeResponse\x12V\n\rReinstateNode\x12!.cloudhub.v1.ReinstateNodeRequest\x1a\".cloudhub.v1.ReinstateNodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cloudhub.v1.enrolment_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENROLMENTREFUSALREASON']._serialized_start=1772
-  _globals['_ENROLMENTREFUSALREASON']._serialized_end=2194
+  _globals['_ENROLMENTREFUSALREASON']._serialized_start=1836
+  _globals['_ENROLMENTREFUSALREASON']._serialized_end=2258
   _globals['_ISSUECERTIFICATEREQUEST']._serialized_start=78
   _globals['_ISSUECERTIFICATEREQUEST']._serialized_end=324
   _globals['_ISSUECERTIFICATERESPONSE']._serialized_start=327
@@ -47,29 +47,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATETOKENRESPONSE']._serialized_start=920
   _globals['_CREATETOKENRESPONSE']._serialized_end=996
   _globals['_LISTTOKENSREQUEST']._serialized_start=998
-  _globals['_LISTTOKENSREQUEST']._serialized_end=1017
-  _globals['_LISTTOKENSRESPONSE']._serialized_start=1019
-  _globals['_LISTTOKENSRESPONSE']._serialized_end=1075
-  _globals['_REVOKETOKENREQUEST']._serialized_start=1077
-  _globals['_REVOKETOKENREQUEST']._serialized_end=1115
-  _globals['_REVOKETOKENRESPONSE']._serialized_start=1117
-  _globals['_REVOKETOKENRESPONSE']._serialized_end=1173
-  _globals['_NODECERTIFICATE']._serialized_start=1176
-  _globals['_NODECERTIFICATE']._serialized_end=1425
-  _globals['_LISTCERTIFICATESREQUEST']._serialized_start=1427
-  _globals['_LISTCERTIFICATESREQUEST']._serialized_end=1515
-  _globals['_LISTCERTIFICATESRESPONSE']._serialized_start=1517
-  _globals['_LISTCERTIFICATESRESPONSE']._serialized_end=1620
-  _globals['_REVOKENODEREQUEST']._serialized_start=1622
-  _globals['_REVOKENODEREQUEST']._serialized_end=1658
-  _globals['_REVOKENODERESPONSE']._serialized_start=1660
-  _globals['_REVOKENODERESPONSE']._serialized_end=1703
-  _globals['_REINSTATENODEREQUEST']._serialized_start=1705
-  _globals['_REINSTATENODEREQUEST']._serialized_end=1744
-  _globals['_REINSTATENODERESPONSE']._serialized_start=1746
-  _globals['_REINSTATENODERESPONSE']._serialized_end=1769
-  _globals['_ENROLMENTSERVICE']._serialized_start=2196
-  _globals['_ENROLMENTSERVICE']._serialized_end=2311
-  _globals['_ENROLMENTADMIN']._serialized_start=2314
-  _globals['_ENROLMENTADMIN']._serialized_end=2837
+  _globals['_LISTTOKENSREQUEST']._serialized_end=1056
+  _globals['_LISTTOKENSRESPONSE']._serialized_start=1058
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=1139
+  _globals['_REVOKETOKENREQUEST']._serialized_start=1141
+  _globals['_REVOKETOKENREQUEST']._serialized_end=1179
+  _globals['_REVOKETOKENRESPONSE']._serialized_start=1181
+  _globals['_REVOKETOKENRESPONSE']._serialized_end=1237
+  _globals['_NODECERTIFICATE']._serialized_start=1240
+  _globals['_NODECERTIFICATE']._serialized_end=1489
+  _globals['_LISTCERTIFICATESREQUEST']._serialized_start=1491
+  _globals['_LISTCERTIFICATESREQUEST']._serialized_end=1579
+  _globals['_LISTCERTIFICATESRESPONSE']._serialized_start=1581
+  _globals['_LISTCERTIFICATESRESPONSE']._serialized_end=1684
+  _globals['_REVOKENODEREQUEST']._serialized_start=1686
+  _globals['_REVOKENODEREQUEST']._serialized_end=1722
+  _globals['_REVOKENODERESPONSE']._serialized_start=1724
+  _globals['_REVOKENODERESPONSE']._serialized_end=1767
+  _globals['_REINSTATENODEREQUEST']._serialized_start=1769
+  _globals['_REINSTATENODEREQUEST']._serialized_end=1808
+  _globals['_REINSTATENODERESPONSE']._serialized_start=1810
+  _globals['_REINSTATENODERESPONSE']._serialized_end=1833
+  _globals['_ENROLMENTSERVICE']._serialized_start=2260
+  _globals['_ENROLMENTSERVICE']._serialized_end=2375
+  _globals['_ENROLMENTADMIN']._serialized_start=2378
+  _globals['_ENROLMENTADMIN']._serialized_end=2901
 # @@protoc_insertion_point(module_scope)

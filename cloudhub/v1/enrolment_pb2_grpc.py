@@ -158,7 +158,7 @@ class EnrolmentAdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTokens(self, request, context):
-        """All tokens that have not been expired for long, the newest first.
+        """Tokens that have not been expired for long, the newest first, in pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

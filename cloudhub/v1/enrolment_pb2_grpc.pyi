@@ -79,7 +79,7 @@ class EnrolmentAdminStub:
     CreateToken: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.CreateTokenRequest, _enrolment_pb2.CreateTokenResponse]
     """Makes a join token. It is shown in this answer and never again: what is kept of it is a hash."""
     ListTokens: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.ListTokensRequest, _enrolment_pb2.ListTokensResponse]
-    """All tokens that have not been expired for long, the newest first."""
+    """Tokens that have not been expired for long, the newest first, in pages."""
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.RevokeTokenRequest, _enrolment_pb2.RevokeTokenResponse]
     """From now on the token lets nobody in. Certificates that it got stay good."""
     ListCertificates: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.ListCertificatesRequest, _enrolment_pb2.ListCertificatesResponse]
@@ -99,7 +99,7 @@ class EnrolmentAdminAsyncStub(EnrolmentAdminStub):
     CreateToken: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.CreateTokenRequest, _enrolment_pb2.CreateTokenResponse]  # type: ignore[assignment]
     """Makes a join token. It is shown in this answer and never again: what is kept of it is a hash."""
     ListTokens: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.ListTokensRequest, _enrolment_pb2.ListTokensResponse]  # type: ignore[assignment]
-    """All tokens that have not been expired for long, the newest first."""
+    """Tokens that have not been expired for long, the newest first, in pages."""
     RevokeToken: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.RevokeTokenRequest, _enrolment_pb2.RevokeTokenResponse]  # type: ignore[assignment]
     """From now on the token lets nobody in. Certificates that it got stay good."""
     ListCertificates: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.ListCertificatesRequest, _enrolment_pb2.ListCertificatesResponse]  # type: ignore[assignment]
@@ -128,7 +128,7 @@ class EnrolmentAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _enrolment_pb2.ListTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_enrolment_pb2.ListTokensResponse, _abc.Awaitable[_enrolment_pb2.ListTokensResponse]]:
-        """All tokens that have not been expired for long, the newest first."""
+        """Tokens that have not been expired for long, the newest first, in pages."""
 
     @_abc_1.abstractmethod
     def RevokeToken(

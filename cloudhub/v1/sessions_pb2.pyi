@@ -1208,7 +1208,7 @@ class Limits(_message.Message):
     total: _builtins.int
     @_builtins.property
     def projects(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Exceptions by project id."""
+        """Exceptions by project id, at most 4096."""
 
     def __init__(
         self,
@@ -1230,12 +1230,21 @@ Global___Limits: _TypeAlias = Limits  # noqa: Y015
 class GetLimitsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Connectors and projects in an answer. 0 means 1000, which is the most."""
+    page_token: _builtins.str
+    """The `next_page_token` of the page before; empty: the first page."""
     def __init__(
         self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1289,14 +1298,21 @@ class GetLimitsResponse(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     NODES_BY_CONNECTOR_FIELD_NUMBER: _builtins.int
     NODES_BY_PROJECT_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     nodes: _builtins.int
     """Nodes that hold a slot now."""
+    next_page_token: _builtins.str
+    """Empty: there are no more connectors and projects."""
     @_builtins.property
     def limits(self) -> Global___Limits: ...
     @_builtins.property
-    def nodes_by_connector(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    def nodes_by_connector(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """A page of them: connectors by id, then projects by id."""
+
     @_builtins.property
-    def nodes_by_project(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    def nodes_by_project(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """See `nodes_by_connector`."""
+
     def __init__(
         self,
         *,
@@ -1304,10 +1320,11 @@ class GetLimitsResponse(_message.Message):
         nodes: _builtins.int = ...,
         nodes_by_connector: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         nodes_by_project: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "nodes", b"nodes", "nodes_by_connector", b"nodes_by_connector", "nodes_by_project", b"nodes_by_project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "next_page_token", b"next_page_token", "nodes", b"nodes", "nodes_by_connector", b"nodes_by_connector", "nodes_by_project", b"nodes_by_project"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1347,7 +1364,9 @@ class SetLimitsRequest(_message.Message):
     total: _builtins.int
     @_builtins.property
     def projects(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Per project id: a limit of its own; 0 removes the exception."""
+        """Per project id: a limit of its own; 0 removes the exception. At most 4096 projects have one: else
+        FAILED_PRECONDITION, TOO_MANY_LIMITS, and nothing is changed.
+        """
 
     def __init__(
         self,

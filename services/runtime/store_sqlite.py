@@ -1,6 +1,7 @@
 """SQLite: WAL, synchronous=FULL, one writer thread, one reader thread, one process."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
     InterfaceError,
+    OperationalError,
     ProgrammingError,
 )
 from sqlalchemy.pool import StaticPool
@@ -26,6 +28,11 @@ WAL_PAGES = 8000
 """Of 4 KiB: how long the log gets before it goes into the file."""
 MOST_WAL_BYTES = 64 * 1024 * 1024
 """What is left of a log that grew longer, since something read for long."""
+
+READ_SECONDS = 5.0
+"""Of one reading: while it lasts the log grows on, and nobody else reads."""
+# How often a reading looks at the time: after so many steps of SQLite's machine, about a millisecond.
+_LOOK_AFTER = 50_000
 
 # What the driver raises for a value it cannot store, as opposed to a database that does not answer.
 _BAD_VALUES = (DataError, IntegrityError, InterfaceError, ProgrammingError)
@@ -49,7 +56,21 @@ class SqliteStore:
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """See `store.Store.read`."""
-        return await self._in_thread(self._read_thread, self._reader, work)
+
+        def bounded(connection: Connection) -> T:
+            at = time.monotonic() + READ_SECONDS
+            driver: Any = connection.connection.dbapi_connection
+            driver.set_progress_handler(lambda: time.monotonic() > at, _LOOK_AFTER)
+            try:
+                return work(connection)
+            except OperationalError as error:
+                if time.monotonic() <= at:
+                    raise
+                raise StoreUnavailable(f"a reading took more than {READ_SECONDS:g} s") from error
+            finally:
+                driver.set_progress_handler(None, 0)
+
+        return await self._in_thread(self._read_thread, self._reader, bounded)
 
     async def _in_thread(
         self,

@@ -14,7 +14,7 @@ from services.sessions import requests, wire
 from services.sessions.limits import Scope
 from services.sessions.metrics import Metrics
 from services.sessions.notices import Notices
-from services.sessions.pages import page_start, page_token
+from services.sessions.pages import page_start, page_token, place_start, place_token
 from services.sessions.reaper import Reaper
 from services.sessions.records import Eviction, Filter
 from services.sessions.registry import Registry
@@ -108,7 +108,16 @@ class AdminServicer(sessions_pb2_grpc.SessionsAdminServicer):
     async def GetLimits(
         self, request: sessions_pb2.GetLimitsRequest, context: Context
     ) -> sessions_pb2.GetLimitsResponse:
-        usage = await self._registry.usage()
+        size = request.page_size or MOST_PAGE_SIZE
+        if size > MOST_PAGE_SIZE:
+            raise InvalidRequest("page_size", f"should be at most {MOST_PAGE_SIZE}; got {size}")
+        after = place_start(request.page_token)
+        if request.page_token and after is None:
+            raise InvalidRequest("page_token", "should be the next_page_token of a former call")
+        usage = await self._registry.usage(after, size + 1)
+        places = sorted(place for place in usage.counts if place[0] is not Scope.TOTAL)
+        for place in places[size:]:
+            usage.counts.pop(place)
         by_scope: dict[Scope, dict[str, int]] = {scope: {} for scope in Scope}
         for (scope, key), nodes in usage.counts.items():
             by_scope[scope][key] = nodes
@@ -117,6 +126,7 @@ class AdminServicer(sessions_pb2_grpc.SessionsAdminServicer):
             nodes=by_scope[Scope.TOTAL].get("", 0),
             nodes_by_connector=by_scope[Scope.CONNECTOR],
             nodes_by_project=by_scope[Scope.PROJECT],
+            next_page_token=place_token(places[size - 1]) if len(places) > size else "",
         )
 
     async def SetLimits(

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 UNLIMITED = 0
+MAX_PROJECT_LIMITS = 4096
+"""Projects with a limit of their own: each opening reads them."""
 
 
 class Scope(StrEnum):

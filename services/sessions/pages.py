@@ -1,9 +1,10 @@
-"""Page tokens of ListSessions: where the next page begins, bound to the filter it belongs to. Pure."""
+"""Page tokens of ListSessions (bound to their filter) and GetLimits: where the page begins. Pure."""
 
 import base64
 import binascii
 import hashlib
 
+from services.sessions.limits import Place, Scope
 from services.sessions.records import Filter
 
 _DIGEST_BYTES = 8
@@ -36,3 +37,17 @@ def page_start(wanted: Filter, token: str) -> str | None:
     except (binascii.Error, ValueError):
         return None
     return last_node_id if last_node_id and raw[:_DIGEST_BYTES] == _digest(wanted) else None
+
+
+def place_token(last: Place) -> str:
+    """A token for the page of connectors and projects after this one."""
+    return base64.urlsafe_b64encode(f"{last[0]}/{last[1]}".encode()).decode()
+
+
+def place_start(token: str) -> Place | None:
+    """The connector or project after which the page begins; None if the token is none."""
+    try:
+        scope, _, key = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii").partition("/")
+        return (Scope(scope), key) if key.isprintable() else None
+    except (binascii.Error, ValueError):
+        return None

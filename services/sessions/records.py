@@ -1,6 +1,5 @@
 """What goes into a registry's transactions and what comes out of them. Pure values."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Generic, TypeVar
@@ -230,10 +229,10 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Limits and how many nodes hold a slot where."""
+    """Limits and how many nodes hold a slot where: in all, and at a page of places."""
 
     limits: Limits
-    counts: Mapping[Place, int]
+    counts: dict[Place, int]
 
 
 @dataclass(frozen=True, slots=True)

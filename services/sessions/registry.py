@@ -5,7 +5,7 @@ from typing import Protocol
 
 from services.sessions.leases import Observation
 from services.sessions.lifecycle import Session, State
-from services.sessions.limits import LimitsChange
+from services.sessions.limits import LimitsChange, Place
 from services.sessions.records import (
     ActivateResult,
     Changed,
@@ -147,7 +147,10 @@ class Registry(Protocol):
         """Drops a replica whose beats are still as they were seen."""
         ...
 
-    async def usage(self) -> Usage: ...
+    async def usage(self, after: Place | None = None, most: int = 0) -> Usage:
+        """The limits, the nodes in all, and those at up to `most` connectors and projects behind `after`:
+        connectors by id, then projects by id."""
+        ...
 
     async def change_limits(self, change: LimitsChange) -> Usage: ...
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, or_, select, tuple_, update
 
+from services.runtime.errors import Refused
 from services.sessions.book import Book
 from services.sessions.book_sql import LockedBook, lock_counts, lock_sessions, read_limits
 from services.sessions.changes_sql import changes_after, last_change
@@ -15,7 +16,7 @@ from services.sessions.fencing import NO_EPOCH
 from services.sessions.lease_sql import drop_events, hand_over, mark_lost, note_alive, renew, trim
 from services.sessions.leases import Observation
 from services.sessions.lifecycle import LIVE, Session, State
-from services.sessions.limits import Limits, LimitsChange, Scope
+from services.sessions.limits import MAX_PROJECT_LIMITS, UNLIMITED, Limits, LimitsChange, Place, Scope
 from services.sessions.records import (
     ActivateResult,
     Changed,
@@ -326,8 +327,8 @@ class SqlRegistry:
     async def drop_replica(self, seen: Replica) -> None:
         await self._store.write(partial(drop_replica, seen=seen))
 
-    async def usage(self) -> Usage:
-        return await self._store.read(self._usage)
+    async def usage(self, after: Place | None = None, most: int = 0) -> Usage:
+        return await self._store.read(partial(self._usage, after=after, most=most))
 
     async def change_limits(self, change: LimitsChange) -> Usage:
         def work(connection: Connection) -> Usage:
@@ -346,9 +347,27 @@ class SqlRegistry:
             rows += [
                 {"scope": Scope.PROJECT, "place": project_id, "nodes": nodes}
                 for project_id, nodes in change.projects.items()
+                if nodes != UNLIMITED
             ]
+            # Those that former releases left behind go too.
+            column = limit_change.c
+            is_own = (column.scope == Scope.PROJECT) & (column.place != "")
+            connection.execute(
+                delete(limit_change).where(
+                    is_own, or_(column.nodes == UNLIMITED, column.place.in_(sorted(change.projects)))
+                )
+            )
             if rows:
                 connection.execute(upsert(connection, limit_change), rows)
+            own = select(func.count()).select_from(limit_change).where(is_own)
+            count = connection.execute(own).scalar_one()
+            if count > MAX_PROJECT_LIMITS and any(change.projects.values()):
+                raise Refused(
+                    "TOO_MANY_LIMITS",
+                    f"projects: {count} would have a limit of their own, and at most {MAX_PROJECT_LIMITS} "
+                    "may; remove some (0), or set per_project",
+                    field="projects",
+                )
             return self._usage(connection)
 
         return await self._store.write(work)
@@ -398,7 +417,19 @@ class SqlRegistry:
         locked.write()
         return _committed(locked, [])
 
-    def _usage(self, connection: Connection) -> Usage:
-        rows = connection.execute(select(slot_count).where(slot_count.c.nodes > 0))
+    def _usage(self, connection: Connection, after: Place | None = None, most: int = 0) -> Usage:
+        column = slot_count.c
+        total = select(slot_count).where(column.scope == Scope.TOTAL, column.nodes > 0)
+        page = (
+            select(slot_count)
+            .where(
+                column.scope != Scope.TOTAL,
+                column.nodes > 0,
+                tuple_(column.scope, column.place) > (after or ("", "")),
+            )
+            .order_by(column.scope, column.place)
+            .limit(most)
+        )
+        rows = [*connection.execute(total), *(connection.execute(page) if most else ())]
         counts = {(Scope(row.scope), row.place): int(row.nodes) for row in rows}
         return Usage(read_limits(connection, self._initial), counts)

@@ -149,3 +149,21 @@ def test_a_path_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "folder.db").mkdir()
     with pytest.raises(StartupError, match=r"cannot write the database .*: Is a directory"):
         SqliteStore(tmp_path / "folder.db")
+
+
+async def test_a_reading_ends_within_its_time_and_others_read_on(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that would take for ever holds up the others, and the log grows, for no longer than a statement of
+    PostgreSQL may take; short ones before and after it are not cut."""
+    monkeypatch.setattr(store_sqlite, "READ_SECONDS", 0.2)
+    endless = text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n")
+    count = text("SELECT count(*) FROM item")
+    await store.write(_add)
+    reading = asyncio.create_task(store.read(lambda connection: connection.execute(endless).scalar()))
+    beside = asyncio.create_task(store.read(lambda connection: connection.execute(count).scalar()))
+    await store.write(_add)
+    with pytest.raises(StoreUnavailable, match=r"a reading took more than 0\.2 s"):
+        await reading
+    assert await beside == 2
+    assert await store.read(lambda connection: connection.execute(count).scalar()) == 2

@@ -153,6 +153,25 @@ async def test_limits_are_read_and_changed_at_run_time(service: Service) -> None
     assert again.limits == pb.Limits(per_connector=10_000)
 
 
+async def test_connectors_and_projects_come_in_pages(service: Service) -> None:
+    """Who asks for no size gets the first thousand, and is told that there are more."""
+    _, stub, admin = service
+    opens = [an_open(f"edge-{n:04}") for n in range(1003)]
+    for number, one in enumerate(opens):
+        one.project_id = f"p{number:04}"
+    await stub.OpenSessions(open_request(*opens))
+    first = await admin.GetLimits(pb.GetLimitsRequest())
+    assert first.nodes_by_connector == {"c1": 1003}
+    assert (first.nodes, len(first.nodes_by_project)) == (1003, 999)
+    second = await admin.GetLimits(pb.GetLimitsRequest(page_token=first.next_page_token))
+    assert sorted(second.nodes_by_project) == [f"p{n:04}" for n in range(999, 1003)]
+    assert (second.nodes, len(second.nodes_by_connector), second.next_page_token) == (1003, 0, "")
+    for request in (pb.GetLimitsRequest(page_size=1001), pb.GetLimitsRequest(page_token="no token")):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await admin.GetLimits(request)
+        assert error_reason(refused.value) == "INVALID_FIELD"
+
+
 async def test_reading_a_restarted_services_limits(tmp_path: Path) -> None:
     """What was changed at run time outlives the process; the rest follows the settings."""
     async with running_sessions(tmp_path) as (_, channel):

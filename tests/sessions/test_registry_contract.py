@@ -14,7 +14,7 @@ from services.sessions.book import MAX_EVENTS_PER_NODE
 from services.sessions.fencing import NO_EPOCH, Epoch
 from services.sessions.leases import Observation
 from services.sessions.lifecycle import EventKind, Reason, State
-from services.sessions.limits import Limits, LimitsChange, Scope
+from services.sessions.limits import Limits, LimitsChange, Place, Scope
 from services.sessions.records import (
     ConnectorLoad,
     Deletion,
@@ -71,7 +71,7 @@ async def state_of(registry: Registry, node_id: str = "edge-1") -> State | None:
 
 async def exact_counts(registry: Registry) -> None:
     """The counters say what the sessions say."""
-    usage = await registry.usage()
+    usage = await registry.usage(most=1000)
     assert {place: nodes for place, nodes in usage.counts.items() if nodes} == recounted(
         await registry.page(EVERYTHING, "", 10_000)
     )
@@ -557,7 +557,7 @@ async def test_a_session_moves_with_its_slots_under_a_new_epoch_and_without_even
 ) -> None:
     """C37: same session, same slots; the former dispatcher is told to let it go."""
     ref, connected = await active(registry)
-    before, usage = await registry.get("edge-1"), await registry.usage()
+    before, usage = await registry.get("edge-1"), await registry.usage(most=1000)
     committed = await registry.transfer("d2", [transfer(ref)], NOW + 5)
     result = committed.results[0]
     after = await registry.get("edge-1")
@@ -566,7 +566,7 @@ async def test_a_session_moves_with_its_slots_under_a_new_epoch_and_without_even
     assert result.epoch > ref.epoch
     assert (after.state, after.dispatcher_id, after.epoch) == (State.ACTIVE, "d2", result.epoch)
     assert (after.opened_at_ms, after.link, after.connector_id) == (NOW, before.link, before.connector_id)
-    assert (await registry.usage()).counts == usage.counts
+    assert (await registry.usage(most=1000)).counts == usage.counts
     assert [event.event_id for event in result.earlier_events] == [connected.event_id]
     assert committed.directed == {"d1"}
     assert [(d.epoch, d.reason) for d in await registry.directives("d1", 9)] == [
@@ -837,7 +837,7 @@ async def test_a_lost_dispatchers_sessions_are_orphans_and_keep_their_slots(regi
         ("edge-2", State.ORPHANED),
     ]
     assert await state_of(registry, "edge-3") is State.ACTIVE
-    assert (await registry.usage()).counts[Scope.TOTAL, ""] == 3
+    assert (await registry.usage(most=1000)).counts[Scope.TOTAL, ""] == 3
     assert (await registry.lose(Observation("d1", 0), NOW)).changes == []
     await exact_counts(registry)
 
@@ -884,7 +884,7 @@ async def test_orphans_are_closed_in_the_end_and_their_dispatcher_told(registry:
         ("edge-1", Reason.DISPATCHER_LOST),
     ]
     assert len((await registry.expire(Observation("d1", 0), NOW, 2)).changes) == 1
-    assert (await registry.usage()).counts.get((Scope.TOTAL, ""), 0) == 0
+    assert (await registry.usage(most=1000)).counts.get((Scope.TOTAL, ""), 0) == 0
     assert [Ref(d.node_id, d.epoch) for d in await registry.directives("d1", 10)] == refs
 
 
@@ -1026,3 +1026,19 @@ async def test_events_above_the_bound_are_given_up_oldest_first(registry: Regist
     assert await registry.trim(0, 3) == Trimmed(0, 0)
     assert await registry.acknowledge(events) == 3
     assert await registry.acknowledge(events[:1]) == 0
+
+
+async def test_places_come_in_pages(registry: Registry) -> None:
+    """Each link may name a project of its own: an answer has so many connectors and projects, the total, and
+    no more."""
+    await registry.open("d1", [opening(f"edge-{n}", f"p{n}", f"c{n % 2}") for n in range(5)], NOW)
+    total = (Scope.TOTAL, "")
+    assert (await registry.usage()).counts == {total: 5}
+    found: list[Place] = []
+    after = None
+    while page := [place for place in (await registry.usage(after, 3)).counts if place != total]:
+        assert len(page) <= 3
+        found += page
+        after = page[-1]
+    connectors = [(Scope.CONNECTOR, "c0"), (Scope.CONNECTOR, "c1")]
+    assert found == [*connectors, *((Scope.PROJECT, f"p{n}") for n in range(5))]

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Dialect, Executable, Select, create_mock_engi
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import OperationalError
 
-from services.runtime.errors import StoreUnavailable
+from services.runtime.errors import Refused, StoreUnavailable
 from services.runtime.store import open_store
 from services.runtime.watched_store import WatchedStore
 from services.sessions import schema
@@ -243,4 +243,22 @@ async def test_rows_are_locked_in_one_order_on_engines_that_lock_rows(tmp_path: 
     assert "ORDER BY slot_count.scope !=" in locking[2]
     for text, order in zip(locking, orders, strict=True):
         assert order in text
+    await store.close()
+
+
+async def test_limits_of_projects_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 7: each opening reads them. What removes some goes; a refused one changes nothing."""
+    monkeypatch.setattr("services.sessions.registry_sql.MAX_PROJECT_LIMITS", 3)
+    store = await open_store(f"sqlite:///{tmp_path}/limits.db", schema.SCHEMA)
+    registry = SqlRegistry(store, Limits())
+    await registry.change_limits(LimitsChange(projects={"p1": 1, "p2": 2, "p3": 3}))
+    said = r"projects: 4 would have a limit of their own, and at most 3 may"
+    with pytest.raises(Refused, match=said) as refused:
+        await registry.change_limits(LimitsChange(total=5, projects={"p4": 4}))
+    assert (refused.value.reason, refused.value.metadata["field"]) == ("TOO_MANY_LIMITS", "projects")
+    usage = await registry.usage()
+    assert (usage.limits.total, sorted(usage.limits.projects)) == (0, ["p1", "p2", "p3"])
+    assert (await registry.change_limits(LimitsChange(total=7))).limits.total == 7
+    changed = await registry.change_limits(LimitsChange(projects={"p1": 0, "p4": 4}))
+    assert changed.limits.projects == {"p2": 2, "p3": 3, "p4": 4}
     await store.close()

@@ -366,8 +366,11 @@ class FakeRegistry:
         }
         return Trimmed(before[0] - len(self.events), before[1] - len(self.open_directives))
 
-    async def usage(self) -> Usage:
-        return Usage(self._limits(), dict(self.counts))
+    async def usage(self, after: Place | None = None, most: int = 0) -> Usage:
+        total = [place for place in self.counts if place[0] is Scope.TOTAL]
+        behind = after or ("", "")
+        others = sorted(place for place in self.counts if place[0] is not Scope.TOTAL and place > behind)
+        return Usage(self._limits(), {place: self.counts[place] for place in [*total, *others[:most]]})
 
     async def change_limits(self, change: LimitsChange) -> Usage:
         def newer(field_name: str) -> int | None:

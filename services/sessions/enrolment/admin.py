@@ -23,7 +23,7 @@ from services.sessions.metrics import Metrics
 from services.sessions.notices import Notices
 from services.sessions.records import Eviction
 from services.sessions.registry import Registry
-from services.sessions.requests import prefix
+from services.sessions.requests import MOST_INTEGER, prefix
 from services.sessions.wire import timestamp
 
 DEFAULT_PAGE_SIZE = 100
@@ -68,8 +68,15 @@ class EnrolmentAdminServicer(enrolment_pb2_grpc.EnrolmentAdminServicer):
     async def ListTokens(
         self, request: enrolment_pb2.ListTokensRequest, context: Context
     ) -> enrolment_pb2.ListTokensResponse:
-        found = await self._record.tokens()
-        return enrolment_pb2.ListTokensResponse(tokens=[_token_message(token) for token in found])
+        size = request.page_size or MOST_PAGE_SIZE
+        if size > MOST_PAGE_SIZE:
+            raise InvalidRequest("page_size", f"should be at most {MOST_PAGE_SIZE}; got {size}")
+        found = await self._record.tokens(_tokens_start(request.page_token), size + 1)
+        shown = found[:size]
+        return enrolment_pb2.ListTokensResponse(
+            tokens=[_token_message(token) for token in shown],
+            next_page_token=_tokens_token(shown[-1]) if len(found) > size else "",
+        )
 
     async def RevokeToken(
         self, request: enrolment_pb2.RevokeTokenRequest, context: Context
@@ -178,3 +185,23 @@ def _page_start(wanted: str, token: str) -> tuple[str, str]:
     if of != wanted or not node_id.isprintable() or not serial.isprintable():
         raise InvalidRequest("page_token", "should be the next_page_token of a call with the same filter")
     return node_id, serial
+
+
+def _tokens_token(last: JoinToken) -> str:
+    return base64.urlsafe_b64encode(f"{last.scope.created_at_ms}/{last.token_id}".encode()).decode()
+
+
+def _tokens_start(token: str) -> tuple[int, str] | None:
+    """When the token was made after which the page begins, and its id. Raises InvalidRequest."""
+    if not token:
+        return None
+    try:
+        made, _, token_id = (
+            base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii").partition("/")
+        )
+        made_at_ms = int(made)
+    except (binascii.Error, ValueError):
+        made_at_ms, token_id = -1, ""
+    if not 0 <= made_at_ms <= MOST_INTEGER or not token_id.isprintable():
+        raise InvalidRequest("page_token", "should be the next_page_token of a former call")
+    return made_at_ms, token_id

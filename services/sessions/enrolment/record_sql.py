@@ -38,7 +38,11 @@ _PURPOSE = "join tokens"
 KEPT_MS = 30 * 86_400_000
 """How long tokens that have expired are listed."""
 MOST_TOKENS = 10_000
-"""On record; all are listed in one answer."""
+"""On record."""
+MAX_NODES = 1_000_000
+"""Nodes that have a row, or may get one by the uses that tokens have left."""
+MAX_REVOKED_STRANGERS = 100_000
+"""Beside those: nodes that never enrolled here and that operators revoke."""
 MOST_PER_NODE = 16
 """Certificates on record, the newest. One that is not is refused where its node was revoked, as those that
 were issued before are; where it was not, none is asked for."""
@@ -76,15 +80,20 @@ class EnrolmentRecord:
                     f"there are {count} join tokens, and at most {MOST_TOKENS} are kept, each until "
                     f"{KEPT_MS // 86_400_000} days after its end; make tokens of more uses, for less time",
                 )
+            _check_nodes(connection, scope)
             connection.execute(insert(join_token), [_token_values(made)])
             return token, made
 
         return await self._store.write(work)
 
-    async def tokens(self) -> list[JoinToken]:
-        """All on record, the newest first."""
+    async def tokens(self, after: tuple[int, str] | None, most: int) -> list[JoinToken]:
+        """Up to `most`, the newest first, behind the one that was made at that time with that id."""
         column = join_token.c
-        statement = select(join_token).order_by(column.created_at_ms.desc(), column.token_id)
+        statement = select(join_token).order_by(column.created_at_ms.desc(), column.token_id).limit(most)
+        if after is not None:
+            made_at_ms, token_id = after
+            same_time = (column.created_at_ms == made_at_ms) & (column.token_id > token_id)
+            statement = statement.where((column.created_at_ms < made_at_ms) | same_time)
         return await self._store.read(
             lambda connection: [_token_of(row) for row in connection.execute(statement)]
         )
@@ -176,6 +185,8 @@ class EnrolmentRecord:
         def work(connection: Connection) -> None:
             # Opens hold this row from before they look at revocations until they end.
             lock_counts(connection, [(Scope.TOTAL, "")])
+            if not _is_on_record(connection, node_id):
+                _check_strangers(connection)
             _lock_node(connection, node_id)
             column = node_certificate.c
             last = connection.execute(
@@ -288,6 +299,42 @@ def _lock_node(connection: Connection, node_id: str) -> int | None:
     statement = select(enrolled_node.c.revoked_at_ms).where(enrolled_node.c.node_id == node_id)
     found = connection.execute(statement.with_for_update()).scalar()
     return None if found is None else int(found)
+
+
+def _nodes(connection: Connection) -> int:
+    return int(connection.execute(select(func.count()).select_from(enrolled_node)).scalar_one())
+
+
+def _is_on_record(connection: Connection, node_id: str) -> bool:
+    column = enrolled_node.c.node_id
+    return connection.execute(select(column).where(column == node_id)).first() is not None
+
+
+def _check_nodes(connection: Connection, scope: TokenScope) -> None:
+    """Raises Refused for a token whose uses could make more rows of nodes than are kept."""
+    column = join_token.c
+    left = connection.execute(
+        select(func.sum(column.uses_left)).where(
+            column.revoked.is_(False), column.expires_at_ms > scope.created_at_ms
+        )
+    ).scalar()
+    promised, nodes = int(left or 0), _nodes(connection)
+    if nodes + promised + scope.uses > MAX_NODES:
+        raise Refused(
+            "TOO_MANY_USES",
+            f"{nodes} nodes are on record and tokens have {promised} uses left; with {scope.uses} more there "
+            f"would be over {MAX_NODES}: ask for fewer uses, or revoke tokens that are needed no more",
+        )
+
+
+def _check_strangers(connection: Connection) -> None:
+    """Raises Refused where there are too many rows for one of a node that never enrolled here."""
+    nodes = _nodes(connection)
+    if nodes >= MAX_NODES + MAX_REVOKED_STRANGERS:
+        raise Refused(
+            "TOO_MANY_NODES",
+            f"{nodes} nodes are on record, and this one never enrolled here: check its id",
+        )
 
 
 def _former(connection: Connection, wanted: Wanted, token_id: str) -> Wanted | None:

@@ -66,7 +66,7 @@ async def test_a_token_of_one_use_lets_one_node_in(record: EnrolmentRecord) -> N
     assert reason_of(refused) is RefusalReason.TOKEN_USED_UP
     (issued,) = await record.certificates("", ("", ""), 10)
     assert (issued.node_id, issued.serial, issued.token_id) == ("edge-1", "a1", "1")
-    assert [token.uses_left for token in await record.tokens()] == [0]
+    assert [token.uses_left for token in await record.tokens(None, 100)] == [0]
 
 
 async def test_of_nodes_that_use_a_token_at_once_exactly_as_many_get_in_as_it_has_uses(
@@ -188,6 +188,41 @@ async def test_tokens_on_record_are_bounded(record: EnrolmentRecord, monkeypatch
     await made(record, later, "4")
 
 
+async def test_tokens_come_in_pages(record: EnrolmentRecord) -> None:
+    """The newest first, each once, also where several were made in the same millisecond."""
+    for number in range(7):
+        scope = replace(SCOPE, created_at_ms=NOW + number // 3)
+        await made(record, scope, token_id=f"token-{number}")
+    found: list[str] = []
+    after = None
+    while page := await record.tokens(after, 2):
+        assert len(page) <= 2
+        found += [one.token_id for one in page]
+        after = (page[-1].scope.created_at_ms, page[-1].token_id)
+    assert found == [f"token-{number}" for number in (6, 3, 4, 5, 0, 1, 2)]
+
+
+async def test_rows_of_nodes_are_bounded_by_the_uses_of_tokens(
+    record: EnrolmentRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 7: no operator's tokens can fill the table. Uses that are left count, those of revoked tokens
+    do not; nodes that have a row are served as ever, and revoked, whatever the bound says."""
+    monkeypatch.setattr(record_sql, "MAX_NODES", 10)
+    monkeypatch.setattr(record_sql, "MAX_REVOKED_STRANGERS", 2)
+    await made(record, replace(SCOPE, uses=6), "a")
+    with pytest.raises(Refused, match="tokens have 6 uses left; with 5 more there would be over 10"):
+        await made(record, replace(SCOPE, uses=5), "b")
+    token = await made(record, replace(SCOPE, uses=4), "c")
+    await record.revoke_token("a")
+    await made(record, replace(SCOPE, uses=6), "d")
+    assert reason_of(await record.issue_by_token(token, wanted("edge-1"), NOW)) is None
+    for number in range(11):
+        await record.revoke_node(f"stranger-{number}", NOW)
+    with pytest.raises(Refused, match="12 nodes are on record, and this one never enrolled here"):
+        await record.revoke_node("stranger-11", NOW)
+    await record.revoke_node("edge-1", NOW)
+
+
 async def test_a_database_of_before_keeps_the_newest_certificates(
     request: pytest.FixtureRequest, tmp_path: Path, databases: Databases
 ) -> None:
@@ -273,9 +308,9 @@ async def test_tokens_are_revoked_listed_and_forgotten_long_after_their_end(reco
     assert reason_of(await record.issue_by_token(token, wanted(), NOW)) is RefusalReason.TOKEN_REVOKED
     later = SCOPE.expires_at_ms + KEPT_MS
     await made(record, replace(SCOPE, created_at_ms=later, expires_at_ms=later + DAY), "2")
-    assert [kept.token_id for kept in await record.tokens()] == ["2", "1"]
+    assert [kept.token_id for kept in await record.tokens(None, 100)] == ["2", "1"]
     await made(record, replace(SCOPE, created_at_ms=later + 1, expires_at_ms=later + DAY), "3")
-    assert [kept.token_id for kept in await record.tokens()] == ["3", "2"]
+    assert [kept.token_id for kept in await record.tokens(None, 100)] == ["3", "2"]
 
 
 async def test_a_node_renews_by_its_certificate_and_expired_ones_go(record: EnrolmentRecord) -> None:
