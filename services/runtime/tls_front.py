@@ -15,17 +15,19 @@ from typing import Any
 from cryptography import x509
 from prometheus_client import Counter
 
-from services.runtime.caller_shares import CallerLimits, CallerShares, Party
+from services.runtime.caller_shares import TOO_MANY_CALLS, CallerLimits, CallerShares, Party
 from services.runtime.callers import Caller, Callers, connection_name, judge
-from services.runtime.errors import HubError
+from services.runtime.errors import Crowded, HubError
 from services.runtime.failure_log import FailureLog
 from services.runtime.front_connection import LINGER_SECONDS, FrontConnection, InnerSide, Phase
 from services.runtime.http2_calls import HttpCalls
 from services.runtime.interceptor import trailers_of
 from services.runtime.logs import get_log
+from services.runtime.names import shown
 from services.runtime.openings import OpeningLimits, Openings
 from services.runtime.rate_limit import RateLimit, network_of
 from services.runtime.refusals import AUDIT_LOG, Refusals
+from services.runtime.refused_calls import RefusedCalls
 from services.runtime.roles import Role
 from services.runtime.server_tls import ServerTls
 from services.runtime.tls_faults import TlsFault
@@ -85,6 +87,7 @@ class TlsFront:
         self._joining: set[asyncio.Task[None]] = set()
         self._of_networks = RateLimit(_NETWORK_PER_SECOND, _NETWORK_BURST)
         self._of_all = RateLimit(_ALL_PER_SECOND, _ALL_BURST)
+        self._refused_calls = RefusedCalls()
         self._of_refused = RateLimit(_REFUSED_PER_SECOND, _REFUSED_BURST)
         self._number = 0
         self._failures = FailureLog(_log, "handshake.failed")
@@ -263,7 +266,12 @@ class TlsFront:
         """With its share, if it is counted; or with why it has none."""
         if caller.refusal is not None or caller.identity is None or Role.SERVICE in caller.identity.roles:
             return caller
-        party = self.shares.connect(caller.identity.name)
+        name = caller.identity.name
+        wait = self._refused_calls.wait_seconds(name, asyncio.get_running_loop().time())
+        if wait:
+            detail = f"{shown(name)} went on after its calls were refused: connect again in {int(wait) + 1} s"
+            return replace(caller, refusal=Crowded(TOO_MANY_CALLS, detail))
+        party = self.shares.connect(name)
         if isinstance(party, HubError):
             return replace(caller, refusal=party)
         self._parties[connection] = party
@@ -290,6 +298,9 @@ class TlsFront:
         caller = self._callers.at(connection.name)
         if caller is not None:
             self._refusals.tell(caller, refusal, calls)
+        party = self._parties.get(connection)
+        if party is not None:
+            self._refused_calls.add(party.name, calls, asyncio.get_running_loop().time())
 
     def _connect(self, inside: socket.socket, name: str, server: str) -> None:
         """The name is what gRPC calls the peer; nobody needs to find it in the directory."""

@@ -31,7 +31,8 @@ SETTINGS: dict[str, type[ServiceSettings]] = {
 }
 AGENT = "The edge agent of this repository"
 COLLECTIONS, TABLES, FILES = "Collections in memory", "Tables of the databases", "Files"
-HEADS = {COLLECTIONS: 3, TABLES: 4, FILES: 3}
+NOTICED = "What others notice"
+HEADS = {COLLECTIONS: 3, TABLES: 4, FILES: 3, NOTICED: 5}
 _FLAG = re.compile(r"`--([a-z-]+)`")
 _SERVICE = re.compile(r"(?:of |\()(?:the )?(connector|dispatcher|enrolment|sessions|each service|agent)\b")
 _COUNTER = re.compile(r"`(cloudhub_[a-z0-9_*]+)")
@@ -246,6 +247,14 @@ def test_every_row_names_tests_that_are_there() -> None:
             wrong.append((row.bound, row.default, row.test))
     assert [one for one in wrong if not one[2].startswith("-")] == []
     assert len(wrong) < MAX_UNTESTED
+
+
+def test_what_others_notice_is_measured_by_tests_that_are_there() -> None:
+    for *_, named in of_table(NOTICED):
+        ((path, name),) = _TEST.findall(named)
+        text = _text_of(PAGE.parent.parent / "tests" / path)
+        assert f"def {name}(" in text
+        assert "figures(" in text
 
 
 def test_every_counter_is_one_that_a_service_has() -> None:

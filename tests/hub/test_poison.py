@@ -11,8 +11,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from cloudhub.v1 import dispatcher_pb2 as pb
 from edge.store import read_set_aside
 from tests.support.certs import TestAuthority
+from tests.support.figures import Figures
 from tests.support.hub import RunningHub, StockEdge, request, running_hub
 from tests.support.processes import eventually
+from tests.support.strangers import shown
 
 PARKED, ACKNOWLEDGED = pb.DELIVERY_STATE_PARKED, pb.DELIVERY_STATE_ACKNOWLEDGED
 
@@ -99,7 +101,9 @@ async def test_a_message_over_which_its_edge_ends_its_links_is_parked_and_told(
             await hub.until_state("edge-1", "uid-poison", ACKNOWLEDGED)
 
 
-async def test_another_node_notices_nothing(tmp_path: Path, authority: TestAuthority) -> None:
+async def test_another_node_notices_nothing(
+    tmp_path: Path, authority: TestAuthority, figures: Figures
+) -> None:
     """C42: its messages take no longer while one node's links end again and again."""
     async with running_hub(tmp_path, authority) as hub, hub.edge("edge-2") as bystander:
         idle: list[float] = []
@@ -118,6 +122,7 @@ async def test_another_node_notices_nothing(tmp_path: Path, authority: TestAutho
         await asyncio.wait([running])
         assert running.cancelled()
         assert len(idle) > 20
+        figures(shown("publish to acknowledgement, a poison message elsewhere", sorted(found), sorted(idle)))
         idle_p99, p99 = (sorted(values)[len(values) * 99 // 100 - 1] for values in (found, idle))
         assert p99 < 4 * idle_p99 + 0.1
 

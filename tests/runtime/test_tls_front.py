@@ -28,7 +28,10 @@ from services.runtime.refusals import Refusals
 from services.runtime.roles import Role
 from services.runtime.tls_front import REFUSING, SERVED, TlsFront
 from tests.support.certs import Issued, TestAuthority
+from tests.support.figures import Figures
 from tests.support.processes import eventually
+from tests.support.strangers import shown as told
+from tests.support.strangers import times
 
 MIB = 1024 * 1024
 PIECES, PIECE = 1024, 64 * 1024
@@ -437,26 +440,38 @@ async def served(fronted: Fronted, shown: Issued, address: str = "127.0.0.1") ->
 
 
 async def test_handshakes_that_stand_make_room_for_those_of_other_networks(
-    few_openings: OpeningLimits, fronted: Fronted, shown: Issued
+    few_openings: OpeningLimits, fronted: Fronted, shown: Issued, figures: Figures
 ) -> None:
     """C47: one network's unfinished handshakes fill all the room there is; the oldest gives way."""
+
+    async def serve(_: int) -> None:
+        await served(fronted, shown)
+
+    idle = await times(20, serve)
     standing = _begun(fronted, shown, "127.0.0.9", 8)
     await eventually(lambda: fronted.front.handshakes == 8, 5)
-    assert await served(fronted, shown) < few_openings.patience + 1.0
+    attacked = await times(1, serve)
+    figures(told("connect to gRPC, all handshakes another network's", idle, attacked))
+    assert attacked[-1] < few_openings.patience + 1.0
     assert fronted.failed("handshake_timeout") == 1
     for one in standing:
         one.close()
 
 
 async def test_silent_connections_take_nothing_from_those_who_speak(
-    few_openings: OpeningLimits, fronted: Fronted, shown: Issued
+    few_openings: OpeningLimits, fronted: Fronted, shown: Issued, figures: Figures
 ) -> None:
     """C47: not of the room for handshakes, nor of what is let in; at their bound the oldest of them go."""
+
+    async def serve(_: int) -> None:
+        await served(fronted, shown)
+
+    idle = await times(20, serve)
     silent = await asyncio.to_thread(_silent, fronted, "127.0.0.9", 40)
     await eventually(lambda: fronted.failed("silent_many") == 28, 5)
     assert (fronted.front.silent, fronted.front.handshakes) == (12, 0)
+    figures(told("connect to gRPC, silent connections at their bound", idle, await times(20, serve)))
     # From its own address too.
-    await served(fronted, shown)
     await served(fronted, shown, "127.0.0.9")
     assert fronted.failed("handshake_rate_address") == 0
     # The newest are still there, and may speak.

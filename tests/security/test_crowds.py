@@ -361,3 +361,23 @@ async def test_pings_without_end_are_the_end_of_their_connection(crowded: Crowde
         (words,) = [payload for kind, _, _, payload in greedy.frames if kind == GOAWAY]
         assert b"too_many_pings" in words
         await crowded.bystander()
+
+
+async def test_a_caller_that_comes_again_after_it_was_cut_off_has_to_wait(crowded: Crowded) -> None:
+    """C48: refused calls count over all its connections, old and new; others are served meanwhile."""
+    crowded.open.clear()
+    issued = crowded.publisher("greedy")
+    async with AsyncExitStack() as stack:
+        floods = [await crowded.raw(issued, stack) for _ in range(4)]
+        for client in floods:
+            for _ in range(1000):
+                stream = client.open(PUBLISH)
+                client.writer.write(frame(DATA, END_STREAM, stream, message_prefix(0)))
+            await asyncio.wait_for(client.ended.wait(), 10)
+    crowded.open.set()
+    assert await crowded.call(issued) == ("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS")
+    await crowded.bystander()
+
+    async with asyncio.timeout(15):
+        while await crowded.call(issued) != ("OK", ""):  # noqa: ASYNC110 - told by nobody
+            await asyncio.sleep(0.2)
