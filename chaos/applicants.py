@@ -17,6 +17,7 @@ from chaos.history import CertificateHeld, CertificateListed, TokenListed
 from cloudhub.v1 import enrolment_pb2 as pb
 from cloudhub.v1.enrolment_pb2_grpc import EnrolmentAdminStub
 from demo.hub import Hub
+from demo.pages import pages
 from edge.agent import EdgeFleet
 from edge.enrolment import Enroller, EnrolmentFault, read_join_token
 from edge.node_files import NodeFiles
@@ -30,7 +31,6 @@ HEAD_START_SECONDS = 0.1
 """At most, before the fault: it comes while they are somewhere between the first byte and the last."""
 RETRY_SECONDS = 0.3
 ASK_SECONDS = 5.0
-PAGE = 1000
 LINKS_AT_ONCE = 8
 CONNECT_SECONDS = 20.0
 _USED_UP = "used as often as it may be"
@@ -155,26 +155,20 @@ class Applicants:
 
 async def _tokens(channel: grpc.aio.Channel) -> list[TokenListed]:
     stub: Any = EnrolmentAdminStub(channel)
-    request = pb.ListTokensRequest(page_size=PAGE)
-    found: list[TokenListed] = []
-    while True:
-        answer = await stub.ListTokens(request, timeout=ASK_SECONDS)
-        found += [TokenListed(one.token_id, one.uses, one.uses_left) for one in answer.tokens]
-        if not answer.next_page_token:
-            return found
-        request.page_token = answer.next_page_token
+    listed = pages(stub.ListTokens, pb.ListTokensRequest(), ASK_SECONDS)
+    return [
+        TokenListed(one.token_id, one.uses, one.uses_left) async for answer in listed for one in answer.tokens
+    ]
 
 
 async def _certificates(channel: grpc.aio.Channel) -> list[CertificateListed]:
     stub: Any = EnrolmentAdminStub(channel)
-    request = pb.ListCertificatesRequest(page_size=PAGE)
-    found: list[CertificateListed] = []
-    while True:
-        answer = await stub.ListCertificates(request, timeout=ASK_SECONDS)
-        found += [CertificateListed(one.node_id, one.serial, one.token_id) for one in answer.certificates]
-        if not answer.next_page_token:
-            return found
-        request.page_token = answer.next_page_token
+    listed = pages(stub.ListCertificates, pb.ListCertificatesRequest(), ASK_SECONDS)
+    return [
+        CertificateListed(one.node_id, one.serial, one.token_id)
+        async for answer in listed
+        for one in answer.certificates
+    ]
 
 
 def certificates_of(folder: Path, node_ids: list[str], token_id: str) -> list[CertificateHeld]:

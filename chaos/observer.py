@@ -14,12 +14,11 @@ from cloudhub.v1.connector_pb2_grpc import ConnectorAdminStub
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub
 from demo.hub import Hub, Instance
+from demo.pages import pages
 
 EVERY_SECONDS = 0.3
 ANSWER_SECONDS = 1.0
 FRESH_SECONDS = 1.0
-MOST_NODES = 1000
-"""In one page, which is one transaction; a larger fleet is read in several."""
 
 
 class Observer:
@@ -104,37 +103,24 @@ def seen(session: sessions_pb2.Session) -> SessionSeen:
 async def live_sessions(channel: grpc.aio.Channel) -> list[sessions_pb2.Session]:
     """All live sessions that a replica of sessions knows."""
     stub: Any = SessionsAdminStub(channel)
-    request = sessions_pb2.ListSessionsRequest(page_size=MOST_NODES)
-    found: list[sessions_pb2.Session] = []
-    while True:
-        answer = await stub.ListSessions(request, timeout=ANSWER_SECONDS)
-        found += answer.sessions
-        if not answer.next_page_token:
-            return found
-        request.page_token = answer.next_page_token
+    listed = pages(stub.ListSessions, sessions_pb2.ListSessionsRequest(), ANSWER_SECONDS)
+    return [one async for answer in listed for one in answer.sessions]
 
 
 async def admitted_links(channel: grpc.aio.Channel) -> list[LinkSeen]:
     """The links of a connector that have a session."""
     stub: Any = ConnectorAdminStub(channel)
-    request = ListLinksRequest(page_size=MOST_NODES)
-    found: list[LinkSeen] = []
-    while True:
-        answer = await stub.ListLinks(request, timeout=ANSWER_SECONDS)
-        found += [LinkSeen(one.node_id, one.epoch, one.link) for one in answer.links if one.epoch]
-        if not answer.next_page_token:
-            return found
-        request.page_token = answer.next_page_token
+    listed = pages(stub.ListLinks, ListLinksRequest(), ANSWER_SECONDS)
+    return [
+        LinkSeen(one.node_id, one.epoch, one.link)
+        async for answer in listed
+        for one in answer.links
+        if one.epoch
+    ]
 
 
 async def outbox_nodes(channel: grpc.aio.Channel) -> list[dispatcher_pb2.NodeDelivery]:
     """Every node that the outbox knows, with what it waits for."""
     stub: Any = DispatcherAdminStub(channel)
-    request = dispatcher_pb2.ListNodesRequest(page_size=MOST_NODES)
-    found: list[dispatcher_pb2.NodeDelivery] = []
-    while True:
-        answer = await stub.ListNodes(request, timeout=ANSWER_SECONDS)
-        found += answer.nodes
-        if not answer.next_page_token:
-            return found
-        request.page_token = answer.next_page_token
+    listed = pages(stub.ListNodes, dispatcher_pb2.ListNodesRequest(), ANSWER_SECONDS)
+    return [one async for answer in listed for one in answer.nodes]

@@ -118,6 +118,17 @@ class Service:
         except grpc.aio.AioRpcError as error:
             raise await self._fault(error) from error
 
+    async def pages(
+        self, method: "grpc.aio.UnaryUnaryMultiCallable[Any, Answer]", request: Any
+    ) -> AsyncIterator[Answer]:
+        """The answers to a request, page by page."""
+        while True:
+            page: Any = await self.call(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
     async def stream(
         self, method: "grpc.aio.UnaryStreamMultiCallable[Any, Answer]", request: object
     ) -> AsyncIterator[Answer]:
@@ -160,13 +171,7 @@ class Dispatcher(Service):
         )
         if older_than_seconds is not None:
             request.oldest_pending_over.FromMilliseconds(round(older_than_seconds * 1000))
-        found: list[dispatcher_pb2.NodeDelivery] = []
-        while True:
-            page = await self.call(self.admin.ListNodes, request)
-            found.extend(page.nodes)
-            if not page.next_page_token:
-                return found
-            request.page_token = page.next_page_token
+        return [one async for page in self.pages(self.admin.ListNodes, request) for one in page.nodes]
 
 
 class Sessions(Service):
@@ -185,47 +190,30 @@ class Sessions(Service):
     async def certificates(self, prefix: str = "") -> list[enrolment_pb2.NodeCertificate]:
         """All certificates of nodes whose ids begin so."""
         request = enrolment_pb2.ListCertificatesRequest(page_size=PAGE, node_id_prefix=prefix)
-        found: list[enrolment_pb2.NodeCertificate] = []
-        while True:
-            page = await self.call(self.enrolment.ListCertificates, request)
-            found.extend(page.certificates)
-            if not page.next_page_token:
-                return found
-            request.page_token = page.next_page_token
+        return [
+            one
+            async for page in self.pages(self.enrolment.ListCertificates, request)
+            for one in page.certificates
+        ]
 
     async def tokens(self) -> list[enrolment_pb2.Token]:
         """All join tokens, the newest first."""
         request = enrolment_pb2.ListTokensRequest(page_size=PAGE)
-        found: list[enrolment_pb2.Token] = []
-        while True:
-            page = await self.call(self.enrolment.ListTokens, request)
-            found.extend(page.tokens)
-            if not page.next_page_token:
-                return found
-            request.page_token = page.next_page_token
+        return [one async for page in self.pages(self.enrolment.ListTokens, request) for one in page.tokens]
 
     async def limits(self) -> sessions_pb2.GetLimitsResponse:
         """The limits, with the nodes of all connectors and projects."""
         request = sessions_pb2.GetLimitsRequest(page_size=PAGE)
-        answer: sessions_pb2.GetLimitsResponse = await self.call(self.admin.GetLimits, request)
-        while answer.next_page_token:
-            request.page_token = answer.next_page_token
-            page = await self.call(self.admin.GetLimits, request)
-            answer.nodes_by_connector.update(page.nodes_by_connector)
-            answer.nodes_by_project.update(page.nodes_by_project)
-            answer.next_page_token = page.next_page_token
+        answer = sessions_pb2.GetLimitsResponse()
+        async for page in self.pages(self.admin.GetLimits, request):
+            answer.MergeFrom(page)
+        answer.next_page_token = ""
         return answer
 
     async def listed(self, request: sessions_pb2.ListSessionsRequest) -> list[sessions_pb2.Session]:
         """All sessions that a request asks for."""
         request.page_size = PAGE
-        found: list[sessions_pb2.Session] = []
-        while True:
-            page = await self.call(self.admin.ListSessions, request)
-            found.extend(page.sessions)
-            if not page.next_page_token:
-                return found
-            request.page_token = page.next_page_token
+        return [one async for page in self.pages(self.admin.ListSessions, request) for one in page.sessions]
 
     async def instances(self) -> list[sessions_pb2.Instance]:
         """Every live process of the hub."""
@@ -244,13 +232,7 @@ class Connector(Service):
     async def links(self, prefix: str = "") -> list[connector_pb2.Link]:
         """All links of this connector."""
         request = connector_pb2.ListLinksRequest(page_size=PAGE, node_id_prefix=prefix)
-        found: list[connector_pb2.Link] = []
-        while True:
-            page = await self.call(self.admin.ListLinks, request)
-            found.extend(page.links)
-            if not page.next_page_token:
-                return found
-            request.page_token = page.next_page_token
+        return [one async for page in self.pages(self.admin.ListLinks, request) for one in page.links]
 
 
 Kind = TypeVar("Kind", bound=Service)

@@ -86,12 +86,8 @@ def inspect(context: typer.Context, node: NodeArgument, output: OutputOption = O
         dispatcher = await hub.dispatcher_of(node)
         request = dispatcher_pb2.InspectNodeRequest(node_id=node, page_size=1000)
         objects: list[dispatcher_pb2.ObjectDelivery] = []
-        while True:
-            answer = await dispatcher.call(dispatcher.admin.InspectNode, request)
+        async for answer in dispatcher.pages(dispatcher.admin.InspectNode, request):
             objects.extend(answer.objects)
-            request.page_token = answer.next_page_token
-            if not request.page_token:
-                break
         if output is Output.JSON:
             show_json({"node": as_dict(answer.node), "objects": [as_dict(one) for one in objects]})
         else:

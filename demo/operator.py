@@ -12,6 +12,7 @@ from cloudhub.v1.enrolment_pb2 import CreateTokenRequest
 from cloudhub.v1.enrolment_pb2_grpc import EnrolmentAdminStub
 from cloudhub.v1.sessions_pb2 import GetLimitsRequest, Instance, ListInstancesRequest
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub
+from demo.pages import pages
 
 if TYPE_CHECKING:
     from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminAsyncStub
@@ -35,14 +36,7 @@ class HubFigures:
 
 
 async def _nodes(dispatcher: "DispatcherAdminAsyncStub") -> list[pb.NodeDelivery]:
-    nodes: list[pb.NodeDelivery] = []
-    token = ""
-    while True:
-        page = await dispatcher.ListNodes(pb.ListNodesRequest(page_size=1000, page_token=token))
-        nodes.extend(page.nodes)
-        token = page.next_page_token
-        if not token:
-            return nodes
+    return [node async for page in pages(dispatcher.ListNodes, pb.ListNodesRequest()) for node in page.nodes]
 
 
 def _described(instance: Instance) -> str:

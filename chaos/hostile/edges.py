@@ -82,14 +82,8 @@ class HostileEdges:
             open_timeout=_DIAL_SECONDS,
             close_timeout=1.0,
         )
-        beating = asyncio.create_task(_keep_alive(link), name=f"keepalive of {node_id}")
-        try:
+        async with kept_alive(link, node_id):
             yield link
-        finally:
-            beating.cancel()
-            await asyncio.gather(beating, return_exceptions=True)
-            link.transport.abort()
-            await link.wait_closed()
 
     async def flap(self, act: Act) -> bool:
         """Opens so many links, each cut when it has brought a message or a moment has passed; whether any was
@@ -168,6 +162,19 @@ class HostileEdges:
                             arrived.set()
                         await link.send(_acknowledgement(message))
             await asyncio.sleep(_AGAIN_SECONDS)
+
+
+@asynccontextmanager
+async def kept_alive(link: ClientConnection, node_id: str) -> AsyncIterator[None]:
+    """Keepalives on a node's link; at the end it is cut, not closed."""
+    beating = asyncio.create_task(_keep_alive(link), name=f"keepalive of {node_id}")
+    try:
+        yield
+    finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
+        link.transport.abort()
+        await link.wait_closed()
 
 
 async def _keep_alive(link: ClientConnection) -> None:

@@ -169,9 +169,10 @@ class Housekeeping:
             try:
                 mended = await self.outbox.mend(after, self.clock.wall_ms())
             except StoreUnavailable as error:
-                _log.warning("store.unavailable", error=str(error))
-            else:
-                after = mended.after
-                if mended.objects:
-                    _log.warning("outbox.paths_united", objects=mended.objects)
+                _log.warning("housekeeping.put_off", error=str(error))
+                await asyncio.sleep(EXPIRE_INTERVAL)
+                continue
+            after = mended.after
+            if mended.objects:
+                _log.warning("outbox.paths_united", objects=mended.objects)
             await asyncio.sleep(MEND_PAUSE)

@@ -6,7 +6,6 @@ an open link, sends its keepalives. What they may not disturb are the links of o
 
 import asyncio
 import contextlib
-import itertools
 import json
 import socket
 import ssl
@@ -22,6 +21,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
+from chaos.hostile.edges import kept_alive
 from demo.ports import HubPorts
 from tests.lab.network import Site
 from tests.support.edge_peer import PROJECT, frame_bytes, keepalive, request_bytes
@@ -98,20 +98,8 @@ class Peer:
             open_timeout=_DIAL_SECONDS,
             max_queue=1,
         )
-        beating = asyncio.create_task(_keep_alive(link), name=f"keepalive of {self.node_id}")
-        try:
+        async with kept_alive(link, self.node_id):
             yield link
-        finally:
-            beating.cancel()
-            await asyncio.gather(beating, return_exceptions=True)
-            link.transport.abort()
-            await link.wait_closed()
-
-
-async def _keep_alive(link: ClientConnection) -> None:
-    for number in itertools.count():
-        await link.send(keepalive(f"k-{number}"))
-        await asyncio.sleep(_KEEPALIVE_SECONDS)
 
 
 async def again_and_again(play: Callable[[], Awaitable[object]], pause_seconds: float) -> None:
