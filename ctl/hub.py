@@ -21,6 +21,7 @@ from services.runtime.clock import SystemClock
 from services.runtime.errors import StartupError
 from services.runtime.rpc import open_channel
 from services.runtime.security import PLAINTEXT_LOOPBACK, MutualTls, Security
+from services.runtime.settings import check_address, got
 from services.runtime.tls_files import TlsFiles
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ class Access:
         """Raises CtlFault for what cannot be."""
         for service in ("dispatcher", "sessions", "connector"):
             for address in getattr(self, service).split(","):
-                host, _, port = address.rpartition(":")
-                if not host or not port.isdigit():
-                    raise CtlFault(ExitCode.USAGE, f"--{service}: {address!r} should be HOST:PORT")
+                try:
+                    check_address(address)
+                except ValueError as fault:
+                    raise CtlFault(ExitCode.USAGE, f"--{service}: {fault}{got(address)}") from None
         if len({path is None for path in (self.ca, self.cert, self.key)}) > 1:
             raise CtlFault(
                 ExitCode.USAGE,

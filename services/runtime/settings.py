@@ -205,7 +205,11 @@ def _got(kind: type[BaseSettings], field: str, fault: "ErrorDetails") -> str:
     if fault["type"] in ("missing", "extra_forbidden"):
         return ""
     setting = kind.model_fields.get(field)
-    value = fault["input"]
-    if (setting is not None and not setting.repr) or any(mark in str(value) for mark in _URL_MARKS):
+    return got(str(fault["input"]), is_secret=setting is not None and not setting.repr)
+
+
+def got(value: str, *, is_secret: bool = False) -> str:
+    """The end of a sentence about a faulty value: what it is, if that can be told."""
+    if is_secret or any(mark in value for mark in _URL_MARKS):
         return "; its value is not shown, since it may hold a password"
-    return f"; got {str(value)[:_MOST_SHOWN_CHARS]!r}"
+    return f"; got {value[:_MOST_SHOWN_CHARS]!r}"

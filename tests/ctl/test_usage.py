@@ -39,7 +39,7 @@ def nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
         ("publish -f README.md --all", "README.md is no YAML"),
         ("publish -f examples/manifests", "say to whom: --node"),
         ("publish -f examples/manifests --all -n edge-1", "say to whom: --node"),
-        ("--sessions nowhere sessions", "'nowhere' should be HOST:PORT"),
+        ("--sessions nowhere sessions", "--sessions: should be HOST:PORT with a port"),
         ("--ca a.crt sessions", "--ca, --cert and --key go together"),
         ("--ca a.crt --cert b.crt --key c.key sessions", "b.crt"),
         ("--sessions hub.example.com:50052 sessions", "is not a loopback address"),
@@ -60,6 +60,22 @@ def test_a_wrong_command_line_is_told_in_a_sentence(
     out, err = capsys.readouterr()
     assert told in err
     assert out == ""
+    assert ended.value.code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("service", ["dispatcher", "sessions", "connector"])
+def test_an_address_that_may_hold_a_password_is_not_shown(
+    service: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["cloudhubctl", f"--{service}", "https://u:S3cret@hub:1", "nodes"])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    err = capsys.readouterr().err
+    assert f"--{service}: should be HOST:PORT" in err
+    assert "not shown" in err
+    assert "S3cret" not in err
     assert ended.value.code == ExitCode.USAGE
 
 
