@@ -17,8 +17,8 @@ from tests.support.figures import Figures
 from tests.support.hub import RunningHub, StockEdge, request, running_hub
 from tests.support.strangers import shown, times
 
-pytestmark = [pytest.mark.no_cover, pytest.mark.timeout(180)]
-SAMPLES = 200
+pytestmark = [pytest.mark.no_cover, pytest.mark.timeout(180), pytest.mark.alone]
+SAMPLES = 100
 # At the very most, at the 99th of a hundred: a machine of CI may have other things to do.
 MOST_SECONDS = 3.0
 Attack = Callable[[RunningHub, TestAuthority], AbstractAsyncContextManager[None]]

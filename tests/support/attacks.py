@@ -54,7 +54,7 @@ class Attacker:
             with suppress(OSError, ssl.SSLError):
                 client = await RawClient.connect(host, int(port), context)
                 running = asyncio.create_task(client.run())
-                while not client.ended.is_set():
+                while not client.ended.is_set() and not client.writer.is_closing():
                     streams = [client.open(PUBLISH) for _ in range(CALLS)]
                     for stream in streams:
                         client.writer.write(frame(DATA, END_STREAM, stream, message_prefix(0)))
