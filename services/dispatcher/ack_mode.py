@@ -1,8 +1,10 @@
 """Which messages want an acknowledgement when the publisher does not say (docs/protocol.md)."""
 
+import re
+
 from cloudhub.v1.message_pb2 import Message
 
-_RESOURCE_MARKS = ("podlist", "membership", "twin/cloud_updated", "serviceaccounttoken", "k8s/ca.crt")
+_marked = re.compile(r"podlist|membership|twin/cloud_updated|serviceaccounttoken|k8s/ca\.crt").search
 _OPERATIONS = frozenset(
     {
         "createvolume",
@@ -34,7 +36,7 @@ def wants_acknowledgement(message: Message, resource: str) -> bool:
     operation, source = message.operation, message.source
     if message.group == "user" or operation in _OPERATIONS or source in _SOURCES:
         return False
-    if any(mark in resource for mark in _RESOURCE_MARKS):
+    if _marked(resource):
         return False
     if operation == "response" and _is_ok_or_error(message.content):
         return False
