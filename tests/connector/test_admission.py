@@ -18,6 +18,15 @@ def test_header_names_are_case_insensitive_and_the_use_may_be_absent() -> None:
 
 
 @pytest.mark.parametrize(
+    "uses", [["msg"] * dial for dial in range(1, 6)] + [["msg, msg", "msg"]], ids=lambda uses: ";".join(uses)
+)
+def test_how_often_the_use_is_told_says_nothing(uses: list[str]) -> None:
+    """A stock edge's n-th dial of a round has n of them; a proxy may write them as one."""
+    headers = [*_HEADERS[:2], *(("ConnectionUse", use) for use in uses)]
+    assert check_identity(_GOOD, "/p1/edge-1/events", headers) == Identity("edge-1", "p1")
+
+
+@pytest.mark.parametrize(
     ("certificate", "path", "headers", "status", "reason"),
     [
         (_GOOD, "/p1/edge-1", _HEADERS, 404, "path"),
@@ -45,6 +54,9 @@ def test_header_names_are_case_insensitive_and_the_use_may_be_absent() -> None:
         (_GOOD, "", [*_HEADERS, ("node_id", "edge-1")], 403, "header_node"),
         (_GOOD, "", [_HEADERS[0], ("Project_id", "p2")], 403, "header_project"),
         (_GOOD, "", [*_HEADERS[:2], ("Connectionuse", "other")], 403, "header_use"),
+        (_GOOD, "", [*_HEADERS, ("Connectionuse", "stream")], 403, "header_use"),
+        (_GOOD, "", [*_HEADERS[:2], ("Connectionuse", "")], 403, "header_use"),
+        (_GOOD, "", [*_HEADERS[:2], ("Connectionuse", "msg,other")], 403, "header_use"),
     ],
 )
 def test_a_disagreement_is_a_refusal_that_says_what_disagrees(
