@@ -18,7 +18,7 @@ _log = get_log("connector.listener")
 # Of the time for an opening, what each of its steps may take while others wait for room: a narrow wire needs
 # all of it, and whoever lets connections stand must not keep others out for as long.
 _HURRIED = 1 / 3
-# Of a network, which may be a whole plant behind one address.
+# Of a network and a reason; a network may be a whole plant behind one address.
 _REFUSED_LINES_AT_ONCE = 100
 _SECONDS_PER_REFUSED_LINE = 1.0
 
@@ -139,7 +139,8 @@ class ConnectionOwner(ABC):
     def refused(self, connection: HostedConnection, refusal: HttpRefusal) -> None:
         self._metrics.refusals.labels(self._transport, str(refusal.status), refusal.reason).inc()
         network = _network_of(connection.peer_address)
-        told = self._refused_lines.take(network, asyncio.get_running_loop().time())
+        # Each reason has lines of its own: one that comes all the time hides no other.
+        told = self._refused_lines.take(f"{network} {refusal.reason}", asyncio.get_running_loop().time())
         if told is not None:
             _log.info(
                 "link.refused",

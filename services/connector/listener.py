@@ -4,7 +4,7 @@ import asyncio
 import socket
 import ssl
 
-from services.connector.admission import HttpRefusal
+from services.connector.admission import HttpRefusal, Identity, check_identity
 from services.connector.connection_owner import ConnectionOwner, Gate
 from services.connector.connections import ConnectionLimits, HostedConnection, shown_address
 from services.connector.metrics import ConnectorMetrics
@@ -71,11 +71,16 @@ class EdgeListener(ConnectionOwner):
         return super().connections - self._openings.at_work - closing
 
     def requested(self, connection: HostedConnection, request: LinkRequest) -> None:
-        if self.links >= self._max_links:
+        if self.links >= self._max_links and self._may_have_a_link(request):
             text = f"there are descriptors for {self._max_links} links"
             connection.refuse(HttpRefusal(503, "descriptors", text, self._retry_after))
         else:
             super().requested(connection, request)
+
+    @staticmethod
+    def _may_have_a_link(request: LinkRequest) -> bool:
+        """Who may not is told that, and not to come back when there is room."""
+        return isinstance(check_identity(request.certificate, request.path, request.headers), Identity)
 
     async def run(self) -> None:
         """Accepts until cancelled; then the listening socket is closed."""

@@ -12,16 +12,10 @@ from typing import Any, cast
 from services.connector.admission import CertificateNames
 from services.runtime.clock import Clock
 from services.runtime.errors import StartupError
-from services.runtime.tls_faults import TlsFault, protocol_fault, verify_fault
+from services.runtime.tls_faults import fault_of
 from services.runtime.tls_files import RenewedFiles, TlsFiles, read_material
 
 _RECORD_BYTES = 16384
-
-
-def _fault(error: ssl.SSLError) -> TlsFault:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return verify_fault(error.verify_code, error.verify_message)
-    return protocol_fault(error.reason or "unknown")
 
 
 class TlsChannel:
@@ -48,7 +42,7 @@ class TlsChannel:
         except ssl.SSLWantReadError:
             return b""
         except ssl.SSLError as error:
-            raise _fault(error) from None
+            raise fault_of(error) from None
 
     def _read(self) -> bytes:
         parts: list[bytes] = []
@@ -74,7 +68,7 @@ class TlsChannel:
             while view:
                 view = view[self._object.write(view) :]
         except ssl.SSLError as error:
-            raise _fault(error) from None
+            raise fault_of(error) from None
         return self._outgoing.read()
 
     def outgoing(self) -> bytes:

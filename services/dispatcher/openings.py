@@ -348,7 +348,8 @@ class Openings:
         name = link_pb.RefusalReason.Name(reason).removeprefix("REFUSAL_REASON_").lower()
         self._count(opening, name)
         node_id = opening.announcement.node_id[:253]
-        told = self._refused_lines.take(node_id, self._clock.monotonic())
+        # Each reason has lines of its own: a limit that is reached all the time hides no revocation.
+        told = self._refused_lines.take(f"{node_id} {name}", self._clock.monotonic())
         if told is not None:
             _log.info("session.refused", node=node_id, reason=name, detail=detail, **told)
         link = opening.announcement.link

@@ -1,6 +1,7 @@
 """Accepts HTTPS connections, one request each, within a time and a number; owns all of them."""
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -9,11 +10,13 @@ from services.enrolment.metrics import EnrolmentMetrics
 from services.runtime.acceptor import Accepted, Acceptor
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError
+from services.runtime.failure_log import FailureLog
 from services.runtime.http import Answer, Exchange, Request, refused
 from services.runtime.listening import tcp_listener
 from services.runtime.logs import get_log
 from services.runtime.openings import PATIENCE_SECONDS, OpeningLimits, Openings
 from services.runtime.rate_limit import RateLimit
+from services.runtime.tls_faults import fault_of
 
 _log = get_log("enrolment.listener")
 _BACKLOG = 1024
@@ -77,6 +80,7 @@ class EnrolmentListener:
         )
         listening = tcp_listener(listen, "enrolment", _BACKLOG)
         self._acceptor = Acceptor(listening, self._openings, self, silence_seconds=request_seconds)
+        self._failures = FailureLog(_log, "handshake.failed")
         self._group: asyncio.TaskGroup | None = None
 
     @property
@@ -90,9 +94,12 @@ class EnrolmentListener:
 
     async def run(self) -> None:
         """Accepts until cancelled; then the listening socket is closed and what is open is cut."""
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            await self._acceptor.run()
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                await self._acceptor.run()
+        finally:
+            self._failures.close()
 
     # acceptor.AcceptorUser.
 
@@ -138,8 +145,13 @@ class EnrolmentListener:
                 await self._exchange(reader, writer, serving)
         except TimeoutError:
             self._metrics.requests.labels("timeout").inc()
+        except ssl.SSLError as error:
+            # The peer has an alert; an expired certificate is not to look like a bad network.
+            fault = fault_of(error)
+            self._metrics.requests.labels(fault.reason).inc()
+            self._failures.add(fault.reason, address=serving.accepted.host, detail=fault.detail)
         except OSError:
-            # The TLS handshake failed, or the peer has gone: there is nobody to tell.
+            # The peer has gone: there is nobody to tell.
             self._metrics.requests.labels("connection_failed").inc()
         finally:
             if serving.gave_way and not serving.is_answered:

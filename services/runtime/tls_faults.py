@@ -1,5 +1,7 @@
 """Why TLS with a peer cannot go on, under names that are the same whichever library found out."""
 
+import ssl
+
 # X509_V_ERR_* of OpenSSL.
 _VERIFY_REASONS = {
     # Signed by another one of that name, or not as it says.
@@ -53,3 +55,10 @@ def protocol_fault(name: str) -> TlsFault:
     """Of a handshake or record, by OpenSSL's name for it, such as NO_SHARED_CIPHER."""
     reason = _TLS_REASONS.get(name, "peer_alert" if "ALERT" in name else "tls_protocol")
     return TlsFault(reason, name.lower().replace("_", " "))
+
+
+def fault_of(error: ssl.SSLError) -> TlsFault:
+    """Of an error of Python's `ssl`."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return verify_fault(error.verify_code, error.verify_message)
+    return protocol_fault(error.reason or "unknown")

@@ -70,6 +70,11 @@ async def test_with_few_descriptors_some_links_are_refused_and_strangers_take_no
             assert refused.value.response.status_code == 503
             assert refused.value.response.headers["Retry-After"]
             assert metric(app, "refusals_total", reason="descriptors") == 1
+            # Who may have no link at all is told that, not to come back.
+            with pytest.raises(InvalidStatus) as foreign:
+                await peers.open("one-more", context=peers.context("edge-0"))
+            assert foreign.value.response.status_code == 403
+            assert metric(app, "refusals_total", reason="certificate_node") == 1
             await links.pop().close()
             await poll(lambda: app.listener.links < shares.links)
             links.append(await peers.open("one-more"))

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from structlog.testing import capture_logs
+
 from cloudhub.v1 import link_pb2 as pb
 from cloudhub.v1 import sessions_pb2
 from cloudhub.v1.sessions_pb2 import LifecycleEvent
@@ -17,6 +19,7 @@ from services.dispatcher.stranded import Stranded
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.clock import SystemClock
 from services.runtime.errors import Unavailable
+from services.runtime.line_budget import LINES_AT_ONCE
 from services.runtime.tracing import Tracing
 from tests.support.dispatcher import DeliveryHalf, ReadableStream, request
 from tests.support.processes import eventually
@@ -30,6 +33,7 @@ class Sessions(SessionsClient):
         self.away = False
         self.activates = True
         self.refuses: dict[str, pb.CloseReason.ValueType] = {}
+        self.refuses_to_open: pb.Refusal | None = None
         self.asked: list[sessions_pb2.TransferSession] = []
         self.activated: list[str] = []
         self.closed: list[tuple[str, int, int]] = []
@@ -43,6 +47,8 @@ class Sessions(SessionsClient):
         return self.next_epoch
 
     async def open(self, sessions: Sequence[sessions_pb2.OpenSession]) -> Sequence[sessions_pb2.OpenVerdict]:
+        if self.refuses_to_open:
+            return [sessions_pb2.OpenVerdict(refusal=self.refuses_to_open) for _ in sessions]
         return [sessions_pb2.OpenVerdict(epoch=self._epoch()) for _ in sessions]
 
     async def activate(
@@ -344,3 +350,16 @@ async def test_so_many_links_are_asked_about_together() -> None:
                 verdicts += [one for batch in there.stream.taken() for one in batch.verdicts]
         assert asked == [MOST_PER_BATCH, MOST_PER_BATCH, 1]
         assert all(verdict.epoch for verdict in verdicts)
+
+
+async def test_a_limit_that_is_reached_all_the_time_hides_no_other_reason_in_the_log() -> None:
+    """Each reason of a node has lines of its own."""
+    async with taking() as there:
+        refusals = [pb.REFUSAL_REASON_NODE_LIMIT] * 20 + [pb.REFUSAL_REASON_FORBIDDEN]
+        with capture_logs() as logs:
+            for reason in refusals:
+                there.sessions.refuses_to_open = pb.Refusal(reason=reason, detail="no")
+                there.ask(epoch=0)
+                await there.verdict()
+        told = [line["reason"] for line in logs if line["event"] == "session.refused"]
+        assert told == ["node_limit"] * LINES_AT_ONCE + ["forbidden"]

@@ -260,7 +260,7 @@ async def test_without_a_token_an_expired_certificate_is_said_once_per_attempt(e
             await until_expired(enrolled.folder)
             fleet["edge-1"].cut()
             async with enrolment_at(enrolled, port) as app:
-                failed = app.metrics.requests.labels("connection_failed")._value
+                failed = app.metrics.requests.labels("certificate_expired")._value
                 await eventually(lambda: _events(logs, "enrolment.refused"), 60, "the agent's word")
                 dials, asked = fleet["edge-1"].counters.dials_failed, failed.get()
                 await eventually(

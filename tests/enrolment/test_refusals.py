@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from structlog.testing import capture_logs
 
 from cloudhub.v1 import enrolment_pb2 as pb
 from services.sessions.enrolment.tokens import make_jwt
 from tests.support.certs import TestAuthority
 from tests.support.enrolment import EnrolledHub, request_for
+from tests.support.processes import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("no_secret_in_logs")]
 
@@ -118,14 +120,23 @@ async def test_a_certificate_of_another_node_or_of_no_node_is_401(
 async def test_a_certificate_that_tls_does_not_take_gets_no_answer(
     shared: EnrolledHub, tmp_path: Path
 ) -> None:
-    """C6 for enrolment: expired, not yet valid, of another CA."""
-    for shown in (
-        shared.authority.issue("system:node:edge-1", ends=-LATER / 2, file="a"),
-        shared.authority.issue("system:node:edge-1", starts=LATER / 2, file="b"),
-        TestAuthority(tmp_path / "other", "other").node("edge-1"),
-    ):
-        with pytest.raises((ssl.SSLError, ConnectionError)):
-            await shared.edge_crt(shown=shown)
+    """C6 for enrolment: expired, not yet valid, of another CA. Each is counted and told by its reason, also
+    where a token that is good came with it."""
+    token = await shared.token()
+    bad = {
+        "certificate_expired": shared.authority.issue("system:node:edge-1", ends=-LATER / 2, file="a"),
+        "certificate_not_yet_valid": shared.authority.issue("system:node:edge-1", starts=LATER / 2, file="b"),
+        "certificate_untrusted": TestAuthority(tmp_path / "other", "other").node("edge-1"),
+    }
+    requests = shared.app.metrics.requests
+    for reason, shown in bad.items():
+        counted = requests.labels(reason)._value.get()
+        with capture_logs() as logs:
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                await shared.edge_crt(token, shown=shown)
+            await eventually(lambda: [one for one in logs if one["event"] == "handshake.failed"], 5)
+        assert logs[-1]["reason"] == reason
+        assert requests.labels(reason)._value.get() == counted + 1
     # Nothing of it is left over, and others are served.
     assert (await shared.get("/ca.crt")).status == 200
 
