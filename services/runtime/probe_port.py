@@ -54,7 +54,13 @@ class ProbePort:
         self._crowd: Crowd[_Probe] = Crowd(MAX_CONNECTIONS)
         self._dialling: set[asyncio.Task[None]] = set()
         self._listening: list[asyncio.Server] = []
-        self._folder = tempfile.TemporaryDirectory(prefix="cloudhub-probes-")
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="cloudhub-probes-")
+        except OSError as error:
+            raise StartupError(
+                "health checks need a directory for a socket, by the variable TMPDIR or /tmp: "
+                f"{error.strerror or error}"
+            ) from error
         self._path = Path(self._folder.name, "grpc")
         self._server = grpc.aio.server(
             options=[

@@ -1,6 +1,8 @@
 """The port that probes ask without a certificate, and strangers at it."""
 
 import asyncio
+import errno
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,9 +16,10 @@ from prometheus_client import CollectorRegistry
 from services.runtime import probe_port
 from services.runtime.errors import StartupError
 from services.runtime.grpc_metrics import GrpcMetrics
+from services.runtime.health import Health
 from services.runtime.probe_port import MAX_BYTES, MAX_CONNECTIONS
 from services.runtime.rpc import RpcServer
-from services.runtime.serving import LIVE
+from services.runtime.serving import LIVE, Serving
 from tests.support.figures import Figures
 from tests.support.strangers import reset_at_once, shown, times
 
@@ -152,3 +155,16 @@ async def test_connections_that_are_reset_before_they_are_accepted_leave_no_trac
         reset_at_once(one.server.probe_port, 20)
         await one.check()
         assert not faults
+
+
+async def test_a_machine_without_a_directory_for_sockets_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_found(**_: str) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", none_found)
+    with pytest.raises(
+        StartupError, match=r"health checks need a directory for a socket, by the variable TMPDIR"
+    ):
+        probe_port.ProbePort("127.0.0.1:0", Health(Serving({})))
