@@ -80,12 +80,14 @@ class Message(_message.Message):
     type: _builtins.str
     """header.type of the link; rarely used."""
     source: _builtins.str
-    """The module that speaks, for example "edgecontroller"."""
+    """The module that speaks, for example "edgecontroller", which the hub fills in downstream where the group is
+    "resource" and this is empty.
+    """
     destination: _builtins.str
     group: _builtins.str
-    """"resource", "twin", "user", ..."""
+    """"resource", "twin", "user", ...; empty in a publish: "resource"."""
     operation: _builtins.str
-    """"insert", "update", "delete", "response", "error", "query", ..."""
+    """"insert", "update", "delete", "response", "error", "query", ... Which ones edges acknowledge: docs/protocol.md."""
     resource: _builtins.str
     """"<namespace>/<type>/<name>" downstream (a leading "node/<node id>/" is cut off);
     "node/<node id>/<namespace>/<type>/<name>" when handed to a subscriber.

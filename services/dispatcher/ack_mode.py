@@ -1,8 +1,12 @@
-"""Which messages want an acknowledgement when the publisher does not say (docs/protocol.md)."""
+"""Which messages want an acknowledgement, and which get one (docs/protocol.md)."""
 
 import re
 
-from cloudhub.v1.message_pb2 import Message
+# What stock edges acknowledge: of this group these operations, `update` from these sources.
+ACKNOWLEDGED_GROUP = "resource"
+ACKNOWLEDGED_OPERATIONS = frozenset({"insert", "update", "delete"})
+UPDATE_SOURCE = "edgecontroller"
+UPDATE_SOURCES = frozenset({UPDATE_SOURCE, "dynamiccontroller", "devicecontroller", "policycontroller"})
 
 _marked = re.compile(r"podlist|membership|twin/cloud_updated|serviceaccounttoken|k8s/ca\.crt").search
 _OPERATIONS = frozenset(
@@ -31,16 +35,17 @@ def _is_ok_or_error(content: bytes) -> bool:
     return text == b'"OK"' or text[:6].lower() == b'"error'
 
 
-def wants_acknowledgement(message: Message, resource: str) -> bool:
+def wants_acknowledgement(
+    source: str, group: str, operation: str, resource: str, content: bytes, *, has_parent: bool
+) -> bool:
     """True for ACK mode. `resource` is the message's, without its node prefix."""
-    operation, source = message.operation, message.source
-    if message.group == "user" or operation in _OPERATIONS or source in _SOURCES:
+    if group == "user" or operation in _OPERATIONS or source in _SOURCES:
         return False
     if _marked(resource):
         return False
-    if operation == "response" and _is_ok_or_error(message.content):
+    if operation == "response" and _is_ok_or_error(content):
         return False
-    if operation == "error" and message.parent_id:
+    if operation == "error" and has_parent:
         return False  # the error answer to a request: the other half of the rule for `response`
     if source == "edgecontroller":
         kind = resource_type(resource)

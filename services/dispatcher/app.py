@@ -225,7 +225,11 @@ async def running_app(
         delivery.elsewhere = handover.changed
         to_owners = ToOwners(delivery.sessions, delivery.writer, peers, clock, peer_metrics)
         peers.publishes = to_owners
-        limits = PublishLimits(settings.content_most_bytes, settings.answer_seconds)
+        limits = PublishLimits(
+            settings.content_most_bytes,
+            settings.answer_seconds,
+            takes_unacknowledged=settings.edge_acknowledgements == "all",
+        )
         publishing = Publishing(
             delivery,
             sessions,

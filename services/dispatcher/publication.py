@@ -8,7 +8,13 @@ import msgspec
 
 from cloudhub.v1.dispatcher_pb2 import ACK_MODE_ACK, ACK_MODE_NO_ACK, ACK_MODE_UNSPECIFIED, PublishRequest
 from cloudhub.v1.message_pb2 import Message
-from services.dispatcher.ack_mode import wants_acknowledgement
+from services.dispatcher.ack_mode import (
+    ACKNOWLEDGED_GROUP,
+    ACKNOWLEDGED_OPERATIONS,
+    UPDATE_SOURCE,
+    UPDATE_SOURCES,
+    wants_acknowledgement,
+)
 from services.dispatcher.sizes import MAX_BESIDE_CONTENT_BYTES
 from services.runtime.json_text import JsonFault, NotJson, check_json
 from services.runtime.names import shown
@@ -58,10 +64,12 @@ class Publication(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PublishLimits:
-    """What a message may be; `content_most_bytes` must fit the edges' frame limit."""
+    """What a message may be; `content_most_bytes` must fit the edges' frame limit. `takes_unacknowledged`: no
+    acknowledged message is refused for a group, operation or source that stock edges do not acknowledge."""
 
     content_most_bytes: int = 900 * 1024
     answer_seconds: float = 60.0
+    takes_unacknowledged: bool = False
 
     @property
     def max_message_bytes(self) -> int:
@@ -199,6 +207,31 @@ def _too_large(field: str, size_bytes: int, limits: PublishLimits) -> Rejection:
     )
 
 
+def _unacknowledged(group: str, operation: str, source: str) -> Rejection:
+    """What keeps stock edges from acknowledging such a message (docs/protocol.md)."""
+    else_no_ack = "or publish it with ack_mode ACK_MODE_NO_ACK"
+    if group != ACKNOWLEDGED_GROUP:
+        return Rejection(
+            "GROUP_NOT_ACKNOWLEDGED",
+            "message.group",
+            f"edges acknowledge messages of group {ACKNOWLEDGED_GROUP!r} alone, not {shown(group)!r}: "
+            f"leave it away, {else_no_ack}",
+        )
+    if operation not in ACKNOWLEDGED_OPERATIONS:
+        return Rejection(
+            "OPERATION_NOT_ACKNOWLEDGED",
+            "message.operation",
+            f"edges acknowledge insert, update and delete, and a response that has a parent_id, "
+            f"not {shown(operation)!r}: use one of these, {else_no_ack}",
+        )
+    return Rejection(
+        "SOURCE_NOT_ACKNOWLEDGED",
+        "message.source",
+        f"edges acknowledge an update from {', '.join(sorted(UPDATE_SOURCES))}, not from {shown(source)!r}: "
+        f"leave it away, {else_no_ack}",
+    )
+
+
 def check_request(
     request: PublishRequest, limits: PublishLimits, message_id: str, now_ms: int, traceparent: str
 ) -> Publication | Rejection:
@@ -232,7 +265,7 @@ def check_request(
             "message.content",
             f"metadata.uid must be printable and at most {MOST_TEXT_BYTES} bytes as UTF-8",
         )
-    own_id, parent_id, _, _, _, _, operation, written_resource = texts
+    own_id, parent_id, _, source, _, group, operation, written_resource = texts
     resource = strip_node_prefix(written_resource)
     if not operation:
         return Rejection("OPERATION_MISSING", "message.operation", "for example insert, update or delete")
@@ -242,11 +275,29 @@ def check_request(
     if ack_mode not in (ACK_MODE_UNSPECIFIED, ACK_MODE_ACK, ACK_MODE_NO_ACK):
         return Rejection("ACK_MODE_UNKNOWN", "ack_mode", f"{ack_mode} is not a known mode")
 
+    # What is left out is filled in before the mode is decided, so that a message that says it all and one
+    # that leaves it out are treated alike.
+    if not group:
+        group = message.group = ACKNOWLEDGED_GROUP
+    if not source and group == ACKNOWLEDGED_GROUP:
+        source = message.source = UPDATE_SOURCE
     acknowledged = ack_mode == ACK_MODE_ACK or (
-        ack_mode == ACK_MODE_UNSPECIFIED and wants_acknowledgement(message, resource)
+        ack_mode == ACK_MODE_UNSPECIFIED
+        and wants_acknowledgement(source, group, operation, resource, content, has_parent=bool(parent_id))
     )
     is_answer = bool(parent_id) and operation == "response"
     is_delete = operation == "delete"
+    if (
+        acknowledged
+        and (
+            group != ACKNOWLEDGED_GROUP
+            or operation not in ACKNOWLEDGED_OPERATIONS
+            or (operation == "update" and source not in UPDATE_SOURCES)
+        )
+        and not is_answer
+        and not limits.takes_unacknowledged
+    ):
+        return _unacknowledged(group, operation, source)
     version: int | None = None
     if version_text:
         version = parse_version(version_text)

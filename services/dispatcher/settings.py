@@ -100,6 +100,10 @@ class DispatcherSettings(ServiceSettings):
     max_node_objects: int = Field(
         50_000, ge=1, description="objects on record per node, deleted ones included while remembered"
     )
+    edge_acknowledgements: Literal["stock", "all"] = Field(
+        "stock",
+        description="which acknowledged messages are taken: those that stock edges acknowledge, or all",
+    )
     node_most_rows: int = Field(20_000, ge=1, description="pending messages per node")
     node_most_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="pending bytes per node")
     total_most_rows: int = Field(2_000_000, ge=1, description="pending messages in all")

@@ -2,7 +2,6 @@
 
 import pytest
 
-from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.ack_mode import resource_type, wants_acknowledgement
 
 CONFIG = "default/configmap/cm1"
@@ -17,15 +16,7 @@ def wants(
     group: str = "resource",
     parent_id: str = "",
 ) -> bool:
-    message = Message(
-        resource=resource,
-        content=content,
-        operation=operation,
-        source=source,
-        group=group,
-        parent_id=parent_id,
-    )
-    return wants_acknowledgement(message, resource)
+    return wants_acknowledgement(source, group, operation, resource, content, has_parent=bool(parent_id))
 
 
 @pytest.mark.parametrize("operation", ["insert", "update", "delete", "patch", "query", ""])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -223,7 +224,8 @@ def test_a_message_that_is_taken_fits_into_its_frame(
     if extra_bytes:
         what.message.extra[name] = b"1".rjust(extra_bytes)
     what.message.source, what.message.destination, what.message.group, what.message.type = texts
-    found = check(what)
+    limits = replace(LIMITS, takes_unacknowledged=True)
+    found = check_request(what, limits, "made-here", NOW_MS, "tp")
     if isinstance(found, Rejection):
         assert found.reason == "MESSAGE_TOO_LARGE"
         assert content_bytes + extra_bytes > 1000 + MAX_BESIDE_CONTENT_BYTES - 6000
@@ -330,6 +332,93 @@ def test_the_publishers_ack_mode_goes_before_the_rules() -> None:
     assert not taken(request(ack_mode=pb.ACK_MODE_NO_ACK)).acknowledged
 
 
+@pytest.mark.parametrize("ack_mode", [pb.ACK_MODE_UNSPECIFIED, pb.ACK_MODE_ACK])
+@pytest.mark.parametrize(
+    ("source", "group", "operation", "filled"),
+    [
+        ("", "", "insert", ("edgecontroller", "resource")),
+        ("", "", "update", ("edgecontroller", "resource")),
+        ("", "", "delete", ("edgecontroller", "resource")),
+        ("", "resource", "update", ("edgecontroller", "resource")),
+        ("mine", "", "insert", ("mine", "resource")),
+        ("mine", "resource", "delete", ("mine", "resource")),
+        ("devicecontroller", "", "update", ("devicecontroller", "resource")),
+        ("dynamiccontroller", "resource", "update", ("dynamiccontroller", "resource")),
+        ("policycontroller", "resource", "update", ("policycontroller", "resource")),
+    ],
+)
+def test_what_stock_edges_acknowledge_is_taken_and_completed(
+    source: str, group: str, operation: str, filled: tuple[str, str], ack_mode: pb.AckMode.ValueType
+) -> None:
+    """C16: docs/protocol.md, "What edges acknowledge"."""
+    what = request(operation=operation, ack_mode=ack_mode)
+    what.message.source, what.message.group = source, group
+    found = taken(what)
+    assert found.acknowledged
+    assert (found.message.source, found.message.group) == filled
+    assert Message.FromString(found.body) == found.message
+
+
+UNACKNOWLEDGED = [
+    ({"group": "twin"}, "GROUP_NOT_ACKNOWLEDGED", "message.group"),
+    ({"group": "twin", "operation": "insert"}, "GROUP_NOT_ACKNOWLEDGED", "message.group"),
+    ({"operation": "patch"}, "OPERATION_NOT_ACKNOWLEDGED", "message.operation"),
+    ({"operation": "frobnicate", "group": ""}, "OPERATION_NOT_ACKNOWLEDGED", "message.operation"),
+    ({"operation": "response"}, "OPERATION_NOT_ACKNOWLEDGED", "message.operation"),
+    ({"operation": "Update"}, "OPERATION_NOT_ACKNOWLEDGED", "message.operation"),
+    ({"source": "mine"}, "SOURCE_NOT_ACKNOWLEDGED", "message.source"),
+]
+
+
+@pytest.mark.parametrize(("fields", "reason", "field"), UNACKNOWLEDGED)
+def test_what_no_stock_edge_acknowledges_is_refused_with_what_would_be_right(
+    fields: dict[str, str], reason: str, field: str
+) -> None:
+    """C16, C20: it would be sent ten times and parked."""
+    what = request()
+    set_message(**fields)(what)
+    refused = check(what)
+    assert isinstance(refused, Rejection)
+    assert (refused.reason, refused.field) == (reason, field)
+    assert "ACK_MODE_NO_ACK" in refused.detail
+    assert len(refused.detail) < 320
+
+
+@pytest.mark.parametrize("fields", [fields for fields, _, _ in UNACKNOWLEDGED])
+def test_without_acknowledgement_or_with_other_edges_it_is_taken(fields: dict[str, str]) -> None:
+    """C26."""
+    what = request(ack_mode=pb.ACK_MODE_NO_ACK)
+    set_message(**fields)(what)
+    assert not taken(what).acknowledged
+    other_edges = PublishLimits(takes_unacknowledged=True)
+    what.ack_mode = pb.ACK_MODE_ACK
+    found = check_request(what, other_edges, "made-here", NOW_MS, "")
+    assert isinstance(found, Publication)
+    assert found.acknowledged
+
+
+def test_data_for_programs_at_the_edge_stays_as_it_came() -> None:
+    """C26: group `user` is for programs there, whatever its source."""
+    what = request(operation="upload")
+    what.message.source, what.message.group = "", "user"
+    found = taken(what)
+    assert not found.acknowledged
+    assert (found.message.source, found.message.group) == ("", "user")
+    what.ack_mode = pb.ACK_MODE_ACK
+    refused = check(what)
+    assert isinstance(refused, Rejection)
+    assert refused.reason == "GROUP_NOT_ACKNOWLEDGED"
+
+
+@pytest.mark.parametrize("resource", ["default/lease/x", "default/pod/p", "null/node/edge-1"])
+@pytest.mark.parametrize("operation", ["insert", "update", "response"])
+def test_what_is_left_out_is_treated_as_if_it_were_said(resource: str, operation: str) -> None:
+    said = request(resource=resource, operation=operation, parent_id="q1", message_id="m1")
+    left_out = request(resource=resource, operation=operation, parent_id="q1", message_id="m1")
+    left_out.message.source = left_out.message.group = ""
+    assert taken(left_out) == taken(said)
+
+
 def test_an_answer_is_keyed_by_its_id_and_ends_soon() -> None:
     """C40."""
     answer = request(operation="response", parent_id="q1", version="", message_id="r1")
@@ -343,7 +432,7 @@ def test_an_answer_is_keyed_by_its_id_and_ends_soon() -> None:
 
 
 def test_a_response_without_a_parent_is_no_answer() -> None:
-    assert not taken(request(operation="response")).is_answer
+    assert not taken(request(operation="response", ack_mode=pb.ACK_MODE_NO_ACK)).is_answer
 
 
 def test_the_lifetime_becomes_an_instant() -> None:

@@ -29,7 +29,12 @@ PORTS = {50051: "dispatcher", 50052: "sessions", 50053: "connector"}
 # Commands for a hub with TLS, at the address and with the certificates of the documents.
 TLS = "hub.example.com"
 # Messages that nobody acknowledges are parked within a second.
-FLAGS = {"dispatcher": ["--ack-seconds", "0.2", "--ack-most-seconds", "0.3", "--most-attempts", "3"]}
+FLAGS = {
+    "dispatcher": [
+        *("--ack-seconds", "0.2", "--ack-most-seconds", "0.3", "--most-attempts", "3"),
+        *("--edge-acknowledgements", "all"),
+    ]
+}
 # Commands that change nothing are asked again until what they show has come about.
 READS = re.compile(
     r"/(?:List|Get(?!Resources)|Inspect|Explain|Check)\w*\s*$|"

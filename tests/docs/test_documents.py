@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from google.protobuf import json_format, symbol_database
@@ -17,8 +18,9 @@ from scripts.document_settings import rendered
 from services.connector.close_codes import BINARY_FRAME, CLOSE_CODES, FRAME_FAULT_CODES
 from services.connector.metrics import ConnectorMetrics
 from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.node_deletion import node_to_delete
 from services.dispatcher.peers.metrics import PeerMetrics
-from services.dispatcher.publication import Publication, PublishLimits, check_request
+from services.dispatcher.publication import Publication, PublishLimits, Rejection, check_request
 from services.dispatcher.upstream.metrics import UpstreamMetrics
 from services.enrolment.metrics import EnrolmentMetrics
 from services.sessions.metrics import Metrics as SessionsMetrics
@@ -160,6 +162,29 @@ def test_the_publish_of_the_readme_would_be_taken() -> None:
         assert isinstance(checked, Publication)
         assert checked.acknowledged
         assert checked.key == "prices"
+
+
+def test_publishes_shown_are_such_that_stock_edges_acknowledge_or_want_none() -> None:
+    shown = [
+        json_format.ParseDict(request, dispatcher_pb2.PublishRequest())
+        for page in DOCUMENTS
+        for _, method, asked in requests_of(page.read_text())
+        if method in ("Publish", "PublishStream")
+        for request in (cast(list[Any], asked["requests"]) if method == "PublishStream" else [asked])
+    ]
+    shown = [request for request in shown if node_to_delete(request) is None]
+    assert len(shown) >= 8
+    for request in shown:
+        message = request.message
+        assert message.source, message
+        assert message.group, message
+        checked = check_request(request, PublishLimits(), "id", 0, "")
+        if isinstance(checked, Rejection):
+            # Shown for what becomes of them.
+            assert (checked.reason, message.operation) in (
+                ("VERSION_MALFORMED", "update"),
+                ("OPERATION_NOT_ACKNOWLEDGED", "frobnicate"),
+            )
 
 
 def test_every_call_for_operators_and_programs_is_shown() -> None:

@@ -164,7 +164,8 @@ async def test_an_operation_that_the_edge_does_not_know_is_parked_in_the_end(
     tmp_path: Path, authority: TestAuthority
 ) -> None:
     """C20: sent again, then parked with its reason; other keys go on; what un-parks it."""
-    async with running_hub(tmp_path, authority, dispatcher=QUICK) as hub, hub.fleet("edge-1") as fleet:
+    settings = {**QUICK, "edge_acknowledgements": "all"}
+    async with running_hub(tmp_path, authority, dispatcher=settings) as hub, hub.fleet("edge-1") as fleet:
         edge = fleet["edge-1"]
         await hub.accept(request(name="odd", operation="frobnicate"))
         await eventually(lambda: edge.counters.swallowed["unknown_operation"] == 1)

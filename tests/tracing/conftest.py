@@ -30,6 +30,8 @@ async def hub(
         "CLOUDHUB_DISPATCHER_ACK_SECONDS": str(ACK_SECONDS),
         "CLOUDHUB_DISPATCHER_ACK_MOST_SECONDS": str(ACK_SECONDS),
         "CLOUDHUB_DISPATCHER_MOST_ATTEMPTS": str(MOST_ATTEMPTS),
+        # A message that the agent swallows, to see it given up.
+        "CLOUDHUB_DISPATCHER_EDGE_ACKNOWLEDGEMENTS": "all",
     }
     async with HubProcesses(tmp_path_factory.mktemp("hub"), environment) as running:
         yield running
