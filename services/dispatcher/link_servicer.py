@@ -26,7 +26,9 @@ from services.dispatcher.upstream.routing import (
     Acknowledgement,
     DurableUpload,
     NegativeAcknowledgement,
+    answer_route,
     classify,
+    is_receipt,
 )
 from services.dispatcher.upstream.routing import (
     Keepalive as KeepaliveRoute,
@@ -281,10 +283,16 @@ class LinkServicer(LinkServiceServicer):
         message = frame.message
         route = classify(message)
         if isinstance(route, Acknowledgement):
-            self._delivery.acknowledged(session, message)
+            if is_receipt(message.content) or session.policy.knows(route.parent_id):
+                self._delivery.acknowledged(session, message)
+                return
+            route = answer_route(message)
         elif isinstance(route, NegativeAcknowledgement):
-            self._delivery.refused(session, message, route.text)
-        elif not isinstance(route, KeepaliveRoute):
+            if session.policy.knows(route.parent_id):
+                self._delivery.refused(session, message, route.text)
+                return
+            route = answer_route(message)
+        if not isinstance(route, KeepaliveRoute):
             # Noted first: an upload that needs no storing is told to be stored at once.
             if isinstance(route, DurableUpload):
                 session.unstored[frame.number] = None

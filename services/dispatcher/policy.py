@@ -32,6 +32,7 @@ from services.dispatcher.outbox.records import (
     Withheld,
 )
 from services.dispatcher.reading import Reading
+from services.dispatcher.recent_ids import RecentIds
 from services.dispatcher.sizes import MAX_BODY_BYTES, too_large
 
 # Bodies of larger messages are in memory until they are in the socket; to be sent again they are read again.
@@ -86,6 +87,7 @@ class NodeDelivery:
         "_paused",
         "_queue",
         "_reading",
+        "_recent",
         "_reread_again",
         "_room",
         "_settings",
@@ -137,6 +139,7 @@ class NodeDelivery:
         self._told_seq = 0  # the node's order is known to have grown so far
         self._paused = False
         self._ack_times = AckTimes()
+        self._recent = RecentIds()
         self._caution = Caution(settings.max_cut_links, settings.rest_seconds, settings.watch_seconds)
 
     # -- what the outbox holds ---------------------------------------------------------------------
@@ -374,6 +377,11 @@ class NodeDelivery:
             self.unwritten_bytes -= written_bytes
             self._room.unwritten_bytes -= written_bytes
         return actions
+
+    def knows(self, message_id: str) -> bool:
+        """Whether it is a message that waits for its acknowledgement, or one that was sent over
+        this link and is over: what comes with that parent is no answer to a program's request."""
+        return message_id in self._queue.by_id or message_id in self._recent
 
     def acknowledged(self, message_id: str, now: float, wall_ms: int, traceparent: str = "") -> list[Action]:
         """The edge acknowledged; it settles the seq that this message has, whoever sent it."""
@@ -619,6 +627,8 @@ class NodeDelivery:
 
     def _drop(self, entry: Entry, *, is_recorded: bool = True) -> None:
         self._queue.drop(entry, is_recorded=is_recorded)
+        if entry.sends:
+            self._recent.add(entry.message_id)
         if self._reading is not None:
             self._reading.ended.add(entry.seq)
 

@@ -30,7 +30,7 @@ class DispatcherSettings(ServiceSettings):
     )
     cluster_ca: Path | None = Field(
         None,
-        description="PEM file that edges get when they ask for k8s/ca.crt; none: such requests get an error",
+        description="PEM file that edges get when they ask for k8s/ca.crt; none: such requests get no answer",
     )
     keepalive_seconds: float = Field(
         45.0, gt=0, le=3600, description="silence after which a link is given up"

@@ -433,6 +433,15 @@ def test_an_ack_settles_the_seq_it_belongs_to(node: Node) -> None:
     assert node.policy.next_deadline() is None
 
 
+def test_it_knows_what_waits_and_what_was_sent_and_is_over(node: Node) -> None:
+    """C24: what else comes as a parent is a cloud program's request."""
+    node.accept(entry(1))
+    assert node.policy.knows("m1")
+    node.ack("m1")
+    assert node.policy.knows("m1")
+    assert not node.policy.knows("a-request")
+
+
 def test_an_ack_that_comes_twice_or_is_of_an_unknown_id_is_ignored_and_counted(node: Node) -> None:
     """C24."""
     node.accept(entry(1))

@@ -173,6 +173,42 @@ async def test_every_request_gets_its_answer(tmp_path: Path, authority: TestAuth
         assert not inspected.node.parked
 
 
+async def test_an_answer_to_a_cloud_programs_request_reaches_its_module(
+    tmp_path: Path, authority: TestAuthority
+) -> None:
+    """Volumes: the request wants no acknowledgement, what the edge says to it is no acknowledgement. What it
+    says to messages that are over stays here (C24)."""
+    async with (
+        running_hub(tmp_path, authority) as hub,
+        hub.subscriber("edgecontroller") as cloud,
+        hub.edge() as edge,
+    ):
+        await hub.accept(request(message_id="cm"))
+        await edge.answer(await edge.next())
+        for number in (1, 2):
+            await hub.accept(
+                request(
+                    name=f"volume-{number}",
+                    resource=f"default/volume/v{number}",
+                    operation="createvolume",
+                    message_id=f"v{number}",
+                )
+            )
+        created, refused = await edge.take(2)
+        await edge.send("response", "default/configmap/cm1", "OK", parent_id="cm")
+        await edge.send("error", "default/configmap/cm1", "too late", parent_id="cm")
+        await edge.answer(created, content="eyJ2b2x1bWUiOiAxfQ==")
+        await edge.answer(refused, "error", "no room")
+        got = [await cloud.until(lambda one: bool(one.message.parent_id)) for _ in range(2)]
+        assert [(one.message.operation, one.message.parent_id, one.message.content) for one in got] == [
+            ("response", "v1", b'"eyJ2b2x1bWUiOiAxfQ=="'),
+            ("error", "v2", b'"no room"'),
+        ]
+        assert got[0].message.resource == "node/edge-1/default/volume/v1"
+        assert hub.metric("dispatcher", "ignored_total", reason="unknown_message") == 2
+        assert hub.metric("dispatcher", "refused_total") == 1
+
+
 async def test_a_late_answer_expires(tmp_path: Path, authority: TestAuthority) -> None:
     """C40: an answer nobody acknowledges ends by its time, and one for an absent node is refused."""
     settings = {"answer_seconds": 0.3, "ack_seconds": 20}

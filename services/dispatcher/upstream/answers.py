@@ -11,14 +11,15 @@ def answer(
 ) -> Message:
     """A message to the edge that answers `request`; `content` becomes a JSON string.
 
-    `resource` is the request's as the edge wrote it, without the prefix that subscribers see.
+    `resource` is the request's as the edge wrote it, without the prefix that subscribers see. Edges throw
+    away what is of another group than these two, also where their request was of one (`meta`).
     """
     return Message(
         id=message_id,
         parent_id=request.id,
         timestamp_ms=at_ms,
         source=HUB_SOURCE,
-        group=request.group,
+        group="user" if request.group == "user" else "resource",
         operation=operation,
         resource=resource,
         content=json.dumps(content, ensure_ascii=False).encode(),

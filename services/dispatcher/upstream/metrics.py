@@ -20,6 +20,9 @@ class UpstreamMetrics:
         self.merged = counter("merged", "Status reports merged into one that still waited.")
         self.dropped = counter("dropped", "Messages dropped, by the bound they met.", "reason")
         self.answered = counter("answered", "Requests of edges answered by the hub itself.", "answer")
+        self.unanswered = counter(
+            "unanswered", "Requests of edges that the hub should answer and cannot.", "reason"
+        )
         self.events = counter("events", "Lifecycle events told to modules.", "kind")
         self.events_done = counter("events_done", "Lifecycle events whose copies are all settled.")
         self.handed = counter("handed", "Messages handed to subscribers.")

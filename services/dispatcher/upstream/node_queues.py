@@ -353,14 +353,14 @@ class NodeQueues:
             self._lines.forget_if_empty(lane)
 
     def drop_unserved_requests(self) -> list[Parcel]:
-        """Takes out the synchronous requests of modules that have no subscriber; gives them back."""
+        """Takes out the requests of modules that have no subscriber; gives them back."""
         found = [
             parcel
             for module in self._modules.values()
             if not module.crowd.all
             for lane in module.lanes.values()
             for parcel in lane.waiting()
-            if parcel.kind is Kind.MESSAGE and parcel.message.sync
+            if parcel.kind is Kind.MESSAGE and parcel.wants_answer
         ]
         for parcel in found:
             self._drop(parcel)

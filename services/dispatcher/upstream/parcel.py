@@ -23,10 +23,11 @@ class Parcel:
     """A message for a module.
 
     `message` has the resource as subscribers see it, `resource` is as the node knows it. `merge_key`
-    is empty unless it is a report that may be merged. `place` is an upload's place in the store, and of
-    a relayed one its delivery id at the other dispatcher; `relay` is the number of the relay that brought
-    it. `number` is given by the queue. When a subscriber gets it `handed_at` is set, in seconds of a
-    monotonic clock, and `handed_at_ms` by the wall's.
+    is empty unless it is a report that may be merged. With `wants_answer` it is a request, answered `error`
+    if nobody takes it. `place` is an upload's place in the store, and of a relayed one its delivery id at the
+    other dispatcher; `relay` is the number of the relay that brought it. `number` is given by the queue. When
+    a subscriber gets it `handed_at` is set, in seconds of a monotonic clock, and `handed_at_ms` by the wall
+    clock.
     """
 
     module: str
@@ -37,6 +38,7 @@ class Parcel:
     kind: Kind = Kind.MESSAGE
     resource: str = ""
     merge_key: str = ""
+    wants_answer: bool = False
     place: int = 0
     relay: int = 0
     number: int = 0

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 
 from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.ack_mode import resource_type
 
 EVENTS_MODULE = "edgecontroller"
 ROUTER = "router"
@@ -16,6 +17,11 @@ MOST_REFUSAL_CHARS = 1024
 
 # Operations by which an edge reports on the tasks a task program gave it.
 _TASK_OPERATIONS = frozenset({"upgrade", "rollback", "backup", "prepull", "UpdateNodeActionStatus"})
+_RECEIPTS = frozenset({b'"OK"', b"null", b""})
+_ANSWERS = frozenset({"response", "error"})
+# What an edge waits to have been created.
+_INSERTED_TYPES = frozenset({"node", "lease"})
+_CERTIFICATE_TYPE = "certificatesigningrequest"
 _LIFECYCLE_OPERATIONS = frozenset({"connected", "disconnected"})
 
 
@@ -110,6 +116,35 @@ def _noise(message: Message) -> Noise | None:
     if message.source == HUB_SOURCE and message.operation in _LIFECYCLE_OPERATIONS:
         return Noise("forged_event")
     return None
+
+
+def is_receipt(content: bytes) -> bool:
+    """Whether a `response` with this content says no more than that its parent was stored."""
+    return content == b'"OK"' or content.strip() in _RECEIPTS
+
+
+def answer_route(message: Message) -> Route:
+    """Where a `response` or an `error` goes whose parent is no message that waits for an acknowledgement: it
+    answers a request of a cloud program."""
+    return _noise(message) or _BY_SOURCE.get(message.source, _ALL_ELSE)
+
+
+def wants_answer(message: Message) -> bool:
+    """Whether the edge waits for an answer to this message, its resource as the edge wrote it, and takes an
+    `error` for one.
+
+    Stock edges never set `sync`: their requests are known by what they are. An `error` to a request for
+    `k8s/ca.crt` or for a certificate would be stored in its place and end the edge: there is none.
+    """
+    operation = message.operation
+    if operation in _ANSWERS:
+        return False
+    kind = resource_type(message.resource)
+    if kind == _CERTIFICATE_TYPE or message.resource == CA_RESOURCE:
+        return False
+    if message.sync or operation == "query" or message.source == "metaserver":
+        return True
+    return operation == "insert" and message.source == "edged" and kind in _INSERTED_TYPES
 
 
 def refusal_text(content: bytes) -> str:

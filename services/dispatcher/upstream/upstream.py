@@ -28,6 +28,7 @@ from services.dispatcher.upstream.routing import (
     Noise,
     Route,
     ToModule,
+    wants_answer,
 )
 from services.dispatcher.upstream.settings import UpstreamSettings
 from services.dispatcher.upstream.shares import Amount
@@ -206,14 +207,17 @@ class Upstream:
                 raise ValueError(f"{type(route).__name__} is the link's to handle")
 
     def _to_module(self, module: str, node_id: str, epoch: int, message: Message, size_bytes: int) -> None:
-        if message.sync and not self._queues.is_served(module) and self._knows_who_serves:
+        is_request = wants_answer(message)
+        if is_request and not self._queues.is_served(module) and self._knows_who_serves:
             self._answer_unserved(module, node_id, epoch, message, message.resource)
             return
         self._spans.received(message, module, node_id, epoch)
         key = merge_key(message)
         resource = message.resource
         message.resource = f"node/{node_id}/{resource}"
-        self._put(Parcel(module, node_id, epoch, message, size_bytes, Kind.MESSAGE, resource, key))
+        self._put(
+            Parcel(module, node_id, epoch, message, size_bytes, Kind.MESSAGE, resource, key, is_request)
+        )
         self._wake()
 
     def _answer_unserved(
@@ -233,8 +237,8 @@ class Upstream:
 
     def _answer_ca(self, node_id: str, epoch: int, message: Message) -> None:
         if self._cluster_ca is None:
-            self.metrics.answered.labels("no_ca").inc()
-            self.reply(node_id, epoch, message, "error", "the hub has no cluster CA configured")
+            # No `error`: an edge writes what it gets into the file of its CA.
+            self.metrics.unanswered.labels("no_ca").inc()
         else:
             self.metrics.answered.labels("ca").inc()
             self.reply(node_id, epoch, message, "response", self._cluster_ca.decode("ascii"))
@@ -293,7 +297,7 @@ class Upstream:
             self.metrics.dropped.labels(bound).inc()
             if lost.kind is Kind.EVENT:
                 self._events.settled(lost)
-            elif lost.message.sync:
+            elif lost.wants_answer:
                 self._reply(lost.node_id, lost.epoch, lost.message, lost.resource, "error", OVERLOADED)
 
     def _wake(self) -> None:

@@ -19,7 +19,9 @@ from services.dispatcher.upstream.routing import (
     Noise,
     Route,
     ToModule,
+    answer_route,
     classify,
+    is_receipt,
     refusal_text,
 )
 
@@ -132,6 +134,8 @@ def test_a_refusal_is_text_whatever_the_content(content: bytes, text: str) -> No
         ("update", "default/podpatch/p1", False, False),
         ("update", "default/podlist/p1", False, False),
         ("update", "device/d1/twin/edge_updated", False, False),
+        ("update", "kube-node-lease/lease/edge-1", False, False),
+        ("update", "null/certificatesigningrequest/c", False, False),
         ("update", "", False, False),
     ],
 )
@@ -141,6 +145,38 @@ def test_only_updates_of_named_resources_may_be_merged(
     """C30: lists, patches and synchronous requests never are."""
     message = Message(operation=operation, resource=resource, sync=sync)
     assert merge_key(message) == (resource if mergeable else "")
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [("meta", "resource"), ("dynamiccontroller", "resource"), ("", "resource"), ("user", "user")],
+)
+def test_an_answer_is_of_a_group_that_edges_take(group: str, expected: str) -> None:
+    message = answer(
+        Message(id="q", group=group), resource="r", message_id="a", at_ms=7, content="", operation="error"
+    )
+    assert message.group == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b'"OK"', True), (b' "OK"\n', True), (b"null", True), (b"", True), (b'"ok"', False), (b"{}", False)],
+)
+def test_a_response_that_says_no_more_than_ok_is_an_acknowledgement(content: bytes, expected: bool) -> None:
+    assert is_receipt(content) is expected
+
+
+@pytest.mark.parametrize(
+    ("message", "route"),
+    [
+        (Message(id="1", operation="response", source="edged", parent_id="v"), ToModule("edgecontroller")),
+        (Message(id="1", operation="error", source="twin", parent_id="v"), ToModule("devicecontroller")),
+        (Message(id="1", operation="error", source="metaserver"), ToModule("dynamiccontroller")),
+        (Message(operation="response", source="edged", parent_id="v"), Noise("missing_id")),
+    ],
+)
+def test_an_answer_goes_to_the_module_of_its_kind(message: Message, route: object) -> None:
+    assert answer_route(message) == route
 
 
 def test_an_answer_carries_the_request_it_answers() -> None:
