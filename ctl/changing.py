@@ -1,6 +1,7 @@
 """Commands that change something."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from cloudhub.v1 import connector_pb2, dispatcher_pb2, resources_pb2, sessions_p
 from cloudhub.v1.message_pb2 import Message
 from ctl import tables
 from ctl.app import NodeArgument, OutputOption, YesOption, app, confirm, run
-from ctl.faults import CtlFault, ExitCode
+from ctl.faults import CtlFault, ExitCode, unknown_nodes
 from ctl.hub import Connector, Hub
 from ctl.looking import ConnectorArgument
 from ctl.manifests import ManifestFault, publish_request, read_manifests, version_by_clock
@@ -69,6 +70,9 @@ def publish(
     ] = None,
     waiting: Annotated[bool, typer.Option("--wait", help="until the nodes have acknowledged")] = False,
     wait_seconds: Annotated[float, typer.Option(min=0.1, help="how long --wait waits")] = 60.0,
+    unknown: Annotated[
+        bool, typer.Option("--unknown", help="to nodes of --node too that the hub does not know yet")
+    ] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Publishes the objects of manifests to nodes, and says what came of it for each."""
@@ -84,6 +88,8 @@ def publish(
                 raise CtlFault(
                     ExitCode.NOT_FOUND, "the hub knows no such node; `cloudhubctl nodes` lists them"
                 )
+        elif not unknown:
+            await _check_known(hub, nodes, "--unknown publishes to nodes that have yet to connect")
         for request in requests:
             request.node_ids[:] = nodes
         with progress() as bars:
@@ -100,6 +106,13 @@ def publish(
         return exit_code(done, waited=waiting)
 
     run(context, work)
+
+
+async def _check_known(hub: Hub, node_ids: Sequence[str], flag: str) -> None:
+    """Raises CtlFault if the hub does not know all of these nodes."""
+    found = await hub.dispatcher.unknown(node_ids)
+    if found:
+        raise unknown_nodes(found, flag)
 
 
 def _tell(done: list[Delivery], objects: int, nodes: int, *, waited: bool) -> None:
@@ -196,7 +209,7 @@ def evict(
 
     async def work(hub: Hub) -> None:
         request = sessions_pb2.EvictSessionRequest(node_id=node, epoch=epoch)
-        ended = (await hub.sessions.call(hub.sessions.admin.EvictSession, request)).session
+        ended = (await hub.about(node, hub.sessions.admin.EvictSession, request)).session
         if output is Output.JSON:
             show_json(as_dict(ended))
         else:
@@ -207,12 +220,20 @@ def evict(
 
 @app.command()
 def delete_node(
-    context: typer.Context, node: NodeArgument, yes: YesOption = False, output: OutputOption = Output.TABLE
+    context: typer.Context,
+    node: NodeArgument,
+    yes: YesOption = False,
+    unknown: Annotated[
+        bool, typer.Option("--unknown", help="also one that the hub does not know: done before, perhaps")
+    ] = False,
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Deletes a node: its session ends, and all that is stored for it goes."""
     confirm(f"Delete {shown(node)} and all that is stored for it?", yes)
 
     async def work(hub: Hub) -> ExitCode:
+        if not unknown:
+            await _check_known(hub, [node], "--unknown deletes what an interrupted delete may have left")
         message = Message(source="cloudhubctl", group="resource", operation="delete", resource=f"node/{node}")
         request = dispatcher_pb2.PublishRequest(message=message)
         answer = await hub.dispatcher.call(hub.dispatcher.publishing.Publish, request)

@@ -8,6 +8,7 @@ import typer
 from cloudhub.v1 import enrolment_pb2 as pb
 from ctl import tables
 from ctl.app import NodeArgument, OutputOption, PrefixOption, YesOption, app, confirm, run
+from ctl.faults import UNKNOWN, CtlFault, unknown_nodes
 from ctl.hub import Hub
 from ctl.output import Output, as_dict, note, show_json, show_table, write
 from services.runtime.names import shown
@@ -99,14 +100,26 @@ def certificates(
 
 @app.command("revoke-node")
 def revoke_node(
-    context: typer.Context, node: NodeArgument, yes: YesOption = False, output: OutputOption = Output.TABLE
+    context: typer.Context,
+    node: NodeArgument,
+    yes: YesOption = False,
+    unknown: Annotated[
+        bool, typer.Option("--unknown", help="also one that never enrolled here and never connected")
+    ] = False,
+    output: OutputOption = Output.TABLE,
 ) -> None:
     """Refuses a node's certificates and cuts its link; it needs a new join token."""
     confirm(f"Refuse all certificates that {shown(node)} has?", yes)
 
     async def work(hub: Hub) -> None:
-        request = pb.RevokeNodeRequest(node_id=node)
-        answer = await hub.sessions.call(hub.sessions.enrolment.RevokeNode, request)
+        request = pb.RevokeNodeRequest(node_id=node, may_be_unknown=unknown)
+        try:
+            answer = await hub.sessions.call(hub.sessions.enrolment.RevokeNode, request)
+        except CtlFault as fault:
+            if fault.reason not in UNKNOWN:
+                raise
+            # A certificate that was made elsewhere, and that was never shown, is refused all the same.
+            raise unknown_nodes([node], "--unknown refuses a node that never was here") from fault
         if output is Output.JSON:
             show_json(as_dict(answer))
         else:

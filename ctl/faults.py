@@ -4,11 +4,13 @@ CtlFault            knows its exit code; raised with a sentence for people
 fault_of(error)     the CtlFault of a failed gRPC call
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import grpc
 
 from services.runtime.callers import REASONS as CERTIFICATE_REASONS
+from services.runtime.names import shown
 from services.runtime.rpc import NO_ANSWER, error_info
 
 
@@ -29,21 +31,41 @@ class ExitCode(IntEnum):
     BROKEN_PIPE = 141
 
 
+_NAMED = 5
+UNKNOWN = ("NODE_UNKNOWN", "UNKNOWN_NODE")
+"""Reasons of the hub: a dispatcher's, and that of sessions."""
+
+
 class CtlFault(Exception):
     """The command cannot be carried out; the text says why and what to try."""
 
-    def __init__(self, code: ExitCode, text: str) -> None:
+    def __init__(self, code: ExitCode, text: str, reason: str = "") -> None:
         super().__init__(text)
         self.code = code
+        self.reason = reason
+        """That of the hub, for programs: `NODE_UNKNOWN`, ...; empty: the hub was not asked, or gave none."""
+
+
+def unknown_nodes(node_ids: Sequence[str], flag: str = "") -> CtlFault:
+    """Ids that name no node, misspelt ones as a rule; `flag` is for whoever means them all the same."""
+    named = ", ".join(map(shown, node_ids[:_NAMED]))
+    more = f" and {len(node_ids) - _NAMED} more" if len(node_ids) > _NAMED else ""
+    noun = "node" if len(node_ids) == 1 else "nodes"
+    hint = f"; {flag}" if flag else ""
+    return CtlFault(
+        ExitCode.NOT_FOUND,
+        f"the hub knows no {noun} {named}{more}: `cloudhubctl nodes` lists those that it knows{hint}",
+        UNKNOWN[0],
+    )
 
 
 _HINTS = {
-    "NODE_UNKNOWN": "`cloudhubctl nodes` lists those that the hub knows",
+    "NODE_UNKNOWN": "`cloudhubctl nodes` lists those that it knows",
     "UNKNOWN_NODE": "`cloudhubctl sessions` lists who is connected",
+    "NO_LIVE_SESSION": "`cloudhubctl session NODE` shows how its last one ended",
     "MESSAGE_UNKNOWN": "an object with a metadata.uid is known by that, any other by NAMESPACE/TYPE/NAME; "
     "`cloudhubctl inspect NODE` lists what is pending",
     "OTHER_EPOCH": "`cloudhubctl session NODE` shows the live one",
-    "NO_SESSION": "`cloudhubctl session NODE` shows how its last one ended",
     "ROLE_FORBIDDEN": "give a certificate of another role (docs/operations.md)",
     "CERTIFICATE_WITHOUT_ROLE": "give a certificate of an operator or publisher (docs/operations.md)",
     **dict.fromkeys(
@@ -92,4 +114,4 @@ def fault_of(
     if code in TRY_AGAIN:
         return CtlFault(ExitCode.UNREACHABLE, f"{where} cannot do it now: {detail}; try again")
     hint = f"; {_HINTS[reason]}" if reason in _HINTS else ""
-    return CtlFault(_CODES.get(code, ExitCode.FAILED), f"{detail}{hint}")
+    return CtlFault(_CODES.get(code, ExitCode.FAILED), f"{detail}{hint}", reason if from_hub else "")

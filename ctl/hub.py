@@ -1,7 +1,7 @@
 """The services of a hub as the command line calls them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from cloudhub.v1.connector_pb2_grpc import ConnectorAdminStub
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub, DispatcherServiceStub
 from cloudhub.v1.enrolment_pb2_grpc import EnrolmentAdminStub
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub
-from ctl.faults import TRY_AGAIN, CtlFault, ExitCode, fault_of
+from ctl.faults import TRY_AGAIN, UNKNOWN, CtlFault, ExitCode, fault_of, unknown_nodes
 from ctl.output import note
 from services.runtime.clock import SystemClock
 from services.runtime.errors import StartupError
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 PAGE = 1000
+_NODES_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,16 @@ class Dispatcher(Service):
         """Its service for operators."""
         return DispatcherAdminStub(self.channel)
 
+    async def unknown(self, node_ids: Sequence[str]) -> list[str]:
+        """Those among the ids that name no node that the hub knows."""
+        found: list[str] = []
+        for start in range(0, len(node_ids), _NODES_AT_ONCE):
+            request = dispatcher_pb2.FindUnknownNodesRequest(
+                node_ids=node_ids[start : start + _NODES_AT_ONCE]
+            )
+            found.extend((await self.call(self.publishing.FindUnknownNodes, request)).node_ids)
+        return found
+
     async def nodes(
         self, prefix: str = "", *, only_parked: bool = False, older_than_seconds: float | None = None
     ) -> list[dispatcher_pb2.NodeDelivery]:
@@ -286,6 +297,28 @@ class Hub:
 
         held = await asyncio.gather(*map(holds, self.dispatchers))
         return next((one for one, here in zip(self.dispatchers, held, strict=True) if here), self.dispatcher)
+
+    async def about(
+        self, node_id: str, method: "grpc.aio.UnaryUnaryMultiCallable[Any, Answer]", request: object
+    ) -> Answer:
+        """What sessions answers about a node. It knows nodes that had a session; whether the hub knows the id
+        at all, a dispatcher says."""
+        try:
+            return await self.sessions.call(method, request)
+        except CtlFault as fault:
+            if fault.reason in UNKNOWN and await self._is_misspelt(node_id):
+                raise unknown_nodes([node_id]) from fault
+            raise
+
+    async def _is_misspelt(self, node_id: str) -> bool:
+        try:
+            admin = self.dispatcher.admin
+            await self.dispatcher.call(
+                admin.InspectNode, dispatcher_pb2.InspectNodeRequest(node_id=node_id, page_size=1)
+            )
+        except CtlFault as fault:
+            return fault.reason in UNKNOWN
+        return False
 
     async def connector(self, name: str = "") -> Connector:
         """The connector of a name or id, at the address that it advertises; else that of --connector."""

@@ -168,7 +168,7 @@ def session(context: typer.Context, node: NodeArgument, output: OutputOption = O
 
     async def work(hub: Hub) -> None:
         request = sessions_pb2.GetSessionRequest(node_id=node)
-        answer = await hub.sessions.call(hub.sessions.admin.GetSession, request)
+        answer = await hub.about(node, hub.sessions.admin.GetSession, request)
         if output is Output.JSON:
             show_json(as_dict(answer.session))
         else:

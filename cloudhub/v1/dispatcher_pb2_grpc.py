@@ -51,6 +51,11 @@ class DispatcherServiceStub:
                 request_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.SubscribeRequest.SerializeToString,
                 response_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.SubscribeResponse.FromString,
                 _registered_method=True)
+        self.FindUnknownNodes = channel.unary_unary(
+                '/cloudhub.v1.DispatcherService/FindUnknownNodes',
+                request_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.FindUnknownNodesRequest.SerializeToString,
+                response_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.FindUnknownNodesResponse.FromString,
+                _registered_method=True)
 
 
 class DispatcherServiceServicer:
@@ -88,6 +93,14 @@ class DispatcherServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindUnknownNodes(self, request, context):
+        """Which of these nodes the hub does not know: they never connected and nothing is kept of a message to them. A
+        publish to such a node is accepted all the same (--unknown-nodes); who wants no misspelt id asks first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DispatcherServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -105,6 +118,11 @@ def add_DispatcherServiceServicer_to_server(servicer, server):
                     servicer.Subscribe,
                     request_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.SubscribeRequest.FromString,
                     response_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.SubscribeResponse.SerializeToString,
+            ),
+            'FindUnknownNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindUnknownNodes,
+                    request_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.FindUnknownNodesRequest.FromString,
+                    response_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.FindUnknownNodesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -199,9 +217,37 @@ class DispatcherService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def FindUnknownNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloudhub.v1.DispatcherService/FindUnknownNodes',
+            cloudhub_dot_v1_dot_dispatcher__pb2.FindUnknownNodesRequest.SerializeToString,
+            cloudhub_dot_v1_dot_dispatcher__pb2.FindUnknownNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class DispatcherAdminStub:
-    """For operators: where messages are, and what can be done about them.
+    """For operators: where messages are, and what can be done about them. A call about one node that the hub does not
+    know (it never connected and nothing is kept of a message to it) ends with NOT_FOUND, reason NODE_UNKNOWN.
     """
 
     def __init__(self, channel):
@@ -248,7 +294,8 @@ class DispatcherAdminStub:
 
 
 class DispatcherAdminServicer:
-    """For operators: where messages are, and what can be done about them.
+    """For operators: where messages are, and what can be done about them. A call about one node that the hub does not
+    know (it never connected and nothing is kept of a message to it) ends with NOT_FOUND, reason NODE_UNKNOWN.
     """
 
     def ListNodes(self, request, context):
@@ -348,7 +395,8 @@ def add_DispatcherAdminServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DispatcherAdmin:
-    """For operators: where messages are, and what can be done about them.
+    """For operators: where messages are, and what can be done about them. A call about one node that the hub does not
+    know (it never connected and nothing is kept of a message to it) ends with NOT_FOUND, reason NODE_UNKNOWN.
     """
 
     @staticmethod

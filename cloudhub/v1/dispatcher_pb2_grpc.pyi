@@ -53,6 +53,10 @@ class DispatcherServiceStub:
     a module get its nodes in turn, and all that a node says there until it is acknowledged. One that acknowledges
     nothing for a minute (a setting) while another could have what it holds is ended: ABORTED, NO_ACKNOWLEDGEMENT.
     """
+    FindUnknownNodes: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.FindUnknownNodesRequest, _dispatcher_pb2.FindUnknownNodesResponse]
+    """Which of these nodes the hub does not know: they never connected and nothing is kept of a message to them. A
+    publish to such a node is accepted all the same (--unknown-nodes); who wants no misspelt id asks first.
+    """
 
 @_typing.type_check_only
 class DispatcherServiceAsyncStub(DispatcherServiceStub):
@@ -77,6 +81,10 @@ class DispatcherServiceAsyncStub(DispatcherServiceStub):
     acknowledge. What was not acknowledged when the stream ends goes to another subscriber. Subscribers of
     a module get its nodes in turn, and all that a node says there until it is acknowledged. One that acknowledges
     nothing for a minute (a setting) while another could have what it holds is ended: ABORTED, NO_ACKNOWLEDGEMENT.
+    """
+    FindUnknownNodes: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.FindUnknownNodesRequest, _dispatcher_pb2.FindUnknownNodesResponse]  # type: ignore[assignment]
+    """Which of these nodes the hub does not know: they never connected and nothing is kept of a message to them. A
+    publish to such a node is accepted all the same (--unknown-nodes); who wants no misspelt id asks first.
     """
 
 class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -119,10 +127,22 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         nothing for a minute (a setting) while another could have what it holds is ended: ABORTED, NO_ACKNOWLEDGEMENT.
         """
 
+    @_abc_1.abstractmethod
+    def FindUnknownNodes(
+        self,
+        request: _dispatcher_pb2.FindUnknownNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dispatcher_pb2.FindUnknownNodesResponse, _abc.Awaitable[_dispatcher_pb2.FindUnknownNodesResponse]]:
+        """Which of these nodes the hub does not know: they never connected and nothing is kept of a message to them. A
+        publish to such a node is accepted all the same (--unknown-nodes); who wants no misspelt id asks first.
+        """
+
 def add_DispatcherServiceServicer_to_server(servicer: DispatcherServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class DispatcherAdminStub:
-    """For operators: where messages are, and what can be done about them."""
+    """For operators: where messages are, and what can be done about them. A call about one node that the hub does not
+    know (it never connected and nothing is kept of a message to it) ends with NOT_FOUND, reason NODE_UNKNOWN.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -147,7 +167,9 @@ class DispatcherAdminStub:
 
 @_typing.type_check_only
 class DispatcherAdminAsyncStub(DispatcherAdminStub):
-    """For operators: where messages are, and what can be done about them."""
+    """For operators: where messages are, and what can be done about them. A call about one node that the hub does not
+    know (it never connected and nothing is kept of a message to it) ends with NOT_FOUND, reason NODE_UNKNOWN.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListNodes: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ListNodesRequest, _dispatcher_pb2.ListNodesResponse]  # type: ignore[assignment]
@@ -168,7 +190,9 @@ class DispatcherAdminAsyncStub(DispatcherAdminStub):
     """What this process holds: tasks, descriptors, memory, sessions, queues."""
 
 class DispatcherAdminServicer(metaclass=_abc_1.ABCMeta):
-    """For operators: where messages are, and what can be done about them."""
+    """For operators: where messages are, and what can be done about them. A call about one node that the hub does not
+    know (it never connected and nothing is kept of a message to it) ends with NOT_FOUND, reason NODE_UNKNOWN.
+    """
 
     @_abc_1.abstractmethod
     def ListNodes(

@@ -455,15 +455,19 @@ class RevokeNodeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_ID_FIELD_NUMBER: _builtins.int
+    MAY_BE_UNKNOWN_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
+    may_be_unknown: _builtins.bool
+    """Also a node that never enrolled here and never had a session: its certificate was made elsewhere."""
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
+        may_be_unknown: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["may_be_unknown", b"may_be_unknown", "node_id", b"node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

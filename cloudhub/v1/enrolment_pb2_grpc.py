@@ -180,7 +180,8 @@ class EnrolmentAdminServicer:
 
     def RevokeNode(self, request, context):
         """Refuses all links of the node's present certificates, cuts its live link, and lets it enrol again only by
-        a token that is made later.
+        a token that is made later. A node that never enrolled here and never had a session is NOT_FOUND, UNKNOWN_NODE,
+        unless the request says that it may be one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -86,7 +86,8 @@ class EnrolmentAdminStub:
     """Certificates issued, in order of node. Those that have expired go when their node gets the next one."""
     RevokeNode: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.RevokeNodeRequest, _enrolment_pb2.RevokeNodeResponse]
     """Refuses all links of the node's present certificates, cuts its live link, and lets it enrol again only by
-    a token that is made later.
+    a token that is made later. A node that never enrolled here and never had a session is NOT_FOUND, UNKNOWN_NODE,
+    unless the request says that it may be one.
     """
     ReinstateNode: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.ReinstateNodeRequest, _enrolment_pb2.ReinstateNodeResponse]
     """Takes a revocation back: the node's certificates are good again."""
@@ -106,7 +107,8 @@ class EnrolmentAdminAsyncStub(EnrolmentAdminStub):
     """Certificates issued, in order of node. Those that have expired go when their node gets the next one."""
     RevokeNode: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.RevokeNodeRequest, _enrolment_pb2.RevokeNodeResponse]  # type: ignore[assignment]
     """Refuses all links of the node's present certificates, cuts its live link, and lets it enrol again only by
-    a token that is made later.
+    a token that is made later. A node that never enrolled here and never had a session is NOT_FOUND, UNKNOWN_NODE,
+    unless the request says that it may be one.
     """
     ReinstateNode: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.ReinstateNodeRequest, _enrolment_pb2.ReinstateNodeResponse]  # type: ignore[assignment]
     """Takes a revocation back: the node's certificates are good again."""
@@ -153,7 +155,8 @@ class EnrolmentAdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrolment_pb2.RevokeNodeResponse, _abc.Awaitable[_enrolment_pb2.RevokeNodeResponse]]:
         """Refuses all links of the node's present certificates, cuts its live link, and lets it enrol again only by
-        a token that is made later.
+        a token that is made later. A node that never enrolled here and never had a session is NOT_FOUND, UNKNOWN_NODE,
+        unless the request says that it may be one.
         """
 
     @_abc_1.abstractmethod

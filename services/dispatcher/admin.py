@@ -67,6 +67,15 @@ def _node_id(text: str) -> str:
     return text
 
 
+def unknown_node(node_id: str) -> NotFound:
+    """What a call about a node is answered that nothing is known of."""
+    return NotFound(
+        "NODE_UNKNOWN",
+        f"the hub knows no node {node_id}: it never connected, and no message to it is kept",
+        node_id=node_id,
+    )
+
+
 class DispatcherAdmin(DispatcherAdminServicer):
     """For operators."""
 
@@ -100,9 +109,7 @@ class DispatcherAdmin(DispatcherAdminServicer):
             raise InvalidRequest("page_token", "is not a next_page_token of this call")
         summary = await self._outbox.summary(node_id)
         if summary is None:
-            raise NotFound(
-                "NODE_UNKNOWN", f"nothing was ever published to node {node_id}, nor did it connect"
-            )
+            raise unknown_node(node_id)
         rows = await self._outbox.pending(node_id, int(token), size + 1)
         # A page has fewer objects where their names are long.
         objects = next(portions(map(self._object, rows), _size_of, size, MAX_ANSWER_BYTES), [])
@@ -124,6 +131,7 @@ class DispatcherAdmin(DispatcherAdminServicer):
         row = await self._outbox.find(node_id, message_id, key)
         events = await self._outbox.history(node_id, message_id, key, MOST_EVENTS)
         if row is None and not events:
+            await self._check_known(node_id)
             what = f"message {shown(message_id)}" if message_id else f"object {shown(key)}"
             raise NotFound(
                 "MESSAGE_UNKNOWN", f"node {node_id} has no {what}, or its history has been dropped"
@@ -154,6 +162,7 @@ class DispatcherAdmin(DispatcherAdminServicer):
     async def Redeliver(self, request: pb.RedeliverRequest, context: Context) -> pb.RedeliverResponse:
         """See dispatcher.proto."""
         node_id, key = _node_id(request.node_id), _stored_name("object_key", request.object_key)
+        await self._check_known(node_id)
         count = await self._outbox.redeliver(node_id, key, self._clock.wall_ms())
         self._delivery.reread(node_id)
         return pb.RedeliverResponse(redelivered=count)
@@ -163,20 +172,27 @@ class DispatcherAdmin(DispatcherAdminServicer):
         node_id = _node_id(request.node_id)
         if bool(request.object_key) == request.all:
             raise InvalidRequest("object_key", "name an object, or set all to true")
-        count = await self._outbox.purge(
-            node_id, _stored_name("object_key", request.object_key), self._clock.wall_ms()
-        )
+        key = _stored_name("object_key", request.object_key)
+        await self._check_known(node_id)
+        count = await self._outbox.purge(node_id, key, self._clock.wall_ms())
         self._delivery.reread(node_id)
         return pb.PurgeResponse(purged=count)
 
     async def ResyncNode(self, request: pb.ResyncNodeRequest, context: Context) -> pb.ResyncNodeResponse:
         """See dispatcher.proto."""
-        count = await self._outbox.resync(_node_id(request.node_id), self._clock.wall_ms())
+        node_id = _node_id(request.node_id)
+        await self._check_known(node_id)
+        count = await self._outbox.resync(node_id, self._clock.wall_ms())
         return pb.ResyncNodeResponse(objects=count)
 
     async def GetResources(self, request: GetResourcesRequest, context: Context) -> DispatcherResources:
         """See resources.proto."""
         return dispatcher_resources(self._holders, collect_garbage=request.collect_garbage)
+
+    async def _check_known(self, node_id: str) -> None:
+        """Raises NotFound for a node that nothing is known of: its id is misspelt, as a rule."""
+        if not await self._outbox.last_seqs([node_id]):
+            raise unknown_node(node_id)
 
     def _node(self, summary: NodeSummary) -> pb.NodeDelivery:
         node = summary.node

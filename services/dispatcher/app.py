@@ -257,7 +257,8 @@ async def running_app(
         )
         metrics.grpc.watch(security)
         add_DispatcherServiceServicer_to_server(
-            DispatcherServicer(publishing, UpstreamServicer(upstream, server.caller_of)), server.grpc_server
+            DispatcherServicer(publishing, UpstreamServicer(upstream, server.caller_of), outbox),
+            server.grpc_server,
         )
         holders = (delivery, ends, openings, keepalive, stranded, links, upstream, peers, handover, to_owners)
         add_DispatcherAdminServicer_to_server(

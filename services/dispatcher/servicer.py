@@ -9,11 +9,13 @@ import grpc
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceServicer
 from services.dispatcher.node_deletion import node_to_delete
+from services.dispatcher.outbox.contract import Outbox
 from services.dispatcher.publishing import LARGE_OUTCOMES, Publishing
 from services.dispatcher.upstream.subscriptions import UpstreamServicer
 from services.runtime.batching import portions
 from services.runtime.errors import InvalidRequest
 from services.runtime.interceptor import next_request
+from services.runtime.names import check_node_id
 from services.runtime.rpc import MAX_ANSWER_BYTES
 from services.runtime.tracing import traceparent_in
 
@@ -52,9 +54,10 @@ def _answers(responses: list[pb.PublishResponse]) -> Iterable[list[pb.PublishRes
 class DispatcherServicer(DispatcherServiceServicer):
     """For cloud programs."""
 
-    def __init__(self, publishing: Publishing, upstream: UpstreamServicer) -> None:
+    def __init__(self, publishing: Publishing, upstream: UpstreamServicer, outbox: Outbox) -> None:
         self._publishing = publishing
         self._upstream = upstream
+        self._outbox = outbox
 
     async def Publish(
         self, request: pb.PublishRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -116,3 +119,16 @@ class DispatcherServicer(DispatcherServiceServicer):
         """See dispatcher.proto."""
         async for response in self._upstream.Subscribe(request_iterator, context):
             yield response
+
+    async def FindUnknownNodes(
+        self, request: pb.FindUnknownNodesRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.FindUnknownNodesResponse:
+        """See dispatcher.proto."""
+        if len(request.node_ids) > MAX_OUTCOMES:
+            raise InvalidRequest("node_ids", f"{len(request.node_ids)} nodes; at most {MAX_OUTCOMES}")
+        fault = next(filter(None, map(check_node_id, request.node_ids)), None)
+        if fault:
+            raise InvalidRequest("node_ids", fault)
+        wanted = list(dict.fromkeys(request.node_ids))
+        known = await self._outbox.last_seqs(wanted) if wanted else {}
+        return pb.FindUnknownNodesResponse(node_ids=[one for one in wanted if one not in known])

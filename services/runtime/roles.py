@@ -39,7 +39,10 @@ def _methods(service: str, roles: frozenset[Role], *methods: str) -> dict[str, f
 
 
 ALLOWED: Mapping[str, frozenset[Role]] = {
-    **_methods("cloudhub.v1.DispatcherService", _PUBLISHERS, "Publish", "PublishStream", "Subscribe"),
+    **_methods(
+        *("cloudhub.v1.DispatcherService", _PUBLISHERS),
+        *("Publish", "PublishStream", "Subscribe", "FindUnknownNodes"),
+    ),
     **_methods(
         *("cloudhub.v1.DispatcherAdmin", _OPERATORS),
         *("ListNodes", "InspectNode", "ExplainDelivery"),

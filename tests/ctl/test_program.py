@@ -119,7 +119,9 @@ async def test_a_manifest_is_published_and_waited_for(program: Program) -> None:
 async def test_a_node_that_is_away_ends_the_wait_in_time(program: Program) -> None:
     file = program.file("away.yaml", MANIFEST)
 
-    done = await program.run("publish", "-f", file, "-n", "edge-7", "--wait", "--wait-seconds", "0.3")
+    done = await program.run(
+        *("publish", "-f", file, "-n", "edge-7", "--unknown"), "--wait", "--wait-seconds", "0.3"
+    )
 
     assert done.code == 5
     assert "edge-7  shop/configmap/prices  pending  Pending: the node is not connected" in done.out
@@ -170,15 +172,13 @@ def closed_port() -> str:
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        ("session edge-99", 4, "node edge-99 never had a session; `cloudhubctl sessions` lists"),
-        ("inspect edge-99", 4, "`cloudhubctl nodes` lists those that the hub knows"),
         ("explain edge-1 nothing", 4, "node edge-1 has no object nothing"),
-        ("evict edge-99", 4, "edge-99 "),
         ("evict edge-1 --epoch 12", 1, "`cloudhubctl session NODE` shows the live one"),
         ("inspect Edge_1", 2, "node_id: should be a node id"),
         ("drain connector-7 --yes", 4, "no connector connector-7 is attached; there is: connector-1"),
         ("publish -f examples/manifests --prefix shop-", 4, "the hub knows no such node"),
-        ("publish -f examples/manifests -n Edge_1", 1, "NODE_ID_MALFORMED"),
+        ("publish -f examples/manifests -n Edge_1", 2, "node_ids: should be a node id"),
+        ("publish -f examples/manifests -n Edge_1 --unknown", 1, "NODE_ID_MALFORMED"),
     ],
 )
 async def test_what_is_wrong_is_told_in_a_sentence_with_its_exit_code(
@@ -189,6 +189,48 @@ async def test_what_is_wrong_is_told_in_a_sentence_with_its_exit_code(
     assert told in ended.out + ended.err
     assert ended.code == code
     assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "publish -f examples/manifests -n edge-1 -n edge-99",
+        "inspect edge-99",
+        "explain edge-99 shop/configmap/prices",
+        "redeliver edge-99",
+        "purge edge-99 --all --yes",
+        "resync edge-99",
+        "session edge-99",
+        "evict edge-99",
+        "delete-node edge-99 --yes",
+        "revoke-node edge-99 --yes",
+        "reinstate-node edge-99",
+    ],
+)
+async def test_a_misspelt_node_is_told_and_nothing_is_done(program: Program, arguments: str) -> None:
+    """C41: an id that the hub does not know is no success that does nothing, and leaves nothing."""
+    ended = await program.run(*arguments.split())
+
+    assert (ended.code, ended.out) == (4, "")
+    assert ended.err.startswith("cloudhubctl: the hub knows no node edge-99")
+    assert (await program.run("nodes", "--prefix", "edge-99", "-o", "json")).json == []
+
+
+async def test_whoever_means_a_node_that_never_was_here_says_so(program: Program) -> None:
+    file = program.file("early.yaml", MANIFEST.replace("prices", "early"))
+
+    published = await program.run("publish", "-f", file, "-n", "early-1", "--unknown")
+    revoked = await program.run("revoke-node", "early-2", "--yes", "--unknown")
+    deleted = await program.run("delete-node", "early-3", "--yes", "--unknown")
+
+    assert published.out == "1 object to 1 node: 1 accepted\n"
+    assert revoked.out == "the certificates of early-2 are refused; it was not connected\n"
+    assert (deleted.code, deleted.err) == (0, "")
+    # It is known now, though it never had a session.
+    session = await program.run("session", "early-1")
+    assert (session.code, "node early-1 never had a session" in session.err) == (4, True)
+    assert (await program.run("reinstate-node", "early-2")).code == 0
+    assert (await program.run("delete-node", "early-1", "--yes")).code == 0
 
 
 async def test_a_service_that_is_not_there_is_named_with_what_to_try(program: Program) -> None:
@@ -240,7 +282,7 @@ async def test_a_watch_tells_changes_and_ends_cleanly_at_ctrl_c(program: Program
 
 async def test_ctrl_c_in_long_work_says_that_the_hub_goes_on(program: Program) -> None:
     file = program.file("long.yaml", MANIFEST.replace("prices", "long"))
-    process = await program.start("publish", "-f", file, "-n", "edge-7", "--wait")
+    process = await program.start("publish", "-f", file, "-n", "edge-7", "--unknown", "--wait")
     async with asyncio.timeout(SECONDS):
         while (await program.run("explain", "edge-7", "shop/configmap/long")).code:  # noqa: ASYNC110 - processes
             await asyncio.sleep(0.05)
@@ -269,7 +311,9 @@ async def test_a_watch_says_that_sessions_has_gone(program: Program, number: sig
 
 async def test_a_wait_outlives_a_dispatcher(program: Program) -> None:
     file = program.file("outage.yaml", MANIFEST.replace("prices", "outage"))
-    process = await program.start("publish", "-f", file, "-n", "edge-8", "--wait", "--wait-seconds", "20")
+    process = await program.start(
+        *("publish", "-f", file, "-n", "edge-8", "--unknown"), "--wait", "--wait-seconds", "20"
+    )
     async with asyncio.timeout(SECONDS):
         while (await program.run("explain", "edge-8", "shop/configmap/outage")).code:  # noqa: ASYNC110
             await asyncio.sleep(0.05)

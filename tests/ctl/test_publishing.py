@@ -38,6 +38,9 @@ class Failing(DispatcherServiceServicer):
     def Subscribe(self, request_iterator: object, context: object) -> NoReturn:
         raise NotImplementedError
 
+    def FindUnknownNodes(self, request: object, context: object) -> NoReturn:
+        raise NotImplementedError
+
 
 @asynccontextmanager
 async def dispatcher(servicer: Failing) -> AsyncIterator[Dispatcher]:

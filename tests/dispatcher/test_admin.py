@@ -1,7 +1,7 @@
 """What operators ask and do: `services.dispatcher.admin`."""
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -9,6 +9,8 @@ from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.resources_pb2 import DispatcherResources, GetResourcesRequest
 from services.dispatcher.policy import PolicySettings
+from services.dispatcher.servicer import DispatcherServicer
+from services.dispatcher.upstream.subscriptions import UpstreamServicer
 from services.runtime.errors import InvalidRequest, NotFound
 from tests.support.dispatcher import DeliveryHalf, request, running_delivery_half
 
@@ -140,9 +142,40 @@ async def test_a_node_is_inspected_page_by_page(half: DeliveryHalf) -> None:
     assert second.next_page_token == ""
 
 
-async def test_an_unknown_node_is_not_found(half: DeliveryHalf) -> None:
-    with pytest.raises(NotFound):
-        await half.admin.InspectNode(pb.InspectNodeRequest(node_id="nobody"), NO_CONTEXT)
+async def test_an_unknown_node_is_not_found_by_any_call_about_one(half: DeliveryHalf) -> None:
+    """C41: a misspelt id is no success that does nothing."""
+    nobody: Any = {"node_id": "nobody"}
+    for call in (
+        half.admin.InspectNode(pb.InspectNodeRequest(**nobody), NO_CONTEXT),
+        half.admin.ExplainDelivery(pb.ExplainDeliveryRequest(**nobody, object_key="k"), NO_CONTEXT),
+        half.admin.Redeliver(pb.RedeliverRequest(**nobody), NO_CONTEXT),
+        half.admin.Purge(pb.PurgeRequest(**nobody, all=True), NO_CONTEXT),
+        half.admin.ResyncNode(pb.ResyncNodeRequest(**nobody), NO_CONTEXT),
+    ):
+        with pytest.raises(NotFound, match="the hub knows no node nobody") as caught:
+            await call
+        assert (caught.value.reason, caught.value.metadata) == ("NODE_UNKNOWN", nobody)
+    await published(half, "edge-2", "m1")
+    known = await half.admin.Redeliver(pb.RedeliverRequest(node_id="edge-2"), NO_CONTEXT)
+    assert known.redelivered == 0
+
+
+async def test_whoever_publishes_can_ask_which_nodes_are_unknown(half: DeliveryHalf) -> None:
+    """C41: a publish to a node that never connected counts; whoever wants no misspelt id asks first."""
+    servicer = DispatcherServicer(half.publishing, cast("UpstreamServicer", None), half.outbox)
+    await half.connect()
+    await published(half, "edge-2", "m1")
+
+    async def unknown(*node_ids: str) -> list[str]:
+        request = pb.FindUnknownNodesRequest(node_ids=node_ids)
+        return list((await servicer.FindUnknownNodes(request, NO_CONTEXT)).node_ids)
+
+    assert await unknown("edge-9", NODE, "edge-2", "edge-8", "edge-9") == ["edge-9", "edge-8"]
+    assert await unknown() == []
+    with pytest.raises(InvalidRequest, match="node_ids: should be a node id"):
+        await unknown("edge-9", "Edge_9")
+    with pytest.raises(InvalidRequest, match="10001 nodes; at most 10000"):
+        await unknown(*(f"n{number}" for number in range(10_001)))
 
 
 @pytest.mark.parametrize(

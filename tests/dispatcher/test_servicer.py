@@ -8,6 +8,7 @@ import pytest
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.outbox.contract import Outbox
 from services.dispatcher.publishing import Publishing
 from services.dispatcher.servicer import DispatcherServicer
 from services.dispatcher.upstream.subscriptions import UpstreamServicer
@@ -88,7 +89,9 @@ def frame(requests: int, nodes: int, name: str = "m") -> pb.PublishStreamRequest
 
 
 def served(publishing: CountedPublishing) -> DispatcherServicer:
-    return DispatcherServicer(cast("Publishing", publishing), cast("UpstreamServicer", None))
+    return DispatcherServicer(
+        cast("Publishing", publishing), cast("UpstreamServicer", None), cast("Outbox", None)
+    )
 
 
 @pytest.mark.parametrize(("requests", "nodes"), [(1, 10_001), (1024, 10), (1025, 1)])
@@ -129,7 +132,9 @@ async def test_large_frames_of_a_stream_go_one_after_the_other_and_their_answers
 async def test_a_publisher_that_goes_away_ends_its_call_quietly() -> None:
     """Invariant 10: no answer is tried after the first that could not be written; what was sent is stored."""
     publishing, publisher = CountedPublishing(), GonePublisher(frames=100)
-    servicer = DispatcherServicer(cast("Publishing", publishing), cast("UpstreamServicer", None))
+    servicer = DispatcherServicer(
+        cast("Publishing", publishing), cast("UpstreamServicer", None), cast("Outbox", None)
+    )
     async with asyncio.timeout(10):
         await servicer.PublishStream(None, cast("Any", publisher))
     assert publishing.stored == 100

@@ -212,7 +212,13 @@ async def test_strangers_of_four_addresses_keep_nobody_out(
 
 async def test_a_token_that_was_made_before_a_revocation_is_refused(enrolled: EnrolledHub) -> None:
     token = await enrolled.token()
-    await (await enrolled.admin()).RevokeNode(pb.RevokeNodeRequest(node_id="edge-1"), timeout=10)
+    admin = await enrolled.admin()
+    revoke = pb.RevokeNodeRequest(node_id="edge-1")
+    with pytest.raises(grpc.aio.AioRpcError) as unknown:
+        await admin.RevokeNode(revoke, timeout=10)
+    assert error_reason(unknown.value) == "UNKNOWN_NODE", "a misspelt id as a rule"
+    revoke.may_be_unknown = True
+    await admin.RevokeNode(revoke, timeout=10)
     answer = await enrolled.edge_crt(token)
     assert (answer.status, "was revoked after" in answer.text) == (403, True)
 

@@ -87,7 +87,7 @@ async def test_every_server_describes_itself(tmp_path: Path, authority: TestAuth
             lambda hub: hub.dispatcher_admin.InspectNode(pb.InspectNodeRequest(node_id="nobody")),
             grpc.StatusCode.NOT_FOUND,
             "NODE_UNKNOWN",
-            {},
+            {"node_id": "nobody"},
         ),
         (
             "sessions",

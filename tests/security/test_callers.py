@@ -341,6 +341,7 @@ async def test_an_admin_call_is_on_the_record_with_its_nodes_and_its_result(
 ) -> None:
     security = authority.security(authority.program("ann", Role.OPERATOR))
     secret = "topsecret"
+    await hub.accept(request("edge-1"))
 
     async def calls(channel: grpc.aio.Channel) -> None:
         admin: Any = DispatcherAdminStub(channel)

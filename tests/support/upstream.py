@@ -301,6 +301,9 @@ class _Servicer(DispatcherServiceServicer):
         async for response in self._inner.Subscribe(request_iterator, context):
             yield response
 
+    def FindUnknownNodes(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
 
 def database_url(folder: Path) -> str:
     """Where the upstream half of a folder keeps its uploads; replaced where another engine is tested."""

@@ -108,6 +108,8 @@ class EnrolmentAdminServicer(enrolment_pb2_grpc.EnrolmentAdminServicer):
     ) -> enrolment_pb2.RevokeNodeResponse:
         node_id, now_ms = requests.node_id(request.node_id), self._clock.wall_ms()
         with self._metrics.transaction("revoke_node"):
+            if not request.may_be_unknown:
+                await self._check_known(node_id)
             # First no new session, then the end of the present one: there is no gap between.
             await self._record.revoke_node(node_id, now_ms)
             committed = await self._registry.evict(node_id, 0, now_ms)
@@ -123,9 +125,19 @@ class EnrolmentAdminServicer(enrolment_pb2_grpc.EnrolmentAdminServicer):
         with self._metrics.transaction("reinstate_node"):
             revoked = await self._record.reinstate_node(node_id)
         if not revoked:
+            await self._check_known(node_id)
             raise NotFound("NOT_REVOKED", f"node {node_id} is not revoked", node_id=node_id)
         log.info("node.reinstated", node_id=node_id)
         return enrolment_pb2.ReinstateNodeResponse()
+
+    async def _check_known(self, node_id: str) -> None:
+        """Raises NotFound for a node that nothing is on record of: its id is misspelt, as a rule."""
+        if not await self._record.is_on_record(node_id) and await self._registry.get(node_id) is None:
+            raise NotFound(
+                "UNKNOWN_NODE",
+                f"the hub knows no node {node_id}: it never enrolled and never had a session",
+                node_id=node_id,
+            )
 
 
 def _hash_of(path: Path) -> str:

@@ -178,6 +178,10 @@ class EnrolmentRecord:
 
         return await self._store.write(work)
 
+    async def is_on_record(self, node_id: str) -> bool:
+        """Whether the node ever enrolled here, or was revoked."""
+        return await self._store.read(lambda connection: _is_on_record(connection, node_id))
+
     async def revoke_node(self, node_id: str, now_ms: int) -> None:
         """Refuses the node's present certificates. When it returns, whatever opens a session after this sees
         the revocation, and what was opened before can be evicted."""
