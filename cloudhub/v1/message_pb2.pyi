@@ -93,7 +93,9 @@ class Message(_message.Message):
     "node/<node id>/<namespace>/<type>/<name>" when handed to a subscriber.
     """
     content: _builtins.bytes
-    """Exactly one JSON value, UTF-8. Carried unchanged."""
+    """Exactly one JSON value, UTF-8. Carried unchanged; but an acknowledged delete has apiVersion, kind, namespace and
+    name of its object, which the hub fills in where it can (docs/protocol.md, "Deletes").
+    """
     traceparent: _builtins.str
     """W3C trace context of the step that produced this copy of the message."""
     @_builtins.property

@@ -15,6 +15,7 @@ from services.dispatcher.ack_mode import (
     UPDATE_SOURCES,
     wants_acknowledgement,
 )
+from services.dispatcher.deletions import Incomplete, completed
 from services.dispatcher.sizes import MAX_BESIDE_CONTENT_BYTES
 from services.runtime.json_text import JsonFault, NotJson, check_json
 from services.runtime.names import shown
@@ -314,6 +315,12 @@ def check_request(
             "message.resource_version",
             "an acknowledged message that is neither a delete nor an answer needs a version",
         )
+    if is_delete and acknowledged and group == ACKNOWLEDGED_GROUP:
+        try:
+            message.content = completed(content, resource)
+        except Incomplete as incomplete:
+            if not limits.takes_unacknowledged:
+                return Rejection("OBJECT_INCOMPLETE", "message.content", str(incomplete))
     if acknowledged and not uid and not resource:
         return Rejection(
             "OBJECT_UNNAMED", "message.resource", "needs metadata.uid in its content or a resource path"
