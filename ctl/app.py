@@ -42,7 +42,8 @@ def complete_node(context: typer.Context, incomplete: str) -> list[str]:
     async def found() -> list[str]:
         async with Hub(wanted) as hub:
             request = ListNodesRequest(page_size=_OFFERED, node_id_prefix=incomplete)
-            page = await hub.dispatcher.call(hub.dispatcher.admin.ListNodes, request)
+            dispatcher = await hub.any_dispatcher()
+            page = await dispatcher.call(dispatcher.admin.ListNodes, request)
             return [node.node_id for node in page.nodes]
 
     try:

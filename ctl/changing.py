@@ -81,9 +81,10 @@ def publish(
     requests = _requests(file, delete=delete, version=version, force=force, time_to_live=time_to_live)
 
     async def work(hub: Hub) -> ExitCode:
+        dispatcher = await hub.any_dispatcher()
         nodes = list(dict.fromkeys(node or ()))
         if not nodes:
-            nodes = [one.node_id for one in await hub.dispatcher.nodes(prefix)]
+            nodes = [one.node_id for one in await dispatcher.nodes(prefix)]
             if not nodes:
                 raise CtlFault(
                     ExitCode.NOT_FOUND, "the hub knows no such node; `cloudhubctl nodes` lists them"
@@ -95,10 +96,10 @@ def publish(
         with progress() as bars:
             total = len(requests) * len(nodes)
             publishing = bars.add_task("published", total=total)
-            done = await publish_all(hub.dispatcher, requests, lambda n: bars.advance(publishing, n))
+            done = await publish_all(dispatcher, requests, lambda n: bars.advance(publishing, n))
             if waiting:
                 settling = bars.add_task("acknowledged", total=sum(one.accepted for one in done))
-                await wait(hub.dispatcher, done, wait_seconds, lambda n: bars.advance(settling, n))
+                await wait(dispatcher, done, wait_seconds, lambda n: bars.advance(settling, n))
         if output is Output.JSON:
             show_json([{key: value for key, value in asdict(one).items() if value} for one in done])
         else:
@@ -110,7 +111,7 @@ def publish(
 
 async def _check_known(hub: Hub, node_ids: Sequence[str], flag: str) -> None:
     """Raises CtlFault if the hub does not know all of these nodes."""
-    found = await hub.dispatcher.unknown(node_ids)
+    found = await (await hub.any_dispatcher()).unknown(node_ids)
     if found:
         raise unknown_nodes(found, flag)
 
@@ -185,7 +186,8 @@ def resync(context: typer.Context, node: NodeArgument, output: OutputOption = Ou
 
     async def work(hub: Hub) -> None:
         request = dispatcher_pb2.ResyncNodeRequest(node_id=node)
-        count = (await hub.dispatcher.call(hub.dispatcher.admin.ResyncNode, request)).objects
+        dispatcher = await hub.any_dispatcher()
+        count = (await dispatcher.call(dispatcher.admin.ResyncNode, request)).objects
         _count(output, "objects", count, f"{_counted(count, 'object')} of {node} can be published once more")
 
     run(context, work)
@@ -236,7 +238,8 @@ def delete_node(
             await _check_known(hub, [node], "--unknown deletes what an interrupted delete may have left")
         message = Message(source="cloudhubctl", group="resource", operation="delete", resource=f"node/{node}")
         request = dispatcher_pb2.PublishRequest(message=message)
-        answer = await hub.dispatcher.call(hub.dispatcher.publishing.Publish, request)
+        dispatcher = await hub.any_dispatcher()
+        answer = await dispatcher.call(dispatcher.publishing.Publish, request)
         [outcome] = answer.outcomes
         accepted = outcome.outcome == dispatcher_pb2.OUTCOME_ACCEPTED
         if output is Output.JSON:

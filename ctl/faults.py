@@ -63,8 +63,8 @@ _HINTS = {
     "NODE_UNKNOWN": "`cloudhubctl nodes` lists those that it knows",
     "UNKNOWN_NODE": "`cloudhubctl sessions` lists who is connected",
     "NO_LIVE_SESSION": "`cloudhubctl session NODE` shows how its last one ended",
-    "MESSAGE_UNKNOWN": "an object with a metadata.uid is known by that, any other by NAMESPACE/TYPE/NAME; "
-    "`cloudhubctl inspect NODE` lists what is pending",
+    "MESSAGE_UNKNOWN": "an object is named by its metadata.uid or by NAMESPACE/TYPE/NAME; "
+    "`cloudhubctl inspect NODE --all` lists what the node has",
     "OTHER_EPOCH": "`cloudhubctl session NODE` shows the live one",
     "ROLE_FORBIDDEN": "give a certificate of another role (docs/operations.md)",
     "CERTIFICATE_WITHOUT_ROLE": "give a certificate of an operator or publisher (docs/operations.md)",

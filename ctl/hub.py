@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cloudhub.v1 import connector_pb2, dispatcher_pb2, enrolment_pb2, sessions_pb2
 from cloudhub.v1.connector_pb2_grpc import ConnectorAdminStub
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 PAGE = 1000
 _NODES_AT_ONCE = 10_000
+# How long one dispatcher of several may hold up the answer of the others.
+_MAX_SILENCE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +104,23 @@ class Service:
         self._timeout = timeout_seconds
         self._security = security
 
-    async def _fault(self, error: grpc.aio.AioRpcError) -> CtlFault:
+    async def _fault(self, error: grpc.aio.AioRpcError, seconds: float = 0.0) -> CtlFault:
         why = ""
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             # gRPC does not say what a handshake failed for.
             why = await self._security.explain(self.address)
-        return fault_of(error, self.kind, self.address, self._timeout, why)
+        return fault_of(error, self.kind, self.address, seconds or self._timeout, why)
+
+    async def silence(self) -> CtlFault | None:
+        """Why it does not answer at all; None: it does, whatever its health is."""
+        seconds = min(self._timeout, _MAX_SILENCE_SECONDS)
+        health: Any = health_pb2_grpc.HealthStub(self.channel)  # type: ignore[arg-type]
+        try:
+            await health.Check(health_pb2.HealthCheckRequest(), timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                return await self._fault(error, seconds)
+        return None
 
     async def call(
         self,
@@ -257,6 +271,7 @@ class Hub:
     def __init__(self, access: Access) -> None:
         self._access = access
         self._open = AsyncExitStack()
+        self._reachable: list[Dispatcher] | None = None
 
     async def __aenter__(self) -> "Hub":
         self._security = security_of(self._access)
@@ -276,15 +291,34 @@ class Hub:
         channel = await self._open.enter_async_context(dial(address, self._security))
         return kind(name, address, channel, self._access.timeout_seconds, self._security)
 
-    @property
-    def dispatcher(self) -> Dispatcher:
-        """Any: what is stored, all of them know."""
-        return self.dispatchers[0]
+    async def reachable(self) -> list[Dispatcher]:
+        """The dispatchers that answer; of several the others are told once, beside the answer.
+
+        Raises CtlFault if none does."""
+        if self._reachable is None:
+            self._reachable = self.dispatchers
+            if len(self.dispatchers) > 1:
+                faults = await asyncio.gather(*(one.silence() for one in self.dispatchers))
+                self._reachable = [
+                    one for one, fault in zip(self.dispatchers, faults, strict=True) if fault is None
+                ]
+                lost = [fault for fault in faults if fault is not None]
+                if not self._reachable:
+                    raise lost[0]
+                for fault in lost:
+                    note(f"cloudhubctl: {fault}; what is in flight there is not known")
+        return self._reachable
+
+    async def any_dispatcher(self) -> Dispatcher:
+        """One that answers: what is stored, all of them know. Raises CtlFault if none does."""
+        return (await self.reachable())[0]
 
     async def dispatcher_of(self, node_id: str) -> Dispatcher:
-        """The one that holds the node's session, which alone knows what is in flight; any, if none does."""
-        if len(self.dispatchers) == 1:
-            return self.dispatcher
+        """The one that holds the node's session, which alone knows what is in flight; any, if none does.
+        Raises CtlFault if none answers."""
+        dispatchers = await self.reachable()
+        if len(dispatchers) == 1:
+            return dispatchers[0]
         request = dispatcher_pb2.InspectNodeRequest(node_id=node_id, page_size=1)
 
         async def holds(one: Dispatcher) -> bool:
@@ -295,8 +329,8 @@ class Hub:
                     return False
                 raise
 
-        held = await asyncio.gather(*map(holds, self.dispatchers))
-        return next((one for one, here in zip(self.dispatchers, held, strict=True) if here), self.dispatcher)
+        held = await asyncio.gather(*map(holds, dispatchers))
+        return next((one for one, here in zip(dispatchers, held, strict=True) if here), dispatchers[0])
 
     async def about(
         self, node_id: str, method: "grpc.aio.UnaryUnaryMultiCallable[Any, Answer]", request: object
@@ -312,10 +346,9 @@ class Hub:
 
     async def _is_misspelt(self, node_id: str) -> bool:
         try:
-            admin = self.dispatcher.admin
-            await self.dispatcher.call(
-                admin.InspectNode, dispatcher_pb2.InspectNodeRequest(node_id=node_id, page_size=1)
-            )
+            asked = await self.any_dispatcher()
+            request = dispatcher_pb2.InspectNodeRequest(node_id=node_id, page_size=1)
+            await asked.call(asked.admin.InspectNode, request)
         except CtlFault as fault:
             return fault.reason in UNKNOWN
         return False

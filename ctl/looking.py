@@ -58,7 +58,8 @@ def nodes(
 
     async def work(hub: Hub) -> None:
         asked = [
-            one.nodes(prefix, only_parked=parked, older_than_seconds=older_than) for one in hub.dispatchers
+            one.nodes(prefix, only_parked=parked, older_than_seconds=older_than)
+            for one in await hub.reachable()
         ]
         answers = await asyncio.gather(*asked)
         states = await _states(hub, prefix)
@@ -74,55 +75,6 @@ def nodes(
             show_json([{**as_dict(node), "state": states.get(node.node_id, "away")} for node in listed])
         else:
             show_table(tables.NODES, tables.node_rows(listed, states, now()), "no such nodes")
-
-    run(context, work)
-
-
-@app.command()
-def inspect(context: typer.Context, node: NodeArgument, output: OutputOption = Output.TABLE) -> None:
-    """What one node waits for: its pending objects, in the order in which they are first sent."""
-
-    async def work(hub: Hub) -> None:
-        dispatcher = await hub.dispatcher_of(node)
-        request = dispatcher_pb2.InspectNodeRequest(node_id=node, page_size=1000)
-        objects: list[dispatcher_pb2.ObjectDelivery] = []
-        async for answer in dispatcher.pages(dispatcher.admin.InspectNode, request):
-            objects.extend(answer.objects)
-        if output is Output.JSON:
-            show_json({"node": as_dict(answer.node), "objects": [as_dict(one) for one in objects]})
-        else:
-            show_table(tables.OBJECTS, tables.object_rows(objects, now()), f"{node} waits for nothing")
-
-    run(context, work)
-
-
-@app.command()
-def explain(
-    context: typer.Context,
-    node: NodeArgument,
-    object_key: Annotated[
-        str, typer.Argument(metavar="[OBJECT]", help="metadata.uid of an object, else NAMESPACE/TYPE/NAME")
-    ] = "",
-    message: Annotated[str, typer.Option(help="id of a message, instead of an object")] = "",
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Why a node has not got an object: where its message is and what happened to it."""
-    if bool(object_key) == bool(message):
-        raise CtlFault(ExitCode.USAGE, "name either an OBJECT or a message by --message")
-
-    async def work(hub: Hub) -> None:
-        dispatcher = await hub.dispatcher_of(node)
-        request = dispatcher_pb2.ExplainDeliveryRequest(
-            node_id=node, message_id=message, object_key=object_key
-        )
-        answer = await dispatcher.call(dispatcher.admin.ExplainDelivery, request)
-        if output is Output.JSON:
-            show_json(as_dict(answer))
-            return
-        for line in tables.explanation_lines(answer, now()):
-            write(line)
-        write("")
-        show_table(tables.EVENTS, tables.event_rows(answer.events), "its history has been dropped")
 
     run(context, work)
 

@@ -12,6 +12,7 @@ from cloudhub.v1.dispatcher_pb2 import (
     ExplainDeliveryResponse,
     NodeDelivery,
     ObjectDelivery,
+    ObjectOnNode,
 )
 from cloudhub.v1.enrolment_pb2 import NodeCertificate, Token
 from cloudhub.v1.link_pb2 import CloseReason
@@ -24,6 +25,8 @@ SESSIONS = ("NODE", "STATE", "SINCE", "CONNECTOR", "DISPATCHER", "PEER", "EPOCH"
 LINKS = ("NODE", "LINK", "SINCE", "IDLE", "QUEUED", "RECEIVED", "SENT", "PEER", "EPOCH")
 INSTANCES = ("SERVICE", "NAME", "ADDRESS", "NODES", "HEARD OF", "ID")
 OBJECTS = ("OBJECT", "RESOURCE", "OPERATION", "VERSION", "STATE", "ATTEMPTS", "ACCEPTED", "PARKED BECAUSE")
+HELD = ("OBJECT", "RESOURCE", "HAS", "ACKNOWLEDGED", "WANTED", "STATE")
+HOLDERS = ("NODE", "HAS", "ACKNOWLEDGED", "WANTED", "STATE", "OBJECT")
 EVENTS = ("TIME", "WHAT", "VERSION", "ATTEMPT", "EPOCH", "REASON")
 LIMITS = ("SCOPE", "LIMIT", "NODES NOW")
 CHANGES = ("TIME", "NODE", "STATE", "REASON", "EPOCH", "PEER")
@@ -193,6 +196,57 @@ def object_rows(objects: Iterable[ObjectDelivery], now: datetime) -> list[Row]:
     ]
 
 
+def _held_state(one: ObjectDelivery) -> str:
+    state = delivery_state(one.state)
+    return f"{state} (deleted)" if one.deleted else state
+
+
+def held_rows(objects: Iterable[ObjectDelivery], now: datetime) -> list[Row]:
+    """Of HELD."""
+    return [
+        (
+            one.object_key,
+            one.resource,
+            one.acknowledged_version or "nothing",
+            since(one.acknowledged_at, now),
+            one.version,
+            _held_state(one),
+        )
+        for one in objects
+    ]
+
+
+def newest_version(nodes: Iterable[ObjectOnNode]) -> int | None:
+    """The highest version that was accepted for an object, over all nodes; None if none has it."""
+    return max((int(one.object.floor) for one in nodes if one.HasField("object")), default=None)
+
+
+def has_version(one: ObjectOnNode, version: int) -> bool:
+    """Whether the node has acknowledged that version."""
+    return one.HasField("object") and one.object.acknowledged_version == str(version)
+
+
+def holder_rows(nodes: Iterable[ObjectOnNode], now: datetime) -> list[Row]:
+    """Of HOLDERS."""
+    rows: list[Row] = []
+    for node in nodes:
+        one = node.object
+        if not node.HasField("object"):
+            rows.append((node.node_id, "nothing", "", "", "never published", ""))
+            continue
+        rows.append(
+            (
+                node.node_id,
+                one.acknowledged_version or "nothing",
+                since(one.acknowledged_at, now),
+                one.version,
+                _held_state(one),
+                one.object_key,
+            )
+        )
+    return rows
+
+
 def _times(event: DeliveryEvent) -> str:
     """What happened, and how often in a row."""
     if event.times < 2:
@@ -222,8 +276,7 @@ def explanation_lines(answer: ExplainDeliveryResponse, now: datetime) -> list[st
     if answer.HasField("object"):
         one = answer.object
         facts.append(("object", one.object_key))
-        if one.resource != one.object_key:
-            facts.append(("resource", one.resource))
+        facts.append(("resource", one.resource))
         facts.append(("operation", one.operation))
         facts.append(("version", one.version or "none"))
         facts.append(("floor", one.floor))

@@ -566,20 +566,25 @@ class InspectNodeRequest(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     page_size: _builtins.int
     """At most this many objects; 0 means 100, at most 1000."""
     page_token: _builtins.str
+    """next_page_token of the former page, of the same kind."""
+    all: _builtins.bool
+    """Every object that is known of the node, in order of object_key, and not only the pending ones."""
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        all: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "node_id", b"node_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -597,7 +602,7 @@ class InspectNodeResponse(_message.Message):
     def node(self) -> Global___NodeDelivery: ...
     @_builtins.property
     def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectDelivery]:
-        """Pending objects in the order of their seq."""
+        """Pending objects in the order of their seq; with `all`, all of them in the order of their keys."""
 
     def __init__(
         self,
@@ -634,6 +639,7 @@ class ObjectDelivery(_message.Message):
     ACCEPTED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_AT_FIELD_NUMBER: _builtins.int
     object_key: _builtins.str
     resource: _builtins.str
     message_id: _builtins.str
@@ -657,6 +663,10 @@ class ObjectDelivery(_message.Message):
     def accepted_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def acknowledged_at(self) -> _timestamp_pb2.Timestamp:
+        """When the node acknowledged `version`; absent while that is not acknowledged."""
+
     def __init__(
         self,
         *,
@@ -674,14 +684,99 @@ class ObjectDelivery(_message.Message):
         accepted_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         deleted: _builtins.bool = ...,
+        acknowledged_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "expires_at", b"expires_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "acknowledged_at", b"acknowledged_at", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "acknowledged_version", b"acknowledged_version", "deleted", b"deleted", "expires_at", b"expires_at", "floor", b"floor", "message_id", b"message_id", "object_key", b"object_key", "operation", b"operation", "parked_reason", b"parked_reason", "resource", b"resource", "seq", b"seq", "state", b"state", "unacknowledged_attempts", b"unacknowledged_attempts", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "acknowledged_at", b"acknowledged_at", "acknowledged_version", b"acknowledged_version", "deleted", b"deleted", "expires_at", b"expires_at", "floor", b"floor", "message_id", b"message_id", "object_key", b"object_key", "operation", b"operation", "parked_reason", b"parked_reason", "resource", b"resource", "seq", b"seq", "state", b"state", "unacknowledged_attempts", b"unacknowledged_attempts", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ObjectDelivery: _TypeAlias = ObjectDelivery  # noqa: Y015
+
+@_typing.final
+class FindObjectRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OBJECT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    NODE_ID_PREFIX_FIELD_NUMBER: _builtins.int
+    object: _builtins.str
+    """What the object is called: its key (metadata.uid) or its resource path."""
+    page_size: _builtins.int
+    """At most this many nodes; 0 means 100, at most 1000."""
+    page_token: _builtins.str
+    """next_page_token of the former page."""
+    node_id_prefix: _builtins.str
+    """Only nodes whose id starts with this."""
+    def __init__(
+        self,
+        *,
+        object: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        node_id_prefix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id_prefix", b"node_id_prefix", "object", b"object", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindObjectRequest: _TypeAlias = FindObjectRequest  # noqa: Y015
+
+@_typing.final
+class FindObjectResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectOnNode]:
+        """Every node, also those that have no such object."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___ObjectOnNode] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindObjectResponse: _TypeAlias = FindObjectResponse  # noqa: Y015
+
+@_typing.final
+class ObjectOnNode(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    @_builtins.property
+    def object(self) -> Global___ObjectDelivery:
+        """Absent: nothing was published to the node under that name, or it was forgotten. Of several objects that had
+        the path, one after the other, the last.
+        """
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        object: Global___ObjectDelivery | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["object", b"object"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "object", b"object"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObjectOnNode: _TypeAlias = ObjectOnNode  # noqa: Y015
 
 @_typing.final
 class ExplainDeliveryRequest(_message.Message):
@@ -694,7 +789,9 @@ class ExplainDeliveryRequest(_message.Message):
     message_id: _builtins.str
     """Name the message by its id ..."""
     object_key: _builtins.str
-    """... or the object by its key (metadata.uid, or the resource path)."""
+    """... or the object by its key (metadata.uid), else by its resource path: of several objects that had the path,
+    one after the other, the last. The answer's `object` says which one was found.
+    """
     def __init__(
         self,
         *,
@@ -819,7 +916,7 @@ class RedeliverRequest(_message.Message):
     OBJECT_KEY_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     object_key: _builtins.str
-    """Only this object; empty: every parked object of the node."""
+    """Only this object, named by its key or its resource path; empty: every parked object of the node."""
     def __init__(
         self,
         *,
@@ -862,7 +959,9 @@ class PurgeRequest(_message.Message):
     ALL_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     object_key: _builtins.str
-    """Only this object; empty with all = true: every pending message of the node."""
+    """Only this object, named by its key or its resource path; empty with all = true: every pending message of the
+    node.
+    """
     all: _builtins.bool
     def __init__(
         self,

@@ -271,6 +271,11 @@ class DispatcherAdminStub:
                 request_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.ExplainDeliveryRequest.SerializeToString,
                 response_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.ExplainDeliveryResponse.FromString,
                 _registered_method=True)
+        self.FindObject = channel.unary_unary(
+                '/cloudhub.v1.DispatcherAdmin/FindObject',
+                request_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.FindObjectRequest.SerializeToString,
+                response_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.FindObjectResponse.FromString,
+                _registered_method=True)
         self.Redeliver = channel.unary_unary(
                 '/cloudhub.v1.DispatcherAdmin/Redeliver',
                 request_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.RedeliverRequest.SerializeToString,
@@ -306,7 +311,7 @@ class DispatcherAdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def InspectNode(self, request, context):
-        """One node's delivery figures, its session and its pending objects.
+        """One node's delivery figures, its session and its pending objects, or all that are known of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -314,6 +319,13 @@ class DispatcherAdminServicer:
 
     def ExplainDelivery(self, request, context):
         """Where one message is, what happened to it, what it waits for, and its trace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindObject(self, request, context):
+        """One object over all nodes: who has which version of it, and who has none. In order of node id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -365,6 +377,11 @@ def add_DispatcherAdminServicer_to_server(servicer, server):
                     servicer.ExplainDelivery,
                     request_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.ExplainDeliveryRequest.FromString,
                     response_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.ExplainDeliveryResponse.SerializeToString,
+            ),
+            'FindObject': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindObject,
+                    request_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.FindObjectRequest.FromString,
+                    response_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.FindObjectResponse.SerializeToString,
             ),
             'Redeliver': grpc.unary_unary_rpc_method_handler(
                     servicer.Redeliver,
@@ -470,6 +487,33 @@ class DispatcherAdmin:
             '/cloudhub.v1.DispatcherAdmin/ExplainDelivery',
             cloudhub_dot_v1_dot_dispatcher__pb2.ExplainDeliveryRequest.SerializeToString,
             cloudhub_dot_v1_dot_dispatcher__pb2.ExplainDeliveryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindObject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloudhub.v1.DispatcherAdmin/FindObject',
+            cloudhub_dot_v1_dot_dispatcher__pb2.FindObjectRequest.SerializeToString,
+            cloudhub_dot_v1_dot_dispatcher__pb2.FindObjectResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -151,9 +151,11 @@ class DispatcherAdminStub:
     ListNodes: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.ListNodesRequest, _dispatcher_pb2.ListNodesResponse]
     """Delivery figures of nodes, in order of node id."""
     InspectNode: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.InspectNodeRequest, _dispatcher_pb2.InspectNodeResponse]
-    """One node's delivery figures, its session and its pending objects."""
+    """One node's delivery figures, its session and its pending objects, or all that are known of it."""
     ExplainDelivery: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.ExplainDeliveryRequest, _dispatcher_pb2.ExplainDeliveryResponse]
     """Where one message is, what happened to it, what it waits for, and its trace."""
+    FindObject: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.FindObjectRequest, _dispatcher_pb2.FindObjectResponse]
+    """One object over all nodes: who has which version of it, and who has none. In order of node id."""
     Redeliver: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.RedeliverRequest, _dispatcher_pb2.RedeliverResponse]
     """Sends parked messages of a node again."""
     Purge: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.PurgeRequest, _dispatcher_pb2.PurgeResponse]
@@ -175,9 +177,11 @@ class DispatcherAdminAsyncStub(DispatcherAdminStub):
     ListNodes: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ListNodesRequest, _dispatcher_pb2.ListNodesResponse]  # type: ignore[assignment]
     """Delivery figures of nodes, in order of node id."""
     InspectNode: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.InspectNodeRequest, _dispatcher_pb2.InspectNodeResponse]  # type: ignore[assignment]
-    """One node's delivery figures, its session and its pending objects."""
+    """One node's delivery figures, its session and its pending objects, or all that are known of it."""
     ExplainDelivery: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ExplainDeliveryRequest, _dispatcher_pb2.ExplainDeliveryResponse]  # type: ignore[assignment]
     """Where one message is, what happened to it, what it waits for, and its trace."""
+    FindObject: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.FindObjectRequest, _dispatcher_pb2.FindObjectResponse]  # type: ignore[assignment]
+    """One object over all nodes: who has which version of it, and who has none. In order of node id."""
     Redeliver: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.RedeliverRequest, _dispatcher_pb2.RedeliverResponse]  # type: ignore[assignment]
     """Sends parked messages of a node again."""
     Purge: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.PurgeRequest, _dispatcher_pb2.PurgeResponse]  # type: ignore[assignment]
@@ -208,7 +212,7 @@ class DispatcherAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _dispatcher_pb2.InspectNodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dispatcher_pb2.InspectNodeResponse, _abc.Awaitable[_dispatcher_pb2.InspectNodeResponse]]:
-        """One node's delivery figures, its session and its pending objects."""
+        """One node's delivery figures, its session and its pending objects, or all that are known of it."""
 
     @_abc_1.abstractmethod
     def ExplainDelivery(
@@ -217,6 +221,14 @@ class DispatcherAdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dispatcher_pb2.ExplainDeliveryResponse, _abc.Awaitable[_dispatcher_pb2.ExplainDeliveryResponse]]:
         """Where one message is, what happened to it, what it waits for, and its trace."""
+
+    @_abc_1.abstractmethod
+    def FindObject(
+        self,
+        request: _dispatcher_pb2.FindObjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dispatcher_pb2.FindObjectResponse, _abc.Awaitable[_dispatcher_pb2.FindObjectResponse]]:
+        """One object over all nodes: who has which version of it, and who has none. In order of node id."""
 
     @_abc_1.abstractmethod
     def Redeliver(

@@ -11,7 +11,13 @@ from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminServicer
 from cloudhub.v1.resources_pb2 import DispatcherResources, GetResourcesRequest
 from services.dispatcher.delivery import Delivery
-from services.dispatcher.explanation import delivery_state, event_kind_name, explain_events, explain_row
+from services.dispatcher.explanation import (
+    delivery_state,
+    event_kind_name,
+    explain_events,
+    explain_row,
+    is_acknowledged,
+)
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, Outbox
 from services.dispatcher.outbox.records import Event, ObjectRow
 from services.dispatcher.publication import MOST_LIFETIME_MS
@@ -76,6 +82,11 @@ def unknown_node(node_id: str) -> NotFound:
     )
 
 
+def _unknown_object(node_id: str, message: str, name: str) -> NotFound:
+    what = message or f"object {shown(name)}"
+    return NotFound("MESSAGE_UNKNOWN", f"node {node_id} has no {what}, or its history has been dropped")
+
+
 class DispatcherAdmin(DispatcherAdminServicer):
     """For operators."""
 
@@ -104,7 +115,10 @@ class DispatcherAdmin(DispatcherAdminServicer):
     async def InspectNode(self, request: pb.InspectNodeRequest, context: Context) -> pb.InspectNodeResponse:
         """See dispatcher.proto."""
         node_id, size = _node_id(request.node_id), _page_size(request.page_size)
-        token = _from_token(request.page_token) or "0"
+        token = _from_token(request.page_token)
+        if request.all:
+            return await self._all_objects(node_id, token, size)
+        token = token or "0"
         if not (token.isascii() and token.isdigit() and len(token) <= 18):
             raise InvalidRequest("page_token", "is not a next_page_token of this call")
         summary = await self._outbox.summary(node_id)
@@ -119,6 +133,38 @@ class DispatcherAdmin(DispatcherAdminServicer):
             next_page_token=_token(str(objects[-1].seq)) if len(rows) > len(objects) else "",
         )
 
+    async def _all_objects(self, node_id: str, after_key: str, size: int) -> pb.InspectNodeResponse:
+        summary = await self._outbox.summary(node_id)
+        if summary is None:
+            raise unknown_node(node_id)
+        rows = await self._outbox.objects_of(node_id, after_key, size + 1)
+        objects = next(portions(map(self._object, rows), _size_of, size, MAX_ANSWER_BYTES), [])
+        return pb.InspectNodeResponse(
+            node=self._node(summary),
+            objects=objects,
+            next_page_token=_token(objects[-1].object_key) if len(rows) > len(objects) else "",
+        )
+
+    async def FindObject(self, request: pb.FindObjectRequest, context: Context) -> pb.FindObjectResponse:
+        """See dispatcher.proto."""
+        name, size = _stored_name("object", request.object), _page_size(request.page_size)
+        if not name:
+            raise InvalidRequest("object", "should be an object's metadata.uid or NAMESPACE/TYPE/NAME")
+        found = await self._outbox.on_nodes(
+            name,
+            _from_token(request.page_token),
+            size + 1,
+            _stored_name("node_id_prefix", request.node_id_prefix),
+        )
+        told = (
+            pb.ObjectOnNode(node_id=node_id, object=None if row is None else self._object(row))
+            for node_id, row in found
+        )
+        nodes = next(portions(told, _size_of, size, MAX_ANSWER_BYTES), [])
+        return pb.FindObjectResponse(
+            nodes=nodes, next_page_token=_token(nodes[-1].node_id) if len(found) > len(nodes) else ""
+        )
+
     async def ExplainDelivery(
         self, request: pb.ExplainDeliveryRequest, context: Context
     ) -> pb.ExplainDeliveryResponse:
@@ -129,13 +175,12 @@ class DispatcherAdmin(DispatcherAdminServicer):
         if bool(message_id) == bool(key):
             raise InvalidRequest("message_id", "name either message_id or object_key")
         row = await self._outbox.find(node_id, message_id, key)
+        if row is not None and not message_id:
+            key = row.key  # it may have been named by its path
         events = await self._outbox.history(node_id, message_id, key, MOST_EVENTS)
         if row is None and not events:
             await self._check_known(node_id)
-            what = f"message {shown(message_id)}" if message_id else f"object {shown(key)}"
-            raise NotFound(
-                "MESSAGE_UNKNOWN", f"node {node_id} has no {what}, or its history has been dropped"
-            )
+            raise _unknown_object(node_id, f"message {shown(message_id)}" if message_id else "", key)
         response = pb.ExplainDeliveryResponse(
             node_id=node_id, message_id=message_id or (row.message_id if row else "")
         )
@@ -164,6 +209,8 @@ class DispatcherAdmin(DispatcherAdminServicer):
         node_id, key = _node_id(request.node_id), _stored_name("object_key", request.object_key)
         await self._check_known(node_id)
         count = await self._outbox.redeliver(node_id, key, self._clock.wall_ms())
+        if key and not count:
+            await self._check_object(node_id, key)
         self._delivery.reread(node_id)
         return pb.RedeliverResponse(redelivered=count)
 
@@ -175,6 +222,8 @@ class DispatcherAdmin(DispatcherAdminServicer):
         key = _stored_name("object_key", request.object_key)
         await self._check_known(node_id)
         count = await self._outbox.purge(node_id, key, self._clock.wall_ms())
+        if key and not count:
+            await self._check_object(node_id, key)
         self._delivery.reread(node_id)
         return pb.PurgeResponse(purged=count)
 
@@ -188,6 +237,11 @@ class DispatcherAdmin(DispatcherAdminServicer):
     async def GetResources(self, request: GetResourcesRequest, context: Context) -> DispatcherResources:
         """See resources.proto."""
         return dispatcher_resources(self._holders, collect_garbage=request.collect_garbage)
+
+    async def _check_object(self, node_id: str, name: str) -> None:
+        """Raises NotFound if the node has no object of that key or path."""
+        if await self._outbox.find(node_id, "", name) is None:
+            raise _unknown_object(node_id, "", name)
 
     async def _check_known(self, node_id: str) -> None:
         """Raises NotFound for a node that nothing is known of: its id is misspelt, as a rule."""
@@ -228,10 +282,11 @@ class DispatcherAdmin(DispatcherAdminServicer):
             accepted_at=_timestamp(row.accepted_at_ms),
             expires_at=_timestamp(row.expires_at_ms),
             deleted=row.deleted,
+            acknowledged_at=_timestamp(row.changed_at_ms if is_acknowledged(row) else 0),
         )
 
 
-def _size_of(element: pb.ObjectDelivery | pb.DeliveryEvent) -> int:
+def _size_of(element: pb.ObjectDelivery | pb.DeliveryEvent | pb.ObjectOnNode) -> int:
     return element.ByteSize() + 8  # what stands around it in a list
 
 

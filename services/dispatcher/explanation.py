@@ -5,6 +5,11 @@ from services.dispatcher.entry import Entry, EntryState
 from services.dispatcher.outbox.records import Event, EventKind, ObjectRow, RowState
 
 
+def is_acknowledged(row: ObjectRow) -> bool:
+    """Whether the node has acknowledged the row's current message, and that still counts (`ResyncNode`)."""
+    return row.state == RowState.SETTLED and row.reason == "acknowledged" and row.acknowledged == row.version
+
+
 def delivery_state(row: ObjectRow, present: EntryState | None) -> pb.DeliveryState.ValueType:
     """The state of a row's current message; `present` is its state in a live session."""
     if row.state == RowState.PARKED:

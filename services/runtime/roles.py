@@ -45,7 +45,7 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
     ),
     **_methods(
         *("cloudhub.v1.DispatcherAdmin", _OPERATORS),
-        *("ListNodes", "InspectNode", "ExplainDelivery"),
+        *("ListNodes", "InspectNode", "FindObject", "ExplainDelivery"),
         *("Redeliver", "Purge", "ResyncNode", "GetResources"),
     ),
     **_methods(

@@ -135,6 +135,25 @@ async def test_a_node_that_is_away_ends_the_wait_in_time(program: Program) -> No
     assert (purged.code, purged.out) == (0, "1 pending message of edge-7 dropped\n")
 
 
+async def test_an_object_is_found_on_all_nodes_and_all_of_a_node_is_listed(program: Program) -> None:
+    file = program.file("spread.yaml", MANIFEST.replace("prices", "spread"))
+    await program.run("publish", "-f", file, "-n", "edge-1", "-n", "edge-2", "--version", "7", "--wait")
+    await program.run("publish", "-f", file, "-n", "edge-2", "--version", "8", "--wait")
+
+    spread = await program.run("object", "shop/configmap/spread", "--prefix", "edge-")
+    lacking = await program.run("object", "shop/configmap/spread", "--lacking", "-o", "json")
+    held = await program.run("inspect", "edge-1", "--all", "-o", "json")
+    nowhere = await program.run("object", "shop/configmap/nowhere")
+
+    assert [line.split()[:2] for line in spread.out.splitlines()[1:3]] == [["edge-1", "7"], ["edge-2", "8"]]
+    assert "version 8 is the newest: 1 of " in spread.err
+    assert "edge-2" not in [one["node_id"] for one in lacking.json]
+    assert "edge-1" in [one["node_id"] for one in lacking.json]
+    (mine,) = (one for one in held.json["objects"] if one["resource"] == "shop/configmap/spread")
+    assert (mine["acknowledged_version"], "acknowledged_at" in mine) == ("7", True)
+    assert (nowhere.code, "no node has an object shop/configmap/nowhere" in nowhere.err) == (4, True)
+
+
 async def test_an_older_version_is_told_with_its_node_and_fails(program: Program) -> None:
     file = program.file("old.yaml", MANIFEST.replace("prices", "old"))
     await program.run("publish", "-f", file, "-n", "edge-1", "--version", "9")

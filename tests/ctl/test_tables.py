@@ -6,10 +6,13 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cloudhub.v1.dispatcher_pb2 import (
+    DELIVERY_STATE_ACKNOWLEDGED,
+    DELIVERY_STATE_PARKED,
     DeliveryEvent,
     ExplainDeliveryResponse,
     NodeDelivery,
     ObjectDelivery,
+    ObjectOnNode,
 )
 from cloudhub.v1.link_pb2 import CLOSE_REASON_KEEPALIVE_TIMEOUT
 from cloudhub.v1.sessions_pb2 import (
@@ -20,7 +23,17 @@ from cloudhub.v1.sessions_pb2 import (
     Session,
 )
 from ctl.output import table_text
-from ctl.tables import age, event_rows, explanation_lines, limit_rows, node_rows, session_rows
+from ctl.tables import (
+    age,
+    event_rows,
+    explanation_lines,
+    has_version,
+    holder_rows,
+    limit_rows,
+    newest_version,
+    node_rows,
+    session_rows,
+)
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 
@@ -109,12 +122,49 @@ def test_an_explanation_begins_with_its_sentence_and_leaves_out_what_is_not_know
         ["node", "edge-1"],
         ["message", "m1"],
         ["object", "k"],
+        ["resource", "k"],
         ["operation", "delete"],
         ["version", "none"],
         ["floor", "4"],
         ["acknowledged", "none"],
         ["accepted"],
     ]
+
+
+def test_who_has_the_newest_version_of_an_object_is_told() -> None:
+    """A node that was resynced has nothing, whatever it acknowledged once."""
+    nodes = [
+        ObjectOnNode(
+            node_id="edge-1",
+            object=ObjectDelivery(
+                object_key="u",
+                floor="9",
+                version="9",
+                acknowledged_version="9",
+                acknowledged_at=ago(minutes=3),
+                state=DELIVERY_STATE_ACKNOWLEDGED,
+            ),
+        ),
+        ObjectOnNode(
+            node_id="edge-2",
+            object=ObjectDelivery(
+                object_key="u", floor="10", version="10", state=DELIVERY_STATE_PARKED, deleted=True
+            ),
+        ),
+        ObjectOnNode(node_id="edge-3"),
+    ]
+
+    newest = newest_version(nodes)
+
+    assert newest == 10  # as numbers, not as text
+    assert [has_version(one, newest) for one in nodes] == [False, False, False]
+    assert [has_version(one, 9) for one in nodes] == [True, False, False]
+    assert holder_rows(nodes, NOW) == [
+        ("edge-1", "9", "3 min ago", "9", "acknowledged", "u"),
+        ("edge-2", "nothing", "", "10", "parked (deleted)", "u"),
+        ("edge-3", "nothing", "", "", "never published", ""),
+    ]
+    assert newest_version(nodes[2:]) is None
 
 
 def test_a_pipe_gets_whole_lines_without_colours() -> None:

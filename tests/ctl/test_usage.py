@@ -107,6 +107,6 @@ def test_help_names_every_command(
     text = (ROOT / "docs" / "cloudhubctl.md").read_text()
     listed = capsys.readouterr().out.partition("Commands:\n")[2].split("\n")
     commands = [line.split()[0] for line in listed if line.startswith("  ") and line[2:3] != " "]
-    assert len(commands) == 20
+    assert len(commands) == 21
     assert [command for command in commands if f"`{command}" not in text] == []
     assert ended.value.code == ExitCode.OK

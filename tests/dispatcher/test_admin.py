@@ -160,6 +160,75 @@ async def test_an_unknown_node_is_not_found_by_any_call_about_one(half: Delivery
     assert known.redelivered == 0
 
 
+async def test_an_object_is_explained_by_its_path_too(half: DeliveryHalf) -> None:
+    """C41: who reads a manifest knows the path; the answer says which object that is."""
+    await half.connect()
+    await published(half, NODE, "m1")
+    by_path, by_uid = (
+        await explain(half, object_key="default/pod/m1"),
+        await explain(half, object_key="uid-m1"),
+    )
+    assert by_path == by_uid
+    assert (by_path.object.object_key, by_path.object.resource) == ("uid-m1", "default/pod/m1")
+    assert len(by_path.events) == 1
+    await refused(half, "m1")
+    again = pb.RedeliverRequest(node_id=NODE, object_key="default/pod/m1")
+    assert (await half.admin.Redeliver(again, NO_CONTEXT)).redelivered == 1
+    for call in (
+        half.admin.Redeliver(pb.RedeliverRequest(node_id=NODE, object_key="default/pod/m9"), NO_CONTEXT),
+        half.admin.Purge(pb.PurgeRequest(node_id=NODE, object_key="default/pod/m9"), NO_CONTEXT),
+    ):
+        with pytest.raises(NotFound, match="has no object default/pod/m9"):
+            await call
+
+
+async def test_everything_of_a_node_is_listed_page_by_page(half: DeliveryHalf) -> None:
+    session = await half.connect()
+    await published(half, NODE, "m1", "m2", "m3")
+    half.delivery.acknowledged(session, request(parent_id="m1").message)
+    await half.settled()
+    pages, token = list[list[pb.ObjectDelivery]](), ""
+    while not pages or token:
+        what = pb.InspectNodeRequest(node_id=NODE, page_size=2, page_token=token, all=True)
+        answer = await half.admin.InspectNode(what, NO_CONTEXT)
+        pages.append(list(answer.objects))
+        token = answer.next_page_token
+    assert [[one.object_key for one in page] for page in pages] == [["uid-m1", "uid-m2"], ["uid-m3"]]
+    has, waits = pages[0]
+    assert (has.acknowledged_version, has.acknowledged_at.ToMilliseconds()) == ("1", half.clock.wall_ms())
+    assert not waits.HasField("acknowledged_at")
+    await half.admin.ResyncNode(pb.ResyncNodeRequest(node_id=NODE), NO_CONTEXT)
+    (lost, *_) = (
+        await half.admin.InspectNode(pb.InspectNodeRequest(node_id=NODE, all=True), NO_CONTEXT)
+    ).objects
+    assert (lost.acknowledged_version, lost.HasField("acknowledged_at")) == ("", False)
+    with pytest.raises(NotFound):
+        await half.admin.InspectNode(pb.InspectNodeRequest(node_id="nobody", all=True), NO_CONTEXT)
+
+
+async def test_an_object_is_looked_for_on_every_node(
+    half: DeliveryHalf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C41: pages have as many nodes as asked for, and as an answer has room for."""
+    for node_id, message_id in (("n1", "m1"), ("n2", "m2"), ("n3", "m1")):
+        await published(half, node_id, message_id)
+
+    async def found(**asked: Any) -> tuple[list[tuple[str, str]], str]:
+        request = pb.FindObjectRequest(object="default/pod/m1", **asked)
+        answer = await half.admin.FindObject(request, NO_CONTEXT)
+        return [(one.node_id, one.object.object_key) for one in answer.nodes], answer.next_page_token
+
+    assert await found() == ([("n1", "uid-m1"), ("n2", ""), ("n3", "uid-m1")], "")
+    assert (await found(node_id_prefix="n2"))[0] == [("n2", "")]
+    first, token = await found(page_size=2)
+    assert (len(first), await found(page_token=token)) == (2, ([("n3", "uid-m1")], ""))
+    monkeypatch.setattr("services.dispatcher.admin.MAX_ANSWER_BYTES", 1)
+    first, token = await found()
+    assert (first, (await found(page_token=token))[0]) == ([("n1", "uid-m1")], [("n2", "")])
+    with pytest.raises(InvalidRequest, match="object: should be"):
+        await half.admin.FindObject(pb.FindObjectRequest(), NO_CONTEXT)
+
+
 async def test_whoever_publishes_can_ask_which_nodes_are_unknown(half: DeliveryHalf) -> None:
     """C41: a publish to a node that never connected counts; whoever wants no misspelt id asks first."""
     servicer = DispatcherServicer(half.publishing, cast("UpstreamServicer", None), half.outbox)

@@ -341,11 +341,11 @@ async def test_an_admin_call_is_on_the_record_with_its_nodes_and_its_result(
 ) -> None:
     security = authority.security(authority.program("ann", Role.OPERATOR))
     secret = "topsecret"
-    await hub.accept(request("edge-1"))
+    await hub.accept(request("edge-1", resource=f"default/configmap/{secret}"))
 
     async def calls(channel: grpc.aio.Channel) -> None:
         admin: Any = DispatcherAdminStub(channel)
-        await admin.Redeliver(pb.RedeliverRequest(node_id="edge-1", object_key=secret))
+        await admin.Redeliver(pb.RedeliverRequest(node_id="edge-1", object_key=f"default/configmap/{secret}"))
         with pytest.raises(grpc.aio.AioRpcError):
             await admin.InspectNode(pb.InspectNodeRequest(node_id="edge-99"))
 

@@ -269,9 +269,29 @@ class MemoryOutbox:
         self._check()
         return [copy(row) for row in self._pending(node_id) if row.seq > after_seq][:limit]
 
-    async def find(self, node_id: str, message_id: str, key: str) -> ObjectRow | None:
+    async def objects_of(self, node_id: str, after_key: str, limit: int) -> list[ObjectRow]:
+        """See `contract.Outbox.objects_of`."""
+        self._check()
+        rows = self.objects.get(node_id, {}).items()
+        return [copy(row) for key, row in sorted(rows) if key > after_key and not row.is_answer][:limit]
+
+    async def on_nodes(
+        self, name: str, after: str, limit: int, prefix: str
+    ) -> list[tuple[str, ObjectRow | None]]:
+        """See `contract.Outbox.on_nodes`."""
+        self._check()
+        ids = [one for one in sorted(self.nodes) if one > after and one.startswith(prefix)][:limit]
+        return [(node_id, self._named(node_id, name)) for node_id in ids]
+
+    def _named(self, node_id: str, name: str) -> ObjectRow | None:
+        rows = self.objects.get(node_id, {}).values()
+        named = [row for row in rows if name in (row.key, row.path) and not row.is_answer]
+        return copy(max(named, key=lambda row: row.seq)) if named else None
+
+    async def find(self, node_id: str, message_id: str, name: str) -> ObjectRow | None:
         """See `contract.Outbox.find`."""
         self._check()
+        key = name
         if not key:
             for _, event in self.events:
                 is_told = event.kind == EventKind.ACCEPTED or event.accepted_at_ms
@@ -281,6 +301,8 @@ class MemoryOutbox:
                 if waiting.message_id == message_id:
                     key = waiting.key
         row = self.objects.get(node_id, {}).get(key)
+        if row is None and name:
+            return self._named(node_id, name)
         return copy(row) if row else None
 
     async def history(self, node_id: str, message_id: str, key: str, limit: int) -> list[Event]:
@@ -324,8 +346,10 @@ class MemoryOutbox:
         rows = [
             row
             for row in sorted(ledger.objects.get(node_id, {}).values(), key=lambda row: row.seq)
-            if row.state in states and key in ("", row.key)
+            if row.state in states
         ]
+        named = [row for row in rows if row.key == key] or [row for row in rows if row.path == key]
+        rows = named if key else rows
         for row in rows:
             change(ledger, row)
         self._write(ledger)

@@ -88,8 +88,20 @@ class Outbox(Protocol):
         """A node's pending rows above `after_seq`, in order of seq, without bodies."""
         ...
 
-    async def find(self, node_id: str, message_id: str, key: str) -> ObjectRow | None:
-        """The row of an object, named by its key or by the id of a message it once had."""
+    async def objects_of(self, node_id: str, after_key: str, limit: int) -> list[ObjectRow]:
+        """A node's objects with a key above `after_key`, in order of key, without bodies or answers."""
+        ...
+
+    async def find(self, node_id: str, message_id: str, name: str) -> ObjectRow | None:
+        """The row of an object, named by its key, by its path (the last that had it), or by the id of a
+        message it once had."""
+        ...
+
+    async def on_nodes(
+        self, name: str, after: str, limit: int, prefix: str
+    ) -> list[tuple[str, ObjectRow | None]]:
+        """Nodes with an id above `after` that begins so, in order of id, each with its row of the object of
+        that key or path, if it has one."""
         ...
 
     async def history(self, node_id: str, message_id: str, key: str, limit: int) -> list[Event]:
@@ -97,11 +109,13 @@ class Outbox(Protocol):
         ...
 
     async def redeliver(self, node_id: str, key: str, at_ms: int) -> int:
-        """Un-parks one object's message, or with an empty key all of the node; how many."""
+        """Un-parks the message of one object, named by its key or path, or with an empty key all of the node;
+        how many."""
         ...
 
     async def purge(self, node_id: str, key: str, at_ms: int) -> int:
-        """Ends one object's pending message, or with an empty key all of the node; how many."""
+        """Ends the pending message of one object, named by its key or path, or with an empty key all of the
+        node; how many."""
         ...
 
     async def resync(self, node_id: str, at_ms: int) -> int:

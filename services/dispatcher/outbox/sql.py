@@ -103,6 +103,24 @@ _last_seqs_by_node = RowQuery(
         wanted, node, node.c.node_id == wanted.c.node_id
     ),
 )
+
+
+def _objects_by(column: str) -> RowQuery:
+    return RowQuery(
+        ["node_id", column],
+        lambda wanted: select(*DELIVERY_COLUMNS).join_from(
+            wanted,
+            delivery,
+            and_(
+                delivery.c.node_id == wanted.c.node_id,
+                delivery.c[column] == wanted.c[column],
+                delivery.c.is_answer.is_(False),
+            ),
+        ),
+    )
+
+
+_objects_by_key, _objects_by_path = _objects_by("object_key"), _objects_by("path")
 _latest_event = (
     select(func.max(delivery_event.c.event_id))
     .where(delivery_event.c.node_id == node.c.node_id)
@@ -153,6 +171,16 @@ _spent_unknown = (
 _RETENTION = "retention"
 _seen_ms = select(seen_time.c.at_ms).where(seen_time.c.name == _RETENTION)
 _note_seen = insert_rows(seen_time, overwrite=["at_ms"])
+
+
+def _behind(after: str, prefix: str) -> list[ColumnElement[bool]]:
+    """Which nodes have an id above one, that begins so."""
+    conditions: list[ColumnElement[bool]] = [node.c.node_id > after]
+    if prefix:
+        # Not LIKE, which folds capitals on SQLite.
+        conditions.append(node.c.node_id >= prefix)
+        conditions.append(func.substr(node.c.node_id, 1, len(prefix)) == prefix)
+    return conditions
 
 
 def _read_totals(connection: Connection) -> Totals:
@@ -338,11 +366,7 @@ class SqlOutbox:
 
     async def list_nodes(self, after: str, limit: int, only: NodeFilter) -> list[NodeSummary]:
         """See `contract.Outbox.list_nodes`."""
-        conditions: list[ColumnElement[bool]] = [node.c.node_id > after]
-        if only.prefix:
-            # Not LIKE, which folds capitals on SQLite.
-            conditions.append(node.c.node_id >= only.prefix)
-            conditions.append(func.substr(node.c.node_id, 1, len(only.prefix)) == only.prefix)
+        conditions = _behind(after, only.prefix)
         return await self.store.read(lambda c: self._summaries(c, conditions, limit, only))
 
     async def summary(self, node_id: str) -> NodeSummary | None:
@@ -388,19 +412,53 @@ class SqlOutbox:
         )
         return await self.store.read(lambda c: [object_row(row) for row in c.execute(query)])
 
-    async def find(self, node_id: str, message_id: str, key: str) -> ObjectRow | None:
+    async def objects_of(self, node_id: str, after_key: str, limit: int) -> list[ObjectRow]:
+        """See `contract.Outbox.objects_of`."""
+        query = (
+            select(*DELIVERY_COLUMNS)
+            .where(
+                delivery.c.node_id == node_id,
+                delivery.c.object_key > after_key,
+                delivery.c.is_answer.is_(False),
+            )
+            .order_by(delivery.c.object_key)
+            .limit(limit)
+        )
+        return await self.store.read(lambda c: [object_row(row) for row in c.execute(query)])
+
+    async def find(self, node_id: str, message_id: str, name: str) -> ObjectRow | None:
         """See `contract.Outbox.find`."""
 
         def read(connection: Connection) -> ObjectRow | None:
-            wanted: Any = key
-            if not key:
+            wanted: Any = name
+            if not name:
                 named = {"node_id": node_id, "message_id": message_id}
                 wanted = connection.execute(_key_of_message, named).scalar()
-            query = select(*DELIVERY_COLUMNS).where(
-                delivery.c.node_id == node_id, delivery.c.object_key == wanted
-            )
-            row = connection.execute(query).one_or_none()
+            of_node = select(*DELIVERY_COLUMNS).where(delivery.c.node_id == node_id)
+            row = connection.execute(of_node.where(delivery.c.object_key == wanted)).one_or_none()
+            if row is None and name:
+                by_path = of_node.where(delivery.c.path == name).order_by(delivery.c.seq.desc()).limit(1)
+                row = connection.execute(by_path).one_or_none()
             return object_row(row) if row else None
+
+        return await self.store.read(read)
+
+    async def on_nodes(
+        self, name: str, after: str, limit: int, prefix: str
+    ) -> list[tuple[str, ObjectRow | None]]:
+        """See `contract.Outbox.on_nodes`. A page of nodes first, then their rows by either index."""
+        nodes = select(node.c.node_id).where(*_behind(after, prefix)).order_by(node.c.node_id).limit(limit)
+
+        def read(connection: Connection) -> list[tuple[str, ObjectRow | None]]:
+            node_ids = list(connection.execute(nodes).scalars())
+            wanted = [(node_id, name) for node_id in node_ids]
+            found: dict[str, ObjectRow] = {}
+            for query in (_objects_by_path, _objects_by_key) if wanted else ():
+                for row in map(object_row, query.execute(connection, wanted)):
+                    other = found.get(row.node_id)
+                    if other is None or row.seq > other.seq:  # of those that had the path the last
+                        found[row.node_id] = row
+            return [(node_id, found.get(node_id)) for node_id in node_ids]
 
         return await self.store.read(read)
 
@@ -445,7 +503,8 @@ class SqlOutbox:
             needs = Needs({node_id}, {}, set(), {node_id})
             ledger = load_ledger(connection, needs, self.quotas, work.totals, work.known)
             rows = sorted(ledger.objects.get(node_id, {}).values(), key=lambda row: row.seq)
-            chosen = [r for r in rows if (not key or r.key == key) and (only is None or r.state == only)]
+            named = [row for row in rows if row.key == key] or [row for row in rows if row.path == key]
+            chosen = [row for row in (named if key else rows) if only is None or row.state == only]
             for row in chosen:
                 change(ledger, row)
             write_ledger(connection, ledger, work.history, work.known)

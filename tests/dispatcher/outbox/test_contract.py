@@ -962,6 +962,45 @@ async def test_an_object_is_found_by_key_and_by_any_message_it_had(outbox: Outbo
     assert await outbox.find(OTHER, "m1", "") is None
 
 
+async def test_an_object_is_found_by_its_path_on_every_node(outbox: Outbox) -> None:
+    """C41: of those that had the path the last; a node without one is there all the same."""
+    await claim(outbox, 1)
+    await accepted(outbox, accept(publication(1, uid="old", path=PATH, message_id="m1")))
+    await commit(outbox, accept(publication(2, uid="old", path=PATH, message_id="m2", is_delete=True)))
+    await accepted(
+        outbox,
+        accept(publication(3, uid="new", path=PATH, message_id="m3")),
+        accept(publication(1, uid="x", path="other/path/x", message_id="m4"), OTHER),
+        accept(publication(3, uid="new", path=PATH, message_id="m3"), "edge-3"),
+    )
+
+    async def on_nodes(name: str, after: str = "", limit: int = 10, prefix: str = "") -> list[Any]:
+        found = await outbox.on_nodes(name, after, limit, prefix)
+        return [(node_id, row and (row.key, row.version)) for node_id, row in found]
+
+    found = await outbox.find(NODE, "", PATH)
+    assert found
+    assert (found.key, found.version) == ("new", 3)
+    everywhere = [(NODE, ("new", 3)), (OTHER, None), ("edge-3", ("new", 3))]
+    assert await on_nodes(PATH) == await on_nodes("new") == everywhere
+    assert await on_nodes("old") == [(NODE, ("old", 2)), (OTHER, None), ("edge-3", None)]
+    assert await on_nodes(PATH, NODE, 1) == everywhere[1:2]
+    assert await on_nodes(PATH, prefix="edge-3") == everywhere[2:]
+    assert await on_nodes(PATH, prefix="shop-") == []
+    assert [row.key for row in await outbox.objects_of(NODE, "", 10)] == ["new", "old"]
+    assert [row.key for row in await outbox.objects_of(NODE, "new", 10)] == ["old"]
+    assert [row.key for row in await outbox.objects_of(NODE, "", 1)] == ["new"]
+
+
+async def test_an_object_is_purged_by_its_path(outbox: Outbox) -> None:
+    """C41: a path that purges nothing would be taken for a node that has nothing pending."""
+    await accepted(
+        outbox, accept(publication(3, uid="a", path=PATH)), accept(publication(3, uid="b", path="b"))
+    )
+    assert await outbox.purge(NODE, PATH, NOW_MS) == 1
+    assert [row.key for row in await outbox.pending(NODE, 0, 10)] == ["b"]
+
+
 async def test_history_has_the_newest_events_oldest_first(outbox: Outbox) -> None:
     await claim(outbox, 1)
     (row,) = await accepted(outbox, accept(publication(3, uid="a", message_id="m1")))

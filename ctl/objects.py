@@ -1,0 +1,111 @@
+"""Commands about objects: what a node has, where one is, and why it is not at a node."""
+
+from typing import Annotated
+
+import typer
+
+from cloudhub.v1 import dispatcher_pb2 as pb
+from ctl import tables
+from ctl.app import NodeArgument, OutputOption, PrefixOption, app, run
+from ctl.faults import CtlFault, ExitCode
+from ctl.hub import PAGE, Hub
+from ctl.looking import now
+from ctl.output import Output, as_dict, note, show_json, show_table, write
+
+ObjectArgument = Annotated[
+    str, typer.Argument(metavar="OBJECT", help="metadata.uid of an object, or NAMESPACE/TYPE/NAME")
+]
+
+
+@app.command()
+def inspect(
+    context: typer.Context,
+    node: NodeArgument,
+    every: Annotated[
+        bool, typer.Option("--all", help="every object that the hub knows of the node, with what it has")
+    ] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """What one node waits for: its pending objects, in the order in which they are first sent."""
+
+    async def work(hub: Hub) -> None:
+        dispatcher = await hub.dispatcher_of(node)
+        request = pb.InspectNodeRequest(node_id=node, page_size=PAGE, all=every)
+        objects: list[pb.ObjectDelivery] = []
+        async for answer in dispatcher.pages(dispatcher.admin.InspectNode, request):
+            objects.extend(answer.objects)
+        if output is Output.JSON:
+            show_json({"node": as_dict(answer.node), "objects": [as_dict(one) for one in objects]})
+        elif every:
+            show_table(
+                tables.HELD, tables.held_rows(objects, now()), f"nothing is known of objects of {node}"
+            )
+        else:
+            show_table(tables.OBJECTS, tables.object_rows(objects, now()), f"{node} waits for nothing")
+
+    run(context, work)
+
+
+@app.command("object")
+def object_on_nodes(
+    context: typer.Context,
+    name: ObjectArgument,
+    prefix: PrefixOption = "",
+    lacking: Annotated[
+        bool, typer.Option("--lacking", help="only nodes that do not have the newest version")
+    ] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Which version of an object each node has, and which nodes lack it."""
+
+    async def work(hub: Hub) -> ExitCode:
+        dispatcher = await hub.any_dispatcher()
+        request = pb.FindObjectRequest(object=name, page_size=PAGE, node_id_prefix=prefix)
+        pages = dispatcher.pages(dispatcher.admin.FindObject, request)
+        found = [one async for page in pages for one in page.nodes]
+        newest = tables.newest_version(found)
+        if newest is None:
+            raise CtlFault(
+                ExitCode.NOT_FOUND,
+                f"no node has an object {name}; `cloudhubctl inspect NODE --all` lists what a node has",
+                "MESSAGE_UNKNOWN",
+            )
+        chosen = [one for one in found if not (lacking and tables.has_version(one, newest))]
+        if output is Output.JSON:
+            show_json([as_dict(one) for one in chosen])
+            return ExitCode.OK
+        show_table(tables.HOLDERS, tables.holder_rows(chosen, now()), "every node has it")
+        having = sum(tables.has_version(one, newest) for one in found)
+        note(f"version {newest} is the newest: {having} of {len(found)} nodes have it")
+        return ExitCode.OK
+
+    run(context, work)
+
+
+@app.command()
+def explain(
+    context: typer.Context,
+    node: NodeArgument,
+    object_key: Annotated[
+        str, typer.Argument(metavar="[OBJECT]", help="metadata.uid of an object, or NAMESPACE/TYPE/NAME")
+    ] = "",
+    message: Annotated[str, typer.Option(help="id of a message, instead of an object")] = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Why a node has not got an object: where its message is and what happened to it."""
+    if bool(object_key) == bool(message):
+        raise CtlFault(ExitCode.USAGE, "name either an OBJECT or a message by --message")
+
+    async def work(hub: Hub) -> None:
+        dispatcher = await hub.dispatcher_of(node)
+        request = pb.ExplainDeliveryRequest(node_id=node, message_id=message, object_key=object_key)
+        answer = await dispatcher.call(dispatcher.admin.ExplainDelivery, request)
+        if output is Output.JSON:
+            show_json(as_dict(answer))
+            return
+        for line in tables.explanation_lines(answer, now()):
+            write(line)
+        write("")
+        show_table(tables.EVENTS, tables.event_rows(answer.events), "its history has been dropped")
+
+    run(context, work)
