@@ -114,7 +114,7 @@ class Service:
     async def silence(self) -> CtlFault | None:
         """Why it does not answer at all; None: it does, whatever its health is."""
         seconds = min(self._timeout, _MAX_SILENCE_SECONDS)
-        health: Any = health_pb2_grpc.HealthStub(self.channel)  # type: ignore[arg-type]
+        health: Any = health_pb2_grpc.HealthStub(self.channel)
         try:
             await health.Check(health_pb2.HealthCheckRequest(), timeout=seconds)
         except grpc.aio.AioRpcError as error:

@@ -41,7 +41,7 @@ class Versions:
 def load_manifests(folder: Path) -> list[Manifest]:
     """Every document of every YAML file in the folder. Raises ManifestFault."""
     return [
-        Manifest(found.kind, found.namespace, found.name, found.body, found.where)
+        Manifest(found.kind, found.namespace, found.name, found.body, found.where, found.group)
         for found in manifests.read_manifests([folder])
     ]
 

@@ -36,7 +36,7 @@ def nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
         ("limits --total -1", "Invalid value for '--total'"),
         ("sessions --state lost", "'lost' should be one of opening, active"),
         ("publish -f nowhere.yaml --all", "nowhere.yaml cannot be read: No such file"),
-        ("publish -f README.md --all", "README.md is no YAML"),
+        ("publish -f README.md --all", "README.md, document 1: should be an object with kind and metadata"),
         ("publish -f examples/manifests", "say to whom: --node"),
         ("publish -f examples/manifests --all -n edge-1", "say to whom: --node"),
         ("--sessions nowhere sessions", "--sessions: should be HOST:PORT with a port"),

@@ -38,7 +38,7 @@ FLAGS = {
 # Commands that change nothing are asked again until what they show has come about.
 READS = re.compile(
     r"/(?:List|Get(?!Resources)|Inspect|Explain|Check)\w*\s*$|"
-    r"cloudhubctl (?:nodes|inspect|sessions|session|links|instances|explain)\b"
+    r"cloudhubctl (?:nodes|inspect|sessions|session|links|instances|explain|object)\b"
 )
 ANSWER_SECONDS = 20.0
 
