@@ -72,3 +72,26 @@ async def test_a_nodes_objects_are_bounded_and_another_node_does_not_notice(
         await hub.accept(request(name="a", version=2), request(name="b", version=2, operation="delete"))
         for _ in range(2):
             await edge.answer(await edge.next())
+
+
+async def test_a_delete_reaches_the_edge_with_what_both_of_its_stores_need(
+    tmp_path: Path, authority: TestAuthority
+) -> None:
+    """C23: whatever its publisher left out of a core kind; of another kind it is refused."""
+    whole = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm1", "namespace": "default"}}
+    async with running_hub(tmp_path, authority) as hub, hub.edge() as edge:
+        for number, content in enumerate((b"null", b'{"metadata": {"name": "cm1"}}'), 1):
+            await hub.accept(request(uid="", version=10 * number, content={"n": number}))
+            await edge.answer(await edge.next())
+            delete = request(uid="", version=10 * number, operation="delete")
+            delete.message.content = content
+            await hub.accept(delete)
+            message = await edge.next()
+            assert (message["route"]["operation"], message["content"]) == ("delete", whole)
+            await edge.answer(message)
+        other = request(name="web", resource="shop/deployment/web", operation="delete", message_id="web")
+        (refused,) = await hub.publish(other)
+        assert (refused.outcome, refused.reason) == (REJECTED, "OBJECT_INCOMPLETE")
+        assert "apiVersion, kind" in refused.detail
+        told = await hub.explain("edge-1", message_id="web")
+        assert "OBJECT_INCOMPLETE" in told.explanation
