@@ -173,7 +173,7 @@ async def running_app(
     own_tracing = tracing is None
     tracing = tracing or configure_tracing("dispatcher", name)
     metrics = DispatcherMetrics(registry)
-    store = await open_store(settings.database, SCHEMA)
+    store = await open_store(settings.database_source, SCHEMA)
     try:
         is_shared = store.is_shared
         outbox = SqlOutbox(store, _quotas(settings))

@@ -7,11 +7,12 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.dispatcher.sizes import MAX_CONTENT_BYTES
+from services.runtime.database_source import DatabaseSettings
 from services.runtime.migration_command import MigrationSettings
 from services.runtime.settings import Address, Replicas, ServiceSettings
 
 
-class DispatcherSettings(ServiceSettings):
+class DispatcherSettings(DatabaseSettings, ServiceSettings):
     """Flags of `python -m services.dispatcher`; each is also CLOUDHUB_DISPATCHER_<NAME>."""
 
     model_config = SettingsConfigDict(env_prefix="CLOUDHUB_DISPATCHER_")

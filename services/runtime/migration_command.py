@@ -6,6 +6,7 @@ import sys
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.runtime.database_source import DatabaseSettings
 from services.runtime.lifecycle import run_process
 from services.runtime.migrations import Schema
 from services.runtime.settings import load_settings
@@ -14,7 +15,7 @@ from services.runtime.store import migrate
 WORD = "migrate"
 
 
-class MigrationSettings(BaseSettings):
+class MigrationSettings(DatabaseSettings, BaseSettings):
     """Brings the database to the schema that this release wants. Subclasses set `env_prefix`."""
 
     model_config = SettingsConfigDict(cli_kebab_case=True, cli_avoid_json=True, extra="ignore", frozen=True)
@@ -32,7 +33,7 @@ def ran_migration(program: str, kind: type[MigrationSettings], schema: Schema) -
     settings = load_settings(kind, f"{program} {WORD}", sys.argv[2:])
 
     async def main(_: asyncio.Event) -> None:
-        print(await migrate(settings.database, schema))
+        print(await migrate(settings.database_source.read(), schema))
 
     run_process(program, main)
     return True

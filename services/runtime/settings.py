@@ -176,6 +176,10 @@ def load_settings(kind: type[S], program: str, argv: list[str] | None = None) ->
         prefix = str(kind.model_config.get("env_prefix", ""))
         for fault in error.errors():
             field = ".".join(str(part) for part in fault["loc"])
+            if not field:
+                # Of several settings together: the sentence names them, what they are may be secret.
+                print(f"{program}: {fault['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+                continue
             flag, variable = "--" + field.replace("_", "-"), (prefix + field).upper()
             text = fault["msg"].removeprefix("Value error, ").partition("; got ")[0]
             print(f"{program}: {flag} (or {variable}): {text}{_got(kind, field, fault)}", file=sys.stderr)

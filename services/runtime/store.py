@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.runtime.clock import SystemClock
+from services.runtime.database_source import DatabaseSource
 from services.runtime.database_url import engine_of, shown, sqlite_path
 from services.runtime.errors import StartupError, StoreUnavailable
 from services.runtime.migrations import (
@@ -57,13 +58,14 @@ class Store(Protocol):
         ...
 
 
-async def open_store(url: str, schema: Schema) -> WatchedStore:
+async def open_store(source: DatabaseSource | str, schema: Schema) -> WatchedStore:
     """Opens a service's database; a new SQLite file gets the schema, a PostgreSQL database must have it.
 
     Raises StartupError if the URL is wrong, the database cannot be used, another process has the file,
     or what it holds is not what the service wants.
     """
-    store, name = _store_of(url)
+    source = DatabaseSource(source) if isinstance(source, str) else source
+    store, name = _store_of(source)
     command = f"python -m services.{schema.service} migrate --database URL"
 
     def prepare(connection: Connection) -> None:
@@ -80,7 +82,7 @@ async def migrate(url: str, schema: Schema) -> str:
 
     Raises StartupError if it cannot.
     """
-    store, name = _store_of(url, statement_seconds=MIGRATION_SECONDS)
+    store, name = _store_of(DatabaseSource(url), statement_seconds=MIGRATION_SECONDS)
 
     def work(connection: Connection) -> str | None:
         if store.is_shared:
@@ -98,15 +100,17 @@ async def migrate(url: str, schema: Schema) -> str:
     return f"database {name} now holds version {wanted} of the schema of {schema.service}"
 
 
-def _store_of(url: str, **postgresql: float) -> tuple[Transactions, str]:
+def _store_of(source: DatabaseSource, **postgresql: float) -> tuple[Transactions, str]:
     """The store that a URL names, and how to call it in a message."""
+    url = source.read()
     if engine_of(url) == "sqlite":
         path = sqlite_path(url)
         return SqliteStore(path), str(path)
     # Here and not above: its driver costs each process 9 MiB and a twentieth of its start.
     from services.runtime.store_postgresql import PostgresStore
 
-    return PostgresStore(url, **postgresql), shown(url)
+    reread = source.read if source.may_change else None
+    return PostgresStore(url, reread=reread, **postgresql), shown(url)
 
 
 async def _first_use(store: Transactions, name: str, work: Callable[[Connection], T]) -> T:

@@ -18,11 +18,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from services.runtime.backoff import Backoff
-from services.runtime.database_url import hosts_of
-from services.runtime.errors import StoreBusy, StoreRefused, StoreUnavailable
+from services.runtime.database_url import hosts_of, shown
+from services.runtime.errors import StartupError, StoreBusy, StoreRefused, StoreUnavailable
+from services.runtime.logs import get_log
 
 T = TypeVar("T")
 
+_log = get_log("store")
 POOL_CONNECTIONS = 8
 # How long a burst may queue up before a connection is free; those who call have deadlines of their own.
 POOL_SECONDS = 10.0
@@ -45,11 +47,20 @@ _HOST_GONE = frozenset({"57P01", "57P02", "57P03", "25006"})
 
 
 class PostgresStore:
-    """See `store.Store`. Connects when it is first used."""
+    """See `store.Store`. Connects when it is first used. `reread` gives the URL as it is now, for when no
+    connection can be made by the one that was used."""
 
     is_shared = True
 
-    def __init__(self, url: str, *, statement_seconds: float = STATEMENT_SECONDS) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        statement_seconds: float = STATEMENT_SECONDS,
+        reread: Callable[[], str] | None = None,
+    ) -> None:
+        self._url = url
+        self._reread = reread
         self._hosts = deque(hosts_of(url))
         self._arguments: dict[str, Any] = {
             "timeout": CONNECT_SECONDS,
@@ -61,10 +72,11 @@ class PostgresStore:
                 "jit": "off",  # short statements on rows by their keys: compiling costs more than it saves
             },
         }
-        if "target_session_attrs" not in parse_qs(urlsplit(url).query):
-            self._arguments["target_session_attrs"] = "read-write"
+        self._choose_primary()
         self._seconds = max(TRANSACTION_SECONDS, statement_seconds)
-        self._connect_seconds = POOL_SECONDS + CONNECT_SECONDS * (len(self._hosts) + 1)
+        # Twice where the URL may turn out to have changed.
+        dials = (len(self._hosts) + 1) * (1 if reread is None else 2)
+        self._connect_seconds = POOL_SECONDS + CONNECT_SECONDS * dials
         # Connections made before the last time a host was found gone are not used again.
         self._generation = 0
         self._engine = self._new_engine()
@@ -73,6 +85,12 @@ class PostgresStore:
         )
         self._running: set[asyncio.Task[Any]] = set()
         self._is_closed = False
+
+    def _choose_primary(self) -> None:
+        if "target_session_attrs" in parse_qs(urlsplit(self._url).query):
+            self._arguments.pop("target_session_attrs", None)
+        else:
+            self._arguments["target_session_attrs"] = "read-write"
 
     def _new_engine(self) -> AsyncEngine:
         engine = create_async_engine(
@@ -98,6 +116,34 @@ class PostgresStore:
         return engine
 
     async def _connect(self) -> "asyncpg.Connection[asyncpg.Record]":
+        """By the present URL, else by the one that its file holds now."""
+        tried = self._url
+        try:
+            return await self._dial()
+        except StoreUnavailable:
+            # Another connection may have found the newer one meanwhile.
+            if self._url == tried and not await self._renewed():
+                raise
+        return await self._dial()
+
+    async def _renewed(self) -> bool:
+        """Whether the file of the URL holds another one, which is used from here on."""
+        if self._reread is None:
+            return False
+        try:
+            url = await asyncio.to_thread(self._reread)
+            hosts = deque(hosts_of(url))
+        except StartupError as error:
+            _log.warning("database.url_kept", reason=str(error))
+            return False
+        if url == self._url:
+            return False
+        self._url, self._hosts = url, hosts
+        self._choose_primary()
+        _log.info("database.url_renewed", database=shown(url))
+        return True
+
+    async def _dial(self) -> "asyncpg.Connection[asyncpg.Record]":
         """To the first host that takes writes, beginning with the one that did last."""
         last: Exception | None = None
         for _ in range(len(self._hosts)):

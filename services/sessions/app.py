@@ -102,7 +102,7 @@ class SessionsApp:
 
     async def _start(self) -> None:
         settings = self._settings
-        self._store = await open_store(settings.database, schema.SCHEMA)
+        self._store = await open_store(settings.database_source, schema.SCHEMA)
         initial = Limits(settings.limit_per_connector, settings.limit_per_project, settings.limit_total)
         registry = self._wrap(SqlRegistry(self._store, initial))
         if self._tracing is None:

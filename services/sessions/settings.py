@@ -5,11 +5,12 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from services.runtime.database_source import DatabaseSettings
 from services.runtime.migration_command import MigrationSettings
 from services.runtime.settings import Address, ServiceSettings
 
 
-class SessionsSettings(ServiceSettings):
+class SessionsSettings(DatabaseSettings, ServiceSettings):
     """Keeps the registry of node sessions: who is connected where, under which epoch, within which limits."""
 
     model_config = SettingsConfigDict(env_prefix="CLOUDHUB_SESSIONS_")

@@ -1,6 +1,7 @@
 """What kubectl makes of each overlay, held against Kubernetes' own schemas and its restricted policy."""
 
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.deploy.manifests import (
     DOCKER,
@@ -19,6 +21,7 @@ from tests.deploy.manifests import (
     documents,
     pod_of,
 )
+from tests.deploy.test_page import example
 
 pytestmark = pytest.mark.deploy
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="make check-deploy installs it")
@@ -44,8 +47,13 @@ def tool(name: str) -> str:
 
 @functools.cache
 def rendered(overlay: str) -> tuple[Manifest, ...]:
+    return kustomized(KUBERNETES / "overlays" / overlay)
+
+
+def kustomized(folder: Path) -> tuple[Manifest, ...]:
+    """What kubectl makes of a folder."""
     made = subprocess.run(
-        [tool("kubectl"), "kustomize", str(KUBERNETES / "overlays" / overlay)],
+        [tool("kubectl"), "kustomize", str(folder)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -202,3 +210,17 @@ def test_every_image_has_a_version() -> None:
     assert [
         image for image in images if not re.search(r":\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?$", image)
     ] == []
+
+
+def test_the_example_of_the_page_leaves_no_image_unreplaced(tmp_path: Path) -> None:
+    shown = example()
+    shown["resources"] = [os.path.relpath(KUBERNETES / "overlays" / "production", tmp_path.resolve())]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(shown))
+    images = [
+        container["image"]
+        for one in kustomized(tmp_path)
+        if one["kind"] == "Deployment"
+        for container in containers(pod_of(one))
+    ]
+    assert len(images) == 6
+    assert [image for image in images if not image.startswith("registry.example.com/cloudhub/")] == []

@@ -5,14 +5,18 @@ import os
 import random
 import signal
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import asyncpg
 import pytest
 from sqlalchemy import Connection, text
+from structlog.testing import capture_logs
 
 from demo.postgres import PostgresServer
 from services.runtime import store_postgresql
+from services.runtime.database_source import DatabaseSource
 from services.runtime.errors import StoreBusy, StoreRefused, StoreUnavailable
 from services.runtime.store_postgresql import PostgresStore
 from tests.support.postgres import SURVIVES_KILL, Databases, reachable_folder, running_pair
@@ -313,3 +317,45 @@ async def test_a_standby_is_never_written_to() -> None:
         with pytest.raises(StoreUnavailable, match="no host takes writes"):
             await alone.write(run("INSERT INTO item VALUES (1)"))
         await alone.close()
+
+
+async def test_a_changed_password_is_taken_from_the_file_when_connections_fail(
+    databases: Databases, url: str, tmp_path: Path
+) -> None:
+    """No restart, and no sooner than needed; what is no URL changes nothing."""
+    role, database = f"rotated_{uuid.uuid4().hex[:8]}", url.rpartition("/")[2]
+    server, file = databases.server, tmp_path / "url"
+    written = f"postgresql://{role}:{{}}@127.0.0.1:{server.port}/{database}"
+
+    async def sql(statement: str) -> None:
+        await asyncio.to_thread(server.sql, statement)
+
+    async def cut() -> None:
+        await sql(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = '{role}'")
+
+    await sql(f"CREATE ROLE {role} LOGIN PASSWORD 'first'")
+    file.write_text(written.format("first"))
+    source = DatabaseSource("", file)
+    store = PostgresStore(source.read(), reread=source.read)
+    one = run("SELECT 1")
+    try:
+        await store.write(one)
+        await sql(f"ALTER ROLE {role} PASSWORD 'second'")
+        assert await store.write(one) == [1], "open connections stay"
+        await cut()
+        with pytest.raises(StoreUnavailable), capture_logs() as said:
+            while True:  # the first may find that the connections are gone
+                await store.write(one)
+        assert said == []
+        file.write_text("second")
+        with pytest.raises(StoreUnavailable), capture_logs() as said:
+            await store.write(one)
+        assert [line["event"] for line in said] == ["database.url_kept"]
+        file.write_text(written.format("second"))
+        with capture_logs() as said:
+            assert await store.write(one) == [1]
+        assert [line["event"] for line in said] == ["database.url_renewed"]
+        assert "second" not in str(said)
+    finally:
+        await store.close()
+        await sql(f"DROP ROLE {role}")
