@@ -1,14 +1,17 @@
-"""Lines of history in SQL: written, counted per node, and cut at a node's bound in the same transaction.
+"""Lines of history in SQL: written, counted per node, and cut at a node's bound by those who write.
 
 A node's own row counts its lines, so that nothing has to be counted in the table. At the bound the oldest go:
 of acceptances, by which a message id that is used again is known, the newest third of the bound stays, and as
 many of all other lines; the acceptances of what is pending stay always.
+
+A transaction cuts one node's history, and no more of it than those who wait for the transaction bear: nodes
+that are published to alike come to their bound together. The others' turns come with the next transactions.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, delete, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, delete, func, select
 
 from services.dispatcher.outbox.event_ids import EventIds
 from services.dispatcher.outbox.ledger import Ledger
@@ -20,8 +23,10 @@ from services.dispatcher.outbox.rows import event_values
 from services.dispatcher.outbox.schema import delivery_event
 from services.runtime.statements import insert_rows, update_rows
 
-# What one transaction deletes at most of a node's history, which may be older than the bound.
-MAX_TRIMMED = 20_000
+# What one transaction deletes at most of histories.
+MAX_TRIMMED = 2_000
+# Nodes whose history is being cut, of which is known how far; of others it is looked up again.
+MAX_CUTS = 1024
 
 _REPEATED = ["message_id", "attempt", "epoch", "repeats", "last_at_ms"]
 _insert_event = insert_rows(delivery_event)
@@ -39,19 +44,21 @@ def _cutoff(which: ColumnElement[bool]) -> Select[int]:
     return ids.order_by(_event.event_id.desc()).limit(1).offset(bindparam("kept"))
 
 
-_cutoffs = [(which, _cutoff(which)) for which in (_is_other, and_(_is_acceptance, ~is_of_pending))]
-
-
-def oldest_after(rows: int) -> Select[int]:
+def _portion(which: ColumnElement[bool]) -> Select[int]:
     """The oldest line but so many."""
-    return select(_event.event_id).where(_of_node).order_by(_event.event_id).limit(1).offset(rows)
+    ids = select(_event.event_id).where(_of_node, which)
+    return ids.order_by(_event.event_id).limit(1).offset(bindparam("rows"))
 
 
-_oldest = oldest_after(MAX_TRIMMED)
+_kinds = (_is_other, and_(_is_acceptance, ~is_of_pending))
+_cutoffs = [_cutoff(which) for which in _kinds]
+_portions = [_portion(which) for which in _kinds]
 _deletes = [
-    delete(delivery_event).where(_of_node, which, _event.event_id <= bindparam("last"))
-    for which in (_is_other, and_(_is_acceptance, ~is_of_pending))
+    delete(delivery_event).where(_of_node, which, _event.event_id <= bindparam("last")) for which in _kinds
 ]
+_count = select(func.count()).select_from(delivery_event).where(_of_node)
+Cut = dict[int, int]
+"""Of a node's history, by the place in `_kinds`: the lines up to which id go."""
 
 
 @dataclass(slots=True)
@@ -70,25 +77,55 @@ class HistoryCounts:
         self.left_out += other.left_out
 
 
+class Cuts:
+    """How far histories are being cut, over transactions; whoever is forgotten is looked at again."""
+
+    def __init__(self, max_nodes: int = MAX_CUTS) -> None:
+        self._max_nodes = max_nodes
+        self._of: dict[str, Cut] = {}
+
+    def __contains__(self, node_id: object) -> bool:
+        return node_id in self._of
+
+    def get(self, node_id: str) -> Cut | None:
+        """What is left to do; None if nothing is known."""
+        return self._of.get(node_id)
+
+    def keep(self, node_id: str, left: Cut) -> None:
+        """What is left to do now. Ids only grow: it stays true if the transaction comes to nothing."""
+        self._of.pop(node_id, None)
+        if left:
+            self._of[node_id] = left
+            if len(self._of) > self._max_nodes:
+                del self._of[next(iter(self._of))]
+
+
 @dataclass(slots=True)
 class History:
     """The history's part of one transaction."""
 
     ids: EventIds
     lines: Transaction
+    cuts: Cuts = field(default_factory=Cuts)
     counts: HistoryCounts = field(default_factory=HistoryCounts)
 
     def prepare(self, connection: Connection, ledger: Ledger) -> Written:
         """What is to be written, counted in the nodes' rows; makes room where a node is at its bound."""
         written = self.lines.lay(ledger.events, self.ids)
         counts = Counter(line.event.node_id for line in written.new)
+        excess: dict[str, int] = {}
         for node_id, count in counts.items():
             node = ledger.nodes[node_id]
             node.history_rows += count
             ledger.changed_nodes.add(node_id)
+            if node_id not in ledger.wiped_nodes:
+                excess[node_id] = node.history_rows - most_history_rows(ledger.quotas, node)
+        # One that was begun is finished first.
+        node_id = max(excess, key=lambda one: (excess[one] > 0, one in self.cuts, excess[one]), default="")
+        if node_id and excess[node_id] > 0:
+            node, count = ledger.nodes[node_id], counts[node_id]
             most = most_history_rows(ledger.quotas, node)
-            if node.history_rows > most and node_id not in ledger.wiped_nodes:
-                node.history_rows = self._trim(connection, node_id, most) + count
+            node.history_rows = self._trim(connection, node_id, node.history_rows - count, most) + count
         for node_id in ledger.wiped_nodes:
             self.lines.deleted(node_id)
         self.counts = HistoryCounts(
@@ -96,22 +133,35 @@ class History:
         )
         return written
 
-    def _trim(self, connection: Connection, node_id: str, most: int) -> int:
-        """Deletes a node's oldest lines; what to count for those that stay."""
+    def _trim(self, connection: Connection, node_id: str, rows: int, most: int) -> int:
+        """Deletes some of a node's oldest lines; what to count for those that stay."""
         kept = most // 3
-        oldest = connection.execute(_oldest, {"node": node_id}).scalar()
-        trimmed = 0
-        for (which, cutoff), deletion in zip(_cutoffs, _deletes, strict=True):
-            last = connection.execute(cutoff, {"node": node_id, "kept": kept}).scalar()
-            if last is None:
+        cut = self.cuts.get(node_id)
+        if cut is None:
+            found = [connection.execute(one, {"node": node_id, "kept": kept}).scalar() for one in _cutoffs]
+            cut = {place: last for place, last in enumerate(found) if last is not None}
+        left: Cut = {}
+        room = MAX_TRIMMED
+        for place, last in cut.items():
+            if not room:
+                left[place] = last
                 continue
-            last = min(last, oldest) if oldest is not None else last
-            trimmed += connection.execute(deletion, {"node": node_id, "last": last}).rowcount
-            if which is _is_other:
-                self.lines.deleted(node_id, last)
-        self.counts.trimmed += trimmed
-        # Older than the bound, and more than one transaction deletes: the next one goes on.
-        return most if oldest is not None and trimmed else 2 * kept
+            end = connection.execute(_portions[place], {"node": node_id, "rows": room - 1}).scalar()
+            through = last if end is None else min(last, end)
+            deleted = connection.execute(_deletes[place], {"node": node_id, "last": through}).rowcount
+            room -= deleted
+            rows -= deleted
+            self.counts.trimmed += deleted
+            if _kinds[place] is _is_other:
+                self.lines.deleted(node_id, through)
+            if through < last:
+                left[place] = last
+        self.cuts.keep(node_id, left)
+        if left:
+            return max(rows, most)  # so that the next line goes on with it
+        # A node whose pending acceptances alone are more than that is not counted with each line.
+        counted = int(connection.execute(_count, {"node": node_id}).scalar_one())
+        return counted if counted <= most else 2 * kept
 
     @staticmethod
     def write(connection: Connection, written: Written) -> None:

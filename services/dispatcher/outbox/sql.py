@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, o
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.contract import Mended, NodeFilter, NodeSummary, SweepPlace, Swept
 from services.dispatcher.outbox.event_ids import EventIds, first_id_of
-from services.dispatcher.outbox.history import History, HistoryCounts
+from services.dispatcher.outbox.history import Cuts, History, HistoryCounts
 from services.dispatcher.outbox.known_rows import Known, KnownRows
 from services.dispatcher.outbox.ledger import Ledger
 from services.dispatcher.outbox.mending import mend, next_nodes
@@ -227,6 +227,7 @@ class SqlOutbox:
     history_counts: HistoryCounts = field(default_factory=HistoryCounts)
     _event_ids: EventIds = field(default_factory=EventIds)
     _lines: OpenLines = field(default_factory=OpenLines)
+    _cuts: Cuts = field(default_factory=Cuts)
     _known: KnownRows | None = None  # where no other process writes; else `_revised`
     _revised: RevisedRows = field(default_factory=RevisedRows)
 
@@ -306,7 +307,7 @@ class SqlOutbox:
             known, confirm = self._begin()
             before = self.totals
             lines = self._lines.begin()
-            work = _Work(copy(before), known, History(self._event_ids, lines))
+            work = _Work(copy(before), known, History(self._event_ids, lines, self._cuts))
             result = run(connection, work)
 
             def confirmed() -> None:

@@ -208,9 +208,9 @@ async def test_a_history_from_before_the_bound_is_cut_in_portions(
     ids = EventIds()
     many = [event_values(row, ids.next(NOW_MS - 1000)) for row in rows * 4]
     await outbox.store.write(lambda c: history_sql._insert_event.execute(c, many))
-    monkeypatch.setattr(history_sql, "_oldest", history_sql.oldest_after(200))
+    monkeypatch.setattr(history_sql, "MAX_TRIMMED", 200)
     found = []
-    for number in range(12):
+    for number in range(16):
         await commit(
             outbox, *(Event(NODE, EventKind.REJECTED, NOW_MS, "m", reason=f"{number} {n}") for n in "ab")
         )
@@ -218,6 +218,50 @@ async def test_a_history_from_before_the_bound_is_cut_in_portions(
     assert found[0] == 290 * 5 + 2
     assert all(-2 <= before - after <= 201 for before, after in pairwise(found))
     assert found[-1] < 320
+
+
+async def test_nodes_that_come_to_their_bound_together_take_turns(
+    outbox: SqlOutbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction that cut the histories of all of them held their rows for longer than others wait for a
+    row, was given up, and met the same work when it was tried again: for good."""
+    monkeypatch.setattr(history_sql, "MAX_TRIMMED", 40)
+    nodes_at_bound = [f"alike-{n}" for n in range(6)]
+    await commit(outbox, *(Claim(node_id, 1, NOW_MS) for node_id in nodes_at_bound))
+
+    async def refuse(number: int, count: int) -> None:
+        await commit(
+            outbox,
+            *(
+                Event(node_id, EventKind.REJECTED, NOW_MS, "m", reason=f"{number} {n}")
+                for node_id in nodes_at_bound
+                for n in range(count)
+            ),
+        )
+
+    await refuse(0, 299)
+    trimmed = []
+    for number in range(1, 61):
+        before = outbox.history_counts.trimmed
+        await refuse(number, 1)
+        trimmed.append(outbox.history_counts.trimmed - before)
+    assert max(trimmed) == 40
+    left = [await lines(outbox, node_id) for node_id in nodes_at_bound]
+    assert max(left) <= 300
+    # What is counted in their rows is what there is.
+    query = select(node.c.node_id, node.c.history_rows)
+    counted = await outbox.store.read(lambda c: {row[0]: row[1] for row in c.execute(query)})
+    assert [counted[node_id] for node_id in nodes_at_bound] == left
+
+
+def test_cuts_that_are_forgotten_are_looked_up_again() -> None:
+    """At their bound those of the node that was cut longest ago."""
+    cuts = history_sql.Cuts(max_nodes=2)
+    for node_id in ("a", "b", "c"):
+        cuts.keep(node_id, {0: 7})
+    assert [cuts.get(node_id) for node_id in ("a", "b", "c")] == [None, {0: 7}, {0: 7}]
+    cuts.keep("b", {})
+    assert "b" not in cuts
 
 
 # Nodes that never connected
