@@ -35,6 +35,8 @@ from edge.node_files import NodeFiles, StoredFault
 from edge.renewal import Renewals
 from edge.settings import EdgeSettings, SettingsFault
 from edge.store import Change, StoreFault
+from harness.stock_edge.fleet import StockFleet
+from harness.stock_edge.node import StockNode
 
 
 class Command(msgspec.Struct):
@@ -95,17 +97,17 @@ class FleetProcess:
     """Runs the fleet, obeys and reports."""
 
     def __init__(
-        self, settings: EdgeSettings, node_ids: list[str], renewals: Renewals | None, *, by_node: bool
+        self,
+        fleet: EdgeFleet | StockFleet,
+        acknowledged: Acknowledgements,
+        renewals: Renewals | None,
+        *,
+        by_node: bool,
     ) -> None:
         self._by_node = by_node
         self._renewals = renewals
-        self._acknowledged = Acknowledgements(node_ids)
-        self._fleet = EdgeFleet(
-            settings,
-            node_ids,
-            on_acknowledged=self._acknowledged.add,
-            on_certificate_refused=renewals.refused if renewals else lambda _node_id: None,
-        )
+        self._acknowledged = acknowledged
+        self._fleet = fleet
         self._all_connected_seconds = 0.0
         self._blocked: set[str] = set()
         self._talking = asyncio.Event()
@@ -189,10 +191,14 @@ class FleetProcess:
             for agent in self._fleet:
                 await self._talking.wait()
                 reading = {"sensor": "cold-chain", "celsius": round(random.gauss(4.0, 0.6), 2)}
-                try:
-                    await agent.upload(json.dumps(reading).encode(), "telemetry/fridge")
-                except OutboxFull:
-                    pass  # the node has been away for long; the next readings matter more
+                content = json.dumps(reading).encode()
+                if isinstance(agent, StockNode):
+                    agent.upload(content, "telemetry/fridge")
+                else:
+                    try:
+                        await agent.upload(content, "telemetry/fridge")
+                    except OutboxFull:
+                        pass  # the node has been away for long; the next readings matter more
                 await asyncio.sleep(every / len(self._fleet))
 
     async def _statuses(self, every: float) -> None:
@@ -205,6 +211,23 @@ class FleetProcess:
                 await asyncio.sleep(every / len(self._fleet))
 
 
+def _make_fleet(
+    settings: EdgeSettings,
+    node_ids: list[str],
+    acknowledged: Acknowledgements,
+    renewals: Renewals | None,
+    stock_pace: float,
+) -> EdgeFleet | StockFleet:
+    if stock_pace:
+        return StockFleet(settings, node_ids, pace=stock_pace, edged=True, on_acknowledged=acknowledged.add)
+    return EdgeFleet(
+        settings,
+        node_ids,
+        on_acknowledged=acknowledged.add,
+        on_certificate_refused=renewals.refused if renewals else lambda _node_id: None,
+    )
+
+
 async def serve(
     settings: EdgeSettings,
     node_ids: list[str],
@@ -214,13 +237,16 @@ async def serve(
     status_every: float,
     *,
     by_node: bool,
+    stock_pace: float,
 ) -> None:
     """Runs a fleet, whose nodes get certificates first if they enrol, until it is told to stop."""
     stop = asyncio.Event()
     stop_on_signals(stop.set)
     if renewals is not None and not await enrolled(renewals, stop):
         return
-    worker = FleetProcess(settings, node_ids, renewals, by_node=by_node)
+    acknowledged = Acknowledgements(node_ids)
+    fleet = _make_fleet(settings, node_ids, acknowledged, renewals, stock_pace)
+    worker = FleetProcess(fleet, acknowledged, renewals, by_node=by_node)
     await worker.serve(stop, report_every, upload_every, status_every)
 
 
@@ -244,6 +270,9 @@ def run(
     by_node: Annotated[bool, typer.Option()] = False,
     upload_every: Annotated[float, typer.Option(min=0)] = 0.0,
     status_every: Annotated[float, typer.Option(min=0)] = 0.0,
+    stock_pace: Annotated[
+        float, typer.Option(min=0, help="above 0: doubles of stock edges, so many times faster")
+    ] = 0.0,
 ) -> None:
     """Runs so many edge nodes from edge-FIRST on; commands on stdin, reports on stdout."""
     configure_logs(LogFormat.AUTO)
@@ -268,7 +297,11 @@ def run(
         first_delay_seconds=first_delay,
         most_delay_seconds=most_delay,
     )
-    work = serve(settings, node_ids, renewals, report_every, upload_every, status_every, by_node=by_node)
+    work = serve(
+        *(settings, node_ids, renewals, report_every, upload_every, status_every),
+        by_node=by_node,
+        stock_pace=stock_pace,
+    )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(work)
 

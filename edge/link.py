@@ -6,7 +6,7 @@ Many frames leave in one write, and nothing is scheduled per message.
 
 import asyncio
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import cast
 
 from websockets.client import ClientProtocol
@@ -27,12 +27,12 @@ _CLOSE_SECONDS = 5.0
 
 
 class Link(asyncio.Protocol):
-    """A link from its dial to its end: implements `transport.EdgeLink`."""
+    """A link from its dial to its end: implements `transport.EdgeLink`. A header may stand several times."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], receiver: Receiver) -> None:
+    def __init__(self, url: str, headers: Iterable[tuple[str, str]], receiver: Receiver) -> None:
         self._loop = asyncio.get_running_loop()
         self._receiver = receiver
-        self._headers = headers
+        self._headers = tuple(headers)
         self._uri = parse_uri(url)
         self._websocket = ClientProtocol(self._uri, max_size=MOST_FRAME_BYTES)
         self._transport: asyncio.Transport | None = None
@@ -79,7 +79,7 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         request = self._websocket.connect()
-        for name, value in self._headers.items():
+        for name, value in self._headers:
             request.headers[name] = value
         self._websocket.send_request(request)
         self._flush()

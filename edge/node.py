@@ -195,7 +195,8 @@ class EdgeAgent:
         if self._dialled == "quic":
             link = QuicLink(settings.quic_address(self._quic_servers.next(random.random())), headers, self)
         else:
-            link = Link(settings.url(self._servers.next(random.random()), self.node_id), headers, self)
+            url = settings.url(self._servers.next(random.random()), self.node_id)
+            link = Link(url, headers.items(), self)
         self._link = link
         self._unstored = 0
         self._largest = (0, "")

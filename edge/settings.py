@@ -120,7 +120,7 @@ class EdgeSettings:
 
         Raises SettingsFault.
         """
-        certificate, key = self._certificate(node_id)
+        certificate, key = self.certificate_files(node_id)
         configuration = QuicConfiguration(
             alpn_protocols=[_PROTOCOL],
             cafile=str(self.ca),
@@ -134,13 +134,14 @@ class EdgeSettings:
             raise SettingsFault(f"{certificate} or {key} cannot be used: {error}") from error
         return configuration
 
-    def _certificate(self, node_id: str) -> tuple[Path, Path]:
+    def certificate_files(self, node_id: str) -> tuple[Path, Path]:
+        """Certificate and key of a node."""
         certificate = self.certificate or Path(self.certificates or "") / "nodes" / f"{node_id}.crt"
         return certificate, self.key or certificate.with_name(f"{node_id}.key")
 
     def key_exposure(self, node_id: str) -> str:
         """What is wrong with who may read a node's private key, and the fix; "" if nothing is."""
-        _, key = self._certificate(node_id)
+        _, key = self.certificate_files(node_id)
         try:
             mode = stat.S_IMODE(key.stat().st_mode)
         except OSError:
@@ -159,7 +160,7 @@ class EdgeSettings:
 
     def tls(self, node_id: str) -> ssl.SSLContext:
         """A context that trusts only the hub's CA and shows the node's certificate. Raises SettingsFault."""
-        certificate, key = self._certificate(node_id)
+        certificate, key = self.certificate_files(node_id)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # The hub's CA may be another one's.
