@@ -103,7 +103,7 @@ async def test_a_round_of_dials_gets_in_with_whichever_dial_finds_the_hub(
         await hub.connector.start()
         await eventually(lambda: node.counters.links_opened == 2, 20)
         assert 2 <= node.counters.dials_failed <= 4
-        assert hub.metric("connector", "dials_refused_total") == 0
+        assert hub.metric("connector", "refusals_total", reason="header_use") == 0
 
 
 async def test_requests_that_nobody_serves_cost_nothing_else(tmp_path: Path) -> None:
