@@ -89,7 +89,7 @@ bench: $(READY)
 chaos: $(READY)
 	@$(BIN)/python -m chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(FAULTS),--faults $(FAULTS)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(STORE),--store $(STORE)) $(if $(filter sqlite,$(STORE)),--replicas 1) \
-		$(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(TLS),--tls)
+		$(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(TLS),--tls) $(if $(EDGES),--edges $(EDGES))
 
 # Atheris guides the pure targets by coverage where there is a wheel of it for this Python.
 fuzz: $(READY)

@@ -15,7 +15,7 @@ from rich.console import Console
 from chaos.checker import Verdict, judge
 from chaos.report import print_verdict
 from chaos.run import ChaosRun
-from chaos.settings import ChaosSettings
+from chaos.settings import ChaosSettings, EdgeKind
 from demo.databases import Engine
 from demo.exclusive import FolderInUse, exclusive
 from demo.fleet import FleetFault
@@ -56,6 +56,9 @@ def run(
         Engine, typer.Option(help="sqlite: one replica, and its database is left alone")
     ] = _DEFAULT.engine,
     tls: Annotated[bool, typer.Option(help="mutual TLS and roles for gRPC too")] = _DEFAULT.tls,
+    edges: Annotated[
+        EdgeKind, typer.Option(help="stock: doubles of KubeEdge's edges instead of the own agent")
+    ] = _DEFAULT.edges,
     out: Annotated[Path, typer.Option(help="folder for databases, logs and history")] = _DEFAULT.out,
 ) -> None:
     """Breaks a hub under load, fault after fault, and checks that every invariant held."""
@@ -70,6 +73,7 @@ def run(
         nodes=nodes,
         engine=store,
         tls=tls,
+        edges=edges,
         out=out.absolute(),
     )
     # Agents of nodes that enrolled are in this process: that their links come and go is no news.

@@ -1,12 +1,22 @@
 """Settings of a chaos run."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from chaos.hostile.edges import HOSTILE_NODES
 from demo.databases import Engine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+STOCK_PACE = 15.0
+"""Doubles of stock edges live so many times faster: half a minute of rest takes two seconds."""
+
+
+class EdgeKind(StrEnum):
+    """Who is at the other end of the links."""
+
+    AGENT = "agent"
+    STOCK = "stock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +44,8 @@ class ChaosSettings:
     engine: Engine = Engine.POSTGRESQL
     tls: bool = False
     """Of gRPC; links of edges always have it."""
+    edges: EdgeKind = EdgeKind.AGENT
+    """Our own agent, or the double of a stock edge, whose nodes send their uploads once."""
     out: Path = REPOSITORY / "chaos" / "out"
 
     lease_seconds: float = 3.0
@@ -99,6 +111,7 @@ class ChaosSettings:
         return [
             *("--keepalive", "1", "--silence", str(self.lease_seconds + 1)),
             *("--first-delay", "0.1", "--most-delay", "1", "--report-every", "0.2"),
+            *(("--stock-pace", str(STOCK_PACE)) if self.edges is EdgeKind.STOCK else ()),
             # Processes are killed here, not machines: what the kernel has been given is safe.
             *("--sync", "normal"),
         ]

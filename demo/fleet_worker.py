@@ -160,8 +160,12 @@ class FleetProcess:
                 self._blocked.clear()
             elif command.do == "hush":
                 self._talking.clear()
+                if isinstance(self._fleet, StockFleet):
+                    self._fleet.hush(hushed=True)
             elif command.do == "talk":
                 self._talking.set()
+                if isinstance(self._fleet, StockFleet):
+                    self._fleet.hush(hushed=False)
         stop.set()
 
     async def _reports(self, every: float) -> None:

@@ -62,6 +62,11 @@ class StockFleet:
     def __len__(self) -> int:
         return len(self.nodes)
 
+    def hush(self, *, hushed: bool) -> None:
+        """While hushed its nodes ask nothing by themselves. No real one can be told so."""
+        for node in self:
+            node.is_hushed = hushed
+
     @property
     def links(self) -> int:
         """How many nodes are connected, as far as they know."""

@@ -60,6 +60,8 @@ class StockNode:
     ) -> None:
         self.node_id = node_id
         self.counters = Counters()
+        self.is_hushed = False
+        """Whether it leaves out what it would ask by itself."""
         self.inbound: Inbound[Message] = Inbound()
         self._settings = settings
         # The CA is read once: another one in its place is never seen.
@@ -75,6 +77,7 @@ class StockNode:
         self._link: Link | None = None
         self._opened = False
         self._is_storing = False
+        self._uploads = 0
         self._keepalive_at = 0.0
         self._rate = SendRate(0.0, pace)
         self._outgoing: deque[tuple[bytes, Change | None]] = deque()
@@ -196,7 +199,7 @@ class StockNode:
             self._keepalive_at = now + KEEPALIVE_SECONDS / self._pace
             self._queue(protocol.keepalive(self._ids.next(), _now_ms()))
         next_at = self._talk.next_at
-        if next_at is not None and next_at <= now:
+        if next_at is not None and next_at <= now and not self.is_hushed:
             self._say(self._talk.due(now))
 
     # What the link tells
@@ -256,8 +259,10 @@ class StockNode:
 
     # What it sends
 
-    def upload(self, content: bytes, resource: str = "telemetry") -> None:
-        """User data, once: nobody repeats it."""
+    def upload(self, data: bytes, resource: str = "telemetry") -> None:
+        """User data (one JSON value), once: nobody repeats it. Numbers grow, over restarts too."""
+        self._uploads = max(self._uploads + 1, time.time_ns() // 1000)
+        content = b'{"number":%d,"at_ms":%d,"data":%s}' % (self._uploads, _now_ms(), data)
         self._send(Route("servicebus", "user", "upload", resource), content)
 
     def report_status(self, resource: str, content: bytes) -> None:
