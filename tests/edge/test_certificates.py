@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from edge import certificates
 from edge.certificates import (
     CertificateFault,
     create_authority,
@@ -22,6 +21,7 @@ from edge.certificates import (
     create_server_certificate,
     create_service_certificate,
 )
+from edge.certificates.__main__ import main
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -315,7 +315,7 @@ def test_a_node_context_loads_what_was_made(tmp_path: Path) -> None:
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["edge.certificates", *arguments])
     with pytest.raises(SystemExit) as ended:
-        certificates.main()
+        main()
     code = ended.value.code
     return code if isinstance(code, int) else 0
 

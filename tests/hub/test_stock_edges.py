@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from cloudhub.v1 import dispatcher_pb2 as pb
+from edge.certificates.bridge import create_bridge
 from edge.settings import EdgeSettings
 from edge.store import read_objects
 from harness.stock_edge.fleet import StockFleet
@@ -104,6 +105,29 @@ async def test_a_round_of_dials_gets_in_with_whichever_dial_finds_the_hub(
         await eventually(lambda: node.counters.links_opened == 2, 20)
         assert 2 <= node.counters.dials_failed <= 4
         assert hub.metric("connector", "refusals_total", reason="header_use") == 0
+
+
+async def test_edges_that_keep_their_first_ca_outlive_it(tmp_path: Path, authority: TestAuthority) -> None:
+    """Behind a bridge of two CAs come in a stock edge that never asked for the new one, and edges that know
+    the new one alone, over both transports."""
+    connector: dict[str, Any] = {"close_seconds": 1.0}
+    async with AsyncExitStack() as stack:
+        hub = await stack.enter_async_context(running_hub(tmp_path, authority, connector=connector))
+        fleet = await stack.enter_async_context(stock_edges(hub, "edge-1"))
+        new = tmp_path / "new"
+        bridge = await asyncio.to_thread(create_bridge, new, authority.certificate.parent)
+        connector |= {"certificate": bridge.chain_path, "private_key": bridge.server.key_path}
+        await hub.connector.stop()
+        await hub.connector.start()
+        await eventually(lambda: fleet.total("links_opened") == 2, 20)
+        for transport in ("websocket", "quic"):
+            agents = hub.fleet(
+                "edge-2", ca=new / "ca.crt", transport=transport, database=tmp_path / f"{transport}.db"
+            )
+            async with agents:  # returns once it is connected
+                pass
+        await hub.accept(request("edge-1", name="after"))
+        await eventually(lambda: fleet.total("acknowledged") == 1, 10)
 
 
 async def test_requests_that_nobody_serves_cost_nothing_else(tmp_path: Path) -> None:

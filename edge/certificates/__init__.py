@@ -2,7 +2,7 @@
 
 Layout of the folder: `ca`, `server` (edge links), `service` (gRPC of the services), `nodes/<id>` and
 `programs/<name>` (who calls by gRPC), each as `.crt` and `.key`. A file that exists is never written
-again: if it is still good it is kept, if not `CertificateFault` says why and what to do. Run as
+again: if it is still good it is kept, if not `CertificateFault` says why and what to do. The command is
 `python -m edge.certificates`.
 """
 
@@ -10,13 +10,11 @@ import datetime
 import ipaddress
 import os
 import re
-import sys
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -34,7 +32,7 @@ ALWAYS_SERVED = ("localhost", "127.0.0.1", "::1")
 AUTHORITY_DAYS = 3650
 LEAF_DAYS = 825
 # A certificate made now must already be good for a peer whose clock is a little behind.
-_CLOCK_SKEW = datetime.timedelta(minutes=5)
+CLOCK_SKEW = datetime.timedelta(minutes=5)
 # X.509 holds 64 characters in a common name; "system:node:" takes 12 of them.
 _NODE_ID = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,50}[A-Za-z0-9])?$")
 _HOST_NAME = re.compile(r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9._-]{0,250}[A-Za-z0-9])?$")
@@ -57,33 +55,45 @@ class KeyPair:
 
 
 def create_authority(folder: Path) -> KeyPair:
-    """The CA of `folder`: made if there is none, else the present one. Raises CertificateFault."""
+    """The CA of `folder`: made if there is none, else the present one. Raises CertificateFault.
+
+    It may sign another CA's certificate, as a bridge to the one after it (`edge.certificates.bridge`).
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    name = _name("cloudhub", "cloudhub CA")
+    # Two CAs of one name are told apart by their keys' identifiers alone, which not every verifier looks at.
+    name = name_of("cloudhub", f"cloudhub CA {secrets.token_hex(4)}")
     return _pair(
         folder / "ca",
         issuer=None,
         subject=name,
         days=AUTHORITY_DAYS,
         extensions=[
-            (x509.BasicConstraints(ca=True, path_length=0), True),
-            (_key_usage(signs_certificates=True), True),
+            (x509.BasicConstraints(ca=True, path_length=1), True),
+            (key_usage(signs_certificates=True), True),
         ],
     )
 
 
+def present_authority(folder: Path) -> KeyPair:
+    """The CA that is in `folder` already. Raises CertificateFault."""
+    certificate_path, key_path = folder / "ca.crt", folder / "ca.key"
+    if not certificate_path.exists():
+        raise CertificateFault(f"{certificate_path} does not exist; name the folder of the CA that is in use")
+    return _present(certificate_path, key_path, None, x509.Name([]))
+
+
 def create_server_certificate(folder: Path, names: Iterable[str] = ()) -> KeyPair:
     """The server's certificate for localhost and `names` (host names or IP addresses)."""
-    return _served(
+    return served(
         folder / "server",
         create_authority(folder),
-        _name("cloudhub", "cloudhub server"),
+        name_of("cloudhub", "cloudhub server"),
         (*ALWAYS_SERVED, *names),
         (ExtendedKeyUsageOID.SERVER_AUTH,),
     )
 
 
-def _served(
+def served(
     stem: Path,
     authority: KeyPair,
     subject: x509.Name,
@@ -99,7 +109,7 @@ def _served(
         days=LEAF_DAYS,
         extensions=[
             (x509.BasicConstraints(ca=False, path_length=None), True),
-            (_key_usage(), True),
+            (key_usage(), True),
             (x509.ExtendedKeyUsage(usages), False),
             (x509.SubjectAlternativeName([_general_name(name) for name in wanted]), False),
         ],
@@ -116,10 +126,10 @@ def _served(
 def create_service_certificate(folder: Path, names: Iterable[str] = ()) -> KeyPair:
     """What the hub's services show to each other and to gRPC clients: organisation `cloudhub:service`, named
     SERVICE_NAME, localhost and `names`."""
-    return _served(
+    return served(
         folder / "service",
         create_authority(folder),
-        _name(ROLES["service"], "cloudhub service"),
+        name_of(ROLES["service"], "cloudhub service"),
         (SERVICE_NAME, *ALWAYS_SERVED, *names),
         (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH),
     )
@@ -142,11 +152,11 @@ def create_program_certificate(folder: Path, name: str, roles: Sequence[str]) ->
     return _pair(
         folder / "programs" / name,
         issuer=authority,
-        subject=_name([ROLES[role] for role in dict.fromkeys(roles)], name),
+        subject=name_of([ROLES[role] for role in dict.fromkeys(roles)], name),
         days=LEAF_DAYS,
         extensions=[
             (x509.BasicConstraints(ca=False, path_length=None), True),
-            (_key_usage(), True),
+            (key_usage(), True),
             (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), False),
         ],
     )
@@ -169,11 +179,11 @@ def create_node_certificates(folder: Path, node_ids: Sequence[str]) -> list[KeyP
         _pair(
             folder / "nodes" / node_id,
             issuer=authority,
-            subject=_name("system:nodes", f"system:node:{node_id}"),
+            subject=name_of("system:nodes", f"system:node:{node_id}"),
             days=LEAF_DAYS,
             extensions=[
                 (x509.BasicConstraints(ca=False, path_length=None), True),
-                (_key_usage(), True),
+                (key_usage(), True),
                 (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), False),
             ],
         )
@@ -181,7 +191,7 @@ def create_node_certificates(folder: Path, node_ids: Sequence[str]) -> list[KeyP
     ]
 
 
-def _name(organizations: str | Sequence[str], common_name: str) -> x509.Name:
+def name_of(organizations: str | Sequence[str], common_name: str) -> x509.Name:
     if isinstance(organizations, str):
         organizations = [organizations]
     return x509.Name(
@@ -192,7 +202,7 @@ def _name(organizations: str | Sequence[str], common_name: str) -> x509.Name:
     )
 
 
-def _key_usage(*, signs_certificates: bool = False) -> x509.KeyUsage:
+def key_usage(*, signs_certificates: bool = False) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,
@@ -245,7 +255,7 @@ def _pair(
         .issuer_name(issuer.certificate.subject if issuer else subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCK_SKEW)
+        .not_valid_before(now - CLOCK_SKEW)
         .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(
@@ -256,14 +266,14 @@ def _pair(
         builder = builder.add_extension(extension, critical)
     certificate = builder.sign(signer, hashes.SHA256())
     if not key_path.exists():
-        _write_new(
+        write_new(
             key_path,
             key.private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             ),
             0o600,
         )
-    _write_new(certificate_path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    write_new(certificate_path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
     return KeyPair(certificate_path, key_path, certificate, key, created=True)
 
 
@@ -305,7 +315,7 @@ def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def _write_new(path: Path, data: bytes, mode: int) -> None:
+def write_new(path: Path, data: bytes, mode: int) -> None:
     """Writes a file that must not exist; it appears whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
@@ -318,73 +328,3 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
         raise CertificateFault(f"{path} was made by somebody else meanwhile; run again") from None
     finally:
         draft.unlink()
-
-
-cli = typer.Typer(
-    help="Certificates of one hub: a CA, the server's, the services', one per edge node and program.",
-    no_args_is_help=True,
-)
-
-
-def _tell(pairs: Iterable[KeyPair]) -> None:
-    for pair in pairs:
-        expires = f"{pair.certificate.not_valid_after_utc:%Y-%m-%d}"
-        print(f"{'made' if pair.created else 'kept'} {pair.certificate_path} (until {expires})")
-
-
-@cli.command()
-def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR")],
-    server_name: Annotated[
-        list[str] | None, typer.Option(help="host name or IP address of the hub; repeat for several")
-    ] = None,
-) -> None:
-    """Makes the CA, the certificate of edge links and that of the services."""
-    names = server_name or ()
-    _tell(
-        [
-            create_authority(folder),
-            create_server_certificate(folder, names),
-            create_service_certificate(folder, names),
-        ]
-    )
-
-
-@cli.command()
-def program(
-    folder: Annotated[Path, typer.Argument(metavar="DIR")],
-    name: Annotated[str, typer.Argument(metavar="NAME")],
-    role: Annotated[list[str], typer.Option(help="publisher, operator or service; repeat for several")],
-) -> None:
-    """Makes the certificate of a program, or of a person, that calls the hub by gRPC."""
-    _tell([create_program_certificate(folder, name, role)])
-
-
-@cli.command()
-def node(
-    folder: Annotated[Path, typer.Argument(metavar="DIR")],
-    node_ids: Annotated[list[str] | None, typer.Argument(metavar="NODE...")] = None,
-    count: Annotated[int, typer.Option(min=0, max=100_000, help="also PREFIX1 to PREFIXn")] = 0,
-    prefix: Annotated[str, typer.Option(help="start of the ids that --count makes")] = "edge-",
-) -> None:
-    """Makes client certificates of edge nodes."""
-    wanted = [*(node_ids or ()), *(f"{prefix}{number}" for number in range(1, count + 1))]
-    if not wanted:
-        raise CertificateFault("no node named: give node ids or --count")
-    _tell(create_node_certificates(folder, wanted))
-
-
-def main() -> None:
-    """Entry point: exits with status 1 and one sentence when a certificate cannot be made."""
-    try:
-        cli()
-    except CertificateFault as fault:
-        print(f"edge.certificates: {fault}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except OSError as error:
-        print(f"edge.certificates: {error.filename}: {error.strerror}", file=sys.stderr)
-        raise SystemExit(1) from None
-
-
-if __name__ == "__main__":
-    main()
