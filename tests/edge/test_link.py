@@ -34,7 +34,9 @@ class Collector:
 
 
 async def dialled(settings: EdgeSettings, collector: Collector | None = None) -> Link:
-    link = Link(settings.url(settings.server, "edge-1"), settings.headers("edge-1"), collector or Collector())
+    link = Link(
+        settings.url(settings.server, "edge-1"), settings.headers("edge-1").items(), collector or Collector()
+    )
     await link.dial(settings.tls("edge-1"), settings.open_seconds)
     return link
 
@@ -155,7 +157,7 @@ async def test_a_peer_that_does_not_answer_a_close_is_cut(
 
 async def test_closing_before_the_hub_has_answered_gives_up(make_settings: MakeSettings) -> None:
     settings = make_settings()
-    link = Link(settings.url(settings.server, "edge-1"), settings.headers("edge-1"), Collector())
+    link = Link(settings.url(settings.server, "edge-1"), settings.headers("edge-1").items(), Collector())
     link.close()
     assert (await end_of(link)).cause == "stopped"
     await link.dial(settings.tls("edge-1"), settings.open_seconds)
@@ -169,7 +171,7 @@ async def test_a_link_blocked_before_it_connects_does_not_open_until_unblocked(
 ) -> None:
     settings = make_settings()
     collector = Collector()
-    link = Link(settings.url(settings.server, "edge-1"), settings.headers("edge-1"), collector)
+    link = Link(settings.url(settings.server, "edge-1"), settings.headers("edge-1").items(), collector)
     link.block()
     link.block()
     async with asyncio.TaskGroup() as group:
