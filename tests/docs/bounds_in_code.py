@@ -42,7 +42,8 @@ def modules() -> tuple[Module, ...]:
     found = []
     for path in sorted([*(ROOT / "services").rglob("*.py"), *(ROOT / "edge").rglob("*.py")]):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if "migrations" not in parts and "__init__" not in parts:
+        if "migrations" not in parts and parts[1:] != ("__init__",):
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
             name = ".".join(parts if parts[0] == "edge" else parts[1:])
             found.append(Module(name, ast.parse(path.read_text())))
     return tuple(found)
