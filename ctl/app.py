@@ -15,6 +15,7 @@ from ctl.faults import CtlFault, ExitCode
 from ctl.hub import Access, Hub
 from ctl.output import Output
 from services.runtime.names import shown
+from services.runtime.release import release
 
 app = typer.Typer(
     name="cloudhubctl",
@@ -53,6 +54,12 @@ def complete_node(context: typer.Context, incomplete: str) -> list[str]:
         return []
 
 
+def _tell_release(wanted: bool) -> None:
+    if wanted:
+        print(f"cloudhubctl {release()}")
+        raise typer.Exit
+
+
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="node id", autocompletion=complete_node)]
 PrefixOption = Annotated[str, typer.Option(help="only nodes whose id starts with this")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
@@ -83,6 +90,10 @@ def access(
     timeout: Annotated[
         float, typer.Option(envvar="CLOUDHUBCTL_TIMEOUT", min=0.1, help="seconds for one call")
     ] = 10.0,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_release, is_eager=True, help="tell the release and end"),
+    ] = False,
 ) -> None:
     """The options of all commands, which go before the command."""
     context.obj = _access_of(context.params)

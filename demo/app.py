@@ -272,15 +272,16 @@ def _commands(hub: Hub, certificates: Path, manifest: Manifest) -> list[str]:
         "node_ids": ["edge-1", "edge-2"],
         "content_json": '{"data": {"hello": "edge"}}',
     }
-    how = "-plaintext"
+    how, access = "-plaintext", ""
     if hub.security.authenticates:
         own = certificates / "programs" / PROGRAM
         how = f"-cacert {certificates / 'ca.crt'} -cert {own}.crt -key {own}.key"
+        access = f"--ca {certificates / 'ca.crt'} --cert {own}.crt --key {own}.key "
     grpcurl, dispatcher = f"  grpcurl {how}", f"{hub.dispatchers[0].address} cloudhub.v1"
     return [
         f"{grpcurl} -d '{json.dumps(publish)}' {dispatcher}.DispatcherService/Publish",
         f"{grpcurl} -d '{about}' {dispatcher}.DispatcherAdmin/ExplainDelivery",
         f"{grpcurl} {hub.sessions[0].address} cloudhub.v1.SessionsAdmin/ListInstances",
-        f"  .venv/bin/cloudhubctl --dispatcher {hub.dispatcher_addresses} "
+        f"  .venv/bin/cloudhubctl {access}--dispatcher {hub.dispatcher_addresses} "
         f"--sessions {hub.sessions[0].address} nodes",
     ]

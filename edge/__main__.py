@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -175,8 +176,18 @@ async def serve(
     )
 
 
+def _tell_release(wanted: bool) -> None:
+    if wanted:
+        print(f"cloudhub-edge {version('cloudhub')}")
+        raise typer.Exit
+
+
 def run(
     strays: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    release: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_release, is_eager=True, help="tell the release and end"),
+    ] = False,
     server: Annotated[str, typer.Option(help="wss://HOST:PORT of the hub; several with commas between")] = "",
     ca: Annotated[Path | None, typer.Option(help="certificate of the hub's CA")] = None,
     enrol: Annotated[

@@ -4,12 +4,13 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from prometheus_client import CollectorRegistry, Counter, make_wsgi_app
+from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app
 
 from services.runtime.crowd import Crowd
 from services.runtime.http import Answer, Exchange, Request, refused
 from services.runtime.listening import tcp_listener
 from services.runtime.rate_limit import network_of
+from services.runtime.release import release
 
 MAX_CONNECTIONS = 32
 """A scraper or two, a person, and strangers; further ones cost others theirs (`Crowd`)."""
@@ -17,6 +18,7 @@ MAX_SECONDS = 10.0
 """Of a connection, from its first byte to its last: scrapers give up after as long."""
 _BACKLOG = 128
 _METRICS = "metrics"
+_BUILD_INFO = "cloudhub_build_info"
 
 
 @dataclass(slots=True)
@@ -37,6 +39,9 @@ class MetricsEndpoint:
 
     def __init__(self, listen: str, registry: CollectorRegistry, cut: Counter | None = None) -> None:
         self._socket = tcp_listener(listen, "metrics", _BACKLOG)
+        if registry.get_sample_value(_BUILD_INFO, {"version": release()}) is None:
+            info = Gauge(_BUILD_INFO, "1; which release this process is", ["version"], registry=registry)
+            info.labels(release()).set(1)
         self._app = make_wsgi_app(registry)
         self._cut = cut
         self._crowd: Crowd[_Connection] = Crowd(MAX_CONNECTIONS)

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, Settings
 
 from services.runtime.caller_shares import CallerLimits
 from services.runtime.names import check_label
+from services.runtime.release import release
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -154,6 +155,7 @@ class ServiceSettings(BaseSettings):
 
 S = TypeVar("S", bound=BaseSettings)
 
+VERSION_FLAG = "--version"
 _FLAG = re.compile(r"--[a-z]+(-[a-z]+)*")
 # Of a value that has one of these, a part may be a password.
 _URL_MARKS = ("@", "//")
@@ -162,9 +164,12 @@ _MOST_SHOWN_CHARS = 80
 
 def load_settings(kind: type[S], program: str, argv: list[str] | None = None) -> S:
     """Reads settings from flags and environment; exits with status 2 and one sentence per fault, which shows
-    nothing that may be a secret."""
+    nothing that may be a secret. `--version` tells the release instead, and exits with status 0."""
     kind.model_config["cli_prog_name"] = program
     arguments = sys.argv[1:] if argv is None else argv
+    if VERSION_FLAG in arguments:
+        print(f"{program} {release()}")
+        raise SystemExit(0)
     strays = list(_strays(kind, arguments))
     for stray in strays:
         print(f"{program}: {stray}; --help lists the flags", file=sys.stderr)
