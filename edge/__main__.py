@@ -27,7 +27,7 @@ from edge.enrolment import Enroller, EnrolmentFault, hub_beside, read_join_token
 from edge.node import OutboxFull
 from edge.node_files import NodeFiles, StoredFault
 from edge.renewal import Renewals
-from edge.settings import DEFAULT_PROJECT, EdgeSettings, SettingsFault
+from edge.settings import DEFAULT_PROJECT, MAX_MESSAGE_BYTES, EdgeSettings, SettingsFault
 from edge.store import StoreFault
 from edge.tracing import configure_tracing
 
@@ -233,8 +233,9 @@ def run(
     first_delay: Annotated[float, typer.Option(min=0.01, help="seconds before the first new dial")] = 0.5,
     most_delay: Annotated[float, typer.Option(min=0.01, help="most seconds between dials")] = 30.0,
     max_message_bytes: Annotated[
-        int, typer.Option(min=1024, help="largest message that the hub takes, its --frame-most-bytes")
-    ] = 1024 * 1024,
+        int,
+        typer.Option(min=1024, help="largest message that the hub takes: --frame-most-bytes less 64 KiB"),
+    ] = MAX_MESSAGE_BYTES,
     upload_every: Annotated[
         float, typer.Option(min=0, help="seconds between a node's uploads; 0: none")
     ] = 0.0,

@@ -20,7 +20,7 @@ from edge.reconnect import UNPROVEN, LinkEnd, retry_after
 from edge.tls_alerts import says_certificate_refused
 from edge.transport import Receiver
 
-# The hub's limit is 1 MiB; an edge accepts more, so that a raised limit does not lock it out.
+# The hub's limit is 4 MiB; an edge accepts more, so that a raised limit does not lock it out.
 MOST_FRAME_BYTES = 16 * 1024 * 1024
 # How long a peer may take to answer a close frame.
 _CLOSE_SECONDS = 5.0
@@ -225,7 +225,9 @@ class Link(asyncio.Protocol):
             )
         received = self._websocket.close_rcvd
         if received is not None:
-            return LinkEnd("closed", received.reason, int(received.code), 0.0, self._open_seconds())
+            code = int(received.code)
+            open_seconds, unproven = self._open_seconds(), code in UNPROVEN
+            return LinkEnd("closed", received.reason, code, 0.0, open_seconds, certificate_refused=unproven)
         if not self._opened_at:
             if isinstance(exc, ssl.SSLError):
                 return _tls_failed(exc)

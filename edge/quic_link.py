@@ -29,7 +29,7 @@ from edge.server_certificate import fault_of, trusting
 from edge.tls_alerts import quic_certificate_refused
 from edge.transport import MOST_ROUND_TRIP_SECONDS, Receiver
 
-# The hub's limit is 1 MiB; an edge accepts more, so that a raised limit does not lock it out.
+# The hub's limit is 4 MiB; an edge accepts more, so that a raised limit does not lock it out.
 MOST_FRAME_BYTES = 16 * 1024 * 1024
 _MOST_ANSWER_BYTES = 64 * 1024
 # The first stream both ways, our one-way stream and the hub's.
@@ -371,7 +371,11 @@ class QuicLink(asyncio.DatagramProtocol):
     def _end_of(self, event: events.ConnectionTerminated, *, by_hub: bool) -> LinkEnd:
         text, code = event.reason_phrase, event.error_code
         if by_hub and event.frame_type is None:
-            return LinkEnd("closed", text, code, 0.0, self._open_seconds(), answered=True)
+            return LinkEnd(
+                *("closed", text, code, 0.0, self._open_seconds()),
+                answered=True,
+                certificate_refused=code in UNPROVEN,
+            )
         if code >= QuicErrorCode.CRYPTO_ERROR:
             refused = by_hub and quic_certificate_refused(code)
             return LinkEnd("failed", f"TLS: {text or hex(code)}", answered=True, certificate_refused=refused)

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 # A link that lived this long ends the growth of the delays.
 STEADY_SECONDS = 10.0
 # HTTP statuses and close codes that say: as you are, you will be refused again. The hub's own
-# are 4001 (a newer link of this node took over: do not fight it) and 4003 (the node was deleted).
-_NOT_AS_YOU_ARE = frozenset({400, 401, 403, 404, 1002, 1003, 1007, 1008, 1009, 4001, 4003})
+# are 4001 (a newer link of this node took over: do not fight it), 4003 (the node was deleted) and
+# 4004 (it was revoked).
+_NOT_AS_YOU_ARE = frozenset({400, 401, 403, 404, 1002, 1003, 1007, 1008, 1009, 4001, 4003, 4004})
 # Close codes by which the hub says that it does not take what it was sent (docs/protocol.md).
 OBJECTIONS = frozenset({1007, 1008, 1009})
 # Of these the node's certificate may be the reason.
-UNPROVEN = frozenset({401, 403})
+UNPROVEN = frozenset({401, 403, 4004})
 _RESTARTING = 1012
 _TRY_LATER = frozenset({429, 503, 1013})
 _TRY_LATER_ATTEMPT = 4

@@ -29,6 +29,9 @@ def _told(server: str) -> str:
     return "" if "@" in server else f" {server!r}"
 
 
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024 - 64 * 1024
+
+
 @dataclass(frozen=True, slots=True)
 class EdgeSettings:
     """Settings of one process; its nodes share them. Times in seconds."""
@@ -62,8 +65,9 @@ class EdgeSettings:
     """Received messages of a link that wait for the disk before its reading pauses."""
     uploads_in_flight: int = 16
     most_uploads_waiting: int = 1000
-    max_message_bytes: int = 1024 * 1024
-    """The hub's own bound (`--frame-most-bytes` of its connectors): more it does not take."""
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    """Below the hub's own bounds (`--frame-most-bytes` of its connectors, `--max-delivery-bytes` of its
+    dispatchers): more it does not take."""
     repeat_seconds: float = 5.0
     """Without an answer for so long, uploads in flight are sent again."""
 
@@ -156,7 +160,13 @@ class EdgeSettings:
 
     def headers(self, node_id: str) -> dict[str, str]:
         """What a node says of itself with the upgrade."""
-        return {"Node_id": node_id, "Project_id": self.project_id, "Connectionuse": "msg"}
+        return {
+            "Node_id": node_id,
+            "Project_id": self.project_id,
+            "Connectionuse": "msg",
+            # It reads no more than it takes in, and drops nothing.
+            "Cloudhub-Window": "65536",
+        }
 
     def tls(self, node_id: str) -> ssl.SSLContext:
         """A context that trusts only the hub's CA and shows the node's certificate. Raises SettingsFault."""

@@ -383,8 +383,8 @@ Global___Subscription: _TypeAlias = Subscription  # noqa: Y015
 
 @_typing.final
 class SubscribeResponse(_message.Message):
-    """At most 256 deliveries and 1 MiB; one that is larger comes alone. None is larger than a connector's
-    --frame-most-bytes (1 MiB) and 64 KiB.
+    """At most 256 deliveries and 1 MiB; one that is larger comes alone. No response is larger than the
+    dispatcher's --max-delivery-bytes: 4 MiB, what gRPC clients take where nobody has told them to take more.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -518,6 +518,7 @@ class NodeDelivery(_message.Message):
     OLDEST_PENDING_FIELD_NUMBER: _builtins.int
     LAST_ACK_FIELD_NUMBER: _builtins.int
     LAST_SEQ_FIELD_NUMBER: _builtins.int
+    LAST_NOTE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     connected: _builtins.bool
     """True while this dispatcher holds a session of the node."""
@@ -531,6 +532,10 @@ class NodeDelivery(_message.Message):
     parked: _builtins.int
     last_seq: _builtins.int
     """The place of the last accepted message in the node's order."""
+    last_note: _builtins.str
+    """The last thing that this dispatcher noted of the node since its start (InspectNode has them all): the word that
+    node_notices_total counts it by, a colon, and what it was. Empty: none.
+    """
     @_builtins.property
     def oldest_pending(self) -> _timestamp_pb2.Timestamp:
         """When the oldest pending message was accepted."""
@@ -550,10 +555,11 @@ class NodeDelivery(_message.Message):
         oldest_pending: _timestamp_pb2.Timestamp | None = ...,
         last_ack: _timestamp_pb2.Timestamp | None = ...,
         last_seq: _builtins.int = ...,
+        last_note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_ack", b"last_ack", "oldest_pending", b"oldest_pending"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "epoch", b"epoch", "in_flight", b"in_flight", "last_ack", b"last_ack", "last_seq", b"last_seq", "node_id", b"node_id", "oldest_pending", b"oldest_pending", "parked", b"parked", "pending", b"pending", "pending_bytes", b"pending_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "epoch", b"epoch", "in_flight", b"in_flight", "last_ack", b"last_ack", "last_note", b"last_note", "last_seq", b"last_seq", "node_id", b"node_id", "oldest_pending", b"oldest_pending", "parked", b"parked", "pending", b"pending", "pending_bytes", b"pending_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -597,6 +603,7 @@ class InspectNodeResponse(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     OBJECTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     @_builtins.property
     def node(self) -> Global___NodeDelivery: ...
@@ -604,16 +611,23 @@ class InspectNodeResponse(_message.Message):
     def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectDelivery]:
         """Pending objects in the order of their seq; with `all`, all of them in the order of their keys."""
 
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveryEvent]:
+        """With the first page: what is noted of the node itself and concerns no message it has, such as a link that
+        was ended for a frame over the limit; the newest 50, oldest first. Their kind is "noted".
+        """
+
     def __init__(
         self,
         *,
         node: Global___NodeDelivery | None = ...,
         objects: _abc.Iterable[Global___ObjectDelivery] | None = ...,
         next_page_token: _builtins.str = ...,
+        notes: _abc.Iterable[Global___DeliveryEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "node", b"node", "objects", b"objects"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "node", b"node", "notes", b"notes", "objects", b"objects"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

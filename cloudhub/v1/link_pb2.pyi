@@ -73,6 +73,10 @@ class _CloseReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CloseReas
     """No session ends. To a link's former dispatcher: the link moved to another one. From a dispatcher: it
     no longer holds the link, which is to be transferred.
     """
+    CLOSE_REASON_REVOKED: _CloseReason.ValueType  # 14
+    """From a dispatcher to a connector only: the node was revoked while it was connected. To sessions, and in its
+    registry, that is an eviction.
+    """
 
 class CloseReason(_CloseReason, metaclass=_CloseReasonEnumTypeWrapper):
     """Why a link or its session ended. The connector's table of close codes is keyed by it."""
@@ -94,6 +98,10 @@ CLOSE_REASON_OVERLOADED: CloseReason.ValueType  # 12
 CLOSE_REASON_TRANSFERRED: CloseReason.ValueType  # 13
 """No session ends. To a link's former dispatcher: the link moved to another one. From a dispatcher: it
 no longer holds the link, which is to be transferred.
+"""
+CLOSE_REASON_REVOKED: CloseReason.ValueType  # 14
+"""From a dispatcher to a connector only: the node was revoked while it was connected. To sessions, and in its
+registry, that is an eviction.
 """
 Global___CloseReason: _TypeAlias = CloseReason  # noqa: Y015
 
@@ -190,6 +198,7 @@ class LinkAnnouncement(_message.Message):
     PEER_ADDRESS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     CERTIFICATE_SERIAL_FIELD_NUMBER: _builtins.int
+    MAX_WINDOW_MESSAGES_FIELD_NUMBER: _builtins.int
     link: _builtins.int
     node_id: _builtins.str
     project_id: _builtins.str
@@ -200,6 +209,10 @@ class LinkAnnouncement(_message.Message):
     """Trace context of the link's `connect` span."""
     certificate_serial: _builtins.str
     """Of the certificate that the peer showed: lowercase hexadecimal without leading zeros."""
+    max_window_messages: _builtins.int
+    """How many messages may be in flight to the edge, as it says itself; 0: it does not say, as stock edges, whose
+    inbound queue of 100 drops the oldest.
+    """
     def __init__(
         self,
         *,
@@ -210,10 +223,11 @@ class LinkAnnouncement(_message.Message):
         peer_address: _builtins.str = ...,
         traceparent: _builtins.str = ...,
         certificate_serial: _builtins.str = ...,
+        max_window_messages: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_serial", b"certificate_serial", "link", b"link", "node_id", b"node_id", "peer_address", b"peer_address", "project_id", b"project_id", "traceparent", b"traceparent", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_serial", b"certificate_serial", "link", b"link", "max_window_messages", b"max_window_messages", "node_id", b"node_id", "peer_address", b"peer_address", "project_id", b"project_id", "traceparent", b"traceparent", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -627,17 +641,21 @@ class Probe(_message.Message):
 
     LINK_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    PING_FIELD_NUMBER: _builtins.int
     link: _builtins.int
     epoch: _builtins.int
+    ping: _builtins.bool
+    """Ask the edge as well for a sign of life (a ping), which later answers tell of."""
     def __init__(
         self,
         *,
         link: _builtins.int = ...,
         epoch: _builtins.int = ...,
+        ping: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "link", b"link"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "link", b"link", "ping", b"ping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

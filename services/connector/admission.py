@@ -11,6 +11,7 @@ from services.runtime.names import check_node_id, check_project_id
 ORGANIZATION = "system:nodes"
 NAME_PREFIX = "system:node:"
 MOST_SHOWN_CHARS = 256
+MAX_WINDOW_MESSAGES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class Identity:
     node_id: str
     project_id: str
     certificate_serial: str = ""
+    max_window_messages: int = 0
+    """How many messages the peer takes at a time, as it says; 0: it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,13 @@ def check_identity(
     refusal = _check_certificate(certificate, node_id, where) or _check_headers(
         found, node_id, project_id, where
     )
-    return refusal or Identity(node_id, project_id, certificate.serial)
+    return refusal or Identity(node_id, project_id, certificate.serial, _window(found))
+
+
+def _window(found: dict[str, list[str]]) -> int:
+    """What the header Cloudhub-Window says; one that says no number says nothing."""
+    text = found.get("cloudhub-window", [""])[0].strip()
+    return min(int(text), MAX_WINDOW_MESSAGES) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
 def _shown(values: Iterable[str]) -> str:

@@ -75,7 +75,9 @@ class ConnectorApp:
         )
         queued = QueuedTotal(settings.max_queued_bytes)
         self.metrics.queued_bytes.set_function(lambda: queued.bytes)
-        tools = LinkTools(loop, settings.link_limits(), self.metrics, tracing, queued)
+        incoming = QueuedTotal(settings.max_incoming_bytes)
+        self.metrics.incoming_bytes.set_function(lambda: incoming.bytes)
+        tools = LinkTools(loop, settings.link_limits(), self.metrics, tracing, queued, incoming)
         self.links = Links(
             self.dispatchers,
             tools,

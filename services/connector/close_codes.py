@@ -48,6 +48,7 @@ CLOSE_CODES: dict[link_pb2.CloseReason.ValueType, CloseCode] = {
     _C.CLOSE_REASON_SUPERSEDED: CloseCode(4001, "superseded by a newer link of this node", False),
     _C.CLOSE_REASON_EVICTED: CloseCode(4002, "evicted by an operator", True),
     _C.CLOSE_REASON_NODE_DELETED: CloseCode(4003, "the node was deleted", False),
+    _C.CLOSE_REASON_REVOKED: CloseCode(4004, "the node was revoked", False),
     _C.CLOSE_REASON_DRAINED: CloseCode(1012, "the connector drains, reconnect", True),
     _C.CLOSE_REASON_DISPATCHER_LOST: CloseCode(1012, "the link's dispatcher was lost, reconnect", True),
     _C.CLOSE_REASON_CONNECTOR_LOST: CloseCode(1012, "the connector was lost, reconnect", True),

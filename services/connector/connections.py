@@ -12,7 +12,7 @@ from services.connector.transport import EdgeTransport, LinkHandler, LinkRequest
 class ConnectionLimits:
     """Bounds of one connection. Times in seconds."""
 
-    frame_most_bytes: int = 1024 * 1024
+    frame_most_bytes: int = 4 * 1024 * 1024
     # From the first byte to a whole request: TLS handshake and request together.
     opening_timeout: float = 30.0
     # For the peer's part of the closing handshake.

@@ -26,7 +26,7 @@ from services.connector.frames import FrameError
 from services.connector.link import Accepted, Link, LinkLimits, Pause
 from services.connector.metrics import ConnectorMetrics
 from services.connector.outgoing import OutgoingBatches
-from services.connector.queued_total import QueuedTotal
+from services.connector.queued_total import FREE_BYTES, QueuedTotal
 from services.connector.transport import EdgeTransport, TransportEnd
 from services.runtime.tracing import Tracing, is_sampled, traceparent_of
 
@@ -69,10 +69,18 @@ class LinkTools:
     metrics: ConnectorMetrics
     tracing: Tracing
     queued: QueuedTotal
+    """What waits for edges."""
+    incoming: QueuedTotal
+    """Of edges' frames: what is not whole, and what is more than a link may have without receipts."""
 
 
 class LinkOwner(Protocol):
     """Who keeps the links."""
+
+    def make_incoming_room(self, link: "EdgeLink", size_bytes: int) -> None:
+        """Of what comes from all edges there is no room for so much more of this one: links whose frames
+        have waited longest end."""
+        ...
 
     def make_room(self, link: "EdgeLink", size_bytes: int) -> None:
         """The bytes that wait for all links leave no room for so many more of this one: those links that have
@@ -100,11 +108,14 @@ class EdgeLink:
 
     __slots__ = (
         "_counted_bytes",
+        "_incoming_bytes",
         "_owner",
         "_rate_timer",
         "_tools",
+        "_unfinished_bytes",
         "candidate",
         "identity",
+        "incoming_since",
         "number",
         "opened_at_ms",
         "over",
@@ -140,6 +151,9 @@ class EdgeLink:
         self._tools = tools
         # What of `queued` is this link's.
         self._counted_bytes = 0
+        # The same of `incoming`, and what of it is a frame that is not whole.
+        self._incoming_bytes = self._unfinished_bytes = 0
+        self.incoming_since = 0.0
 
     @property
     def epoch(self) -> int:
@@ -161,6 +175,7 @@ class EdgeLink:
             peer_address=self.transport.peer_address,
             traceparent=self.traceparent,
             certificate_serial=self.identity.certificate_serial,
+            max_window_messages=self.identity.max_window_messages,
         )
 
     def tell_end(
@@ -216,6 +231,11 @@ class EdgeLink:
             self._refuse_frame(error.fault.value, FRAME_FAULT_CODES[error.fault], error.detail)
             return
         number, stream = state.receive(frame), self.stream
+        if self._incoming_bytes or len(frame) > FREE_BYTES:
+            self._unfinished_bytes = 0
+            self._count_incoming(state)
+            if self.over:
+                return
         if stream is not None:
             stream.outgoing.upstream(self.number, state.epoch, number, parsed, len(frame))
             if stream.congested:
@@ -223,6 +243,28 @@ class EdgeLink:
         self._spend(state)
         if not state.reading:
             self._apply_reading(state)
+
+    def holding(self, size_bytes: int) -> None:
+        self._unfinished_bytes = size_bytes
+        if self.state is not None:
+            self._count_incoming(self.state)
+
+    def _count_incoming(self, state: Link[Span]) -> None:
+        size_bytes = self._unfinished_bytes + state.inbound.excess_bytes
+        incoming, more = self._tools.incoming, size_bytes - self._incoming_bytes
+        if more > 0 and not incoming.admits(self._incoming_bytes, more):
+            self._owner.make_incoming_room(self, more)
+            if self.over:
+                return
+        if not self._incoming_bytes:
+            self.incoming_since = self._tools.loop.time()
+        incoming.bytes += more
+        self._incoming_bytes = size_bytes
+
+    @property
+    def incoming_bytes(self) -> int:
+        """What is kept of this edge's frames, as far as it counts among all."""
+        return self._incoming_bytes
 
     def binary_received(self) -> None:
         self._refuse_frame(LinkFault.BINARY.value, BINARY_FRAME, "")
@@ -240,9 +282,11 @@ class EdgeLink:
             self.pump()
 
     def ended(self, end: TransportEnd) -> None:
+        detail = end.detail
         if end.fault:
             self._tools.metrics.frames_refused.labels(end.fault).inc()
-        self._finish(end.reason, end.detail, end)
+            detail = f"{end.fault}: {detail}"
+        self._finish(end.reason, detail, end)
 
     # From the dispatcher.
 
@@ -333,7 +377,10 @@ class EdgeLink:
         state = self.state
         assert state is not None
         held = not state.reading
-        if not state.receipt(through):
+        known = state.receipt(through)
+        if self._incoming_bytes:
+            self._count_incoming(state)
+        if not known:
             self._tools.metrics.dropped.labels("receipt", "number_unknown").inc()
         if held:
             self._apply_reading(state)
@@ -354,8 +401,10 @@ class EdgeLink:
             self.state.resume(Pause.STREAM)
             self._apply_reading(self.state)
 
-    def report_activity(self) -> None:
-        """Answers a probe, behind all input that is queued."""
+    def report_activity(self, *, ping: bool = False) -> None:
+        """Answers a probe, behind all input that is queued; with `ping` the edge is asked too."""
+        if ping:
+            self.transport.ping()
         idle = self.transport.idle_seconds(self._tools.loop.time())
         if self.stream is not None:
             self.stream.outgoing.activity(self.number, self.epoch, idle)
@@ -389,6 +438,8 @@ class EdgeLink:
         self._rate_timer = self.verdict_timer = None
         self._tools.queued.bytes -= self._counted_bytes
         self._counted_bytes = 0
+        self._tools.incoming.bytes -= self._incoming_bytes
+        self._incoming_bytes = 0
         if self.state is not None:
             for span in self.state.outbound.unwritten_tags():
                 span.set_status(Status(StatusCode.ERROR, "the link ended before the bytes were written"))

@@ -31,6 +31,11 @@ class InboundLedger:
         return len(self._frames) >= self._most_frames or self._bytes >= self._most_bytes
 
     @property
+    def excess_bytes(self) -> int:
+        """What the last frame is more than the bound."""
+        return max(0, self._bytes - self._most_bytes)
+
+    @property
     def received(self) -> int:
         """How many frames came in so far."""
         return self._before + self._number

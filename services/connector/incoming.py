@@ -42,7 +42,7 @@ class IncomingBatches:
         for probe in batch.probes:
             link = self._find(stream, probe.link, probe.epoch, "probe")
             if link:
-                link.report_activity()
+                link.report_activity(ping=probe.ping)
         for close in batch.closes:
             link = self._find(stream, close.link, close.epoch, "close")
             if link and close.reason == link_pb2.CLOSE_REASON_TRANSFERRED:

@@ -227,6 +227,19 @@ class Links:
             detail = f"{most.unwritten_bytes} bytes wait for the edge, the most of all, and there is no room"
             most.close(_Reason.CLOSE_REASON_OVERLOADED, detail)
 
+    def make_incoming_room(self, link: EdgeLink, size_bytes: int) -> None:
+        """edge_link.LinkOwner: those whose frames have waited longest give way, not those with large ones."""
+        tools = self._tools
+        while not link.over and not tools.incoming.admits(link.incoming_bytes, size_bytes):
+            waiting = [one for one in self._links.values() if one.incoming_bytes]
+            if not waiting:
+                return
+            oldest = min(waiting, key=lambda one: one.incoming_since)
+            tools.metrics.incoming_evictions.inc()
+            seconds = tools.loop.time() - oldest.incoming_since
+            detail = f"a frame that is not whole for {seconds:.0f} s, longest of all, and there is no room"
+            oldest.close(_Reason.CLOSE_REASON_OVERLOADED, detail)
+
     def link_over(
         self,
         link: EdgeLink,

@@ -61,6 +61,14 @@ class ConnectorMetrics:
         self.queue_evictions = counter(
             "queue_evictions_total", "Links ended since too many bytes waited for all links together"
         )
+        self.incoming_bytes = Gauge(
+            "cloudhub_connector_incoming_bytes",
+            "Bytes of edges' frames that are not whole, or more than a link may have without receipts",
+            registry=registry,
+        )
+        self.incoming_evictions = counter(
+            "incoming_evictions_total", "Links ended since too much of frames was kept for all links together"
+        )
         self.read_pauses = counter("read_pauses_total", "Times a link's input was held", "reason")
         self.streams_lost = counter("dispatcher_streams_lost_total", "Streams to dispatchers lost", "reason")
         self.transfers = counter(

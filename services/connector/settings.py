@@ -45,10 +45,10 @@ class ConnectorSettings(ServiceSettings):
         "0.0.0.0:10001", description="HOST:PORT (UDP) for QUIC links of edges; off: there are none"
     )
     quic_idle_seconds: float = Field(
-        60.0,
+        90.0,
         gt=0,
         le=600,
-        description="silence that ends a QUIC connection; more than the keepalive interval of sessions",
+        description="silence that ends a QUIC connection; more than 4/3 of the dispatchers' keepalive",
     )
     quic_window_bytes: int = Field(
         256 * 1024,
@@ -67,7 +67,7 @@ class ConnectorSettings(ServiceSettings):
     private_key: Path = Field(Path("certs/server.key"), description="the certificate's private key (PEM)")
     client_ca: Path = Field(Path("certs/ca.crt"), description="CA of the edges' certificates (PEM)")
     frame_most_bytes: int = Field(
-        1024 * 1024, ge=1024, le=16 * 1024 * 1024, description="largest frame an edge may send"
+        4 * 1024 * 1024, ge=1024, le=16 * 1024 * 1024, description="largest frame an edge may send"
     )
     frames_per_second: float = Field(
         5000.0, gt=0, description="frames an edge may send per second before its reads pause"
@@ -86,6 +86,12 @@ class ConnectorSettings(ServiceSettings):
         ge=32 * 1024 * 1024,
         description="bytes that wait for all edges together, a quarter of them for links with next to none; "
         "at it the links with the most end as overloaded",
+    )
+    max_incoming_bytes: int = Field(
+        256 * 1024 * 1024,
+        ge=64 * 1024 * 1024,
+        description="bytes of all edges' frames that are not whole, a quarter of them for links with next to "
+        "none; at it links whose frames have waited longest end as overloaded",
     )
     links_most: int = Field(20_000, ge=1, description="links of this connector; further ones get 503")
     openings_most: int = Field(

@@ -28,6 +28,7 @@ _MOST_UNTOLD = 20_000
 # A link without a dispatcher is closed after so long without a byte: twice a dispatcher's default keepalive,
 # since nobody is there who knows what the edge is held to.
 _SILENT_SECONDS = 90.0
+_ASK_SECONDS = 60.0
 _SILENCE_CHECK_SECONDS = 5.0
 
 
@@ -196,7 +197,11 @@ class Transfers:
 
     def _close_silent(self, now: float) -> None:
         for link in self._links.admitted():
-            if link.stream is None and (idle := link.transport.idle_seconds(now)) > _SILENT_SECONDS:
+            if link.stream is not None or (idle := link.transport.idle_seconds(now)) <= _ASK_SECONDS:
+                continue
+            # Looked at every few seconds: an edge whose own beat is slower is asked more than once.
+            link.transport.ping()
+            if idle > _SILENT_SECONDS:
                 detail = f"no byte for {idle:.0f} s, and no dispatcher"
                 link.close(_Reason.CLOSE_REASON_KEEPALIVE_TIMEOUT, detail)
 

@@ -69,6 +69,10 @@ class EdgeTransport(Protocol):
         """Closes with a close frame, for a bounded time waiting for the peer's."""
         ...
 
+    def ping(self) -> None:
+        """Asks the peer for a sign of life, which `idle_seconds` tells of when it comes."""
+        ...
+
     def hold_input(self, held: bool) -> None:
         """Stops or resumes handing over frames; what the peer can send meanwhile is bounded."""
         ...
@@ -91,6 +95,10 @@ class LinkHandler(Protocol):
 
     def control_received(self) -> None:
         """A ping, pong or part of a fragmented frame: work that counts against the rate."""
+        ...
+
+    def holding(self, size_bytes: int) -> None:
+        """So many bytes that came in are kept, since they are no whole frame yet; told where it is much."""
         ...
 
     def drained(self) -> None:

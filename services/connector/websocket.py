@@ -24,6 +24,7 @@ from services.connector.connections import (
     opening_timeout,
     shown_address,
 )
+from services.connector.queued_total import FREE_BYTES
 from services.connector.tls import TlsChannel
 from services.connector.transport import LinkHandler, LinkRequest, TransportEnd
 from services.connector.websocket_ends import closed_by_edge, connection_lost, protocol_over, tls_failed
@@ -64,6 +65,7 @@ class EdgeConnection(asyncio.Protocol):
         "_tcp",
         "_tcp_paused",
         "_tls",
+        "_told_bytes",
         "_ws",
         "peer_address",
         "phase",
@@ -81,6 +83,7 @@ class EdgeConnection(asyncio.Protocol):
         self._handler: LinkHandler | None = None
         self._inbox = WebSocketInbox(self._ws)
         self._pong = b""
+        self._told_bytes = 0
         self._decided: Response | None = None
         self._deadline = Deadline(loop)
         self._last_input_at = loop.time()
@@ -200,6 +203,11 @@ class EdgeConnection(asyncio.Protocol):
             self._write(b"".join(self._ws.data_to_send()))
         self._resume_tcp()
 
+    def ping(self) -> None:
+        if self.phase is Phase.OPEN and self._ws.state is State.OPEN:
+            self._ws.send_ping(b"")
+            self._write(b"".join(self._ws.data_to_send()))
+
     def hold_input(self, held: bool) -> None:
         if held == self._held:
             return
@@ -227,6 +235,10 @@ class EdgeConnection(asyncio.Protocol):
                 pass
         finally:
             self._reading = False
+        unfinished = self._inbox.unfinished_bytes
+        if (unfinished > FREE_BYTES or self._told_bytes) and self._handler and self.phase is Phase.OPEN:
+            self._told_bytes = unfinished if unfinished > FREE_BYTES else 0
+            self._handler.holding(self._told_bytes)
         if self.phase in (Phase.OPEN, Phase.DECIDING) and (self._held or self.phase is Phase.DECIDING):
             if (self._held or self._inbox.full) and not self._tcp_paused and self._tcp:
                 self._tcp_paused = True

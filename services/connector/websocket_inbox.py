@@ -31,6 +31,11 @@ class WebSocketInbox:
         return bool(self.unread or self.frames)
 
     @property
+    def unfinished_bytes(self) -> int:
+        """What is kept of a message that is not whole."""
+        return len(self._protocol.reader.buffer) + len(self._partial or b"")
+
+    @property
     def full(self) -> bool:
         """Whether as much waits as may wait while nobody looks."""
         return len(self.unread) > _HELD_MOST_BYTES

@@ -30,6 +30,7 @@ from services.runtime.rpc import MAX_ANSWER_BYTES
 from services.runtime.tracing import trace_id_of
 
 Context = grpc.aio.ServicerContext[object, object]
+MAX_NOTES = 50
 MOST_EVENTS = 1000
 _MOST_TIMES = 2**32 - 1
 
@@ -127,9 +128,11 @@ class DispatcherAdmin(DispatcherAdminServicer):
         rows = await self._outbox.pending(node_id, int(token), size + 1)
         # A page has fewer objects where their names are long.
         objects = next(portions(map(self._object, rows), _size_of, size, MAX_ANSWER_BYTES), [])
+        notes = [] if request.page_token else await self._outbox.history(node_id, "", "", MAX_NOTES)
         return pb.InspectNodeResponse(
             node=self._node(summary),
             objects=objects,
+            notes=map(_event, notes),
             next_page_token=_token(str(objects[-1].seq)) if len(rows) > len(objects) else "",
         )
 
@@ -262,6 +265,7 @@ class DispatcherAdmin(DispatcherAdminServicer):
             oldest_pending=_timestamp(summary.oldest_pending_ms),
             last_ack=_timestamp(node.last_ack_ms),
             last_seq=node.last_seq,
+            last_note=self._delivery.notices.last(node.node_id),
         )
 
     def _object(self, row: ObjectRow) -> pb.ObjectDelivery:

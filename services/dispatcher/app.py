@@ -13,7 +13,7 @@ from cloudhub.v1.dispatcher_pb2_grpc import (
     add_DispatcherAdminServicer_to_server,
     add_DispatcherServiceServicer_to_server,
 )
-from cloudhub.v1.link_pb2 import CLOSE_REASON_TRANSFERRED
+from cloudhub.v1.link_pb2 import CLOSE_REASON_REVOKED, CLOSE_REASON_TRANSFERRED
 from cloudhub.v1.link_pb2_grpc import add_LinkServiceServicer_to_server
 from cloudhub.v1.peer_pb2_grpc import add_PeerServiceServicer_to_server
 from cloudhub.v1.sessions_pb2 import DispatcherPeer, EndDirective
@@ -378,6 +378,7 @@ async def _handed_over(delivery: Delivery, most_seconds: float) -> None:
 def _obey(delivery: Delivery, ends: SessionEnds, stranded: Stranded, directive: EndDirective) -> None:
     """Ends a session as sessions asks, or lets it go; the registry hears of it either way."""
     node_id, epoch = directive.node_id, directive.epoch
+    reason = CLOSE_REASON_REVOKED if directive.revoked else directive.reason
     session = delivery.sessions.get(node_id)
     here = session is not None and session.epoch == epoch
     if directive.reason == CLOSE_REASON_TRANSFERRED:
@@ -387,9 +388,9 @@ def _obey(delivery: Delivery, ends: SessionEnds, stranded: Stranded, directive: 
             stranded.taken_away(node_id)
         ends.close(node_id, epoch, directive.reason)
     elif session is not None and here:
-        ends.end(session, directive.reason, "sessions asked for it", close_link=True)
+        ends.end(session, reason, "sessions asked for it", close_link=True)
     elif stranded.holds(node_id, epoch):
-        stranded.end(node_id, directive.reason, "sessions asked for it")
+        stranded.end(node_id, reason, "sessions asked for it")
     else:
         ends.close(node_id, epoch, directive.reason)
 

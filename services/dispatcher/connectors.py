@@ -83,9 +83,9 @@ class ConnectorStream:
         control = ReadControl(link=link, epoch=epoch, paused=paused)
         self._room(ELEMENT_BYTES).read_controls.append(control)
 
-    def probe(self, link: int, epoch: int) -> None:
-        """Ask how long the link has been silent."""
-        self._room(ELEMENT_BYTES).probes.append(Probe(link=link, epoch=epoch))
+    def probe(self, link: int, epoch: int, *, ping: bool = False) -> None:
+        """Ask how long the link has been silent, and with `ping` its edge for a sign of life."""
+        self._room(ELEMENT_BYTES).probes.append(Probe(link=link, epoch=epoch, ping=ping))
 
     def close(self, link: int, epoch: int, reason: CloseReason.ValueType, detail: str) -> None:
         """Close the link: the last that is said of it."""

@@ -16,6 +16,7 @@ from services.dispatcher.connectors import ConnectorStream
 from services.dispatcher.deadlines import Deadlines
 from services.dispatcher.entry import Cause, Entry
 from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.node_notices import MAX_STORED_VERSION, NodeNotices
 from services.dispatcher.node_session import NodeSession
 from services.dispatcher.outbox.contract import Outbox
 from services.dispatcher.outbox.records import (
@@ -36,7 +37,7 @@ from services.dispatcher.outbox.records import (
 )
 from services.dispatcher.outbox.turns import GroupResults
 from services.dispatcher.outbox.writer import OutboxWriter
-from services.dispatcher.policy import NodeDelivery, PolicySettings
+from services.dispatcher.policy import MAX_STOCK_WINDOW, NodeDelivery, PolicySettings
 from services.dispatcher.sizes import MAX_BODY_BYTES
 from services.runtime.clock import Clock
 from services.runtime.errors import HubError, RowDamaged, StoreUnavailable
@@ -77,6 +78,7 @@ class Delivery:
     ) -> None:
         self.sessions: dict[str, NodeSession] = {}
         self.writer = OutboxWriter(outbox, metrics, self._recorded)
+        self.notices = NodeNotices(self.writer.note, clock, metrics)
         # Told of (node, last seq or 0 for unknown, row if one was accepted) when rows of a node without a
         # session here were changed here. Set by the composition root: the two know each other.
         self.elsewhere: Callable[[str, int, ObjectRow | None], None] = lambda node_id, last_seq, row: None
@@ -109,9 +111,13 @@ class Delivery:
 
     # -- sessions ----------------------------------------------------------------------------------
 
-    def new_policy(self, node_id: str, epoch: int, stream: ConnectorStream) -> NodeDelivery:
-        """The policy of a session about to open, whose link is at the end of that stream."""
-        return NodeDelivery(node_id, epoch, self._settings, self._random.random, stream.room)
+    def new_policy(
+        self, node_id: str, epoch: int, stream: ConnectorStream, max_window_messages: int = 0
+    ) -> NodeDelivery:
+        """The policy of a session about to open, whose link is at the end of that stream; its edge takes so
+        many messages at a time, where it says so."""
+        settings = self._settings.within(max_window_messages or MAX_STOCK_WINDOW)
+        return NodeDelivery(node_id, epoch, settings, self._random.random, stream.room)
 
     def register(self, session: NodeSession) -> None:
         """From now on hints and NO-ACK messages for the node find this session."""
@@ -259,6 +265,9 @@ class Delivery:
         """A publish of this dispatcher is durable: tell the node's session, if it is here."""
         if isinstance(result, Accepted) and result.replaced:
             self._metrics.ended.labels("replaced").inc(result.replaced)
+        version = result.row.version
+        if version is not None and version > MAX_STORED_VERSION:
+            self.notices.accepted(node_id, version, result.row.key)
         session = self.sessions.get(node_id)
         if session is None:
             if isinstance(result, Accepted):

@@ -17,6 +17,7 @@ from services.dispatcher.delivery import Delivery
 from services.dispatcher.keepalive import Keepalive
 from services.dispatcher.lease import Lease
 from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.node_notices import Notice
 from services.dispatcher.node_session import NodeSession
 from services.dispatcher.openings import Opening, Openings
 from services.dispatcher.session_ends import SessionEnds
@@ -313,6 +314,8 @@ class LinkServicer(LinkServiceServicer):
                 return
             reason = end.reason or pb.CLOSE_REASON_TRANSPORT_ERROR
             cut = LinkCut(end.close_code) if end.by_edge else None
+            if reason == pb.CLOSE_REASON_PROTOCOL_ERROR and link.active:
+                self._delivery.notices.tell(link.node_id, link.epoch, Notice.LINK_REFUSED, end.detail)
             self._ends.end(link, reason, end.detail, close_link=False, cut=cut)
 
     def _session(self, stream: ConnectorStream, link: int, epoch: int) -> NodeSession | None:
@@ -358,6 +361,10 @@ class EdgeLinks:
         if session is not None:
             self._delivery.paused(session, paused)
             session.stream.read_control(session.link, session.epoch, paused=paused)
+
+    def refused(self, node_id: str, epoch: int, reason: str) -> None:
+        """Tells that something the edge sent goes nowhere."""
+        self._delivery.notices.tell(node_id, epoch, Notice.MESSAGE_REFUSED, reason)
 
     def close_link(self, node_id: str, epoch: int, reason: pb.CloseReason.ValueType, detail: str) -> None:
         """Ends the session and closes its link."""

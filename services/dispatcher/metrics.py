@@ -34,6 +34,9 @@ class DispatcherMetrics:
         self.ended = counter("ended", "Messages ended without an acknowledgement.", "reason")
         self.ignored = counter("ignored", "Inputs from edges that changed nothing.", "reason")
         self.dropped = counter("dropped", "NO-ACK messages dropped.", "reason")
+        self.node_notices = counter(
+            "node_notices", "What operators should know of nodes, told in their history.", "notice"
+        )
         self.fenced = counter("fenced", "Records not written because their epoch is gone.")
         self.bad_rows = counter("bad_rows", "Records that the database refused.")
         self.store_failures = counter("store_failures", "Transactions that failed as a whole.")

@@ -12,6 +12,7 @@ class NodeSession:
     __slots__ = (
         "__weakref__",  # deadlines do not keep it
         "active",
+        "asked_at",
         "cause",
         "claim",
         "epoch",
@@ -26,6 +27,7 @@ class NodeSession:
         "stream",
         "timer_at",
         "traceparent",
+        "unanswered",
         "unstored",
     )
 
@@ -50,6 +52,8 @@ class NodeSession:
         self.claim: Claim | None = None  # what it took the node's rows over with
         self.cause: str = Cause.SESSION_OPENED  # why what was pending then is sent
         self.last_input_at = now
+        self.asked_at: float | None = None  # since the last input, for a sign of life
+        self.unanswered = 0  # reports of silence since then
         self.active = False
         self.paused = False
         self.received = 0  # highest upstream frame number handled

@@ -252,7 +252,9 @@ class Openings:
             epoch,
             opening.stream,
             announcement.link,
-            self._delivery.new_policy(announcement.node_id, epoch, opening.stream),
+            self._delivery.new_policy(
+                announcement.node_id, epoch, opening.stream, announcement.max_window_messages
+            ),
             announcement.traceparent,
             self._clock.monotonic(),
         )
@@ -304,6 +306,8 @@ class Openings:
             stream.links[session.link] = session
         self._count(opening, "admitted")
         cause = Cause.LINK_MOVED if opening.former_epoch else Cause.SESSION_OPENED
+        if not opening.former_epoch:
+            self._delivery.notices.opened(session.node_id, session.epoch)
         self._delivery.start(session, rows, cause)
         self._keepalive.watch(session)
         told = self._lines.take(session.node_id, self._clock.monotonic())

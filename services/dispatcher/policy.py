@@ -8,7 +8,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cloudhub.v1.message_pb2 import Message
@@ -38,6 +38,8 @@ from services.dispatcher.sizes import MAX_BODY_BYTES, too_large
 # Bodies of larger messages are in memory until they are in the socket; to be sent again they are read again.
 LARGE_BYTES = 32 * 1024
 # A link that writes nothing for so long, and what it has at 64 kbit/s, gives way to nodes that wait.
+# A stock edge has a queue of 100 for what comes, and drops the oldest of it without a word where more comes.
+MAX_STOCK_WINDOW = 100
 STALL_SECONDS = 30.0
 SLOWEST_BYTES_PER_SECOND = 8192
 # What would be sent again and finds no room is looked at again then, up to twice as late by chance.
@@ -69,6 +71,12 @@ class PolicySettings:
     held_bytes: int = 512 * 1024
     # Of one encoded message: more fits into no batch of the link stream, nor into a frame of an edge.
     max_body_bytes: int = MAX_BODY_BYTES
+
+    def within(self, max_window_messages: int) -> "PolicySettings":
+        """For an edge that takes no more messages at a time."""
+        if self.window_messages <= max_window_messages:
+            return self
+        return replace(self, window_messages=max_window_messages)
 
 
 class NodeDelivery:

@@ -9,6 +9,8 @@ from cloudhub.v1.link_pb2 import (
     CLOSE_REASON_EVICTED,
     CLOSE_REASON_NODE_DELETED,
     CLOSE_REASON_OVERLOADED,
+    CLOSE_REASON_REVOKED,
+    CLOSE_REASON_SUPERSEDED,
     CLOSE_REASON_TRANSFERRED,
     CloseReason,
 )
@@ -33,7 +35,9 @@ from services.runtime.tracing import Tracing, trace_id_of
 _log = get_log(__name__)
 
 # The hub gives these up although the link is whole, so the edge is told (docs/protocol.md).
-_TELL_EDGE = frozenset({CLOSE_REASON_EVICTED, CLOSE_REASON_NODE_DELETED, CLOSE_REASON_OVERLOADED})
+_TELL_EDGE = frozenset(
+    {CLOSE_REASON_EVICTED, CLOSE_REASON_REVOKED, CLOSE_REASON_NODE_DELETED, CLOSE_REASON_OVERLOADED}
+)
 
 
 def reason_name(reason: CloseReason.ValueType) -> str:
@@ -120,6 +124,10 @@ class SessionEnds:
         self, session: NodeSession, reason: CloseReason.ValueType, detail: str, *, close_link: bool
     ) -> None:
         self._delivery.remove(session)
+        if reason == CLOSE_REASON_SUPERSEDED:
+            self._delivery.notices.superseded(session.node_id, session.epoch, detail)
+        elif reason == CLOSE_REASON_NODE_DELETED:
+            self._delivery.notices.deleted(session.node_id)
         if close_link:
             if reason in _TELL_EDGE:
                 self._tell_edge(session)
@@ -172,6 +180,8 @@ class SessionEnds:
 
     def close(self, node_id: str, epoch: int, reason: CloseReason.ValueType) -> None:
         """Tells the registry, as often as it takes."""
+        if reason == CLOSE_REASON_REVOKED:
+            reason = CLOSE_REASON_EVICTED  # as the registry calls it, also of a former release
         self._waiting.append(CloseSession(node_id=node_id, epoch=epoch, reason=reason))
         self._idle.clear()
         self._wake.set()

@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 from services.dispatcher.sizes import MAX_CONTENT_BYTES
 from services.runtime.database_source import DatabaseSettings
 from services.runtime.migration_command import MigrationSettings
+from services.runtime.rpc import MOST_MESSAGE_BYTES
 from services.runtime.settings import Address, Replicas, ServiceSettings
 
 
@@ -40,7 +41,13 @@ class DispatcherSettings(DatabaseSettings, ServiceSettings):
         15.0, gt=0, le=600, description="silence after which a stream counts as lost"
     )
 
-    window_messages: int = Field(64, ge=1, le=65536, description="messages in flight per node")
+    window_messages: int = Field(
+        64,
+        ge=1,
+        le=65536,
+        description="messages in flight per node; at most 100 to an edge that does not say that it takes "
+        "more (Cloudhub-Window), as stock edges, whose queue drops the oldest",
+    )
     window_bytes: int = Field(256 * 1024, ge=1024, description="bytes in flight per node")
     ack_seconds: float = Field(
         5.0,
@@ -75,6 +82,13 @@ class DispatcherSettings(DatabaseSettings, ServiceSettings):
         ge=4,
         le=65_536,
         description="subscriptions open at a time, a quarter of them for callers with few",
+    )
+    max_delivery_bytes: int = Field(
+        4 * 1024 * 1024,
+        ge=64 * 1024,
+        le=MOST_MESSAGE_BYTES,
+        description="largest response to a subscriber, and so largest message of an edge; above 4 MiB, "
+        "gRPC's default, all subscribers have to be told to receive as much",
     )
     max_node_upload_rows: int = Field(
         20_000, ge=1, description="stored uploads of a node that nobody has taken"

@@ -41,6 +41,8 @@ class Directive:
     dispatcher_id: str
     reason: Reason
     at_ms: int
+    revoked: bool = False
+    """Its node was revoked since the session opened."""
 
 
 @dataclass(frozen=True, slots=True)

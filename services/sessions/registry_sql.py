@@ -15,7 +15,7 @@ from services.sessions.enrolment.record_sql import forbidden_nodes
 from services.sessions.fencing import NO_EPOCH
 from services.sessions.lease_sql import drop_events, hand_over, mark_lost, note_alive, renew, trim
 from services.sessions.leases import Observation
-from services.sessions.lifecycle import LIVE, Session, State
+from services.sessions.lifecycle import LIVE, Reason, Session, State
 from services.sessions.limits import MAX_PROJECT_LIMITS, UNLIMITED, Limits, LimitsChange, Place, Scope
 from services.sessions.records import (
     ActivateResult,
@@ -45,6 +45,7 @@ from services.sessions.schema import (
     DELETED,
     dispatcher_lease,
     end_directive,
+    enrolled_node,
     lifecycle_event,
     limit_change,
     node_session,
@@ -292,9 +293,17 @@ class SqlRegistry:
 
     async def directives(self, dispatcher_id: str, most: int) -> list[Directive]:
         def work(connection: Connection) -> list[Directive]:
-            column = end_directive.c
+            column, session, node = end_directive.c, node_session.c, enrolled_node.c
+            # A session that was opened since shows a newer certificate.
+            revoked = exists().where(
+                column.reason == Reason.EVICTED,
+                session.node_id == column.node_id,
+                session.epoch == column.epoch,
+                node.node_id == column.node_id,
+                node.revoked_at_ms >= session.opened_at_ms,
+            )
             rows = connection.execute(
-                select(end_directive)
+                select(end_directive, revoked.label("revoked"))
                 .where(column.dispatcher_id == dispatcher_id)
                 .order_by(column.node_id, column.epoch)
                 .limit(most)

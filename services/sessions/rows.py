@@ -107,6 +107,7 @@ def directive_of(row: Row[Any]) -> Directive:
         dispatcher_id=row.dispatcher_id,
         reason=Reason(row.reason),
         at_ms=int(row.at_ms),
+        revoked=bool(getattr(row, "revoked", False)),
     )
 
 

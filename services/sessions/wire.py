@@ -63,7 +63,10 @@ def event_message(event: Event) -> sessions_pb2.LifecycleEvent:
 def directive_message(directive: Directive) -> sessions_pb2.EndDirective:
     """What a dispatcher is asked."""
     return sessions_pb2.EndDirective(
-        node_id=directive.node_id, epoch=directive.epoch, reason=reason_message(directive.reason)
+        node_id=directive.node_id,
+        epoch=directive.epoch,
+        reason=reason_message(directive.reason),
+        revoked=directive.revoked,
     )
 
 

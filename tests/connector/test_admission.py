@@ -67,3 +67,15 @@ def test_a_disagreement_is_a_refusal_that_says_what_disagrees(
     assert isinstance(refusal, HttpRefusal)
     assert (refusal.status, refusal.reason) == (status, reason)
     assert refusal.text
+
+
+@pytest.mark.parametrize(
+    ("said", "window"),
+    [([], 0), (["1"], 1), ([" 300 "], 300), (["65536"], 65536), (["9" * 9], 65536)]
+    + [([text], 0) for text in ("", "-1", "1e3", "\u0663", "9" * 10, "x")],
+    ids=lambda value: str(value),
+)
+def test_how_many_messages_an_edge_takes_is_its_own_word(said: list[str], window: int) -> None:
+    """What is no number says nothing, as a stock edge does."""
+    headers = [*_HEADERS, *(("Cloudhub-Window", text) for text in said)]
+    assert check_identity(_GOOD, "/p1/edge-1/events", headers) == Identity("edge-1", "p1", "", window)

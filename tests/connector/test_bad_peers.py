@@ -241,8 +241,8 @@ async def test_a_bad_frame_ends_its_link_and_nothing_else(
         # C33: the announced length alone is enough; no such memory was ever there.
         (b"\x81\xff" + (2**62).to_bytes(8, "big"), 1009, "frame_too_big"),
         (
-            Frame(Opcode.TEXT, b"x" * 700_000, fin=False).serialize(mask=True)
-            + Frame(Opcode.CONT, b"x" * 700_000).serialize(mask=True),
+            Frame(Opcode.TEXT, b"x" * 2_800_000, fin=False).serialize(mask=True)
+            + Frame(Opcode.CONT, b"x" * 2_800_000).serialize(mask=True),
             1009,
             "frame_too_big",
         ),

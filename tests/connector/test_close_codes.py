@@ -26,6 +26,7 @@ def test_every_reason_and_every_frame_fault_has_a_code_that_may_be_sent() -> Non
         (link_pb2.CLOSE_REASON_OVERLOADED, 1013),
         (link_pb2.CLOSE_REASON_PROTOCOL_ERROR, 1008),
         (link_pb2.CLOSE_REASON_SUPERSEDED, 4001),
+        (link_pb2.CLOSE_REASON_REVOKED, 4004),
     ],
 )
 def test_reasons_have_their_codes(reason: link_pb2.CloseReason.ValueType, code: int) -> None:
@@ -34,7 +35,7 @@ def test_reasons_have_their_codes(reason: link_pb2.CloseReason.ValueType, code: 
 
 def test_only_links_that_must_not_come_back_are_told_so() -> None:
     staying = {reason_name(reason) for reason, row in CLOSE_CODES.items() if not row.reconnect}
-    assert staying == {"superseded", "node_deleted"}
+    assert staying == {"superseded", "node_deleted", "revoked"}
 
 
 def test_the_text_fits_a_control_frame_whatever_the_detail() -> None:

@@ -232,6 +232,24 @@ async def test_a_probe_tells_how_long_the_link_is_silent(
         assert 0 <= report.idle_seconds < 5
 
 
+async def test_a_probe_with_a_ping_asks_the_edge(peers: EdgePeers, dispatcher: LinkDispatcher) -> None:
+    """The answer to it is a sign of life that the next report tells of."""
+    async with peers.link():
+        await dispatcher.until(lambda: 1 in dispatcher.epochs)
+        await asyncio.sleep(0.5)
+        probe = link_pb2.Probe(link=1, epoch=101)
+        dispatcher.send(link_pb2.DispatcherBatch(probes=[probe]))
+        await dispatcher.until(lambda: dispatcher.activity)
+        assert dispatcher.activity[0].idle_seconds >= 0.4
+        probe.ping = True
+        dispatcher.send(link_pb2.DispatcherBatch(probes=[probe]))
+        probe.ping = False
+        while dispatcher.activity[-1].idle_seconds >= 0.4:
+            dispatcher.send(link_pb2.DispatcherBatch(probes=[probe]))
+            count = len(dispatcher.activity)
+            await dispatcher.until(lambda n=count: len(dispatcher.activity) > n)  # type: ignore[misc]
+
+
 async def test_a_paused_link_is_not_read_until_it_may(peers: EdgePeers, dispatcher: LinkDispatcher) -> None:
     async with peers.link() as peer:
         await dispatcher.until(lambda: 1 in dispatcher.epochs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame, Opcode
 
 from cloudhub.v1 import link_pb2, message_pb2
 from services.connector import dispatcher_stream, transfers
@@ -282,13 +283,25 @@ async def test_while_nobody_has_the_link_its_frames_are_kept_up_to_the_bound(
 async def test_a_link_without_a_dispatcher_is_closed_when_its_edge_is_silent_for_long(
     two: TwoDispatchers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """C4: nobody else is there to find out."""
+    """C4: nobody else is there to find out. One that answers pings is as alive as others."""
     monkeypatch.setattr(transfers, "_SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(transfers, "_ASK_SECONDS", 0.1)
     monkeypatch.setattr(transfers, "_SILENCE_CHECK_SECONDS", 0.05)
     async with two.running() as pair:
         pair.other.grant = False
         pair.present.hold_hello = True
         pair.present.end_stream()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.5):
+                await pair.edge.recv()
+        protocol = pair.edge.protocol
+        send_frame = protocol.send_frame
+
+        def send_no_pong(frame: Frame) -> None:
+            if frame.opcode is not Opcode.PONG:
+                send_frame(frame)
+
+        monkeypatch.setattr(protocol, "send_frame", send_no_pong)
         with pytest.raises(ConnectionClosed) as closed:
             await pair.edge.recv()
         assert closed.value.rcvd is not None

@@ -24,6 +24,9 @@ class Told:
     def control_received(self) -> None:
         self.controls += 1
 
+    def holding(self, size_bytes: int) -> None:
+        pass
+
     def binary_received(self) -> None:
         self.binaries += 1
 

@@ -33,7 +33,7 @@ def test_a_hub_with_no_room_is_given_time(code: int) -> None:
     assert Reconnect(0.5, 30.0).delay(LinkEnd("refused", code=code), 1.0) == 4.0
 
 
-@pytest.mark.parametrize("code", [403, 1008, 4001, 4003])
+@pytest.mark.parametrize("code", [403, 1008, 4001, 4003, 4004])
 def test_who_will_be_refused_again_waits_the_most(code: int) -> None:
     assert Reconnect(0.5, 30.0).delay(LinkEnd("refused", code=code), 1.0) == 30.0
 

@@ -15,6 +15,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from websockets.exceptions import InvalidStatus
 
 from cloudhub.v1 import enrolment_pb2 as pb
+from cloudhub.v1 import sessions_pb2
+from cloudhub.v1.link_pb2 import CLOSE_REASON_EVICTED
 from services.runtime.roles import Role
 from services.runtime.rpc import error_reason
 from services.sessions.enrolment.record_sql import MOST_PER_NODE
@@ -233,7 +235,14 @@ async def test_revoking_a_node_cuts_its_link_and_refuses_it_until_it_enrols_anew
     edge = await enrolled.hub.open_edge("edge-1", context=enrolled.context(old))
     answer = await admin.RevokeNode(pb.RevokeNodeRequest(node_id="edge-1"), timeout=10)
     assert answer.was_connected
-    await edge.closed(5)
+    assert (await edge.next())["route"]["operation"] == "disconnected"
+    # Not "come back": it would be refused.
+    assert await edge.closed(5) == (4004, "the node was revoked: sessions asked for it")
+    assert enrolled.hub.metric("connector", "links_closed_total", reason="revoked") == 1
+    ended = await enrolled.hub.until_session(
+        "edge-1", lambda session: session.state == sessions_pb2.SESSION_STATE_CLOSED
+    )
+    assert ended.close_reason == CLOSE_REASON_EVICTED
     assert await refused_link(enrolled, old) == 403
     assert (await enrolled.edge_crt(shown=old)).status == 403
 
@@ -242,8 +251,12 @@ async def test_revoking_a_node_cuts_its_link_and_refuses_it_until_it_enrols_anew
     had = (await enrolled.edge_crt(token, body=request_for(key=new_key))).certificate
     (tmp_path / "new").mkdir()
     new = private(tmp_path / "new", had, new_key)
-    async with enrolled.hub.edge("edge-1", context=enrolled.context(new)):
-        pass
+    async with enrolled.hub.edge("edge-1", context=enrolled.context(new)) as edge:
+        # It was revoked before this session: an eviction is no more than that.
+        await enrolled.hub.sessions_admin.EvictSession(
+            sessions_pb2.EvictSessionRequest(node_id="edge-1"), timeout=10
+        )
+        assert (await edge.closed(5))[0] == 4002
     assert await refused_link(enrolled, old) == 403
     await admin.ReinstateNode(pb.ReinstateNodeRequest(node_id="edge-1"), timeout=10)
     async with enrolled.hub.edge("edge-1", context=enrolled.context(old)):

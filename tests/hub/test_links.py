@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from cloudhub.v1.link_pb2 import (
     CLOSE_REASON_KEEPALIVE_TIMEOUT,
 )
 from tests.support.certs import TestAuthority
-from tests.support.edge_peer import request_bytes
+from tests.support.edge_peer import PROJECT, EdgePeers, frame_bytes, keepalive, request_bytes
 from tests.support.hub import RunningHub, StockEdge, request, running_hub
 from tests.support.processes import eventually
 
@@ -161,26 +162,87 @@ async def test_what_a_refused_edge_sends_is_not_looked_at(tmp_path: Path, author
                 assert (delivery.node_id, delivery.message.content) == ("edge-1", b'"mine"')
 
 
-async def test_keepalives_keep_a_session_and_silence_ends_it(
+async def test_an_edge_whose_beat_is_slower_than_the_keepalive_keeps_its_link(
     tmp_path: Path, authority: TestAuthority
 ) -> None:
-    """C9: a gap over the interval ends it with reason keepalive timeout."""
+    """`heartbeat: 60`: a stock edge answers pings, and nobody else asks it for a sign of life so often."""
+    seconds = 0.6
     async with (
-        running_hub(tmp_path, authority, dispatcher={"keepalive_seconds": 0.6}) as hub,
+        running_hub(tmp_path, authority, dispatcher={"keepalive_seconds": seconds}) as hub,
         hub.edge() as edge,
     ):
         epoch = (await hub.session("edge-1")).epoch
-        async with asyncio.timeout(10):
-            for _ in range(12):
-                await edge.keepalive()
-                await edge.gets_nothing(0.15)
+        # The library answers pings; nothing else is said.
+        await edge.gets_nothing(6 * seconds)
         assert (await hub.session("edge-1")).epoch == epoch
-        code, text = await edge.closed(5)
-        assert code == 4008
-        assert "no byte for" in text
+        await hub.accept(request())
+        await edge.answer(await edge.next())
+        assert hub.metric("dispatcher", "sessions_closed_total", reason="keepalive_timeout") == 0
+
+
+async def test_keepalives_keep_a_session_and_silence_ends_it(
+    tmp_path: Path, authority: TestAuthority
+) -> None:
+    """C9: a gap over the interval, with no answer to the one ping, ends it with reason keepalive timeout."""
+    seconds = 2.0
+    async with running_hub(tmp_path, authority, dispatcher={"keepalive_seconds": seconds}) as hub:
+        reader, writer = await EdgePeers(authority, hub.connector.app.edge_port).upgraded()
+        epoch = (await hub.session("edge-1")).epoch
+        for _ in range(6):
+            writer.write(frame_bytes(keepalive()))
+            await asyncio.sleep(seconds / 3)
+        assert (await hub.session("edge-1")).epoch == epoch
+        writer.write(frame_bytes(keepalive()))
+        began = time.monotonic()
+        async with asyncio.timeout(3 * seconds):
+            said = await reader.read()
+            silent = time.monotonic() - began
+        # A ping without content, and the close; under load it may be asked again.
+        assert said.startswith(b"\x89\x00")
+        close = said.lstrip(b"\x89\x00")
+        assert (close[0], int.from_bytes(close[2:4], "big")) == (0x88, 4008)
+        assert b"no byte for" in said
+        assert silent > seconds  # `dispatcher/test_keepalive.py` has the whole time, on a clock of its own
         ended = await hub.until_session("edge-1", lambda session: session.state == CLOSED)
         assert ended.close_reason == CLOSE_REASON_KEEPALIVE_TIMEOUT
         assert hub.metric("dispatcher", "sessions_closed_total", reason="keepalive_timeout") == 1
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize(("says", "window"), [("", 100), ("150", 150), ("many", 100), ("65536", 160)])
+async def test_a_stock_edge_is_sent_no_more_at_a_time_than_its_queue_holds(
+    tmp_path: Path, authority: TestAuthority, says: str, window: int
+) -> None:
+    """Its inbound queue of 100 drops the oldest without a word, whatever the window is set to; an edge that
+    takes more says so."""
+    changes = {"window_messages": 160, "window_bytes": 16 * 1024 * 1024, "ack_seconds": 600}
+    changes |= {"ack_most_seconds": 600}
+    headers = {"Node_id": "edge-1", "Project_id": PROJECT} | ({"Cloudhub-Window": says} if says else {})
+    async with (
+        running_hub(tmp_path, authority, dispatcher=changes) as hub,
+        hub.edge(headers=headers) as edge,
+    ):
+        await hub.accept(*(request(name=f"c{number}") for number in range(200)))
+        first = await edge.take(window, 20)
+        await edge.gets_nothing(0.3)
+        await edge.answer(first[0])
+        await edge.next(10)
+
+
+@pytest.mark.parametrize("transport", ["websocket", "quic"])
+async def test_an_agent_with_a_slow_beat_keeps_its_link(
+    tmp_path: Path, authority: TestAuthority, transport: str
+) -> None:
+    """C9 with our agent, over both transports: it beats every seventh keepalive."""
+    changes = {"keepalive_seconds": 10.0, "silence_seconds": 40.0}
+    async with (
+        running_hub(tmp_path, authority, dispatcher={"keepalive_seconds": 1.5}) as hub,
+        hub.fleet("edge-1", transport=transport, **changes) as fleet,
+    ):
+        epoch = (await hub.session("edge-1")).epoch
+        await asyncio.sleep(5.0)
+        assert (await hub.session("edge-1")).epoch == epoch
+        assert fleet["edge-1"].counters.links_opened == 1
 
 
 async def test_an_acknowledgement_for_a_session_that_is_gone_changes_nothing(

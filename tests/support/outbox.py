@@ -312,7 +312,13 @@ class MemoryOutbox:
             event
             for _, event in self.events
             if event.node_id == node_id
-            and (event.message_id == message_id if message_id else event.key == key)
+            and (
+                event.message_id == message_id
+                if message_id
+                else event.key == key
+                if key
+                else event.kind is EventKind.NOTED
+            )
         ]
         untold = [
             row

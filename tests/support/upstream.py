@@ -87,6 +87,7 @@ class ScriptedEdge:
         self.answers: list[tuple[str, int, Message]] = []
         self.pauses: list[tuple[str, int, bool]] = []
         self.closes: list[tuple[str, int, CloseReason.ValueType, str]] = []
+        self.refusals: list[tuple[str, int, str]] = []
         self.safe: list[tuple[str, int, int]] = []
         self._changed = asyncio.Event()
 
@@ -104,6 +105,10 @@ class ScriptedEdge:
 
     def close_link(self, node_id: str, epoch: int, reason: CloseReason.ValueType, detail: str) -> None:
         self.closes.append((node_id, epoch, reason, detail))
+        self._changed.set()
+
+    def refused(self, node_id: str, epoch: int, reason: str) -> None:
+        self.refusals.append((node_id, epoch, reason))
         self._changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:

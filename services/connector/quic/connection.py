@@ -124,6 +124,11 @@ class HubConnection(QuicConnection):
 
     # What the peer may send.
 
+    def unordered_bytes(self, stream_id: int) -> int:
+        """What came of a stream that cannot be given out yet."""
+        stream = self._streams.get(stream_id)
+        return len(stream.receiver._buffer) if stream is not None else 0
+
     def let_in(self, stream_id: int, through: int) -> bool:
         """The peer may send that stream's bytes up to an offset; False if it was told so much already.
 
@@ -164,6 +169,11 @@ class HubConnection(QuicConnection):
         frame.push_uint_var(stream.stream_id)
         frame.push_uint_var(stream.max_stream_data_local)
         stream.max_stream_data_local_sent = stream.max_stream_data_local
+
+    @property
+    def lets_messages_through(self) -> bool:
+        """Whether the peer lets us open a one-way stream, and say anything on it."""
+        return self._remote_max_streams_uni >= 1 and self._remote_max_stream_data_uni > 0
 
     # What became of what was sent, and of the connection.
 

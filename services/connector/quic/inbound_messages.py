@@ -20,6 +20,16 @@ class InboundMessages:
         """Whether there is something that nobody took."""
         return self._reader.waiting_bytes > 0
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How much that is."""
+        return self._reader.waiting_bytes
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the frame that is next is larger than the window."""
+        return self._reader.needed_bytes > self._window
+
     def receive(self, data: bytes, *, ended: bool) -> None:
         """Keeps bytes; `ended` if they are the last."""
         self._reader.receive(data)

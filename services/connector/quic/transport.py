@@ -42,6 +42,10 @@ from services.connector.transport import LinkHandler, LinkRequest, TransportEnd
 from services.runtime.deadline import Deadline
 from services.runtime.tls_faults import TlsFault
 
+NO_ONE_WAY_STREAM = (
+    "the hub needs one one-way stream for its messages: let it open one, and send on it, from the handshake "
+    "on (initial_max_streams_uni, initial_max_stream_data_uni)"
+)
 _Reason = link_pb2.CloseReason
 
 
@@ -64,6 +68,7 @@ class QuicEdgeConnection:
         "_quic",
         "_reading",
         "_resumed_at",
+        "_told_bytes",
         "_wire",
         "phase",
     )
@@ -91,6 +96,7 @@ class QuicEdgeConnection:
         self._reading = False
         self._resumed_at = loop.time()
         self._goodbye: Goodbye | None = None
+        self._told_bytes = 0
         self._deadline = Deadline(loop)
         self.phase = Phase.HANDSHAKE
         limit = host.limits.opening_timeout
@@ -109,7 +115,17 @@ class QuicEdgeConnection:
                 AlertDescription.bad_certificate,
             )
         self._handle_events()
+        inbound = self._inbound
+        if inbound is not None and (inbound.is_large or self._told_bytes):
+            self._tell_holding(inbound)
         self._host.touched(self)
+
+    def _tell_holding(self, inbound: InboundMessages) -> None:
+        """Only a frame that is larger than the window lets in more than that."""
+        held = inbound.waiting_bytes + self._quic.unordered_bytes(UPSTREAM) if inbound.is_large else 0
+        self._told_bytes = held
+        if self._handler and self.phase is Phase.OPEN:
+            self._handler.holding(held)
 
     def flush(self, now: float) -> None:
         """Sends what waits as far as it may be sent now."""
@@ -181,6 +197,11 @@ class QuicEdgeConnection:
             return
         self._end_politely(code, text, DOWNSTREAM, self._host.limits.close_timeout)
 
+    def ping(self) -> None:
+        if self.phase is Phase.OPEN:
+            self._quic.send_ping(0)
+            self._host.touched(self)
+
     def hold_input(self, held: bool) -> None:
         if held == self._held:
             return
@@ -243,6 +264,11 @@ class QuicEdgeConnection:
             self._answer_nack(fault.status, fault.text, 0.0)
             return
         if request is None:
+            return
+        if not self._quic.lets_messages_through:
+            # Its `ack` would be the last that it hears.
+            self._host.handshake_failed(self, "no_one_way_stream", NO_ONE_WAY_STREAM)
+            self._answer_nack(400, NO_ONE_WAY_STREAM, 0.0)
             return
         self._control = None
         self.phase = Phase.DECIDING

@@ -39,6 +39,7 @@ class EventKind(IntEnum):
     REJECTED = 8  # a publish that was turned down
     REDELIVERED = 9
     DROPPED = 10  # NO-ACK
+    NOTED = 11  # about the node and no message of it; the reason begins with a word and a colon
 
 
 class NodeRow(msgspec.Struct, gc=False):

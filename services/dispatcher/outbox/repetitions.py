@@ -20,6 +20,7 @@ ALONE = 8
 MAX_OPEN_LINES = 16_384
 
 _SENT, _REJECTED, _DROPPED = EventKind.SENT, EventKind.REJECTED, EventKind.DROPPED
+_NOTED = EventKind.NOTED
 
 _Topic = tuple[str, ...]
 
@@ -49,12 +50,14 @@ class Written(NamedTuple):
 
 def _topic(event: Event) -> _Topic:
     """What must be the same in events that are counted in one line. Attempts are those of one message; of
-    refusals and drops each has a message of its own, and the last one's id is kept."""
+    refusals and drops each has a message of its own, and the last one's id is kept; notes have none."""
     kind = event.kind
     if kind is _REJECTED:
         return (event.node_id, event.key, str(event.version), event.reason, "")
     if kind is _DROPPED:
         return (event.node_id, event.reason, "")
+    if kind is _NOTED:
+        return (event.node_id, event.reason.partition(":")[0], "noted")
     return (event.node_id, event.message_id)
 
 
@@ -83,7 +86,7 @@ class Transaction:
             topic = _topic(event)
             kind = event.kind
             found = self._find(topic)
-            if kind is not _SENT and kind is not _REJECTED and kind is not _DROPPED:
+            if kind is not _SENT and kind is not _REJECTED and kind is not _DROPPED and kind is not _NOTED:
                 if found is not None:
                     self._open[topic] = None
                 new[ids.next(event.at_ms)] = event

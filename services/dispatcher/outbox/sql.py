@@ -21,6 +21,7 @@ from services.dispatcher.outbox.quotas import Quotas, Totals
 from services.dispatcher.outbox.records import (
     Deleted,
     Event,
+    EventKind,
     ForgetNode,
     ObjectRow,
     Op,
@@ -465,9 +466,12 @@ class SqlOutbox:
 
     async def history(self, node_id: str, message_id: str, key: str, limit: int) -> list[Event]:
         """See `contract.Outbox.history`."""
-        named = (
-            delivery_event.c.message_id == message_id if message_id else delivery_event.c.object_key == key
-        )
+        if message_id:
+            named = delivery_event.c.message_id == message_id
+        elif key:
+            named = delivery_event.c.object_key == key
+        else:
+            named = delivery_event.c.kind == int(EventKind.NOTED)
         query = (
             select(*_EVENT_COLUMNS)
             .where(delivery_event.c.node_id == node_id, named)

@@ -6,6 +6,16 @@ from enum import Enum
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.upstream.routing import ROUTER
 
+MAX_GROWTH_BYTES = 64 * 1024
+"""By how much a message may be larger for its subscriber than its frame was."""
+# Of a response around its one delivery's message: numbers, the module's name, lengths, a trace context.
+_AROUND_BYTES = 256
+
+
+def delivered_bytes(node_id: str, message: Message) -> int:
+    """How large the response to a subscriber is at most that has nothing but this message of the node."""
+    return message.ByteSize() + 2 * len(node_id) + _AROUND_BYTES
+
 
 class Kind(Enum):
     """What happens to a parcel that finds no room, and when it is settled."""

@@ -22,6 +22,7 @@ class UpstreamSettings:
     most_events_total: int = 200_000
     subscriber_ack_seconds: float = 60.0
     max_subscriptions: int = 1024
+    max_delivery_bytes: int = 4 * 1024 * 1024
     upload_pause_seconds: float = 30.0
     max_node_upload_rows: int = 20_000
     max_node_upload_bytes: int = 64 * 1024 * 1024

@@ -18,7 +18,7 @@ from services.dispatcher.upstream.answers import answer
 from services.dispatcher.upstream.merging import merge_key
 from services.dispatcher.upstream.metrics import UpstreamMetrics
 from services.dispatcher.upstream.node_queues import NodeQueues, Stuck
-from services.dispatcher.upstream.parcel import Kind, Parcel
+from services.dispatcher.upstream.parcel import MAX_GROWTH_BYTES, Kind, Parcel, delivered_bytes
 from services.dispatcher.upstream.relays import Relays
 from services.dispatcher.upstream.room import Bounds
 from services.dispatcher.upstream.routing import (
@@ -81,6 +81,10 @@ class EdgePort(Protocol):
         """End the link's session."""
         ...
 
+    def refused(self, node_id: str, epoch: int, reason: str) -> None:
+        """Something that the edge sent goes nowhere: tell it in the node's history."""
+        ...
+
 
 class Upstream:
     """Takes what links deliver and hands it to subscribers (see `subscriptions`).
@@ -123,6 +127,8 @@ class Upstream:
         self.shares = SubscriberShares(settings.max_subscriptions)
         self._seats: dict[int, Seat] = {}
         self._ack_seconds = settings.subscriber_ack_seconds
+        self._max_delivery_bytes = settings.max_delivery_bytes
+        self._surely_fits_bytes = settings.max_delivery_bytes - MAX_GROWTH_BYTES
         # A dispatcher that shares its work has to hear first what the others' subscribers want.
         self._knows_who_serves = not is_shared
         self._relaying: set[int] = set()  # subscribers that are other dispatchers
@@ -189,6 +195,8 @@ class Upstream:
     ) -> None:
         """A message but keepalives and acknowledgements. It belongs to the upstream from here on; when an
         upload is safe, `EdgePort.stored` tells by the number of its `frame`."""
+        if size_bytes > self._surely_fits_bytes and self._is_refused(node_id, epoch, route, message, frame):
+            return
         match route:
             case ToModule(module):
                 self.metrics.received.labels("module").inc()
@@ -205,6 +213,26 @@ class Upstream:
                 self.metrics.noise.labels(reason).inc()
             case _:
                 raise ValueError(f"{type(route).__name__} is the link's to handle")
+
+    def _is_refused(self, node_id: str, epoch: int, route: Route, message: Message, frame: int) -> bool:
+        """Whether it is more than a subscriber may be sent: its stream would break over it, again and again.
+        If so, that is told."""
+        if not isinstance(route, ToModule | DurableUpload):
+            return False
+        size_bytes, most = delivered_bytes(node_id, message), self._max_delivery_bytes
+        if size_bytes <= most:
+            return False
+        detail = f"a message of {size_bytes} bytes as subscribers get it, allowed are {most}"
+        self.metrics.dropped.labels("message_too_large").inc()
+        self._edge.refused(
+            node_id, epoch, f"message_too_large: {detail}: {message.operation} {message.resource}"
+        )
+        is_upload = isinstance(route, DurableUpload)
+        if wants_answer(message) or (is_upload and message.sync):
+            self.reply(node_id, epoch, message, "error", detail)
+        if is_upload:
+            self._edge.stored([(node_id, epoch, frame)])
+        return True
 
     def _to_module(self, module: str, node_id: str, epoch: int, message: Message, size_bytes: int) -> None:
         is_request = wants_answer(message)

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 
 from cloudhub.v1 import link_pb2, message_pb2
@@ -98,9 +99,9 @@ async def test_a_frame_over_the_limit_is_refused_before_memory_is_taken_for_it(
 ) -> None:
     """C33."""
     async with quic_peers.link() as peer:
-        peer.write(UP, framed(b"")[:6] + (1024 * 1024 + 1).to_bytes(4, "big"))
+        peer.write(UP, framed(b"")[:6] + (4 * 1024 * 1024 + 1).to_bytes(4, "big"))
         code, text = await _close_of(peer)
-    assert (code, "1048577 bytes" in text) == (1009, True)
+    assert (code, "4194305 bytes" in text) == (1009, True)
     assert metric(app, "frames_refused_total", reason="frame_too_big") == 1
     assert dispatcher.ended[0].reason == _Reason.CLOSE_REASON_PROTOCOL_ERROR
 
@@ -132,6 +133,35 @@ async def test_a_breach_of_the_protocol_closes_the_link_and_only_that(
         other.say(keepalive("still here"))
         await dispatcher.until(lambda: dispatcher.upstream)
         assert dispatcher.upstream[0].message.id == "still here"
+
+
+@pytest.mark.parametrize("what", ["streams", "bytes"])
+async def test_a_client_that_lets_the_hub_say_nothing_is_told_why(
+    app: ConnectorApp, quic_peers: QuicPeers, dispatcher: LinkDispatcher, what: str
+) -> None:
+    """It would get `ack`, and nothing ever after; what is missing is known by the handshake's end."""
+    quic = QuicConnection(configuration=quic_peers.configuration(quic_peers.issued("edge-1")))
+    if what == "streams":
+        quic._local_max_streams_uni.value = 0
+    else:
+        quic._local_max_stream_data_uni = 0
+    transport, peer = await asyncio.get_running_loop().create_datagram_endpoint(
+        lambda: QuicPeer(quic), local_addr=("127.0.0.1", 0)
+    )
+    peer.connect(("127.0.0.1", quic_peers.port))
+    peer.ask("edge-1")
+    answer = await peer.answer()
+    assert answer.router.operation == "nack"
+    told = json.loads(answer.content)
+    assert told["status"] == 400
+    assert "initial_max_streams_uni" in told["text"]
+    assert (await _close_of(peer))[0] == 400
+    assert metric(app, "handshake_failures_total", reason="no_one_way_stream") == 1
+    assert not dispatcher.announcements
+    peer.close()
+    transport.close()
+    async with quic_peers.link("edge-1"):
+        assert metric(app, "links") == 1
 
 
 async def test_a_stream_that_ends_within_a_frame_is_a_breach_and_after_one_is_not(
