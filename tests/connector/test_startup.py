@@ -105,7 +105,8 @@ def test_the_process_says_one_sentence_when_it_cannot_start(tmp_path: Path) -> N
         check=False,
     )
     assert ended.returncode == 1
-    lines = [line for line in ended.stderr.splitlines() if line]
+    release, *lines = [line for line in ended.stderr.splitlines() if line]
+    assert "process.starting" in release
     assert len(lines) == 1
     assert lines[0].startswith("cloudhub-connector: cannot read the certificate")
 

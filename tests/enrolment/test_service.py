@@ -274,7 +274,7 @@ async def test_operators_are_told_what_is_wrong_with_their_requests(enrolled: En
         (admin.RevokeToken, pb.RevokeTokenRequest(token_id="1"), "UNKNOWN_TOKEN"),
         (admin.RevokeToken, pb.RevokeTokenRequest(token_id="no id"), "INVALID_FIELD"),
         (admin.RevokeNode, pb.RevokeNodeRequest(node_id=""), "INVALID_FIELD"),
-        (admin.ReinstateNode, pb.ReinstateNodeRequest(node_id="edge-1"), "NOT_REVOKED"),
+        (admin.ReinstateNode, pb.ReinstateNodeRequest(node_id="edge-1"), "UNKNOWN_NODE"),
         (admin.ListCertificates, pb.ListCertificatesRequest(page_size=2000), "INVALID_FIELD"),
         (admin.ListCertificates, pb.ListCertificatesRequest(page_token="x"), "INVALID_FIELD"),
     ]
