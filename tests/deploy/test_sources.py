@@ -267,3 +267,28 @@ def test_every_alert_is_documented() -> None:
     page = (manifests.ROOT / "docs" / "deployment.md").read_text()
     told = re.findall(r"^\| `(CloudHub\w+)` \| (\w+) \|", page, re.MULTILINE)
     assert told == [(rule["alert"], rule["labels"]["severity"]) for rule in manifests.rules()]
+
+
+def test_every_alert_leads_to_what_to_do() -> None:
+    """Its `runbook_url` is a heading of docs/failures.md, and no heading is of one that is gone."""
+    page = (manifests.ROOT / "docs" / "failures.md").read_text()
+    headings = re.findall(r"^### (CloudHub\w+)$", page, re.MULTILINE)
+    assert headings == [rule["alert"] for rule in manifests.rules()]
+    for rule in manifests.rules():
+        url, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        assert url.endswith("/docs/failures.md")
+        assert anchor == rule["alert"].lower()
+
+
+def test_the_service_of_its_own_for_udp_is_what_the_page_shows() -> None:
+    """For clouds that refuse both protocols in one: the port that is taken out is put in again."""
+    page = (manifests.ROOT / "docs" / "deployment.md").read_text()
+    (shown,) = re.findall(
+        r"^```yaml\n(apiVersion: v1\nkind: Service.*?)^```$", page, re.MULTILINE | re.DOTALL
+    )
+    edge, own = base("Service", "cloudhub-edge")["spec"], yaml.safe_load(shown)["spec"]
+    (removed,) = re.findall(r"\{op: remove, path: /spec/ports/(\d+)\}", page)
+    assert edge["ports"][int(removed)] == own["ports"][0]
+    assert {name: edge[name] for name in edge if name != "ports"} == {
+        name: own[name] for name in own if name != "ports"
+    }
