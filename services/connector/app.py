@@ -32,6 +32,7 @@ from services.runtime.clock import Clock, SystemClock
 from services.runtime.lifecycle import descriptor_limit
 from services.runtime.logs import get_log
 from services.runtime.metrics import MetricsEndpoint
+from services.runtime.release import release
 from services.runtime.rpc import RpcServer
 from services.runtime.security import security_of
 from services.runtime.tls_files import TlsFiles
@@ -217,7 +218,9 @@ class ConnectorApp:
             group.create_task(self._edge_tls.run(), name="edge certificates"),
             self._accepting,
         )
-        _log.info("started", edges=self.edge_port, quic=self.quic_port, grpc=self.grpc_port)
+        _log.info(
+            "started", version=release(), edges=self.edge_port, quic=self.quic_port, grpc=self.grpc_port
+        )
 
     async def stop(self) -> None:
         """Not serving, nothing accepted, links drained, streams ended, connections closed, gRPC stopped."""

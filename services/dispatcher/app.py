@@ -57,6 +57,7 @@ from services.runtime.ids import new_id
 from services.runtime.logs import configure_logs, get_log
 from services.runtime.metrics import MetricsEndpoint
 from services.runtime.names import instance_id
+from services.runtime.release import release
 from services.runtime.rpc import RpcServer, open_replicas_channel
 from services.runtime.security import security_of
 from services.runtime.store import open_store
@@ -320,7 +321,12 @@ async def running_app(
                         name="directives",
                     )
                 )
-                _log.info("dispatcher.serving", listen=server.address, dispatcher_id=dispatcher_id)
+                _log.info(
+                    "dispatcher.serving",
+                    version=release(),
+                    listen=server.address,
+                    dispatcher_id=dispatcher_id,
+                )
                 try:
                     yield RunningApp(server, delivery, upstream, peers, registry, group)
                 finally:

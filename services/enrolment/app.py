@@ -19,6 +19,7 @@ from services.runtime.errors import HubError, Unavailable
 from services.runtime.logs import get_log
 from services.runtime.metrics import MetricsEndpoint
 from services.runtime.rate_limit import RateLimit
+from services.runtime.release import release
 from services.runtime.rpc import NO_ANSWER, RpcServer, error_reason, open_replicas_channel
 from services.runtime.security import security_of
 from services.runtime.tls_files import TlsFiles
@@ -107,7 +108,7 @@ class EnrolmentApp:
             "server certificate": self._context.run(),
         }
         self._loops = [group.create_task(loop, name=name) for name, loop in loops.items()]
-        _log.info("service.started", port=self.port, grpc=self.grpc_port)
+        _log.info("service.started", version=release(), port=self.port, grpc=self.grpc_port)
 
     async def stop(self) -> None:
         """Not serving, nothing accepted, requests cut (they are repeated), gRPC stopped."""

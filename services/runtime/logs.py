@@ -1,15 +1,12 @@
 """Structured logs: text on a terminal, one JSON object a line elsewhere, trace ids in both."""
 
 import logging
-import platform
 import sys
 from typing import Any
 
 import structlog
 from opentelemetry import trace
 from structlog.tracebacks import ExceptionDictTransformer
-
-from services.runtime.release import release
 
 Log = structlog.stdlib.BoundLogger
 
@@ -65,7 +62,6 @@ def configure_logs(service: str, name: str, level: str, log_format: str) -> None
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service, instance=name)
-    get_log(__name__).info("process.starting", version=release(), python=platform.python_version())
 
 
 def get_log(name: str) -> Log:

@@ -11,6 +11,7 @@ from services.runtime.clock import Clock, SystemClock
 from services.runtime.ids import new_id
 from services.runtime.logs import get_log
 from services.runtime.metrics import MetricsEndpoint
+from services.runtime.release import release
 from services.runtime.rpc import RpcServer
 from services.runtime.security import security_of
 from services.runtime.store import Store, open_store
@@ -151,7 +152,12 @@ class SessionsApp:
         self._serves = True
         self._address = settings.advertise or advertised_address(self._server.address)
         await self.reaper.check()
-        log.info("service.started", address=self._server.address, metrics_port=self._endpoint.port)
+        log.info(
+            "service.started",
+            version=release(),
+            address=self._server.address,
+            metrics_port=self._endpoint.port,
+        )
 
     async def work(self) -> None:
         """Looks after leases and follows other replicas until cancelled."""

@@ -103,8 +103,8 @@ def interrupt(process: asyncio.subprocess.Process, number: signal.Signals = sign
 
 
 def fails(command: Command) -> bool:
-    """Whether the answer shown is an error."""
-    return command.answer.lstrip().startswith(("ERROR:", "cloudhubctl: "))
+    """Whether the answer shown is an error, and the command ends with it."""
+    return "; echo " not in command.text and command.answer.lstrip().startswith(("ERROR:", "cloudhubctl: "))
 
 
 def told(document: Path, command: Command, real: str, status: int | None = None) -> str:
