@@ -33,7 +33,7 @@ async def test_others_publish_while_a_backlog_is_loaded() -> None:
 
     async with running_delivery_half(SETTINGS) as half:
         await backlog(half)
-        session = await half.connect(NODE, 2)
+        session = await half.connect(NODE, 2, max_window_messages=BACKLOG)
         assert session.policy.last_seq is None, "the rest is loaded behind the link's admission"
         await half.publish(request("edge-2"))
         await eventually(all_sent)

@@ -690,7 +690,7 @@ async def test_few_dial_at_once(cloud: CloudSide, make_settings: MakeSettings) -
         (b"", "telemetry"),
         (b'{"load": NaN}', "telemetry"),
         (b'"\\ud83d"', "telemetry"),
-        (b'"' + b"x" * 1_200_000 + b'"', "telemetry"),
+        (b'"' + b"x" * 4_400_000 + b'"', "telemetry"),
         (b"1", "half \ud83d"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from cloudhub.v1 import dispatcher_pb2 as pb
 from services.runtime.rpc import error_info
 from tests.support.certs import TestAuthority
-from tests.support.hub import running_hub
+from tests.support.hub import request, running_hub
 
 _LONG = "\u6f22" * 300_000
 
@@ -16,6 +16,7 @@ _LONG = "\u6f22" * 300_000
 async def test_an_error_about_a_long_name_keeps_its_code(tmp_path: Path, authority: TestAuthority) -> None:
     """C41: over gRPC's limit of metadata NOT_FOUND became RESOURCE_EXHAUSTED."""
     async with running_hub(tmp_path, authority) as hub:
+        await hub.accept(request("edge-1"))
         for named, code, reason in (
             ({"object_key": _LONG}, grpc.StatusCode.NOT_FOUND, "MESSAGE_UNKNOWN"),
             ({"message_id": _LONG}, grpc.StatusCode.NOT_FOUND, "MESSAGE_UNKNOWN"),

@@ -32,7 +32,7 @@ async def test_a_certificate_of_the_role_is_served_and_another_is_told(
 ) -> None:
     operator = authority.program("ann", Role.OPERATOR)
     publisher = authority.program("shop", Role.PUBLISHER)
-    publish = ("publish", "-f", "examples/manifests/store-prices.yaml", "--node", "edge-1")
+    publish = ("publish", "-f", "examples/manifests/store-prices.yaml", "--node", "edge-1", "--unknown")
 
     assert (await run(hub, operator, authority.certificate, "instances"))[0] == 0
     assert (await run(hub, publisher, authority.certificate, *publish))[0] == 0

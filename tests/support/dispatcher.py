@@ -202,9 +202,11 @@ class DeliveryHalf:
 
         self.delivery.writer.submit(ops, done)
 
-    async def connect(self, node_id: str = "edge-1", epoch: int = 1) -> NodeSession:
-        """The node's link opens; what was pending is sent."""
-        policy = self.delivery.new_policy(node_id, epoch, self.stream)
+    async def connect(
+        self, node_id: str = "edge-1", epoch: int = 1, max_window_messages: int = 0
+    ) -> NodeSession:
+        """The node's link opens; what was pending is sent. 0: it is a stock edge's."""
+        policy = self.delivery.new_policy(node_id, epoch, self.stream, max_window_messages)
         session = NodeSession(node_id, "p1", epoch, self.stream, epoch, policy, "", self.clock.monotonic())
         self.delivery.register(session)
         (loaded,) = await self.delivery.claim([(session, False)])

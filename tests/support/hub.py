@@ -31,6 +31,7 @@ from services.connector.settings import ConnectorSettings
 from services.dispatcher.app import RunningApp as DispatcherApp
 from services.dispatcher.app import running_app as running_dispatcher
 from services.dispatcher.settings import DispatcherSettings
+from services.runtime.database_source import DatabaseSource
 from services.runtime.migrations import Schema
 from services.runtime.roles import Role
 from services.runtime.rpc import open_channel
@@ -106,8 +107,9 @@ class SharedStores:
     def __init__(self) -> None:
         self._stores: dict[str, Store] = {}
 
-    async def open(self, url: str, schema: Schema) -> Store:
+    async def open(self, source: DatabaseSource | str, schema: Schema) -> Store:
         """Instead of `open_store`; what the dispatcher closes stays open for the others."""
+        url = source if isinstance(source, str) else source.read()
         if url not in self._stores:
             self._stores[url] = await open_store(url, schema)
         shared = mock.Mock(wraps=self._stores[url])
