@@ -174,7 +174,7 @@ async def test_every_service_has_it(
         for server in SERVERS:
             answer = await asked(hub.address(server), ann, ADMIN[server])
             assert answer[:2] == ("UNAUTHENTICATED", "CERTIFICATE_REVOKED")
-            assert refusals(hub, server, "CERTIFICATE_REVOKED") >= 1
+            assert (refusals(hub, server, "CERTIFICATE_REVOKED") or 0) >= 1
 
 
 async def test_a_services_connections_end_too(
