@@ -36,7 +36,6 @@ from edge.renewal import Renewals
 from edge.settings import EdgeSettings, SettingsFault
 from edge.store import Change, StoreFault
 from harness.stock_edge.fleet import StockFleet
-from harness.stock_edge.node import StockNode
 
 
 class Command(msgspec.Struct):
@@ -160,12 +159,10 @@ class FleetProcess:
                 self._blocked.clear()
             elif command.do == "hush":
                 self._talking.clear()
-                if isinstance(self._fleet, StockFleet):
-                    self._fleet.hush(hushed=True)
             elif command.do == "talk":
                 self._talking.set()
-                if isinstance(self._fleet, StockFleet):
-                    self._fleet.hush(hushed=False)
+            if isinstance(self._fleet, StockFleet):
+                self._fleet.hush(hushed=not self._talking.is_set())
         stop.set()
 
     async def _reports(self, every: float) -> None:
@@ -195,14 +192,10 @@ class FleetProcess:
             for agent in self._fleet:
                 await self._talking.wait()
                 reading = {"sensor": "cold-chain", "celsius": round(random.gauss(4.0, 0.6), 2)}
-                content = json.dumps(reading).encode()
-                if isinstance(agent, StockNode):
-                    agent.upload(content, "telemetry/fridge")
-                else:
-                    try:
-                        await agent.upload(content, "telemetry/fridge")
-                    except OutboxFull:
-                        pass  # the node has been away for long; the next readings matter more
+                try:
+                    await agent.upload(json.dumps(reading).encode(), "telemetry/fridge")
+                except OutboxFull:
+                    pass  # the node has been away for long; the next readings matter more
                 await asyncio.sleep(every / len(self._fleet))
 
     async def _statuses(self, every: float) -> None:

@@ -259,7 +259,7 @@ class StockNode:
 
     # What it sends
 
-    def upload(self, data: bytes, resource: str = "telemetry") -> None:
+    async def upload(self, data: bytes, resource: str = "telemetry") -> None:
         """User data (one JSON value), once: nobody repeats it. Numbers grow, over restarts too."""
         self._uploads = max(self._uploads + 1, time.time_ns() // 1000)
         content = b'{"number":%d,"at_ms":%d,"data":%s}' % (self._uploads, _now_ms(), data)

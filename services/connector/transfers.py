@@ -199,11 +199,12 @@ class Transfers:
         for link in self._links.admitted():
             if link.stream is not None or (idle := link.transport.idle_seconds(now)) <= _ASK_SECONDS:
                 continue
-            # Looked at every few seconds: an edge whose own beat is slower is asked more than once.
-            link.transport.ping()
             if idle > _SILENT_SECONDS:
                 detail = f"no byte for {idle:.0f} s, and no dispatcher"
                 link.close(_Reason.CLOSE_REASON_KEEPALIVE_TIMEOUT, detail)
+            else:
+                # Looked at every few seconds: an edge whose own beat is slower is asked more than once.
+                link.transport.ping()
 
     def _next_at(self) -> float:
         at = self._silence_at

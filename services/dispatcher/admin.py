@@ -117,36 +117,25 @@ class DispatcherAdmin(DispatcherAdminServicer):
         """See dispatcher.proto."""
         node_id, size = _node_id(request.node_id), _page_size(request.page_size)
         token = _from_token(request.page_token)
-        if request.all:
-            return await self._all_objects(node_id, token, size)
-        token = token or "0"
-        if not (token.isascii() and token.isdigit() and len(token) <= 18):
+        after_seq = token or "0"
+        if not request.all and not (after_seq.isascii() and after_seq.isdigit() and len(after_seq) <= 18):
             raise InvalidRequest("page_token", "is not a next_page_token of this call")
         summary = await self._outbox.summary(node_id)
         if summary is None:
             raise unknown_node(node_id)
-        rows = await self._outbox.pending(node_id, int(token), size + 1)
+        if request.all:
+            rows = await self._outbox.objects_of(node_id, token, size + 1)
+        else:
+            rows = await self._outbox.pending(node_id, int(after_seq), size + 1)
         # A page has fewer objects where their names are long.
         objects = next(portions(map(self._object, rows), _size_of, size, MAX_ANSWER_BYTES), [])
-        notes = [] if request.page_token else await self._outbox.history(node_id, "", "", MAX_NOTES)
-        return pb.InspectNodeResponse(
-            node=self._node(summary),
-            objects=objects,
-            notes=map(_event, notes),
-            next_page_token=_token(str(objects[-1].seq)) if len(rows) > len(objects) else "",
-        )
-
-    async def _all_objects(self, node_id: str, after_key: str, size: int) -> pb.InspectNodeResponse:
-        summary = await self._outbox.summary(node_id)
-        if summary is None:
-            raise unknown_node(node_id)
-        rows = await self._outbox.objects_of(node_id, after_key, size + 1)
-        objects = next(portions(map(self._object, rows), _size_of, size, MAX_ANSWER_BYTES), [])
-        return pb.InspectNodeResponse(
-            node=self._node(summary),
-            objects=objects,
-            next_page_token=_token(objects[-1].object_key) if len(rows) > len(objects) else "",
-        )
+        response = pb.InspectNodeResponse(node=self._node(summary), objects=objects)
+        if len(rows) > len(objects):
+            last = objects[-1]
+            response.next_page_token = _token(last.object_key if request.all else str(last.seq))
+        if not token:
+            response.notes.extend(map(_event, await self._outbox.notes(node_id, MAX_NOTES)))
+        return response
 
     async def FindObject(self, request: pb.FindObjectRequest, context: Context) -> pb.FindObjectResponse:
         """See dispatcher.proto."""

@@ -37,9 +37,9 @@ from services.dispatcher.sizes import MAX_BODY_BYTES, too_large
 
 # Bodies of larger messages are in memory until they are in the socket; to be sent again they are read again.
 LARGE_BYTES = 32 * 1024
-# A link that writes nothing for so long, and what it has at 64 kbit/s, gives way to nodes that wait.
 # A stock edge has a queue of 100 for what comes, and drops the oldest of it without a word where more comes.
 MAX_STOCK_WINDOW = 100
+# A link that writes nothing for so long, and what it has at 64 kbit/s, gives way to nodes that wait.
 STALL_SECONDS = 30.0
 SLOWEST_BYTES_PER_SECOND = 8192
 # What would be sent again and finds no room is looked at again then, up to twice as late by chance.

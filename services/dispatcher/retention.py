@@ -20,7 +20,9 @@ SWEEP_STEPS = 10
 CLOCK_SLACK_SECONDS = 60.0
 # Of a node that never connected and for which nothing is pending: for those who look what became of it.
 UNKNOWN_KEPT_SECONDS = 3600.0
-UNKNOWN_NODES_PER_SWEEP = 1000
+# In one transaction, which takes their histories too, and how many of these a sweep makes.
+UNKNOWN_NODES_PER_STEP = 20
+UNKNOWN_STEPS = 50
 
 
 @dataclass(slots=True)
@@ -47,7 +49,11 @@ class Retention:
             place = swept.place
             steps += swept.rows < SWEEP_ROWS  # a backlog is worked off at once
         self._swept_to = SweepPlace() if place.is_through else place
-        await self.outbox.forget_unknown(seen.before_ms(UNKNOWN_KEPT_SECONDS), UNKNOWN_NODES_PER_SWEEP)
+        spent_before_ms = seen.before_ms(UNKNOWN_KEPT_SECONDS)
+        for _ in range(UNKNOWN_STEPS):
+            forgotten = await self.outbox.forget_unknown(spent_before_ms, UNKNOWN_NODES_PER_STEP)
+            if forgotten < UNKNOWN_NODES_PER_STEP:
+                break
         await self.outbox.note_seen(seen.seen_ms)
 
     async def _look(self) -> SeenTime:

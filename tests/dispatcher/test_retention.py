@@ -11,7 +11,7 @@ from services.dispatcher.outbox.records import Claim, Event, EventKind
 from services.dispatcher.outbox.retention import NODES_PER_STEP
 from services.dispatcher.outbox.schema import SCHEMA, delivery_event
 from services.dispatcher.outbox.sql import SqlOutbox
-from services.dispatcher.retention import Retention
+from services.dispatcher.retention import UNKNOWN_NODES_PER_STEP, Retention
 from services.runtime.store import open_store
 from tests.support.dispatcher import Metrics, SteppedClock
 from tests.support.outbox import NODE, accept, publication
@@ -108,6 +108,23 @@ async def test_nodes_that_never_connected_are_forgotten_when_nothing_waits_for_t
     assert await case.outbox.summary("ghost") is None
     case.retention.measure()
     assert case.metrics.value("unknown_nodes") == 0
+
+
+async def test_of_many_nodes_a_transaction_forgets_a_few(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their histories go with them, and others wait meanwhile. A sweep leaves the rest to the next."""
+    monkeypatch.setattr("services.dispatcher.retention.UNKNOWN_STEPS", 2)
+    ghosts = [f"ghost-{number:03}" for number in range(2 * UNKNOWN_NODES_PER_STEP + 5)]
+    await case.outbox.commit([accept(publication(1), one, case.clock.wall_ms()) for one in ghosts])
+    for one in ghosts:
+        await case.outbox.purge(one, "", case.clock.wall_ms())
+    await case.retention.sweep()
+    case.clock.advance(3601)
+    left = []
+    for _ in range(2):
+        await case.retention.sweep()
+        case.retention.measure()
+        left.append(case.metrics.value("unknown_nodes"))
+    assert left == [5, 0]
 
 
 async def test_what_is_in_no_history_is_counted(case: Case) -> None:

@@ -305,6 +305,12 @@ class MemoryOutbox:
             return self._named(node_id, name)
         return copy(row) if row else None
 
+    async def notes(self, node_id: str, limit: int) -> list[Event]:
+        """See `contract.Outbox.notes`."""
+        self._check()
+        noted = [one for _, one in self.events if one.node_id == node_id and one.kind is EventKind.NOTED]
+        return noted[-limit:]
+
     async def history(self, node_id: str, message_id: str, key: str, limit: int) -> list[Event]:
         """See `contract.Outbox.history`."""
         self._check()
@@ -312,13 +318,7 @@ class MemoryOutbox:
             event
             for _, event in self.events
             if event.node_id == node_id
-            and (
-                event.message_id == message_id
-                if message_id
-                else event.key == key
-                if key
-                else event.kind is EventKind.NOTED
-            )
+            and (event.message_id == message_id if message_id else event.key == key)
         ]
         untold = [
             row

@@ -105,8 +105,11 @@ class Outbox(Protocol):
         ...
 
     async def history(self, node_id: str, message_id: str, key: str, limit: int) -> list[Event]:
-        """Events of a message, or of an object if `message_id` is empty, or what is noted of the node if both
-        are: the newest, oldest first."""
+        """Events of a message, or of an object if `message_id` is empty: the newest, oldest first."""
+        ...
+
+    async def notes(self, node_id: str, limit: int) -> list[Event]:
+        """What is noted of a node itself: the newest, oldest first."""
         ...
 
     async def redeliver(self, node_id: str, key: str, at_ms: int) -> int:

@@ -113,16 +113,16 @@ class History:
         """What is to be written, counted in the nodes' rows; makes room where a node is at its bound."""
         written = self.lines.lay(ledger.events, self.ids)
         counts = Counter(line.event.node_id for line in written.new)
-        excess: dict[str, int] = {}
+        over: list[tuple[bool, int, str]] = []
         for node_id, count in counts.items():
             node = ledger.nodes[node_id]
             node.history_rows += count
             ledger.changed_nodes.add(node_id)
-            if node_id not in ledger.wiped_nodes:
-                excess[node_id] = node.history_rows - most_history_rows(ledger.quotas, node)
-        # One that was begun is finished first.
-        node_id = max(excess, key=lambda one: (excess[one] > 0, one in self.cuts, excess[one]), default="")
-        if node_id and excess[node_id] > 0:
+            excess = node.history_rows - most_history_rows(ledger.quotas, node)
+            if excess > 0 and node_id not in ledger.wiped_nodes:
+                over.append((node_id in self.cuts, excess, node_id))
+        if over:
+            node_id = max(over)[2]  # one that was begun is finished first
             node, count = ledger.nodes[node_id], counts[node_id]
             most = most_history_rows(ledger.quotas, node)
             node.history_rows = self._trim(connection, node_id, node.history_rows - count, most) + count

@@ -7,7 +7,19 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, func, or_, select, true, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    or_,
+    select,
+    true,
+    union_all,
+)
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.contract import Mended, NodeFilter, NodeSummary, SweepPlace, Swept
@@ -182,6 +194,16 @@ def _behind(after: str, prefix: str) -> list[ColumnElement[bool]]:
         conditions.append(node.c.node_id >= prefix)
         conditions.append(func.substr(node.c.node_id, 1, len(prefix)) == prefix)
     return conditions
+
+
+def _newest_events(node_id: str, which: ColumnElement[bool], limit: int) -> Select[Any]:
+    """Of a node's history, newest first."""
+    return (
+        select(*_EVENT_COLUMNS)
+        .where(delivery_event.c.node_id == node_id, which)
+        .order_by(delivery_event.c.event_id.desc())
+        .limit(limit)
+    )
 
 
 def _read_totals(connection: Connection) -> Totals:
@@ -466,17 +488,10 @@ class SqlOutbox:
 
     async def history(self, node_id: str, message_id: str, key: str, limit: int) -> list[Event]:
         """See `contract.Outbox.history`."""
-        if message_id:
-            named = delivery_event.c.message_id == message_id
-        elif key:
-            named = delivery_event.c.object_key == key
-        else:
-            named = delivery_event.c.kind == int(EventKind.NOTED)
-        query = (
-            select(*_EVENT_COLUMNS)
-            .where(delivery_event.c.node_id == node_id, named)
-            .order_by(delivery_event.c.event_id.desc())
-            .limit(limit)
+        query = _newest_events(
+            node_id,
+            delivery_event.c.message_id == message_id if message_id else delivery_event.c.object_key == key,
+            limit,
         )
         # What is pending has not told of its acceptance, unless its publisher chose its id.
         of_pending = delivery.c.message_id == message_id if message_id else delivery.c.object_key == key
@@ -490,6 +505,11 @@ class SqlOutbox:
             return unfolded(reversed(events), pending)[-limit:]
 
         return await self.store.read(read)
+
+    async def notes(self, node_id: str, limit: int) -> list[Event]:
+        """See `contract.Outbox.notes`."""
+        query = _newest_events(node_id, delivery_event.c.kind == int(EventKind.NOTED), limit)
+        return await self.store.read(lambda c: [event_of(row) for row in c.execute(query)][::-1])
 
     async def redeliver(self, node_id: str, key: str, at_ms: int) -> int:
         """See `contract.Outbox.redeliver`."""

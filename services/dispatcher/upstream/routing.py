@@ -136,15 +136,15 @@ def wants_answer(message: Message) -> bool:
     Stock edges never set `sync`: their requests are known by what they are. An `error` to a request for
     `k8s/ca.crt` or for a certificate would be stored in its place and end the edge: there is none.
     """
-    operation = message.operation
-    if operation in _ANSWERS:
+    operation, source = message.operation, message.source
+    is_insert = operation == "insert" and source == "edged"
+    is_request = message.sync or operation == "query" or source == "metaserver"
+    if operation in _ANSWERS or not (is_request or is_insert):
         return False
     kind = resource_type(message.resource)
     if kind == _CERTIFICATE_TYPE or message.resource == CA_RESOURCE:
         return False
-    if message.sync or operation == "query" or message.source == "metaserver":
-        return True
-    return operation == "insert" and message.source == "edged" and kind in _INSERTED_TYPES
+    return is_request or kind in _INSERTED_TYPES
 
 
 def refusal_text(content: bytes) -> str:
