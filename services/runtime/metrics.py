@@ -21,6 +21,13 @@ _METRICS = "metrics"
 _BUILD_INFO = "cloudhub_build_info"
 
 
+def declare_release(registry: CollectorRegistry) -> None:
+    """Lets `registry` tell which release this process is, if it does not yet."""
+    if registry.get_sample_value(_BUILD_INFO, {"version": release()}) is None:
+        info = Gauge(_BUILD_INFO, "1; which release this process is", ["version"], registry=registry)
+        info.labels(release()).set(1)
+
+
 @dataclass(slots=True)
 class _Page:
     """What the WSGI app of prometheus_client answers."""
@@ -39,9 +46,7 @@ class MetricsEndpoint:
 
     def __init__(self, listen: str, registry: CollectorRegistry, cut: Counter | None = None) -> None:
         self._socket = tcp_listener(listen, "metrics", _BACKLOG)
-        if registry.get_sample_value(_BUILD_INFO, {"version": release()}) is None:
-            info = Gauge(_BUILD_INFO, "1; which release this process is", ["version"], registry=registry)
-            info.labels(release()).set(1)
+        declare_release(registry)
         self._app = make_wsgi_app(registry)
         self._cut = cut
         self._crowd: Crowd[_Connection] = Crowd(MAX_CONNECTIONS)

@@ -11,6 +11,7 @@ from services.dispatcher.metrics import DispatcherMetrics
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.upstream.metrics import UpstreamMetrics
 from services.enrolment.metrics import EnrolmentMetrics
+from services.runtime.metrics import declare_release
 from services.sessions.metrics import Metrics as SessionsMetrics
 
 
@@ -32,7 +33,8 @@ def _found(registry: CollectorRegistry) -> Iterator[DeclaredMetric]:
 
 
 def declared_metrics(service: str) -> dict[str, DeclaredMetric]:
-    """The hub's own metrics of "sessions", "dispatcher", "connector" or "enrolment", by name."""
+    """The hub's own metrics of "sessions", "dispatcher", "connector" or "enrolment", by name; those that every
+    service has are among them."""
     if service == "sessions":
         registry = SessionsMetrics().registry
     elif service == "connector":
@@ -44,4 +46,5 @@ def declared_metrics(service: str) -> dict[str, DeclaredMetric]:
         DispatcherMetrics(registry)
         UpstreamMetrics(registry)
         PeerMetrics(registry)
+    declare_release(registry)
     return {metric.name: metric for metric in _found(registry)}

@@ -116,7 +116,11 @@ async def test_every_declared_metric_is_scraped_with_its_type_and_a_help_text(
     service: str, scrapes: dict[str, str]
 ) -> None:
     families = parse(scrapes[service])
-    for name, metric in declared_metrics(service).items():
+    declared = declared_metrics(service)
+    # In the text format the library tells when a counter began as a metric of its own.
+    own = {name for name in families if name.startswith("cloudhub_") and not name.endswith("_created")}
+    assert own == {name.removesuffix("_total") for name in declared}
+    for name, metric in declared.items():
         family = families[name.removesuffix("_total")]
         assert family.type == metric.kind
         assert family.documentation, f"{name} has no help text"
