@@ -270,7 +270,8 @@ class ChaosRun:
             reconnects = scene.links_opened - opened
             done = FaultDone(fault.name, faults.target_of(fault), counts_from, recovered_at, reconnects)
             self.history.faults.append(done)
-            self._tell(_told(done))
+            so_far = f" ({self._injected(scene)} of {settings.faults})" if settings.faults else ""
+            self._tell(_told(done) + so_far)
             await faults.all_up()
             await faults.mend(fault)
             await self._connected(scene)
@@ -279,8 +280,11 @@ class ChaosRun:
     def _is_enough(self, scene: _ChaosScene, time_is_over: bool) -> bool:
         if not self._settings.faults:
             return time_is_over
-        played = scene.party.played if scene.party else 0
-        return len(self.history.faults) + played >= self._settings.faults
+        return self._injected(scene) >= self._settings.faults
+
+    def _injected(self, scene: _ChaosScene) -> int:
+        """Faults so far, hostile acts among them."""
+        return len(self.history.faults) + (scene.party.played if scene.party else 0)
 
     async def _recovered(self, since: float, scene: _ChaosScene, usual_pending: int) -> float | None:
         """When the hub had recovered from what happened at `since`; None if it did not in time."""
