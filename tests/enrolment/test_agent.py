@@ -34,7 +34,7 @@ _ACKNOWLEDGED = dispatcher_pb2.DELIVERY_STATE_ACKNOWLEDGED
 _LIST = enrolment_pb2.ListTokensRequest()
 # Enough for a link and the end of enrolment on a machine that does much else: certificates begin and end with
 # whole seconds, and one that expires earlier costs a use of the token.
-_EXPIRY_SECONDS = 6.0
+_LIFE_SECONDS = 6.0
 
 
 def renewals(hub: EnrolledHub, token: str, server: str = "") -> Renewals:
@@ -78,7 +78,7 @@ async def expired_offline(
     """An agent whose certificate expired while nobody could renew it, cut from the hub; and the port at which
     it expects enrolment."""
     async with AsyncExitStack() as stack:
-        async with running_enrolment(hub.hub, hub.authority, certificate_seconds=_EXPIRY_SECONDS) as app:
+        async with running_enrolment(hub.hub, hub.authority, certificate_seconds=_LIFE_SECONDS) as app:
             port = app.port
             kept = renewals(hub, token, f"https://localhost:{port}")
             fleet = await stack.enter_async_context(fleet_of(hub, kept, transport))
@@ -255,7 +255,7 @@ async def test_a_token_that_is_used_up_is_said_so_and_the_hub_is_left_alone(enro
 async def test_without_a_token_an_expired_certificate_is_said_once_per_attempt(enrolled: EnrolledHub) -> None:
     token = read_join_token(await enrolled.token())
     folder = enrolled.folder / "edge"
-    async with running_enrolment(enrolled.hub, enrolled.authority, certificate_seconds=_EXPIRY_SECONDS) as app:
+    async with running_enrolment(enrolled.hub, enrolled.authority, certificate_seconds=_LIFE_SECONDS) as app:
         await asyncio.to_thread(Enroller(f"https://localhost:{app.port}", folder).enrol, "edge-1", token)
         port = app.port
     with capture_logs() as logs:

@@ -33,8 +33,8 @@ def _found(registry: CollectorRegistry) -> Iterator[DeclaredMetric]:
 
 
 def declared_metrics(service: str) -> dict[str, DeclaredMetric]:
-    """The hub's own metrics of "sessions", "dispatcher", "connector" or "enrolment", by name; those that every
-    service has are among them."""
+    """The hub's own metrics of "sessions", "dispatcher", "connector" or "enrolment", by name, with
+    those that every service has."""
     if service == "sessions":
         registry = SessionsMetrics().registry
     elif service == "connector":
