@@ -24,8 +24,13 @@ FRESH_SECONDS = 1.0
 class Observer:
     """`run` must be awaited by the owner. What does not answer is asked again soon."""
 
-    def __init__(self, hub: Hub, clock: RunClock, every_seconds: float = EVERY_SECONDS) -> None:
+    def __init__(
+        self, hub: Hub, clock: RunClock, every_seconds: float = EVERY_SECONDS, node_id_prefix: str = ""
+    ) -> None:
         self._hub = hub
+        # Hostile programs put thousands of nodes on record: to look at all of them again and again is a load
+        # of its own, and what waits for them never falls.
+        self._node_id_prefix = node_id_prefix
         self._every_seconds = every_seconds
         self._clock = clock
         self.registry: list[RegistrySample] = []
@@ -41,7 +46,8 @@ class Observer:
 
     @property
     def pending(self) -> int:
-        """What the hub waits for, parked messages aside; -1: no dispatcher said so just now."""
+        """What the hub waits for of the nodes looked at, parked messages aside; -1: no dispatcher said so just
+        now."""
         return self._fresh(self._pending)
 
     def _fresh(self, figure: tuple[int, float]) -> int:
@@ -89,7 +95,7 @@ class Observer:
         self.links.append(LinksSample(process, self._clock.now(), links))
 
     async def _look_at_outbox(self, _: Instance, channel: grpc.aio.Channel) -> None:
-        nodes = await outbox_nodes(channel)
+        nodes = await outbox_nodes(channel, self._node_id_prefix)
         self._pending = (sum(node.pending - node.parked for node in nodes), self._clock.now())
 
 
@@ -119,8 +125,11 @@ async def admitted_links(channel: grpc.aio.Channel) -> list[LinkSeen]:
     ]
 
 
-async def outbox_nodes(channel: grpc.aio.Channel) -> list[dispatcher_pb2.NodeDelivery]:
-    """Every node that the outbox knows, with what it waits for."""
+async def outbox_nodes(
+    channel: grpc.aio.Channel, node_id_prefix: str = ""
+) -> list[dispatcher_pb2.NodeDelivery]:
+    """Every node that the outbox knows and whose id begins so, with what it waits for."""
     stub: Any = DispatcherAdminStub(channel)
-    listed = pages(stub.ListNodes, dispatcher_pb2.ListNodesRequest(), ANSWER_SECONDS)
+    request = dispatcher_pb2.ListNodesRequest(node_id_prefix=node_id_prefix)
+    listed = pages(stub.ListNodes, request, ANSWER_SECONDS)
     return [one async for answer in listed for one in answer.nodes]

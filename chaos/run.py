@@ -18,7 +18,7 @@ from chaos.observer import Observer
 from chaos.publisher import Publisher
 from chaos.scene import Scene
 from chaos.schedule import Stage, schedule
-from chaos.settings import ChaosSettings
+from chaos.settings import NODE_PREFIX, ChaosSettings
 from chaos.standby import DatabasePair
 from chaos.subscriber import Subscriber
 from chaos.wires import running_wires
@@ -53,7 +53,7 @@ class ChaosRun:
         self._clock = RunClock()
         self._say = tell
         self.history = History(settings.seed, settings.limit_total)
-        self.node_ids = [f"edge-{number}" for number in range(1, settings.nodes + 1)]
+        self.node_ids = [f"{NODE_PREFIX}{number}" for number in range(1, settings.nodes + 1)]
 
     async def run(self) -> None:
         """Fills the history. Raises ProcessFault, PostgresFault or TimeoutError if what the run itself needs
@@ -123,7 +123,7 @@ class ChaosRun:
     async def _scene(self, hub: Hub, applicants: Applicants) -> _ChaosScene:
         settings = self._settings
         second = self.node_ids[settings.nodes // 2 :]
-        token, token_id = await applicants.make_token("edge-*", len(second))
+        token, token_id = await applicants.make_token(f"{NODE_PREFIX}*", len(second))
         half = settings.nodes // 2
         data, flags = settings.data, settings.fleet_flags
         own = (*flags, "--upload-every", "2", "--status-every", "2")
@@ -145,7 +145,7 @@ class ChaosRun:
                 )
                 for number in range(1, settings.publishers + 1)
             ],
-            Observer(hub, self._clock),
+            Observer(hub, self._clock, node_id_prefix=NODE_PREFIX),
             self._clock,
             FleetProcess(data, "guests", settings.nodes + 1, settings.guests, hub.server, *flags),
             applicants,

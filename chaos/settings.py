@@ -7,6 +7,8 @@ from pathlib import Path
 from chaos.hostile.edges import HOSTILE_NODES
 from demo.databases import Engine
 
+NODE_PREFIX = "edge-"
+"""Of the fleets' nodes and the guests, and of no hostile party's."""
 REPOSITORY = Path(__file__).resolve().parent.parent
 STOCK_PACE = 15.0
 """Doubles of stock edges live so many times faster: half a minute of rest takes two seconds."""
@@ -63,7 +65,7 @@ class ChaosSettings:
     @property
     def guest_ids(self) -> list[str]:
         """They follow the nodes."""
-        return [f"edge-{self.nodes + number}" for number in range(1, self.guests + 1)]
+        return [f"{NODE_PREFIX}{self.nodes + number}" for number in range(1, self.guests + 1)]
 
     @property
     def hostile_ids(self) -> tuple[str, ...]:
