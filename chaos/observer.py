@@ -46,8 +46,7 @@ class Observer:
 
     @property
     def pending(self) -> int:
-        """What the hub waits for of the nodes looked at, parked messages aside; -1: no dispatcher said so just
-        now."""
+        """What the hub waits for of its nodes, parked messages aside; -1: no dispatcher said so just now."""
         return self._fresh(self._pending)
 
     def _fresh(self, figure: tuple[int, float]) -> int:
