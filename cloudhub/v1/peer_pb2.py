@@ -26,7 +26,7 @@ from cloudhub.v1 import dispatcher_pb2 as cloudhub_dot_v1_dot_dispatcher__pb2
 from cloudhub.v1 import message_pb2 as cloudhub_dot_v1_dot_message__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63loudhub/v1/peer.proto\x12\x0b\x63loudhub.v1\x1a\x1c\x63loudhub/v1/dispatcher.proto\x1a\x19\x63loudhub/v1/message.proto\"3\n\x0bHintRequest\x12$\n\x05hints\x18\x01 \x03(\x0b\x32\x15.cloudhub.v1.NodeHint\"[\n\x08NodeHint\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08last_seq\x18\x02 \x01(\x04\x12,\n\x08messages\x18\x03 \x03(\x0b\x32\x1a.cloudhub.v1.HandedMessage\"\xcd\x01\n\rHandedMessage\x12\x12\n\nobject_key\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0f\n\x07message\x18\x03 \x01(\x0c\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\r\x12\x10\n\x08priority\x18\x06 \x01(\r\x12\x11\n\tis_delete\x18\x07 \x01(\x08\x12\x11\n\tis_answer\x18\x08 \x01(\x08\x12\x16\n\x0e\x61\x63\x63\x65pted_at_ms\x18\t \x01(\x03\x12\x15\n\rexpires_at_ms\x18\n \x01(\x03\" \n\x0cHintResponse\x12\x10\n\x08not_here\x18\x01 \x03(\t\"A\n\x0e\x46orwardRequest\x12/\n\x08messages\x18\x01 \x03(\x0b\x32\x1d.cloudhub.v1.ForwardedMessage\"\x9d\x01\n\x10\x46orwardedMessage\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\x0c\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\r\x12\x10\n\x08priority\x18\x05 \x01(\r\x12\x0e\n\x06own_id\x18\x06 \x01(\x08\x12\r\n\x05\x66orce\x18\x07 \x01(\x08\x12\x15\n\rexpires_at_ms\x18\x08 \x01(\x03\"O\n\x0f\x46orwardResponse\x12*\n\x08outcomes\x18\x01 \x03(\x0b\x32\x18.cloudhub.v1.NodeOutcome\x12\x10\n\x08not_here\x18\x02 \x03(\t\"A\n\x11SendDirectRequest\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.cloudhub.v1.DirectMessage\"[\n\rDirectMessage\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12%\n\x07message\x18\x02 \x01(\x0b\x32\x14.cloudhub.v1.Message\x12\x12\n\nsize_bytes\x18\x03 \x01(\r\"@\n\x12SendDirectResponse\x12*\n\x08outcomes\x18\x01 \x03(\x0b\x32\x18.cloudhub.v1.NodeOutcome\"l\n\x0cRelayRequest\x12\x34\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1e.cloudhub.v1.RelaySubscription\x12\x14\n\x0c\x61\x63knowledged\x18\x02 \x03(\x04\x12\x10\n\x08returned\x18\x03 \x03(\x04\"X\n\rRelayResponse\x12\x31\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1d.cloudhub.v1.UpstreamDelivery\x12\x14\n\x0csubscription\x18\x02 \x01(\x04\"\x86\x01\n\x11RelaySubscription\x12\x15\n\rdispatcher_id\x18\x01 \x01(\t\x12\x0f\n\x07modules\x18\x02 \x03(\t\x12\x1a\n\x12max_unacknowledged\x18\x03 \x01(\r\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0e\n\x06number\x18\x06 \x01(\x04\x32\xa7\x02\n\x0bPeerService\x12;\n\x04Hint\x12\x18.cloudhub.v1.HintRequest\x1a\x19.cloudhub.v1.HintResponse\x12H\n\x07\x46orward\x12\x1b.cloudhub.v1.ForwardRequest\x1a\x1c.cloudhub.v1.ForwardResponse(\x01\x30\x01\x12M\n\nSendDirect\x12\x1e.cloudhub.v1.SendDirectRequest\x1a\x1f.cloudhub.v1.SendDirectResponse\x12\x42\n\x05Relay\x12\x19.cloudhub.v1.RelayRequest\x1a\x1a.cloudhub.v1.RelayResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63loudhub/v1/peer.proto\x12\x0b\x63loudhub.v1\x1a\x1c\x63loudhub/v1/dispatcher.proto\x1a\x19\x63loudhub/v1/message.proto\"3\n\x0bHintRequest\x12$\n\x05hints\x18\x01 \x03(\x0b\x32\x15.cloudhub.v1.NodeHint\"[\n\x08NodeHint\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08last_seq\x18\x02 \x01(\x04\x12,\n\x08messages\x18\x03 \x03(\x0b\x32\x1a.cloudhub.v1.HandedMessage\"\xcd\x01\n\rHandedMessage\x12\x12\n\nobject_key\x18\x01 \x01(\t\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x0f\n\x07message\x18\x03 \x01(\x0c\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\r\x12\x10\n\x08priority\x18\x06 \x01(\r\x12\x11\n\tis_delete\x18\x07 \x01(\x08\x12\x11\n\tis_answer\x18\x08 \x01(\x08\x12\x16\n\x0e\x61\x63\x63\x65pted_at_ms\x18\t \x01(\x03\x12\x15\n\rexpires_at_ms\x18\n \x01(\x03\" \n\x0cHintResponse\x12\x10\n\x08not_here\x18\x01 \x03(\t\"A\n\x0e\x46orwardRequest\x12/\n\x08messages\x18\x01 \x03(\x0b\x32\x1d.cloudhub.v1.ForwardedMessage\"\xb0\x01\n\x10\x46orwardedMessage\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\x0c\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\r\x12\x10\n\x08priority\x18\x05 \x01(\r\x12\x0e\n\x06own_id\x18\x06 \x01(\x08\x12\r\n\x05\x66orce\x18\x07 \x01(\x08\x12\x15\n\rexpires_at_ms\x18\x08 \x01(\x03\x12\x11\n\ttype_meta\x18\t \x01(\t\"O\n\x0f\x46orwardResponse\x12*\n\x08outcomes\x18\x01 \x03(\x0b\x32\x18.cloudhub.v1.NodeOutcome\x12\x10\n\x08not_here\x18\x02 \x03(\t\"A\n\x11SendDirectRequest\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.cloudhub.v1.DirectMessage\"[\n\rDirectMessage\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12%\n\x07message\x18\x02 \x01(\x0b\x32\x14.cloudhub.v1.Message\x12\x12\n\nsize_bytes\x18\x03 \x01(\r\"@\n\x12SendDirectResponse\x12*\n\x08outcomes\x18\x01 \x03(\x0b\x32\x18.cloudhub.v1.NodeOutcome\"l\n\x0cRelayRequest\x12\x34\n\x0csubscription\x18\x01 \x01(\x0b\x32\x1e.cloudhub.v1.RelaySubscription\x12\x14\n\x0c\x61\x63knowledged\x18\x02 \x03(\x04\x12\x10\n\x08returned\x18\x03 \x03(\x04\"X\n\rRelayResponse\x12\x31\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1d.cloudhub.v1.UpstreamDelivery\x12\x14\n\x0csubscription\x18\x02 \x01(\x04\"\x86\x01\n\x11RelaySubscription\x12\x15\n\rdispatcher_id\x18\x01 \x01(\t\x12\x0f\n\x07modules\x18\x02 \x03(\t\x12\x1a\n\x12max_unacknowledged\x18\x03 \x01(\r\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0e\n\x06number\x18\x06 \x01(\x04\x32\xa7\x02\n\x0bPeerService\x12;\n\x04Hint\x12\x18.cloudhub.v1.HintRequest\x1a\x19.cloudhub.v1.HintResponse\x12H\n\x07\x46orward\x12\x1b.cloudhub.v1.ForwardRequest\x1a\x1c.cloudhub.v1.ForwardResponse(\x01\x30\x01\x12M\n\nSendDirect\x12\x1e.cloudhub.v1.SendDirectRequest\x1a\x1f.cloudhub.v1.SendDirectResponse\x12\x42\n\x05Relay\x12\x19.cloudhub.v1.RelayRequest\x1a\x1a.cloudhub.v1.RelayResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,21 +44,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FORWARDREQUEST']._serialized_start=484
   _globals['_FORWARDREQUEST']._serialized_end=549
   _globals['_FORWARDEDMESSAGE']._serialized_start=552
-  _globals['_FORWARDEDMESSAGE']._serialized_end=709
-  _globals['_FORWARDRESPONSE']._serialized_start=711
-  _globals['_FORWARDRESPONSE']._serialized_end=790
-  _globals['_SENDDIRECTREQUEST']._serialized_start=792
-  _globals['_SENDDIRECTREQUEST']._serialized_end=857
-  _globals['_DIRECTMESSAGE']._serialized_start=859
-  _globals['_DIRECTMESSAGE']._serialized_end=950
-  _globals['_SENDDIRECTRESPONSE']._serialized_start=952
-  _globals['_SENDDIRECTRESPONSE']._serialized_end=1016
-  _globals['_RELAYREQUEST']._serialized_start=1018
-  _globals['_RELAYREQUEST']._serialized_end=1126
-  _globals['_RELAYRESPONSE']._serialized_start=1128
-  _globals['_RELAYRESPONSE']._serialized_end=1216
-  _globals['_RELAYSUBSCRIPTION']._serialized_start=1219
-  _globals['_RELAYSUBSCRIPTION']._serialized_end=1353
-  _globals['_PEERSERVICE']._serialized_start=1356
-  _globals['_PEERSERVICE']._serialized_end=1651
+  _globals['_FORWARDEDMESSAGE']._serialized_end=728
+  _globals['_FORWARDRESPONSE']._serialized_start=730
+  _globals['_FORWARDRESPONSE']._serialized_end=809
+  _globals['_SENDDIRECTREQUEST']._serialized_start=811
+  _globals['_SENDDIRECTREQUEST']._serialized_end=876
+  _globals['_DIRECTMESSAGE']._serialized_start=878
+  _globals['_DIRECTMESSAGE']._serialized_end=969
+  _globals['_SENDDIRECTRESPONSE']._serialized_start=971
+  _globals['_SENDDIRECTRESPONSE']._serialized_end=1035
+  _globals['_RELAYREQUEST']._serialized_start=1037
+  _globals['_RELAYREQUEST']._serialized_end=1145
+  _globals['_RELAYRESPONSE']._serialized_start=1147
+  _globals['_RELAYRESPONSE']._serialized_end=1235
+  _globals['_RELAYSUBSCRIPTION']._serialized_start=1238
+  _globals['_RELAYSUBSCRIPTION']._serialized_end=1372
+  _globals['_PEERSERVICE']._serialized_start=1375
+  _globals['_PEERSERVICE']._serialized_end=1670
 # @@protoc_insertion_point(module_scope)

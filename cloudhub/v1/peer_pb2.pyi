@@ -178,6 +178,7 @@ class ForwardedMessage(_message.Message):
     OWN_ID_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    TYPE_META_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     message: _builtins.bytes
     """An encoded Message with an id and a version (a delete: with a uid), its resource without a node's prefix."""
@@ -190,6 +191,10 @@ class ForwardedMessage(_message.Message):
     force: _builtins.bool
     expires_at_ms: _builtins.int
     """0: never."""
+    type_meta: _builtins.str
+    """apiVersion and kind of its content with a blank between, as they are kept for a later delete; empty where
+    its path says as much.
+    """
     def __init__(
         self,
         *,
@@ -201,10 +206,11 @@ class ForwardedMessage(_message.Message):
         own_id: _builtins.bool = ...,
         force: _builtins.bool = ...,
         expires_at_ms: _builtins.int = ...,
+        type_meta: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at_ms", b"expires_at_ms", "force", b"force", "message", b"message", "node_id", b"node_id", "own_id", b"own_id", "priority", b"priority", "size_bytes", b"size_bytes", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at_ms", b"expires_at_ms", "force", b"force", "message", b"message", "node_id", b"node_id", "own_id", b"own_id", "priority", b"priority", "size_bytes", b"size_bytes", "type_meta", b"type_meta", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

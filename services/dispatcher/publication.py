@@ -15,7 +15,7 @@ from services.dispatcher.ack_mode import (
     UPDATE_SOURCES,
     wants_acknowledgement,
 )
-from services.dispatcher.deletions import Incomplete, completed
+from services.dispatcher.deletions import Incomplete, Published, completed, kept_type, named
 from services.dispatcher.sizes import MAX_BESIDE_CONTENT_BYTES
 from services.runtime.json_text import JsonFault, NotJson, check_json
 from services.runtime.names import shown
@@ -44,7 +44,9 @@ class Publication(NamedTuple):
 
     `version` is None for deletes and answers that carry none. `expires_at_ms` is wall clock, 0 for
     never. `message` has its resource without the node prefix and is never changed again; `body` is
-    its encoded form, which is what is stored and sent. `size_bytes` is the size of that.
+    its encoded form, which is what is stored and sent. `size_bytes` is the size of that. `type_meta` is what
+    is kept of its content's apiVersion and kind (`deletions.kept_type`). A delete that is `incomplete` gets
+    what it lacks from what is stored of its object.
     """
 
     message: Message
@@ -61,6 +63,8 @@ class Publication(NamedTuple):
     force: bool
     size_bytes: int
     traceparent: str
+    type_meta: str = ""
+    incomplete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +90,19 @@ class _Object(msgspec.Struct):
     metadata: _Metadata = msgspec.field(default_factory=_Metadata)
 
 
-_object_decoder = msgspec.json.Decoder(_Object)
+class _Type(msgspec.Struct):
+    api_version: str = msgspec.field(default="", name="apiVersion")
+    kind: str = ""
 
 
-def content_uid(content: bytes) -> str:
-    """`metadata.uid` of a JSON object, empty where there is none.
+_decode_object = msgspec.json.Decoder(_Object).decode
+_decode_type = msgspec.json.Decoder(_Type).decode
+_NAMELESS = ("", "", "")
+
+
+def object_names(content: bytes) -> tuple[str, object, object]:
+    """`metadata.uid`, `apiVersion` and `kind` of a JSON object, empty where there is none; a uid that is no
+    text is none.
 
     Raises NotJson, a ValueError, for what no edge is to be sent (`services.runtime.json_text`).
     """
@@ -98,13 +110,18 @@ def content_uid(content: bytes) -> str:
     if isinstance(value, dict):
         metadata = value.get("metadata")
         uid = metadata.get("uid") if isinstance(metadata, dict) else ""
-        return uid if isinstance(uid, str) else ""
+        return uid if isinstance(uid, str) else "", value.get("apiVersion"), value.get("kind")
     if not isinstance(value, msgspec.Raw):
-        return ""
+        return _NAMELESS
     try:
-        return _object_decoder.decode(content).metadata.uid
+        uid = _decode_object(content).metadata.uid
     except msgspec.ValidationError:
-        return ""  # not an object with string metadata.uid
+        uid = ""  # not an object with string metadata.uid
+    try:
+        told = _decode_type(content)
+    except msgspec.ValidationError:
+        return uid, "", ""
+    return uid, told.api_version, told.kind
 
 
 def _json_fault(part: str, field: str, fault: NotJson) -> Rejection:
@@ -253,7 +270,7 @@ def check_request(
             f"{len(content)} bytes; at most {limits.content_most_bytes}",
         )
     try:
-        uid = content_uid(content)
+        uid, api_version, kind = object_names(content)
     except NotJson as not_json:
         return _json_fault("CONTENT", "message.content", not_json)
     texts = _texts_of(message)
@@ -315,12 +332,16 @@ def check_request(
             "message.resource_version",
             "an acknowledged message that is neither a delete nor an answer needs a version",
         )
+    incomplete = False
     if is_delete and acknowledged and group == ACKNOWLEDGED_GROUP:
         try:
-            message.content = completed(content, resource)
-        except Incomplete as incomplete:
+            if limits.takes_unacknowledged:
+                message.content = completed(content, resource, Published("", ""))
+            else:
+                message.content, incomplete = named(content, resource)
+        except Incomplete as lacking:
             if not limits.takes_unacknowledged:
-                return Rejection("OBJECT_INCOMPLETE", "message.content", str(incomplete))
+                return object_incomplete(lacking)
     if acknowledged and not uid and not resource:
         return Rejection(
             "OBJECT_UNNAMED", "message.resource", "needs metadata.uid in its content or a resource path"
@@ -366,4 +387,23 @@ def check_request(
         force=request.force,
         size_bytes=len(body),
         traceparent=traceparent,
+        type_meta="" if is_delete else kept_type(api_version, kind, resource),
+        incomplete=incomplete,
     )
+
+
+def object_incomplete(fault: Incomplete) -> Rejection:
+    """Of a delete that would leave its object readable at the edge."""
+    return Rejection("OBJECT_INCOMPLETE", "message.content", str(fault))
+
+
+def complete(publication: Publication, published: Published | None) -> Publication | Rejection:
+    """An `incomplete` delete, for one node, with what it lacks from what is stored of its object there."""
+    message = Message()
+    message.CopyFrom(publication.message)
+    try:
+        message.content = completed(message.content, message.resource, published)
+    except Incomplete as fault:
+        return object_incomplete(fault)
+    body = message.SerializeToString()
+    return publication._replace(message=message, body=body, size_bytes=len(body), incomplete=False)

@@ -8,16 +8,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloudhub.v1 import dispatcher_pb2 as pb
-from services.dispatcher.deletions import CORE_KINDS, Incomplete, completed
+from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.deletions import (
+    CORE_KINDS,
+    MAX_TYPE_CHARS,
+    Incomplete,
+    Published,
+    completed,
+    kept_type,
+    named,
+)
 from services.dispatcher.publication import Publication, PublishLimits, Rejection, check_request
+from services.dispatcher.publication import complete as complete_publication
 from tests.support.dispatcher import NOW_MS, request
 
 WHOLE = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "shop"}}
 CONFIG = "shop/configmap/a"
 
 
-def complete(content: Any, resource: str = CONFIG) -> Any:
-    return json.loads(completed(json.dumps(content).encode(), resource))
+def complete(content: Any, resource: str = CONFIG, published: Published | None = None) -> Any:
+    return json.loads(completed(json.dumps(content).encode(), resource, published))
 
 
 @pytest.mark.parametrize(
@@ -39,12 +49,13 @@ def test_what_is_missing_comes_from_the_path(content: Any) -> None:
 
 def test_what_is_there_stays_as_it_came() -> None:
     content = b'{"data": {"n": 9007199254740993, "x": 1.50},  "metadata": {"uid": "u", "name": "other"}}'
-    found = completed(content, CONFIG)
+    found = completed(content, CONFIG, None)
     assert b'9007199254740993, "x": 1.50' in found
     metadata = {"uid": "u", "name": "other", "namespace": "shop"}
     assert json.loads(found)["metadata"] == metadata
     whole = json.dumps(WHOLE).encode()
-    assert completed(whole, CONFIG) is whole
+    assert completed(whole, CONFIG, None) is whole
+    assert named(whole, CONFIG) == (whole, False)
 
 
 def test_a_cluster_scoped_object_has_no_namespace() -> None:
@@ -70,6 +81,67 @@ def test_what_no_path_says_is_named(content: Any, resource: str, missing: str) -
     """C16."""
     with pytest.raises(Incomplete, match=f"needs {missing} in its content"):
         complete(content, resource)
+
+
+WEB = "shop/deployment/web"
+DEPLOYMENT = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "namespace": "shop"}}
+
+
+@pytest.mark.parametrize("content", [None, {"kind": "Deployment"}, {"apiVersion": "apps/v1"}, DEPLOYMENT])
+def test_the_type_is_that_of_the_object_as_it_was_published(content: Any) -> None:
+    """C23: a path says neither group nor version."""
+    assert complete(content, WEB, Published("apps/v1 Deployment", "")) == DEPLOYMENT
+
+
+def test_what_was_published_goes_before_what_a_path_reads_like() -> None:
+    """C23: a Service of another group has the path of a core one."""
+    knative = "serving.knative.dev/v1 Service"
+    found = complete(None, "shop/service/web", Published(knative, ""))
+    assert f"{found['apiVersion']} {found['kind']}" == knative
+    assert complete(None, "shop/service/web", Published("", ""))["apiVersion"] == "v1"
+
+
+@pytest.mark.parametrize("content", [{"kind": "Other"}, {"apiVersion": "apps/v2"}])
+def test_a_type_that_contradicts_what_was_published_is_not_completed(content: Any) -> None:
+    """C16."""
+    with pytest.raises(Incomplete, match=r"needs (apiVersion|kind) in its content"):
+        complete(content, WEB, Published("apps/v1 Deployment", ""))
+
+
+def test_a_pod_gets_the_uid_it_was_published_with() -> None:
+    """C23: a stock edge ends a pod by the uid in the content."""
+    assert complete(None, "shop/pod/p", Published("", "u1"))["metadata"]["uid"] == "u1"
+    own = {"metadata": {"uid": "own"}}
+    assert complete(own, "shop/pod/p", Published("", "u1"))["metadata"]["uid"] == "own"
+    assert "uid" not in complete(None, "shop/pod/p", Published("", ""))["metadata"]
+    assert "uid" not in complete(None, CONFIG, Published("", "u1"))["metadata"]
+    with pytest.raises(Incomplete, match=r"needs metadata\.uid in its content"):
+        complete(None, "shop/pod/p", None)
+
+
+def test_what_a_path_says_is_not_kept() -> None:
+    assert kept_type("v1", "ConfigMap", CONFIG) == ""
+    assert kept_type("v1", "ConfigMap", "shop/settings/a") == "v1 ConfigMap"
+    assert kept_type("apps/v1", "Deployment", WEB) == "apps/v1 Deployment"
+
+
+@pytest.mark.parametrize(
+    ("api_version", "kind"),
+    [
+        ("", "X"),
+        ("v1", ""),
+        (1, "X"),
+        ("v1", None),
+        ("v 1", "X"),
+        ("v1", "X\0"),
+        ("v1", "x" * MAX_TYPE_CHARS),
+    ],
+)
+def test_what_is_no_type_is_not_kept(api_version: object, kind: object) -> None:
+    """C16: a database takes no NUL, and a row has a bound."""
+    assert kept_type(api_version, kind, WEB) == ""
+    longest = "x" * (MAX_TYPE_CHARS - len("v1 "))
+    assert len(kept_type("v1", longest, WEB)) == MAX_TYPE_CHARS
 
 
 @pytest.mark.parametrize("content", ["text", 5, [], True, {"metadata": "m"}, {"metadata": []}])
@@ -98,12 +170,16 @@ _JSON = st.recursive(
     ),
     kind=st.sampled_from(["pod", "deployment", "node"]),
     namespace=st.sampled_from(["null", "shop"]),
+    published=st.none()
+    | st.builds(
+        Published, st.sampled_from(["", "apps/v1 Deployment", "v1 Other"]), st.sampled_from(["", "u"])
+    ),
 )
 def test_whatever_is_taken_says_all_that_edges_need(
-    content: dict[str, Any], kind: str, namespace: str
+    content: dict[str, Any], kind: str, namespace: str, published: Published | None
 ) -> None:
     try:
-        found = complete(content, f"{namespace}/{kind}/x")
+        found = complete(content, f"{namespace}/{kind}/x", published)
     except Incomplete:
         return
     named = [found["apiVersion"], found["kind"], found["metadata"]["name"]]
@@ -128,24 +204,35 @@ def deletion(content: bytes, resource: str = CONFIG) -> pb.PublishRequest:
     return request("edge-1", operation="delete", version="", content=content, resource=resource)
 
 
-def test_a_delete_is_sent_completed() -> None:
-    """C23: the key is what it was."""
+def test_a_delete_is_completed_by_what_is_stored() -> None:
+    """C23: name and namespace are in its path, the key is what it was."""
     found = check_request(deletion(b"null"), PublishLimits(), "made-here", NOW_MS, "")
     assert isinstance(found, Publication)
-    assert json.loads(found.message.content) == WHOLE
-    assert (found.key, found.uid) == (CONFIG, "")
-    assert json.dumps(WHOLE, separators=(",", ":")).encode() in found.body
+    assert (found.key, found.uid, found.incomplete) == (CONFIG, "", True)
+    whole = complete_publication(found, None)
+    assert isinstance(whole, Publication)
+    assert json.loads(whole.message.content) == WHOLE
+    assert (Message.FromString(whole.body), whole.size_bytes) == (whole.message, len(whole.body))
+    assert not whole.incomplete
+    assert json.loads(found.message.content) == {"metadata": WHOLE["metadata"]}  # of other nodes
 
 
 def test_a_delete_that_leaves_the_object_at_the_edge_is_refused() -> None:
     """C16: with the field and what would be right."""
-    what = deletion(b"null", "shop/deployment/web")
-    refused = check_request(what, PublishLimits(), "made-here", NOW_MS, "")
+    what = deletion(b"null", WEB)
+    found = check_request(what, PublishLimits(), "made-here", NOW_MS, "")
+    assert isinstance(found, Publication)
+    refused = complete_publication(found, None)
     assert isinstance(refused, Rejection)
     assert (refused.reason, refused.field) == ("OBJECT_INCOMPLETE", "message.content")
     assert "apiVersion, kind" in refused.detail
+    unnamed = check_request(deletion(b"null", "shop/deployment"), PublishLimits(), "made-here", NOW_MS, "")
+    assert isinstance(unnamed, Rejection)
+    assert "apiVersion, kind, metadata.name, metadata.namespace" in unnamed.detail
     other_edges = PublishLimits(takes_unacknowledged=True)
-    assert isinstance(check_request(what, other_edges, "made-here", NOW_MS, ""), Publication)
+    as_it_is = check_request(deletion(b"null", WEB), other_edges, "made-here", NOW_MS, "")
+    assert isinstance(as_it_is, Publication)
+    assert (as_it_is.message.content, as_it_is.incomplete) == (b"null", False)
 
 
 def test_other_messages_are_not_touched() -> None:

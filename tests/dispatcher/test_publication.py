@@ -19,7 +19,7 @@ from services.dispatcher.publication import (
     PublishLimits,
     Rejection,
     check_request,
-    content_uid,
+    object_names,
     parse_version,
     strip_node_prefix,
 )
@@ -503,7 +503,7 @@ contents = (
 def test_any_bytes_are_refused_exactly_when_they_are_no_json(content: bytes) -> None:
     """C16, C29: nothing crashes, and an edge is never sent what is no JSON."""
     try:
-        content_uid(content)
+        object_names(content)
     except ValueError:
         assert not is_strict_json(content)
     else:
@@ -512,8 +512,17 @@ def test_any_bytes_are_refused_exactly_when_they_are_no_json(content: bytes) -> 
 
 @given(json_values, st.text())
 def test_the_uid_is_found_wherever_it_stands(rest: object, uid: str) -> None:
-    content = json.dumps({"spec": rest, "metadata": {"labels": rest, "uid": uid}, "status": rest}).encode()
-    assert content_uid(content) == uid
+    names = {"apiVersion": "v1", "spec": rest, "metadata": {"labels": rest, "uid": uid}, "kind": "K"}
+    assert object_names(json.dumps(names).encode()) == (uid, "v1", "K")
+
+
+def test_a_large_object_is_known_by_the_same_names() -> None:
+    padding = "x" * 20_000
+    whole = {"apiVersion": "v1", "kind": "K", "metadata": {"uid": "u"}, "data": padding}
+    assert object_names(json.dumps(whole).encode()) == ("u", "v1", "K")
+    assert object_names(json.dumps({**whole, "kind": 5}).encode()) == ("u", "", "")
+    assert object_names(json.dumps({**whole, "metadata": 5}).encode()) == ("", "v1", "K")
+    assert object_names(json.dumps(padding).encode()) == ("", "", "")
 
 
 @given(st.binary(max_size=60))

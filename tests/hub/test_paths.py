@@ -77,7 +77,7 @@ async def test_a_nodes_objects_are_bounded_and_another_node_does_not_notice(
 async def test_a_delete_reaches_the_edge_with_what_both_of_its_stores_need(
     tmp_path: Path, authority: TestAuthority
 ) -> None:
-    """C23: whatever its publisher left out of a core kind; of another kind it is refused."""
+    """C23: whatever its publisher left out; of an object that was never published it is refused."""
     whole = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cm1", "namespace": "default"}}
     async with running_hub(tmp_path, authority) as hub, hub.edge() as edge:
         for number, content in enumerate((b"null", b'{"metadata": {"name": "cm1"}}'), 1):
@@ -89,7 +89,26 @@ async def test_a_delete_reaches_the_edge_with_what_both_of_its_stores_need(
             message = await edge.next()
             assert (message["route"]["operation"], message["content"]) == ("delete", whole)
             await edge.answer(message)
-        other = request(name="web", resource="shop/deployment/web", operation="delete", message_id="web")
+        web = {"apiVersion": "apps/v1", "kind": "Deployment"}
+        names = {"name": "web", "namespace": "shop"}
+        await hub.accept(request(uid="", name="web", resource="shop/deployment/web", content=web))
+        await edge.answer(await edge.next())
+        delete = request(uid="", resource="shop/deployment/web", operation="delete")
+        delete.message.content = b"null"
+        await hub.accept(delete)
+        message = await edge.next()
+        assert message["content"] == {**web, "metadata": names}
+        await edge.answer(message)
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {**names, "uid": "pod-1"}}
+        await hub.accept(request(resource="shop/pod/web", content=pod))
+        await edge.answer(await edge.next())
+        delete = request(uid="", resource="shop/pod/web", operation="delete")
+        delete.message.content = b"null"
+        await hub.accept(delete)
+        message = await edge.next()
+        assert message["content"] == pod
+        await edge.answer(message)
+        other = request(name="x", resource="shop/deployment/x", operation="delete", message_id="web")
         (refused,) = await hub.publish(other)
         assert (refused.outcome, refused.reason) == (REJECTED, "OBJECT_INCOMPLETE")
         assert "apiVersion, kind" in refused.detail

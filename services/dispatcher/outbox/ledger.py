@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from operator import attrgetter
 
+from services.dispatcher.deletions import Published
 from services.dispatcher.outbox.judging import Verdict, id_fault, judge, path_fault, replaced_by
 from services.dispatcher.outbox.needs import MOST_LOADED
 from services.dispatcher.outbox.quotas import Quotas, Totals, is_on_record, quota_fault
@@ -42,7 +43,7 @@ from services.dispatcher.outbox.records import (
     Stale,
     snapshot,
 )
-from services.dispatcher.publication import Publication, Rejection
+from services.dispatcher.publication import Publication, Rejection, complete
 
 # Looked up once: a member of an enumeration costs a call each time it is named.
 SETTLED, PENDING, PARKED = RowState
@@ -105,6 +106,8 @@ class Ledger:
     # Nodes of which nothing that was stored stays; what the ledger holds of them came after.
     wiped_nodes: set[str] = field(default_factory=set)
     events: list[Event] = field(default_factory=list)
+    # Deletes that lacked something, by what is known of their objects: one body for all nodes alike.
+    completed: dict[tuple[int, Published | None], Publication | Rejection] = field(default_factory=dict)
     # Refusals and drops that are in no history: nothing is known of their nodes.
     left_out: int = 0
 
@@ -188,7 +191,12 @@ class Ledger:
             elif row is not None and judged is Verdict.REPEATED:
                 verdict = self._duplicate(node, row, op.at_ms)
             else:
-                verdict = quota_fault(self.quotas, self.totals, node, row, others, publication)
+                whole = self._whole(publication, row, others) if publication.incomplete else publication
+                if isinstance(whole, Publication):
+                    publication = whole
+                    verdict = quota_fault(self.quotas, self.totals, node, row, others, publication)
+                else:
+                    verdict = whole
         if verdict is not None:
             reason = "" if not isinstance(verdict, (Stale, Rejection)) else verdict.reason
             if reason and not is_on_record(node):
@@ -226,6 +234,18 @@ class Ledger:
         if publication.is_delete and not publication.uid:
             return found.pop(), found
         return row, () if found[-1] is row else found
+
+    def _whole(
+        self, publication: Publication, row: ObjectRow | None, others: Sequence[ObjectRow]
+    ) -> Publication | Rejection:
+        """A delete with what it lacks from what is known of its object, or of what is at its path."""
+        known = row or (others[-1] if others else None)
+        published = Published(known.type_meta, known.uid) if known else None
+        where = (id(publication), published)  # the operations keep it alive
+        found = self.completed.get(where)
+        if found is None:
+            found = self.completed[where] = complete(publication, published)
+        return found
 
     def _duplicate(self, node: NodeRow, row: ObjectRow, at_ms: int) -> Duplicate:
         parked = row.state == PARKED
@@ -280,6 +300,8 @@ class Ledger:
         if version is not None:
             row.floor = max(row.floor, version)
         row.deleted = publication.is_delete
+        if not publication.is_delete:
+            row.type_meta = publication.type_meta
         row.state = PENDING
         row.seq = node.last_seq
         row.message_id = message.id

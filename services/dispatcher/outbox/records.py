@@ -84,6 +84,7 @@ class ObjectRow(msgspec.Struct, gc=False):
     size_bytes: int = 0
     traceparent: str = ""
     own_id: bool = True  # its acceptance has a line of history of its own
+    type_meta: str = ""  # apiVersion and kind as last published (`deletions.kept_type`)
     body: bytes | None = None  # the encoded message, only in rows just accepted
 
     @property

@@ -51,6 +51,7 @@ def _object_row(row: Sequence[Any], body: bytes | None) -> ObjectRow:
         row[19],
         row[20],
         bool(row[21]),
+        row[22],
         body,
     )
 
@@ -80,6 +81,7 @@ def object_values(row: ObjectRow) -> tuple[Any, ...]:
         row.size_bytes,
         row.traceparent,
         row.own_id,
+        row.type_meta,
     )
 
 

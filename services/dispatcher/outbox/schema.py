@@ -78,6 +78,8 @@ delivery = Table(
     Column("traceparent", Text, nullable=False),
     # The publisher chose the message id: its acceptance has a line of history of its own.
     Column("own_id", Boolean, nullable=False, server_default=true()),
+    # apiVersion and kind of the object as it was last published, where its path does not say them.
+    Column("type_meta", Text, nullable=False, server_default=text("''")),
     Column("message", LargeBinary),
     postgresql_with={"fillfactor": 70},
 )
@@ -135,6 +137,15 @@ Index(
     delivery_event.c.message_id,
     sqlite_where=_accepted,
     postgresql_where=_accepted,
+)
+# Few of many: what is noted of the node itself.
+_noted = text("kind = 11")
+Index(
+    "delivery_event_noted",
+    delivery_event.c.node_id,
+    delivery_event.c.event_id,
+    sqlite_where=_noted,
+    postgresql_where=_noted,
 )
 _ended = text("accepted_at_ms <> 0")
 Index(

@@ -15,6 +15,7 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
+    literal_column,
     or_,
     select,
     true,
@@ -156,6 +157,8 @@ _key_of_message = union_all(
 ).limit(1)
 
 
+# As the index of notes says it: a parameter is not known when the query is planned.
+_is_note = delivery_event.c.kind == literal_column(str(int(EventKind.NOTED)))
 _is_unknown = node.c.known.is_(False)
 _totals = union_all(
     *(
@@ -204,6 +207,11 @@ def _newest_events(node_id: str, which: ColumnElement[bool], limit: int) -> Sele
         .order_by(delivery_event.c.event_id.desc())
         .limit(limit)
     )
+
+
+def notes_query(node_id: str, limit: int) -> Select[Any]:
+    """What is noted of a node, newest first."""
+    return _newest_events(node_id, _is_note, limit)
 
 
 def _read_totals(connection: Connection) -> Totals:
@@ -508,7 +516,7 @@ class SqlOutbox:
 
     async def notes(self, node_id: str, limit: int) -> list[Event]:
         """See `contract.Outbox.notes`."""
-        query = _newest_events(node_id, delivery_event.c.kind == int(EventKind.NOTED), limit)
+        query = notes_query(node_id, limit)
         return await self.store.read(lambda c: [event_of(row) for row in c.execute(query)][::-1])
 
     async def redeliver(self, node_id: str, key: str, at_ms: int) -> int:

@@ -46,12 +46,13 @@ _NAMES = [column.name for column in DELIVERY_COLUMNS]
 _KEYS = ("node_id", "object_key")
 _ENDLESS = 2**63 - 1
 _MUTABLE = [name for name in _NAMES if name not in (*_KEYS, "path", "uid")]
+_MARKED = _MUTABLE[:-1]  # a row that is only marked keeps the type of its object, which is last
 _CLEARED = ["acknowledged", "deleted", "state", "attempts", "reason", "changed_at_ms", "expires_at_ms"]
 
 _upsert_node = insert_rows(node, overwrite=[column.name for column in node.c if column.name != "node_id"])
 _delete_node = delete_rows(node, ["node_id"])
 _upsert_delivery = insert_rows(delivery, overwrite=[*_MUTABLE, "message"])
-_update_delivery = update_rows(delivery, _KEYS, _MUTABLE)
+_update_delivery = update_rows(delivery, _KEYS, _MARKED)
 _clear_delivery = update_rows(delivery, _KEYS, _CLEARED, cleared=["message"])
 _delete_delivery = delete_rows(delivery, _KEYS)
 _wipe_delivery = delete_rows(delivery, ["node_id"])
@@ -329,7 +330,7 @@ def write_ledger(connection: Connection, ledger: Ledger, history: History, known
             cleared.append((*cleared_values(row), *where))
         else:
             values = object_values(row)
-            parts.append((*values[4:], *where))
+            parts.append((*values[4:-1], *where))
     _upsert_delivery.execute(connection, whole)
     _update_delivery.execute(connection, parts)
     _clear_delivery.execute(connection, cleared)

@@ -69,6 +69,7 @@ def _publication(at: str, one: ForwardedMessage) -> Publication:
         force=one.force,
         size_bytes=len(body),
         traceparent=message.traceparent,
+        type_meta=one.type_meta,
     )
 
 

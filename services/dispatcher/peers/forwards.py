@@ -7,12 +7,13 @@ from typing import Generic, TypeVar
 
 from cloudhub.v1.dispatcher_pb2 import NodeOutcome
 from cloudhub.v1.peer_pb2 import ForwardedMessage, ForwardRequest
+from services.dispatcher.deletions import MAX_TYPE_CHARS
 from services.dispatcher.outbox.records import Accept
 
 MOST_BYTES_PER_REQUEST = 4 * 1024 * 1024
 MAX_MESSAGES_PER_REQUEST = 1024
-# What a message has beside its body: the node's id, the uid (at most 1 KiB), numbers.
-_BESIDE_BYTES = 1408
+# What a message has beside its body: the node's id, the uid (at most 1 KiB), the type, numbers.
+_BESIDE_BYTES = 1408 + MAX_TYPE_CHARS
 
 T = TypeVar("T")
 
@@ -31,6 +32,8 @@ def forwarded(op: Accept) -> ForwardedMessage:
         message.priority = publication.priority
         message.force = publication.force
         message.expires_at_ms = publication.expires_at_ms
+    if publication.type_meta:
+        message.type_meta = publication.type_meta
     return message
 
 

@@ -43,9 +43,11 @@ class Writer(Protocol):
 
 def may_be_repeated(publication: Publication) -> bool:
     """Whether a publish can be written a second time, any time later, without harm: its version or its uid
-    says that it is an old one. An answer is known by nothing, and a delete without a uid means whatever
-    object its path has by then. Pure."""
-    return not publication.is_answer and (bool(publication.uid) or not publication.is_delete)
+    says that it is an old one. An answer is known by nothing, a delete without a uid means whatever object
+    its path has by then, and one that is completed from what is stored was not checked by itself. Pure."""
+    if publication.is_answer or publication.incomplete:
+        return False
+    return bool(publication.uid) or not publication.is_delete
 
 
 class ToOwners:

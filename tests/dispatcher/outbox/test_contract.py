@@ -1,6 +1,7 @@
 """What every outbox must do, run on each engine and on the fake of `tests.support.outbox`."""
 
 import asyncio
+import json
 import random
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -468,6 +469,24 @@ async def test_a_settled_row_drops_its_body_and_keeps_floor_and_mark(outbox: Out
         0,
         NOW_MS + 5,
     )
+
+
+async def test_a_delete_gets_the_type_that_its_acknowledged_object_had(outbox: Outbox) -> None:
+    """C23: nothing else is left of the content."""
+    await claim(outbox, 1)
+    web = publication(1, path="shop/deployment/web")._replace(type_meta="apps/v1 Deployment")
+    (result,) = await commit(outbox, accept(web))
+    await commit(outbox, settle(result, 1))
+    bare = publication(None, path="shop/deployment/web", is_delete=True, content=b"null")
+    (row,) = await accepted(outbox, accept(bare._replace(incomplete=True)))
+    (body,) = (await outbox.bodies([(NODE, row.key, row.seq)])).values()
+    assert isinstance(body, bytes)
+    assert json.loads(Message.FromString(body).content) == {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "web", "namespace": "shop"},
+    }
+    assert row.size_bytes == len(body)
 
 
 async def test_counts_parks_and_ends_are_kept(outbox: Outbox) -> None:

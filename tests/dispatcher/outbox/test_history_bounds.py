@@ -23,7 +23,7 @@ from services.dispatcher.outbox.records import (
 from services.dispatcher.outbox.repetitions import ALONE, MERGE_MS, OpenLines
 from services.dispatcher.outbox.rows import event_values
 from services.dispatcher.outbox.schema import delivery_event, node
-from services.dispatcher.outbox.sql import SqlOutbox
+from services.dispatcher.outbox.sql import SqlOutbox, notes_query
 from services.dispatcher.publication import Rejection
 from tests.dispatcher.outbox.test_contract import new_database, opened
 from tests.support.outbox import NODE, NOW_MS, accept, publication, settle
@@ -358,3 +358,15 @@ async def test_how_far_time_was_seen_is_kept(outbox: SqlOutbox) -> None:
     for at_ms in (NOW_MS + 5, NOW_MS):
         await outbox.note_seen(at_ms)
         assert await outbox.seen_ms() == at_ms
+
+
+async def test_what_is_noted_of_a_node_is_found_past_its_history(tmp_path: Path) -> None:
+    """C46: an index holds the notes alone; a node may have 30 000 other lines."""
+    outbox = await opened(f"sqlite:///{tmp_path / 'outbox.db'}", QUOTAS)
+    noted = Event(NODE, EventKind.NOTED, NOW_MS, "", reason="returned: x")
+    await commit(outbox, Claim(NODE, 1, NOW_MS), noted, accept(publication(1, message_id="m1")))
+    assert [event.reason for event in await outbox.notes(NODE, 5)] == ["returned: x"]
+    query = str(notes_query(NODE, 5).compile(compile_kwargs={"literal_binds": True}))
+    plan = await outbox.store.read(lambda c: c.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all())
+    assert ["USING INDEX delivery_event_noted" in step[3] for step in plan] == [True], plan
+    await outbox.store.close()

@@ -287,6 +287,30 @@ def test_under_a_path_key_a_newer_delete_replaces_a_pending_one(book: Book) -> N
     book.accepts(publication(7, is_delete=True))
 
 
+def test_an_incomplete_delete_is_refused_where_nothing_says_its_type(book: Book) -> None:
+    """C23, C16: of one node; another that has the object is sent the whole delete, its other nodes' is not
+    changed by that."""
+    web = "shop/deployment/web"
+    bare = publication(None, path=web, is_delete=True, content=b"null")._replace(incomplete=True)
+    book.accepts(publication(1, path=web)._replace(type_meta="apps/v1 Deployment"), "edge-2")
+    refused = book.rejects(bare)
+    assert (refused.reason, refused.field) == ("OBJECT_INCOMPLETE", "message.content")
+    row = book.accepts(bare, "edge-2")
+    assert row.body is not None
+    assert b'"kind":"Deployment"' in row.body
+    assert bare.message.content == b"null"
+    assert book.rejects(bare) == refused
+
+
+def test_what_is_published_last_says_the_type(book: Book) -> None:
+    path = "shop/service/web"
+    book.accepts(publication(1, path=path)._replace(type_meta="serving.knative.dev/v1 Service"))
+    book.accepts(publication(2, path=path))
+    row = book.accepts(publication(None, path=path, is_delete=True, content=b"{}")._replace(incomplete=True))
+    assert row.body is not None
+    assert b'"apiVersion":"v1"' in row.body
+
+
 def test_a_delete_without_uid_is_about_what_is_at_its_path(book: Book) -> None:
     """One message goes out, about that object."""
     book.accepts(publication(1, uid="u1", path=PATH, message_id="m1"))
