@@ -15,7 +15,7 @@ from ctl import tables
 from ctl.app import NodeArgument, OutputOption, PrefixOption, app, run
 from ctl.faults import CtlFault, ExitCode
 from ctl.hub import Hub
-from ctl.output import Output, as_dict, note, show_json, show_table, write
+from ctl.output import Output, as_dict, note, show_json, show_table, terminal_columns, write
 
 _STATES = [name.removeprefix("SESSION_STATE_").lower() for name in sessions_pb2.SessionState.keys()[1:]]
 ConnectorArgument = Annotated[
@@ -65,9 +65,14 @@ def nodes(
         states = await _states(hub, prefix)
         found: dict[str, dispatcher_pb2.NodeDelivery] = {}
         for node in (node for answer in answers for node in answer):
-            # What is stored, all of them know; what is in flight, only the one that holds the session.
-            if node.connected or node.node_id not in found:
-                found[node.node_id] = node
+            # What is stored, all of them know; what is in flight, only the one that holds the session; what
+            # is noted, the one that held it then.
+            other = found.get(node.node_id)
+            if node.connected or other is None:
+                found[node.node_id], other = node, other or node
+                node.last_note = node.last_note or other.last_note
+            elif not other.last_note:
+                other.last_note = node.last_note
         listed = [found[node_id] for node_id in sorted(found)]
         if states is None:
             states = {node.node_id: "active" for node in listed if node.connected}
@@ -75,6 +80,8 @@ def nodes(
             show_json([{**as_dict(node), "state": states.get(node.node_id, "away")} for node in listed])
         else:
             show_table(tables.NODES, tables.node_rows(listed, states, now()), "no such nodes")
+            if lines := tables.note_lines(listed, terminal_columns()):
+                write("\n".join(["", "noted:", *lines]))
 
     run(context, work)
 

@@ -32,16 +32,23 @@ def inspect(
         dispatcher = await hub.dispatcher_of(node)
         request = pb.InspectNodeRequest(node_id=node, page_size=PAGE, all=every)
         objects: list[pb.ObjectDelivery] = []
+        notes: list[pb.DeliveryEvent] = []
         async for answer in dispatcher.pages(dispatcher.admin.InspectNode, request):
             objects.extend(answer.objects)
+            notes.extend(answer.notes)
         if output is Output.JSON:
-            show_json({"node": as_dict(answer.node), "objects": [as_dict(one) for one in objects]})
-        elif every:
+            told = {"objects": [as_dict(one) for one in objects], "notes": [as_dict(one) for one in notes]}
+            show_json({"node": as_dict(answer.node), **told})
+            return
+        if every:
             show_table(
                 tables.HELD, tables.held_rows(objects, now()), f"nothing is known of objects of {node}"
             )
         else:
             show_table(tables.OBJECTS, tables.object_rows(objects, now()), f"{node} waits for nothing")
+        if notes:
+            write("")
+            show_table(tables.NOTES, tables.note_rows(notes, now()), "")
 
     run(context, work)
 

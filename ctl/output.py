@@ -74,9 +74,14 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str
     if not rows:
         note(empty)
         return
-    tty = sys.stdout.isatty()
-    width = Console().width if tty else _PIPE_COLUMNS
-    write(table_text(columns, rows, width=width, tty=tty))
+    width = terminal_columns()
+    write(table_text(columns, rows, width=width or _PIPE_COLUMNS, tty=width is not None))
+
+
+def terminal_columns() -> int | None:
+    """How wide lines may be; None where standard output is no terminal, since what reads a pipe wants whole
+    lines."""
+    return Console().width if sys.stdout.isatty() else None
 
 
 def progress() -> Progress:

@@ -1,5 +1,6 @@
 """What people see of the hub's answers. Pure: the present time is an argument."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -27,6 +28,7 @@ INSTANCES = ("SERVICE", "NAME", "ADDRESS", "NODES", "HEARD OF", "ID")
 OBJECTS = ("OBJECT", "RESOURCE", "OPERATION", "VERSION", "STATE", "ATTEMPTS", "ACCEPTED", "PARKED BECAUSE")
 HELD = ("OBJECT", "RESOURCE", "HAS", "ACKNOWLEDGED", "WANTED", "STATE")
 HOLDERS = ("NODE", "HAS", "ACKNOWLEDGED", "WANTED", "STATE", "OBJECT")
+NOTES = ("NOTED", "TIMES", "WHAT")
 EVENTS = ("TIME", "WHAT", "VERSION", "ATTEMPT", "EPOCH", "REASON")
 LIMITS = ("SCOPE", "LIMIT", "NODES NOW")
 CHANGES = ("TIME", "NODE", "STATE", "REASON", "EPOCH", "PEER")
@@ -123,6 +125,34 @@ def node_rows(nodes: Iterable[NodeDelivery], states: Mapping[str, str], now: dat
             since(node.last_ack, now),
         )
         for node in nodes
+    ]
+
+
+def _told(noted: str) -> str:
+    """What is noted of a node, its first word in words: `version too large: ...`."""
+    word, colon, detail = noted.partition(":")
+    return f"{word.replace('_', ' ')}{colon}{detail}"
+
+
+def note_lines(nodes: Iterable[NodeDelivery], width: int | None) -> list[str]:
+    """What was noted last of each node, in lines of at most `width` columns; None: in one each."""
+    lines: list[str] = []
+    for node in nodes:
+        if node.last_note:
+            line = f"{node.node_id}: {_told(node.last_note)}"
+            lines += [line] if width is None else textwrap.wrap(line, width, subsequent_indent="  ")
+    return lines
+
+
+def note_rows(notes: Iterable[DeliveryEvent], now: datetime) -> list[Row]:
+    """Of NOTES."""
+    return [
+        (
+            since(note.last_at if note.HasField("last_at") else note.at, now),
+            str(max(1, note.times)),
+            _told(note.reason),
+        )
+        for note in notes
     ]
 
 

@@ -32,6 +32,8 @@ from ctl.tables import (
     limit_rows,
     newest_version,
     node_rows,
+    note_lines,
+    note_rows,
     session_rows,
 )
 
@@ -70,6 +72,29 @@ def test_a_node_without_a_session_is_away() -> None:
         ("edge-1", "active", "2", "1", "0", "", "5 s ago"),
         ("edge-2", "away", "1", "0", "1", "3 h ago", ""),
     ]
+
+
+def test_what_is_noted_of_nodes_fits_a_terminal() -> None:
+    """C47: nothing is left out; on a pipe each has a line."""
+    why = "superseded 5 times in 60 s: two agents have the certificate of one node"
+    nodes = [
+        NodeDelivery(node_id="edge-1", last_note=f"flapping: {why}"),
+        NodeDelivery(node_id="edge-2"),
+        NodeDelivery(node_id="edge-3", last_note="version_too_large: 2^63"),
+    ]
+
+    assert note_lines(nodes, None) == [f"edge-1: flapping: {why}", "edge-3: version too large: 2^63"]
+    lines = note_lines(nodes, 80)
+    assert max(map(len, lines)) <= 80
+    assert " ".join(line.strip() for line in lines[:-1]) == f"edge-1: flapping: {why}"
+    assert lines[-1] == "edge-3: version too large: 2^63"
+
+
+def test_a_note_is_told_with_how_often_and_when_last() -> None:
+    often = DeliveryEvent(reason="flapping: x", times=3, at=ago(hours=3), last_at=ago(seconds=5))
+    once = DeliveryEvent(reason="returned: y", at=ago(hours=3))
+
+    assert note_rows([often, once], NOW) == [("5 s ago", "3", "flapping: x"), ("3 h ago", "1", "returned: y")]
 
 
 def test_a_closed_session_says_why_and_since_when_it_is_closed() -> None:
