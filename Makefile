@@ -29,7 +29,8 @@ test: $(READY)
 
 # Network namespaces: needs root, and Debian's iproute2 and iptables. Logs stay in .run/e2e*. Scenarios measure:
 # those that wait most of their time are played side by side, the others alone after that; those that fail are
-# played once more, one at a time, and that is what counts. TRANSPORT=quic plays them over QUIC.
+# played once more, one at a time, and that is what counts. TRANSPORT=quic plays them over QUIC, EDGES=stock with
+# doubles of stock edges.
 WEAK := $(BIN)/python -m pytest tests/weak_network -rs
 e2e: $(READY)
 	@mkdir -p .run

@@ -7,6 +7,7 @@ from types import TracebackType
 
 import structlog
 
+from edge.connected_nodes import ConnectedNodes
 from edge.content import ContentRefused
 from edge.node import Counters, EdgeAgent, MessageIds
 from edge.outbox import SetAside
@@ -53,8 +54,7 @@ class EdgeFleet:
         self._dials = asyncio.Semaphore(settings.dials_at_once)
         self._group = asyncio.TaskGroup()
         self._agent_tasks: list[asyncio.Task[None]] = []
-        self._connected: set[str] = set()
-        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._connected = ConnectedNodes()
         numbers = self._database.last_upload_numbers()
         try:
             self.agents = {
@@ -102,12 +102,7 @@ class EdgeFleet:
 
     async def connected(self, count: int | None = None) -> None:
         """Waits until so many nodes (all, if not said) are connected at once."""
-        wanted = len(self.agents) if count is None else count
-        if self.links >= wanted:
-            return
-        reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append((wanted, reached))
-        await reached
+        await self._connected.reached(len(self.agents) if count is None else count)
 
     async def __aenter__(self) -> "EdgeFleet":
         await self._group.__aenter__()
@@ -150,15 +145,7 @@ class EdgeFleet:
                 agent.tick(now)
 
     def _link_changed(self, agent: EdgeAgent, opened: bool) -> None:
-        if not opened:
-            self._connected.discard(agent.node_id)
-            return
-        self._connected.add(agent.node_id)
-        links = len(self._connected)
-        for wanted, reached in self._waiters:
-            if links >= wanted and not reached.done():
-                reached.set_result(None)
-        self._waiters = [waiter for waiter in self._waiters if not waiter[1].done()]
+        self._connected.changed(agent.node_id, opened=opened)
 
     def _durable(self, batch: Batch) -> None:
         self._store_failing = False

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from edge import protocol
+from edge.black_hole import BlackHole
 from edge.content import ContentRefused, check_content, check_resource, check_size
 from edge.link import Link
 from edge.outbox import SetAside, Upload, UploadWindow
@@ -129,9 +130,7 @@ class EdgeAgent:
         self._reports: OrderedDict[str, bytes] = OrderedDict()
         self._stop = asyncio.Event()
         self._dial_now = asyncio.Event()
-        self._unblocked = asyncio.Event()
-        self._unblocked.set()
-        self._unblock_timer: asyncio.TimerHandle | None = None
+        self._black_hole = BlackHole(lambda: self._link)
 
     def __contains__(self, msg_id: object) -> bool:
         """Whether a request or upload of ours waits for an answer to `msg_id`."""
@@ -156,7 +155,7 @@ class EdgeAgent:
         told = LinkEnd("")
         loop = asyncio.get_running_loop()
         while not self._stop.is_set():
-            await self._unblocked.wait()
+            await self._black_hole.over()
             end = await self._one_link(dials)
             if end.cause == "stopped":
                 break
@@ -273,7 +272,7 @@ class EdgeAgent:
         """Closes the link politely and lets `run` end."""
         self._stop.set()
         self._dial_now.set()
-        self._unblock()
+        self._black_hole.end()
         if self._link is not None:
             self._link.close()
         for storing in self._storing.values():
@@ -288,20 +287,7 @@ class EdgeAgent:
 
     def block(self, seconds: float) -> None:
         """Behaves as behind a black hole for so long: reads nothing, sends nothing, dials nothing."""
-        self._unblocked.clear()
-        if self._link is not None:
-            self._link.block()
-        if self._unblock_timer is not None:
-            self._unblock_timer.cancel()
-        self._unblock_timer = asyncio.get_running_loop().call_later(seconds, self._unblock)
-
-    def _unblock(self) -> None:
-        if self._unblock_timer is not None:
-            self._unblock_timer.cancel()
-            self._unblock_timer = None
-        self._unblocked.set()
-        if self._link is not None:
-            self._link.unblock()
+        self._black_hole.begin(seconds)
 
     def tick(self, now: float) -> None:
         """Does what has become due; called about once a second with the loop's time."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 
+from edge.connected_nodes import ConnectedNodes
 from edge.node import MessageIds
 from edge.settings import EdgeSettings
 from edge.store import Batch, Change, StoreFault
@@ -31,7 +32,7 @@ class StockFleet:
         self._writer = Writer(self._stores, self._durable, self._failed)
         self._dials = asyncio.Semaphore(settings.dials_at_once)
         self._group = asyncio.TaskGroup()
-        self._connected: set[str] = set()
+        self._connected = ConnectedNodes()
         ids = MessageIds()
         try:
             self.nodes = {
@@ -50,7 +51,6 @@ class StockFleet:
         except BaseException:
             self._stores.close()
             raise
-        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     def __getitem__(self, node_id: str) -> StockNode:
@@ -78,11 +78,7 @@ class StockFleet:
 
     async def connected(self, count: int | None = None) -> None:
         """Waits until so many nodes (all, if not said) are connected at once."""
-        wanted = len(self) if count is None else count
-        if self.links < wanted:
-            reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append((wanted, reached))
-            await reached
+        await self._connected.reached(len(self) if count is None else count)
 
     async def __aenter__(self) -> "StockFleet":
         await self._group.__aenter__()
@@ -122,14 +118,7 @@ class StockFleet:
                 node.tick(now)
 
     def _link_changed(self, node: StockNode, opened: bool) -> None:
-        if not opened:
-            self._connected.discard(node.node_id)
-            return
-        self._connected.add(node.node_id)
-        for wanted, reached in self._waiters:
-            if self.links >= wanted and not reached.done():
-                reached.set_result(None)
-        self._waiters = [waiter for waiter in self._waiters if not waiter[1].done()]
+        self._connected.changed(node.node_id, opened=opened)
 
     def _durable(self, batch: Batch) -> None:
         for change in batch.changes:

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from edge import protocol
+from edge.black_hole import BlackHole
 from edge.link import Link
 from edge.node import MessageIds
 from edge.protocol import Header, Kind, MalformedFrame, Message, Route
@@ -34,6 +35,9 @@ class Counters:
 
     links_opened: int = 0
     dials_failed: int = 0
+    dialled_seconds: float = 0.0
+    """How long the present link, or the last one, was dialled for: from the first dial on, in seconds of its
+    own time."""
     received: int = 0
     acknowledged: int = 0
     swallowed: Counter[str] = field(default_factory=Counter)
@@ -76,6 +80,7 @@ class StockNode:
         self._talk = Talk(node_id, ids.next, edged=edged, pace=pace)
         self._link: Link | None = None
         self._opened = False
+        self._dialled_at: float | None = None
         self._is_storing = False
         self._uploads = 0
         self._keepalive_at = 0.0
@@ -85,9 +90,7 @@ class StockNode:
         self._noticed = asyncio.Event()
         self._rest_is_over = asyncio.Event()
         self._stopped = asyncio.Event()
-        self._unblocked = asyncio.Event()
-        self._unblocked.set()
-        self._unblock_timer: asyncio.TimerHandle | None = None
+        self._black_hole = BlackHole(lambda: self._link)
 
     def _tls(self) -> ssl.SSLContext:
         settings = self._settings
@@ -104,9 +107,11 @@ class StockNode:
         while not self._stopped.is_set():
             dial = self._dialling.next()
             await self._rest(dial.after_seconds)
-            await self._unblocked.wait()
+            await self._black_hole.over()
             if self._stopped.is_set():
                 return
+            if self._dialled_at is None:
+                self._dialled_at = asyncio.get_running_loop().time()
             end = await self._one_link(dials, dial.uses)
             log.info("link.ended", node=self.node_id, cause=end.cause, code=end.code, detail=end.detail)
 
@@ -158,7 +163,7 @@ class StockNode:
         """Lets `run` end; the link is cut."""
         self._stopped.set()
         self._noticed.set()
-        self._unblock()
+        self._black_hole.end()
         if self._link is not None:
             self._link.abort(LinkEnd("stopped"))
 
@@ -176,20 +181,7 @@ class StockNode:
 
     def block(self, seconds: float) -> None:
         """Behaves as behind a black hole for so long."""
-        self._unblocked.clear()
-        if self._link is not None:
-            self._link.block()
-        if self._unblock_timer is not None:
-            self._unblock_timer.cancel()
-        self._unblock_timer = asyncio.get_running_loop().call_later(seconds, self._unblock)
-
-    def _unblock(self) -> None:
-        if self._unblock_timer is not None:
-            self._unblock_timer.cancel()
-            self._unblock_timer = None
-        self._unblocked.set()
-        if self._link is not None:
-            self._link.unblock()
+        self._black_hole.begin(seconds)
 
     def tick(self, now: float) -> None:
         """Does what has become due, on the loop's clock."""
@@ -210,6 +202,9 @@ class StockNode:
         self._opened = True
         self._rate = SendRate(now, self._pace)
         self.counters.links_opened += 1
+        if self._dialled_at is not None:
+            self.counters.dialled_seconds = (now - self._dialled_at) * self._pace
+            self._dialled_at = None
         self._keepalive_at = now + KEEPALIVE_SECONDS / self._pace
         self._queue(protocol.keepalive(self._ids.next(), _now_ms()))
         self._say(self._talk.opened(now))

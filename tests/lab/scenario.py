@@ -34,6 +34,7 @@ from demo.manifests import Versions
 from demo.ports import HubPorts
 from demo.processes import Launch
 from edge.certificates import create_node_certificates, create_server_certificate
+from tests.lab import stock
 from tests.lab.bad_input import RUDE
 from tests.lab.checks import Checks
 from tests.lab.clocks import SteppedClock
@@ -45,6 +46,9 @@ from tests.lab.table import Row
 
 TRANSPORT = os.environ.get("TRANSPORT") or "websocket"
 """Of all sites for which a scenario names none: `make e2e TRANSPORT=quic`."""
+stock.check(TRANSPORT)
+PLAYED_BY = TRANSPORT if TRANSPORT != "websocket" else "stock" if stock.STOCK else ""
+"""If it is not our agent over WebSocket."""
 OTHERS = "others"
 """The site whose network is left alone: its nodes must notice nothing."""
 EDGE_FLAGS = ("--sync", "normal", "--report-every", "0.2", "--upload-every", "2", "--status-every", "5")
@@ -101,7 +105,7 @@ class Scenario:
                 first,
                 nodes,
                 hub.server,
-                *(*EDGE_FLAGS, *edge_flags),
+                *(*EDGE_FLAGS, *stock.FLAGS, *edge_flags),
                 *("--transport", transports.get(name, TRANSPORT), "--quic-server", hub.quic_server),
                 launch=_launcher(site, lambda _: "demo.fleet_worker", edge_clock),
             )
@@ -319,7 +323,7 @@ class Scenario:
         ]
         self._row = Row(
             *(
-                self.title if TRANSPORT == "websocket" else f"{self.title} ({TRANSPORT})",
+                f"{self.title} ({PLAYED_BY})" if PLAYED_BY else self.title,
                 len(self.node_ids),
                 verdict.accepted,
                 verdict.acknowledged,

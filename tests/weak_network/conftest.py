@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from tests.lab import stock
 from tests.lab.namespaces import missing
 from tests.lab.network import Lab, running_lab
 from tests.lab.scenario import Scenario, running_scenario
@@ -21,6 +22,7 @@ from tests.lab.table import Row, print_table
 _ROW = "weak network row"
 _CACHED_ROWS = "weak_networks/rows"
 _missing = cache(missing)
+FOLDER = Path(__file__).parent
 
 
 class Stage:
@@ -62,6 +64,15 @@ def stage(_turn: None, tmp_path: Path, record_property: Callable[[str, object], 
         pytest.skip(f"no network lab here: {reason}")
     with running_lab() as lab:
         yield Stage(lab, tmp_path, lambda row: record_property(_ROW, msgspec.json.encode(row).decode()))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Doubles of stock edges leave out what no stock edge can play."""
+    if not stock.STOCK:
+        return
+    for item in items:
+        if item.path.parent == FOLDER and (reason := stock.left_out(f"{item.path.name}::{item.name}")):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

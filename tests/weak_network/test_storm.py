@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from tests.lab import stock
 from tests.lab.scenario import TRANSPORT
 from tests.weak_network.conftest import Stage
 
@@ -14,6 +15,8 @@ NODES = 2000
 # a message too: there the load is lighter, so that it is openings that the two cores are busy with.
 BACK_SECONDS, PAUSE_SECONDS = (60.0, 16.0) if TRANSPORT == "quic" else (15.0, 4.0)
 LONGER, MOST_BACK_SECONDS = 1.2, 4 * BACK_SECONDS
+# In real time: a whole fleet that dials in the same second is what stock edges are about.
+AWAY_SECONDS = stock.AWAY_SECONDS if stock.STOCK else 0.0
 OUTAGE_SECONDS = 3.0
 
 
@@ -28,7 +31,7 @@ async def test_a_reconnect_storm(stage: Stage) -> None:
         {"one": half, "two": half, "others": 20},
         publishers=1,
         pause_seconds=PAUSE_SECONDS,
-        edge_flags=("--most-delay", "1", "--upload-every", "60", "--status-every", "60"),
+        edge_flags=("--most-delay", "1", "--upload-every", "60", "--status-every", "60", *stock.REAL_TIME),
         observe_seconds=2.0,
         limit_total=NODES + 20,
     ) as scenario:
@@ -36,6 +39,7 @@ async def test_a_reconnect_storm(stage: Stage) -> None:
         await scenario.start()
         # Processors differ, and one machine from hour to hour: to come back takes hardly longer than to come.
         most = max(BACK_SECONDS, min(LONGER * (scenario.clock.now() - began), MOST_BACK_SECONDS))
+        most += AWAY_SECONDS
         outside = [scenario.site("one"), scenario.site("two")]
         for name, site in (("one", outside[0]), ("two", outside[1])):
             site.link_down()
