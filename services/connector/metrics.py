@@ -82,6 +82,9 @@ class ConnectorMetrics:
         self.quic_resets = counter(
             "quic_resets_total", "Packets of unknown QUIC connections answered by a reset"
         )
+        self.quic_closes = counter(
+            "quic_closes_total", "QUIC openings whose Retry token is no good, answered by a close"
+        )
         self.quic_dropped = counter("quic_dropped_total", "Datagrams that no QUIC connection got", "reason")
         self.batch_elements = Histogram(
             "cloudhub_connector_batch_elements",

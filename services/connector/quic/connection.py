@@ -5,6 +5,7 @@ and makes its reset tokens by chance; it has no public way to change that. What 
 in this module alone, and tests/connector/quic/test_connection.py holds it against the installed version.
 
 - *Certificates.* One is asked for; who calls `certificates` after the handshake judges it.
+- *Paths.* A client without connection ids has one id for all its paths, so all of them are answered.
 - *Flow control.* A peer may send what `let_in` said and no more, however much it has sent before: memory is
   bounded by what was read, not by what came (C33).
 - *Streams.* Two of the peer's: one in both directions for control, one for its messages.
@@ -21,7 +22,12 @@ import os
 from dataclasses import replace
 
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection, QuicConnectionState
+from aioquic.quic.connection import (
+    NetworkAddress,
+    QuicConnection,
+    QuicConnectionId,
+    QuicConnectionState,
+)
 from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet import QuicFrameType
 from aioquic.quic.packet_builder import QuicPacketBuilder
@@ -219,6 +225,18 @@ class HubConnection(QuicConnection):
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
         self.tls._request_client_certificate = True
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        """aioquic's; an id of length zero leads to the peer from anywhere, so all paths have it."""
+        if len(self._network_paths) > 1 and not self._peer_cid.cid:
+            for path in self._network_paths[1:]:
+                path.peer_cid = self._peer_cid
+        return super().datagrams_to_send(now)
+
+    def _retire_peer_cid(self, connection_id: QuicConnectionId) -> None:
+        # One of length zero was never given out (RFC 9000, 19.16).
+        if connection_id.cid:
+            super()._retire_peer_cid(connection_id)
 
     def _replenish_connection_ids(self) -> None:
         super()._replenish_connection_ids()

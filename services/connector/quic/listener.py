@@ -18,8 +18,8 @@ from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfigura
 from aioquic.quic.packet import (
     QuicHeader,
     QuicPacketType,
+    QuicProtocolVersion,
     encode_quic_retry,
-    encode_quic_version_negotiation,
     pull_quic_header,
 )
 from OpenSSL import crypto
@@ -30,6 +30,12 @@ from services.connector.metrics import ConnectorMetrics
 from services.connector.quic.connection import CONNECTION_ID_BYTES, HubConnection, ResetTokens
 from services.connector.quic.host import Address
 from services.connector.quic.retry_tokens import RetryTokens, UsedTokens
+from services.connector.quic.stateless import (
+    invalid_token_close,
+    is_long,
+    read_long_header,
+    version_negotiation,
+)
 from services.connector.quic.transport import QuicEdgeConnection
 from services.connector.tokens import TokenBucket
 from services.runtime.listening import udp_socket
@@ -45,7 +51,8 @@ _RECEIVE_BUFFER_BYTES = 8 * 1024 * 1024
 _SEND_BUFFER_BYTES = 4 * 1024 * 1024
 # Answers to packets of unknown connections: enough after a restart, too few to be of use to others.
 _RESETS_PER_SECOND = 1000.0
-_LONG_HEADER = 0x80
+# The same of openings whose token is no good.
+_CLOSES_PER_SECOND = 1000.0
 
 
 class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
@@ -76,6 +83,7 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
         self._retry = RetryTokens()
         self._used = UsedTokens()
         self._resets = TokenBucket(_RESETS_PER_SECOND, _RESETS_PER_SECOND, self._loop.time())
+        self._closes = TokenBucket(_CLOSES_PER_SECOND, _CLOSES_PER_SECOND, self._loop.time())
         self._by_id: dict[bytes, QuicEdgeConnection] = {}
         self._touched: dict[QuicEdgeConnection, None] = {}
         self._flush_due = False
@@ -129,7 +137,7 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: Address) -> None:
         if len(data) <= CONNECTION_ID_BYTES:
             return
-        if data[0] & _LONG_HEADER:
+        if is_long(data):
             self._long_header(data, addr)
             return
         connection_id = data[1 : 1 + CONNECTION_ID_BYTES]
@@ -152,39 +160,45 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
     # Datagrams of no known connection.
 
     def _long_header(self, data: bytes, address: Address) -> None:
-        try:
-            header = pull_quic_header(Buffer(data=data), host_cid_length=CONNECTION_ID_BYTES)
-        except ValueError:
+        # By what all versions have in common: in another one nothing else need be as we know it.
+        common = read_long_header(data)
+        if common is None:
             self._metrics.quic_dropped.labels("malformed").inc()
             return
-        connection = self._by_id.get(header.destination_cid)
+        connection = self._by_id.get(common.destination_id)
         if connection is not None:
             connection.receive(data, address, self._loop.time())
             return
-        if len(data) < SMALLEST_MAX_DATAGRAM_SIZE or header.packet_type is QuicPacketType.VERSION_NEGOTIATION:
+        if len(data) < SMALLEST_MAX_DATAGRAM_SIZE or common.version == QuicProtocolVersion.NEGOTIATION:
             self._metrics.quic_dropped.labels("unknown_connection").inc()
             return
-        if header.version is None or header.version not in self.configuration.supported_versions:
-            self.send(
-                encode_quic_version_negotiation(
-                    source_cid=header.destination_cid,
-                    destination_cid=header.source_cid,
-                    supported_versions=self.configuration.supported_versions,
-                ),
-                address,
-            )
-        elif header.packet_type is not QuicPacketType.INITIAL:
+        versions = self.configuration.supported_versions
+        if common.version in versions:
+            self._opening(data, address)
+        else:
+            self.send(version_negotiation(common, versions), address)
+
+    def _opening(self, data: bytes, address: Address) -> None:
+        read = Buffer(data=data)
+        try:
+            header = pull_quic_header(read, host_cid_length=CONNECTION_ID_BYTES)
+        except ValueError:
+            self._metrics.quic_dropped.labels("malformed").inc()
+            return
+        if header.packet_type is not QuicPacketType.INITIAL:
             self._metrics.quic_dropped.labels("unknown_connection").inc()
         elif not header.token:
-            self._ask_to_retry(header, header.version, address)
-        else:
-            self._connect(header, data, address)
+            self._ask_to_retry(header, address)
+        elif (fault := self._connect(header, data, address)) is not None:
+            self._metrics.quic_dropped.labels(fault).inc()
+            self._end_opening(data, header, read.tell(), address)
 
-    def _ask_to_retry(self, header: QuicHeader, version: int, address: Address) -> None:
+    def _ask_to_retry(self, header: QuicHeader, address: Address) -> None:
+        assert header.version is not None
         source_id = os.urandom(CONNECTION_ID_BYTES)
         self.send(
             encode_quic_retry(
-                version=version,
+                version=header.version,
                 source_cid=source_id,
                 destination_cid=header.source_cid,
                 original_destination_cid=header.destination_cid,
@@ -194,21 +208,19 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
         )
         self._metrics.quic_retries.inc()
 
-    def _connect(self, header: QuicHeader, data: bytes, address: Address) -> None:
+    def _connect(self, header: QuicHeader, data: bytes, address: Address) -> str | None:
+        """What is wrong with the token, if it is no good: the metric label."""
         now = self._loop.time()
         proof = self._retry.proof(address, header.destination_cid, header.token, now)
         if proof is None:
-            # An answer would go to an address that proved nothing.
-            self._metrics.quic_dropped.labels("token_invalid").inc()
-            return
+            return "token_invalid"
         if self._used.knows(header.destination_cid, now):
-            self._metrics.quic_dropped.labels("token_used").inc()
-            return
+            return "token_used"
         network = network_of(address[0])
         if not self._make_room(network, now):
             # As a connection in a full backlog: the peer sends again.
             self._metrics.accept_waits.inc()
-            return
+            return None
         quic = HubConnection(
             self.configuration,
             self._tokens,
@@ -223,6 +235,16 @@ class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):
         self.adopt(connection, network)
         self._openings.begin(connection, network, now)
         connection.receive(data, address, now)
+        return None
+
+    def _end_opening(self, data: bytes, header: QuicHeader, packet_number_at: int, address: Address) -> None:
+        """To an address that proved nothing: a small part of what came from there, and so many in all."""
+        if not self._closes.take_if_any(self._loop.time()):
+            return
+        close = invalid_token_close(data, header, packet_number_at)
+        if close is not None:
+            self._metrics.quic_closes.inc()
+            self.send(close, address)
 
     def _make_room(self, network: str, now: float) -> bool:
         """Whether one more opening, of that network, may begin."""

@@ -6,7 +6,7 @@ import datetime as dt
 import pytest
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection
+from aioquic.quic.connection import QuicConnection, QuicNetworkPath
 from aioquic.quic.packet import QuicPacketType, pull_quic_header
 from aioquic.tls import CipherSuite, SessionTicket
 
@@ -83,7 +83,9 @@ async def test_a_token_of_another_address_is_worth_nothing(app: ConnectorApp, qu
     app.quic._by_id.pop(pull_quic_header(Buffer(data=with_token), host_cid_length=8).destination_cid)
     thief_transport.sendto(with_token, (HOST, app.quic_port))
     await poll(lambda: metric(app, "quic_dropped_total", reason="token_invalid") == 1)
-    assert thief.datagrams == []
+    await poll(lambda: thief.datagrams)
+    assert [_kind(datagram) for datagram in thief.datagrams] == [QuicPacketType.INITIAL]  # that says the end
+    assert len(thief.datagrams[0]) < len(with_token) / 5
     assert app.quic.connections == before
     for each in (transport, thief_transport):
         each.close()
@@ -98,7 +100,7 @@ async def test_a_token_of_another_address_is_worth_nothing(app: ConnectorApp, qu
         (b"\x40" * 8, 0),
         (b"\x40" * 20, 0),
         (b"\xc0" + b"\x00" * 1300, 0),
-        (b"\xff" * 1300, 0),
+        (b"\xff" * 1300, 1),
         (b"\xc3" + b"\x00\x00\x00\x01" + b"\x08" + b"a" * 8 + b"\x00" * 20, 0),
         (b"\xc3" + b"\x1a\x2a\x3a\x4a" + b"\x08" + b"a" * 8 + b"\x08" + b"b" * 8 + b"\x00" * 1200, 1),
         (b"\xc3" + b"\x1a\x2a\x3a\x4a" + b"\x08" + b"a" * 8 + b"\x08" + b"b" * 8 + b"\x00" * 200, 0),
@@ -142,6 +144,54 @@ async def test_a_link_stays_when_its_edge_changes_its_address(
         assert not dispatcher.ended
         assert metric(app, "links_opened_total") == 1
         moved.close()
+
+
+class _WithoutIds(QuicConnection):
+    """A client whose packets need no connection id to find it, as quic-go's `DialAddr` makes them."""
+
+    def _replenish_connection_ids(self) -> None:
+        """There is none to give out."""
+
+    def probe(self, hub: tuple[str, int]) -> tuple[QuicNetworkPath, bytes]:
+        """A path from a new socket to the hub, and the packet that asks whether it carries."""
+        path = QuicNetworkPath(hub)
+        path.peer_cid = self._peer_cid_available.pop(0)
+        self._network_paths.append(path)
+        ((datagram, _),) = self._send_probing_frames(path, asyncio.get_running_loop().time())
+        return path, datagram
+
+
+async def test_an_edge_without_connection_ids_may_try_a_path_and_move_to_it(
+    app: ConnectorApp, quic_peers: QuicPeers, dispatcher: LinkDispatcher
+) -> None:
+    """RFC 9000, 9.1: its probe is answered, and after the move the link goes on."""
+    issued = quic_peers.issued("edge-1")
+    configuration = quic_peers.configuration(issued, connection_id_length=0)
+    loop = asyncio.get_running_loop()
+    quic = _WithoutIds(configuration=configuration)
+    hub = (HOST, app.quic_port)
+    transport, peer = await loop.create_datagram_endpoint(lambda: QuicPeer(quic), local_addr=(HOST, 0))
+    peer.connect(hub)
+    peer.ask("edge-1")
+    peer.begin()
+    assert (await peer.answer()).router.operation == "ack"
+    moved, _ = await loop.create_datagram_endpoint(lambda: _Forwarding(peer), local_addr=("127.0.0.2", 0))
+    path, probe = quic.probe(hub)
+    moved.sendto(probe, hub)
+    await poll(lambda: path.is_validated)
+    link = app.links.admitted()[0]
+    assert link.transport.peer_address.startswith("127.0.0.1:")
+    transport.close()
+    peer._transport = moved
+    peer.say(keepalive("after the move"))
+    await dispatcher.until(lambda: dispatcher.upstream)
+    await poll(lambda: link.transport.peer_address.startswith("127.0.0.2:"))
+    dispatcher.send_messages(1, message_pb2.Message(id="m1", content=b"{}"))
+    assert (await peer.message()).header.id == "m1"
+    assert not dispatcher.ended
+    assert peer.ended is None  # no id of length zero was retired (RFC 9000, 19.16)
+    peer.close()
+    moved.close()
 
 
 class _Forwarding(asyncio.DatagramProtocol):
