@@ -5,6 +5,7 @@ and makes its reset tokens by chance; it has no public way to change that. What 
 in this module alone, and tests/connector/quic/test_connection.py holds it against the installed version.
 
 - *Certificates.* One is asked for; who calls `certificates` after the handshake judges it.
+- *Groups.* A client that has sent no key share of use is asked for one (`HelloRetry`).
 - *Paths.* A client without connection ids has one id for all its paths, so all of them are answered.
 - *Flow control.* A peer may send what `let_in` said and no more, however much it has sent before: memory is
   bounded by what was read, not by what came (C33).
@@ -35,6 +36,8 @@ from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch, State
 from cryptography import x509
+
+from services.connector.quic.hello_retry import HelloRetry
 
 CONNECTION_ID_BYTES = 8
 # The peer's first stream in both directions, its first one-way stream, and ours.
@@ -119,6 +122,7 @@ class HubConnection(QuicConnection):
         self._crypto_buffers = {}
         # The keys of one version stand for all: none opens a packet any more, and late ones still come.
         self._cryptos_initial = dict.fromkeys(self._cryptos_initial, self._cryptos[Epoch.INITIAL])
+        vars(self.tls).pop("_server_handle_hello", None)
         self.tls._peer_certificate = None
         self.tls._peer_certificate_chain = []
 
@@ -225,6 +229,7 @@ class HubConnection(QuicConnection):
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
         self.tls._request_client_certificate = True
+        self.tls._server_handle_hello = HelloRetry(self.tls)  # type: ignore[method-assign]
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
         """aioquic's; an id of length zero leads to the peer from anywhere, so all paths have it."""
