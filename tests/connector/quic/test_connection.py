@@ -28,9 +28,14 @@ _CLIENT, _SERVER = ("127.0.0.1", 1), ("127.0.0.1", 2)
 class Pair:
     """A client and the hub's end; what one sends the other receives, unless a test says otherwise."""
 
-    def __init__(self, authority: TestAuthority, server: Issued, client: Issued | None) -> None:
+    def __init__(
+        self, authority: TestAuthority, server: Issued, client: Issued | None, *, idle_timeout: float = 60.0
+    ) -> None:
         configuration = QuicConfiguration(
-            alpn_protocols=[PROTOCOL], server_name="localhost", cafile=str(authority.certificate)
+            alpn_protocols=[PROTOCOL],
+            server_name="localhost",
+            cafile=str(authority.certificate),
+            idle_timeout=idle_timeout,
         )
         if client is not None:
             configuration.load_cert_chain(client.certificate, client.key)
@@ -75,6 +80,23 @@ class Pair:
 @pytest.fixture
 def pair(authority: TestAuthority, server_certificate: Issued) -> Pair:
     return Pair(authority, server_certificate, authority.node("edge-1"))
+
+
+@pytest.mark.parametrize(("said", "counts"), [(7.0, 7.0), (600.0, 60.0)])
+def test_the_shorter_idle_timeout_counts(
+    authority: TestAuthority, server_certificate: Issued, said: float, counts: float
+) -> None:
+    """RFC 9000, 10.1: of what the edge says and what the hub says."""
+    pair = Pair(authority, server_certificate, authority.node("edge-1"), idle_timeout=said)
+    silent_since = pair.now
+    while pair.hub.end is None:
+        due = pair.hub.get_timer()
+        assert due is not None
+        pair.now = due
+        pair.hub.handle_timer(due)
+        pair.hub.datagrams_to_send(due)
+    assert pair.hub.end.reason_phrase == "Idle timeout"
+    assert pair.now - silent_since == pytest.approx(counts, abs=0.5)
 
 
 def test_a_certificate_is_asked_for_and_told(pair: Pair, authority: TestAuthority) -> None:
