@@ -142,7 +142,7 @@ class LinkServicer(LinkServiceServicer):
 
     def drain(self) -> None:
         """Asks the connectors to transfer every link."""
-        self._openings.draining = True
+        self._openings.drain()
         for stream in self._streams:
             stream.draining()
 

@@ -56,6 +56,11 @@ class Opening:
         self.gone = False
         self.ended = link_pb.CLOSE_REASON_UNSPECIFIED
 
+    @property
+    def is_end_to_tell(self) -> bool:
+        """A link that had a session and ended is taken over all the same: somebody has to end that."""
+        return self.gone and self.former_epoch > 0 and self.ended != link_pb.CLOSE_REASON_UNSPECIFIED
+
     def is_of(self, session: NodeSession) -> bool:
         """Whether the link is that of the session, over whichever stream."""
         there = (session.stream.connector_id, session.link)
@@ -104,7 +109,23 @@ class Openings:
         self._metrics = metrics
         self._waiting: deque[Opening] = deque()
         self._wake = asyncio.Event()
-        self.draining = False
+        self._draining = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing is opened here any more."""
+        return self._draining
+
+    def drain(self) -> None:
+        """Refuses what waits and all that comes: a link that moved here now would have to move again. What
+        sessions was asked for gets its verdict."""
+        self._draining = True
+        waiting, self._waiting = self._waiting, deque()
+        for opening in waiting:
+            if opening.is_end_to_tell:
+                self._waiting.append(opening)
+            elif not opening.gone:
+                self._refuse_draining(opening)
 
     def announce(self, opening: Opening) -> None:
         """Queues a link, new or to be transferred; its verdict goes out on its stream."""
@@ -112,13 +133,8 @@ class Openings:
         fault = _fault_of(announcement)
         if fault:
             self._refuse(opening, link_pb.REFUSAL_REASON_FORBIDDEN, fault, 0.0)
-        elif self.draining:
-            self._refuse(
-                opening,
-                link_pb.REFUSAL_REASON_UNAVAILABLE,
-                "the dispatcher is stopping",
-                AS_THE_CONNECTOR_SAYS,
-            )
+        elif self._draining:
+            self._refuse_draining(opening)
         else:
             self._waiting.append(opening)
             self._wake.set()
@@ -141,8 +157,7 @@ class Openings:
         later: list[Opening] = []
         while self._waiting and len(batch) < MOST_PER_BATCH:
             opening = self._waiting.popleft()
-            # A link that had a session and ended is taken over all the same: somebody has to end that.
-            if opening.gone and not (opening.former_epoch and opening.ended):
+            if opening.gone and not opening.is_end_to_tell:
                 continue
             if opening.announcement.node_id in batch:
                 later.append(opening)
@@ -337,6 +352,9 @@ class Openings:
     def _count(self, opening: Opening, verdict: str) -> None:
         counter = self._metrics.transfers if opening.former_epoch else self._metrics.sessions_opened
         counter.labels(verdict).inc()
+
+    def _refuse_draining(self, opening: Opening) -> None:
+        self._unavailable(opening, "the dispatcher is stopping")
 
     def _unavailable(self, opening: Opening, detail: str) -> None:
         self._refuse(opening, link_pb.REFUSAL_REASON_UNAVAILABLE, detail, AS_THE_CONNECTOR_SAYS)

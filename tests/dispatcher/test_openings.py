@@ -216,10 +216,31 @@ async def test_a_link_that_ended_before_its_transfer_is_taken_over_and_ended() -
 
 async def test_a_draining_dispatcher_takes_no_link() -> None:
     async with taking() as there:
-        there.openings.draining = True
+        there.openings.drain()
         there.ask()
         assert (await there.verdict()).refusal.reason == pb.REFUSAL_REASON_UNAVAILABLE
         assert there.sessions.asked == []
+
+
+async def test_links_that_wait_when_a_dispatcher_drains_stay_where_they_are() -> None:
+    """They would have to move back at once. What sessions was asked for is not known to be undone, and ends
+    that nobody else would tell are told."""
+    async with taking() as there:
+        there.sessions.hold.clear()
+        there.ask(1, "edge-1")
+        await eventually(lambda: there.sessions.asked, 5, "sessions is asked")
+        there.ask(2, "edge-2")
+        ended = there.ask(3, "edge-3")
+        ended.gone, ended.ended = True, pb.CLOSE_REASON_EDGE_CLOSED
+        forgotten = there.ask(4, "edge-4", epoch=0)
+        forgotten.gone = True
+        there.openings.drain()
+        assert (await there.verdict()).refusal.reason == pb.REFUSAL_REASON_UNAVAILABLE
+        there.sessions.hold.set()
+        assert (await there.verdict()).epoch > 0
+        await eventually(lambda: there.sessions.closed, 5, "the end is told")
+        assert [one.node_id for one in there.sessions.asked] == ["edge-1", "edge-3"]
+        assert list(there.delivery.sessions) == ["edge-1"]
 
 
 async def test_a_session_that_was_granted_but_not_claimed_waits_for_its_link() -> None:
