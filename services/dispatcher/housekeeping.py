@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from cloudhub.v1.sessions_pb2 import ConnectorLoad
 from services.dispatcher.delivery import MESSAGING, Delivery
 from services.dispatcher.lease import Lease
 from services.dispatcher.metrics import DispatcherMetrics
+from services.dispatcher.oldest_pending import ALL, CONNECTED, OldestPending
 from services.dispatcher.outbox.sql import SqlOutbox
 from services.dispatcher.peers.directory import Peers
 from services.dispatcher.retention import Retention
@@ -34,6 +36,8 @@ STORE_INTERVAL = 0.5
 EXPIRE_INTERVAL = 5.0
 # A live session expires its own messages to the millisecond; the sweep is for all others.
 EXPIRE_GRACE_MS = 10_000
+# A step through nodes with something pending: ten thousand are through within a minute.
+AGE_INTERVAL = 5.0
 SWEEP_INTERVAL = 60.0
 # Between steps through 256 nodes, so that a start is not slowed by them.
 MEND_PAUSE = 0.2
@@ -58,14 +62,18 @@ class Housekeeping:
     tracing: Tracing
     lease_seconds: float
     retention: Retention
+    oldest: OldestPending = field(default_factory=OldestPending)
     _sessions_answer: bool = False
 
     async def run(self) -> None:
         """Works until cancelled."""
+        for nodes in (ALL, CONNECTED):
+            self.metrics.oldest_pending.labels(nodes).set_function(partial(self._oldest_seconds, nodes))
         async with asyncio.TaskGroup() as group:
             group.create_task(self._renew(), name="lease-renewal")
             group.create_task(self._watch_store(), name="store-health")
             group.create_task(self._every(EXPIRE_INTERVAL, self._expire), name="expiry")
+            group.create_task(self._every(AGE_INTERVAL, self._walk), name="oldest-pending")
             group.create_task(self._every(SWEEP_INTERVAL, self.retention.sweep), name="retention")
             group.create_task(self._mend(), name="mending")
 
@@ -161,6 +169,13 @@ class Housekeeping:
         self.metrics.pending_rows.set(self.outbox.totals.rows)
         self.metrics.pending_bytes.set(self.outbox.totals.bytes)
         self.retention.measure()
+
+    def _oldest_seconds(self, nodes: str) -> float:
+        return self.oldest.seconds(nodes, self.clock.wall_ms())
+
+    async def _walk(self) -> None:
+        ages = await self.outbox.first_pending(self.oldest.after)
+        self.oldest.found(ages.accepted_at_ms, self.delivery.sessions, ages.after)
 
     async def _mend(self) -> None:
         """Once through all nodes, for what a former release left there, or leaves while it is beside this."""

@@ -71,6 +71,12 @@ class DispatcherMetrics:
         self.pending_bytes = Gauge(
             "cloudhub_dispatcher_pending_bytes", "Size of the pending messages.", registry=registry
         )
+        self.oldest_pending = Gauge(
+            "cloudhub_dispatcher_oldest_pending_seconds",
+            "How long the oldest pending message has waited, parked ones aside.",
+            ["nodes"],
+            registry=registry,
+        )
         self.unknown_nodes = Gauge(
             "cloudhub_dispatcher_unknown_nodes",
             "Nodes that never connected and that something is kept of.",

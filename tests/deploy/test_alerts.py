@@ -22,6 +22,8 @@ HEALTHY = {
     f"cloudhub_dispatcher_sessions{{{POD}}}": "5000x60",
     f"cloudhub_dispatcher_store_failures_total{{{POD}}}": "1x60",
     f"cloudhub_dispatcher_pending_messages{{{POD}}}": "1000x60",
+    f"cloudhub_dispatcher_oldest_pending_seconds{{{POD}, nodes='all'}}": "200000x60",
+    f"cloudhub_dispatcher_oldest_pending_seconds{{{POD}, nodes='connected'}}": "90x60",
     f"cloudhub_dispatcher_parked_total{{{POD}, reason='refused'}}": "3x60",
     f"cloudhub_dispatcher_published_total{{{POD}, outcome='accepted', reason=''}}": "0+100x60",
     f"cloudhub_dispatcher_commit_seconds_bucket{{{POD}, le='0.01'}}": "0+100x60",
@@ -65,6 +67,14 @@ FAULTS = {
     "CloudHubConnectorsFull": Fault({f"cloudhub_connector_links{{{POD}}}": "9000x60"}),
     "CloudHubOutboxFilling": Fault(
         {f"cloudhub_dispatcher_pending_messages{{{POD}}}": "1700000x60"}, value="1.7M"
+    ),
+    "CloudHubDeliveryStalled": Fault(
+        {f"cloudhub_dispatcher_oldest_pending_seconds{{{POD}, nodes='connected'}}": "3600x60"},
+        value="1h 0m 0s",
+    ),
+    "CloudHubMessagesOld": Fault(
+        {f"cloudhub_dispatcher_oldest_pending_seconds{{{POD}, nodes='all'}}": "345600x60"},
+        value="4d 0h 0m 0s",
     ),
     "CloudHubMessagesParked": Fault(
         {f"cloudhub_dispatcher_parked_total{{{POD}, reason='unacknowledged'}}": "0+1x60"},
@@ -118,7 +128,7 @@ def annotations_of(rule: Manifest, fault: Fault) -> dict[str, str]:
     """As Prometheus fills them in."""
 
     def filled(text: str) -> str:
-        text = text.replace("{{ $value | humanize }}", fault.value)
+        text = re.sub(r"\{\{ \$value \| humanize(Duration)? \}\}", fault.value, text)
         return re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda match: fault.labels[match[1]], text)
 
     return {name: filled(text) for name, text in rule["annotations"].items()}

@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 
 from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.outbox.ages import Ages, first_pending
 from services.dispatcher.outbox.contract import Mended, NodeFilter, NodeSummary, SweepPlace, Swept
 from services.dispatcher.outbox.event_ids import EventIds, first_id_of
 from services.dispatcher.outbox.history import Cuts, History, HistoryCounts
@@ -628,6 +629,10 @@ class SqlOutbox:
         )
         self._lines.close_before(first_id_of(events_before_ms))
         return swept_rows
+
+    async def first_pending(self, after: str) -> Ages:
+        """Since when the next nodes after one have had their first pending message."""
+        return await self.store.read(lambda connection: first_pending(connection, after))
 
     async def mend(self, after: str, at_ms: int) -> Mended:
         """See `contract.Outbox.mend`."""

@@ -1,0 +1,121 @@
+"""How old the oldest pending message is: `services.dispatcher.oldest_pending`, and what the outbox tells."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.dispatcher.oldest_pending import ALL, CONNECTED, OldestPending
+from services.dispatcher.outbox import ages
+from services.dispatcher.outbox.quotas import Quotas
+from services.dispatcher.outbox.records import Accepted, Claim, Park, Result
+from services.dispatcher.outbox.schema import SCHEMA
+from services.dispatcher.outbox.sql import SqlOutbox
+from services.runtime.store import open_store
+from tests.support.outbox import NOW_MS, accept, publication, settle
+from tests.support.postgres import Databases
+
+_nodes = st.dictionaries(st.text("abc", min_size=1, max_size=3), st.integers(1, 10**6), max_size=12)
+
+
+@settings(deadline=None)
+@given(_nodes, st.sets(st.text("abc", min_size=1, max_size=3)), st.integers(1, 5))
+def test_a_walk_finds_the_oldest_however_it_is_cut(
+    pending: dict[str, int], connected: set[str], step: int
+) -> None:
+    """And nothing is left of it in the next one."""
+    oldest = OldestPending()
+    names = sorted(pending)
+    for begin in range(0, max(1, len(names)), step):
+        assert oldest.after == (names[begin - 1] if begin else "")
+        part = names[begin : begin + step]
+        is_last = begin + step >= len(names)
+        oldest.found({name: pending[name] for name in part}, connected, None if is_last else part[-1])
+    now_ms = 2 * 10**6
+    here = {name: at for name, at in pending.items() if name in connected}
+    for nodes, among in ((ALL, pending), (CONNECTED, here)):
+        wanted = (now_ms - min(among.values())) / 1000 if among else 0.0
+        assert oldest.seconds(nodes, now_ms) == wanted
+    oldest.found({}, connected, None)
+    assert oldest.seconds(ALL, now_ms) == oldest.seconds(CONNECTED, now_ms) == 0.0
+
+
+def test_a_walk_counts_once_it_is_through_and_goes_on_growing() -> None:
+    oldest = OldestPending()
+    oldest.found({"a": 1_000}, {"a"}, None)
+    assert oldest.seconds(CONNECTED, 4_000) == 3.0
+    oldest.found({"a": 3_000}, {"a"}, "a")
+    assert oldest.seconds(CONNECTED, 5_000) == 4.0
+    oldest.found({"b": 3_500}, {"a"}, None)
+    assert (oldest.seconds(ALL, 5_000), oldest.seconds(CONNECTED, 5_000)) == (2.0, 2.0)
+    assert oldest.seconds(ALL, 1_000) == 0.0, "a clock that was set back"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def outbox(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SqlOutbox]:
+    url = f"sqlite:///{tmp_path / 'outbox.db'}"
+    if request.param == "postgresql":
+        databases: Databases = request.getfixturevalue("databases")
+        url = await databases.fresh(SCHEMA)
+    made = SqlOutbox(await open_store(url, SCHEMA), Quotas())
+    await made.open()
+    yield made
+    await made.store.close()
+
+
+async def publish(outbox: SqlOutbox, node_id: str, uid: str, at_ms: int) -> Result | Exception:
+    (result,) = await outbox.commit([accept(publication(uid=uid), node_id, at_ms)])
+    return result
+
+
+async def test_of_each_node_the_first_pending_message_counts(outbox: SqlOutbox) -> None:
+    """None that is acknowledged or parked, and no node without any."""
+    await outbox.commit([Claim(node, 1, NOW_MS) for node in ("a", "b", "c", "d")])
+    settled = await publish(outbox, "a", "u1", NOW_MS)
+    await publish(outbox, "a", "u2", NOW_MS + 5)
+    await publish(outbox, "a", "u3", NOW_MS + 9)
+    parked = await publish(outbox, "b", "u1", NOW_MS + 1)
+    await publish(outbox, "b", "u2", NOW_MS + 7)
+    alone = await publish(outbox, "c", "u1", NOW_MS + 2)
+    done = await publish(outbox, "d", "u1", NOW_MS + 3)
+    assert isinstance(parked, Accepted)
+    assert isinstance(alone, Accepted)
+    await outbox.commit(
+        [
+            settle(settled, 1),
+            settle(done, 1),
+            *(
+                Park(one.row.node_id, 1, one.row.key, one.row.seq, one.row.message_id, "refused", NOW_MS)
+                for one in (parked, alone)
+            ),
+        ]
+    )
+    found = await outbox.first_pending("")
+    assert found == ages.Ages({"a": NOW_MS + 5, "b": NOW_MS + 7}, None)
+    assert (await outbox.first_pending("a")).accepted_at_ms == {"b": NOW_MS + 7}
+
+
+async def test_a_step_is_bounded_and_the_next_one_goes_on(
+    outbox: SqlOutbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By nodes and by their objects; a node with more objects than that has a step of its own."""
+    names = [f"n{number}" for number in range(5)]
+    for number, name in enumerate(names):
+        for uid in ("u1", "u2", "u3"):
+            await publish(outbox, name, uid, NOW_MS + number)
+
+    async def steps() -> list[list[str]]:
+        found: list[list[str]] = []
+        after: str | None = ""
+        while after is not None:
+            step = await outbox.first_pending(after)
+            found.append(sorted(step.accepted_at_ms))
+            after = step.after
+        return found
+
+    assert await steps() == [names]
+    for most, wanted in ((6, [names[:2], names[2:4], names[4:]]), (2, [[name] for name in names])):
+        monkeypatch.setattr(ages, "MAX_OBJECTS_PER_STEP", most)
+        assert await steps() == wanted
