@@ -101,6 +101,7 @@ class ConnectorApp:
             self.metrics,
             max_links=shares.links,
             retry_after=settings.retry_after_seconds,
+            proxies=settings.proxies(),
         )
         self.quic = self._quic_listener(settings)
         self._edge_tls = edge_tls

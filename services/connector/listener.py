@@ -11,16 +11,19 @@ from services.connector.metrics import ConnectorMetrics
 from services.connector.tls import EdgeTls
 from services.connector.transport import LinkRequest
 from services.connector.websocket import EdgeConnection
-from services.runtime.acceptor import Accepted, Acceptor
+from services.runtime.acceptor import Accepted, Acceptor, Proxies
 from services.runtime.listening import tcp_listener
 
 _BACKLOG = 4096
 # One link's share of the operating system's send buffer; Linux doubles it for its own bookkeeping.
 _SEND_BUFFER_BYTES = 64 * 1024
+NO_PROXIES = Proxies()
+"""Nobody may send a PROXY header."""
 _WHY = {
     "crowded": "there was no room for one more of its network",
     "crowded_out": "others had to get in",
     "peer_closed": "the peer closed the connection",
+    "proxy_header_timeout": "its PROXY header did not come in time",
     "silent": "it sent nothing in its time",
     "turn_timeout": "its turn did not come in time",
 }
@@ -42,13 +45,16 @@ class EdgeListener(ConnectionOwner):
         *,
         max_links: int,
         retry_after: float,
+        proxies: Proxies = NO_PROXIES,
     ) -> None:
         super().__init__("websocket", limits, openings_most, max_waiting, gate, metrics)
         self._max_links = max_links
         self._retry_after = retry_after
         self._tls = tls
         listening = tcp_listener(listen, "edges", _BACKLOG, send_buffer_bytes=_SEND_BUFFER_BYTES)
-        self._acceptor = Acceptor(listening, self._openings, self, silence_seconds=limits.opening_timeout)
+        self._acceptor = Acceptor(
+            listening, self._openings, self, silence_seconds=limits.opening_timeout, proxies=proxies
+        )
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -93,7 +99,7 @@ class EdgeListener(ConnectionOwner):
 
     async def begin(self, accepted: Accepted) -> None:
         loop = asyncio.get_running_loop()
-        connection = EdgeConnection(self, loop)
+        connection = EdgeConnection(self, loop, shown_address((accepted.host, accepted.port)))
         try:
             accepted.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.adopt(connection, accepted.network)
@@ -106,7 +112,7 @@ class EdgeListener(ConnectionOwner):
 
     def turned_away(self, accepted: Accepted, reason: str) -> None:
         peer = shown_address((accepted.host, accepted.port))
-        self.opening_failed(peer, reason, _WHY[reason], "tcp")
+        self.opening_failed(peer, reason, accepted.fault or _WHY[reason], "tcp")
 
     def accept_failed(self, error: OSError) -> None:
         self._metrics.accept_errors.labels(error.strerror or "unknown").inc()

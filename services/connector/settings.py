@@ -9,6 +9,8 @@ from pydantic_settings import SettingsConfigDict
 from services.connector.connections import ConnectionLimits
 from services.connector.discovery import Entry
 from services.connector.link import LinkLimits
+from services.runtime.acceptor import Proxies
+from services.runtime.proxy_header import networks_of
 from services.runtime.settings import Address, ServiceSettings, check_address, split_address
 
 QUIC_OFF = "off"
@@ -35,12 +37,22 @@ def _check_quic_listen(value: str) -> str:
     return value if value == QUIC_OFF else check_address(value)
 
 
+def _check_networks(value: str) -> str:
+    networks_of(value)
+    return value
+
+
 class ConnectorSettings(ServiceSettings):
     """Carries links of edge nodes: WebSocket or QUIC with mutual TLS towards edges, gRPC to dispatchers."""
 
     model_config = SettingsConfigDict(env_prefix="CLOUDHUB_CONNECTOR_")
 
     listen: Address = Field("0.0.0.0:10000", description="HOST:PORT for WebSocket links of edges")
+    proxy_networks: Annotated[str, AfterValidator(_check_networks)] = Field(
+        "",
+        description="networks of load balancers, as in 10.0.0.0/8,2001:db8::/32, that say by PROXY protocol "
+        "version 2 where a TCP connection comes from, and have to; empty: nobody may",
+    )
     quic_listen: Annotated[str, AfterValidator(_check_quic_listen)] = Field(
         "0.0.0.0:10001", description="HOST:PORT (UDP) for QUIC links of edges; off: there are none"
     )
@@ -125,6 +137,10 @@ class ConnectorSettings(ServiceSettings):
     def dispatcher_entries(self) -> list[Entry]:
         """Addresses and names, in the order given."""
         return [Entry(*split_address(part.strip())) for part in self.dispatchers.split(",")]
+
+    def proxies(self) -> Proxies:
+        """Who says by PROXY headers where connections come from."""
+        return Proxies(networks_of(self.proxy_networks))
 
     def link_limits(self) -> LinkLimits:
         """The bounds of one link."""

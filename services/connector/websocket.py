@@ -74,7 +74,7 @@ class EdgeConnection(asyncio.Protocol):
     kind = "websocket"
     codec = JSON_FRAMES
 
-    def __init__(self, host: WebSocketHost, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, host: WebSocketHost, loop: asyncio.AbstractEventLoop, peer_address: str = "") -> None:
         self._host = host
         self._loop = loop
         self._tls = TlsChannel(host.context)
@@ -91,7 +91,7 @@ class EdgeConnection(asyncio.Protocol):
         self._held = False
         self._tcp_paused = False
         self._reading = False
-        self.peer_address = ""
+        self.peer_address = peer_address  # empty: the socket's
         self.phase = Phase.HANDSHAKE
 
     # What the event loop says.
@@ -101,8 +101,8 @@ class EdgeConnection(asyncio.Protocol):
         self._tcp = tcp = cast("asyncio.Transport", transport)
         # With a high-water mark of 0, `resume_writing` means that the operating system has every byte.
         tcp.set_write_buffer_limits(high=0)
-        peer = tcp.get_extra_info("peername")
-        self.peer_address = shown_address(peer) if peer else ""
+        if not self.peer_address and (peer := tcp.get_extra_info("peername")):
+            self.peer_address = shown_address(peer)
         limit = self._host.limits.opening_timeout
         self._deadline.set(limit, lambda: self._out_of_time(limit))
 

@@ -7,10 +7,20 @@ import asyncio
 import errno
 import select
 import socket
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from services.runtime.deadline import Deadline
 from services.runtime.openings import Openings
+from services.runtime.proxy_header import (
+    FIXED_BYTES,
+    SIGNATURE,
+    HeaderFault,
+    Network,
+    begins_with_header,
+    is_among,
+    read_header,
+)
 from services.runtime.rate_limit import network_of
 
 # Accepted, or found to have sent something, in one turn of the event loop, which has other things to do.
@@ -20,6 +30,7 @@ _MOST_BEGUN = 16
 _LOOK_SECONDS = 0.1
 # Out of descriptors, or of the kernel's memory: trying again at once would spin.
 _REST_SECONDS = 0.05
+_ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _NONE_LEFT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -42,7 +53,8 @@ class AcceptorUser(Protocol):
     def turned_away(self, accepted: "Accepted", reason: str) -> None:
         """It is closed: `crowded` (no room for it), `crowded_out` (it gave way to another network), `silent`
         (nothing came in time), `peer_closed` (it ended without a byte) or `turn_timeout` (its turn did not
-        come in time)."""
+        come in time). Where there are `Proxies`, also `proxy_header_timeout` (none came in time) and, with
+        what is wrong in `accepted.fault`, `proxy_header_malformed` and `proxy_header_unexpected`."""
         ...
 
     def accept_failed(self, error: OSError) -> None:
@@ -54,15 +66,36 @@ class AcceptorUser(Protocol):
         ...
 
 
-class Accepted:
-    """A connection of which nothing was read yet."""
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """Balancers that say by a PROXY header from where each connection comes: those of `networks`, who have
+    to; nobody else may."""
 
-    __slots__ = ("_acceptor", "_deadline", "host", "network", "port", "socket")
+    networks: tuple[Network, ...] = ()
+    header_seconds: float = 5.0
+
+
+class Accepted:
+    """A connection of which nothing was read yet, but for a PROXY header: then `host`, `port` and `network`
+    are those that it tells."""
+
+    __slots__ = (
+        "_acceptor",
+        "_deadline",
+        "fault",
+        "header_bytes",
+        "host",
+        "network",
+        "port",
+        "socket",
+    )
 
     def __init__(self, acceptor: "Acceptor", accepted: socket.socket, address: tuple[Any, ...]) -> None:
         self.socket = accepted
         self.host, self.port = str(address[0]), int(address[1])
         self.network = network_of(self.host)
+        self.header_bytes = 0  # of a PROXY header, wanted for the next look
+        self.fault = ""
         self._acceptor = acceptor
         self._deadline = Deadline(asyncio.get_running_loop())
 
@@ -73,6 +106,11 @@ class Accepted:
     def turn_away(self, reason: str) -> None:
         """Cuts it, and says why."""
         self._acceptor.turn_away(self, reason)
+
+    def comes_from(self, host: str, port: int) -> None:
+        """What its PROXY header tells."""
+        self.host, self.port = host, port
+        self.network = network_of(host)
 
     def set_deadline(self, seconds: float, reason: str) -> None:
         """It is turned away for `reason` after so long."""
@@ -94,8 +132,10 @@ class Acceptor:
         user: AcceptorUser,
         *,
         silence_seconds: float,
+        proxies: Proxies | None = None,
     ) -> None:
         self._listening = listening
+        self._proxies = proxies
         self._openings = openings
         self._user = user
         self._silence_seconds = silence_seconds
@@ -207,43 +247,86 @@ class Acceptor:
             self._rest = loop.call_later(_REST_SECONDS, self._listen)
 
     def _arrived(self, accepted: socket.socket, address: tuple[Any, ...]) -> None:
-        loop = asyncio.get_running_loop()
         accepted.setblocking(False)
         one = Accepted(self, accepted, address)
         self._waiting.add(one)
-        gone = self._openings.arrive(one, one.network, loop.time())
+        if not self._has_place(one):
+            return
+        one.set_deadline(self._silence_seconds, "silent")
+        if self._proxies is not None and is_among(one.host, self._proxies.networks):
+            one.set_deadline(self._proxies.header_seconds, "proxy_header_timeout")
+            self._want_header(one, FIXED_BYTES)
+        self._by_descriptor[accepted.fileno()] = one
+        self._silent.register(accepted, select.EPOLLIN | select.EPOLLRDHUP)
+
+    def _has_place(self, one: Accepted) -> bool:
+        """Among those that are silent, under its network; else it is turned away."""
+        gone = self._openings.arrive(one, one.network, asyncio.get_running_loop().time())
         if gone is one:
             one.turn_away("crowded")
-            return
+            return False
         if gone is not None:
             gone.crowded_out()
-        one.set_deadline(self._silence_seconds, "silent")
-        self._by_descriptor[accepted.fileno()] = one
-        self._silent.register(accepted, select.EPOLLIN)
+        return True
 
     # What waits.
 
     def _some_heard(self) -> None:
-        for descriptor, _ in self._silent.poll(0, _MOST_AT_ONCE):
+        for descriptor, events in self._silent.poll(0, _MOST_AT_ONCE):
             accepted = self._by_descriptor.get(descriptor)
             if accepted is not None:
-                self._heard(accepted)
+                self._heard(accepted, bool(events & _ENDED))
 
-    def _heard(self, accepted: Accepted) -> None:
+    def _heard(self, accepted: Accepted, ended: bool) -> None:
         """Bytes, or its end."""
+        wanted = accepted.header_bytes
         try:
-            ended = not accepted.socket.recv(1, socket.MSG_PEEK)
+            # What is only looked at stays with the operating system, so that nothing of TLS is read here.
+            data = accepted.socket.recv(wanted or len(SIGNATURE), socket.MSG_PEEK)
         except BlockingIOError:
             return
         except OSError:
-            ended = True
-        if ended:
+            data = b""
+        if not data or (len(data) < wanted and ended):
             accepted.turn_away("peer_closed")
+            return
+        if wanted:
+            self._header_heard(accepted, data)
+            return
+        if self._proxies is not None and begins_with_header(data):
+            accepted.fault = "it begins with a PROXY header; --proxy-networks names who may send one"
+            accepted.turn_away("proxy_header_unexpected")
             return
         self._look_away(accepted)
         accepted.set_deadline(self._silence_seconds, "turn_timeout")
         self._openings.heard(accepted, asyncio.get_running_loop().time())
         self._changed.set()
+
+    @staticmethod
+    def _want_header(accepted: Accepted, number: int) -> None:
+        """It is heard of again when it has sent so many bytes."""
+        accepted.header_bytes = number
+        accepted.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, max(1, number))
+
+    def _header_heard(self, accepted: Accepted, data: bytes) -> None:
+        """What comes after the header is its first byte."""
+        try:
+            found = read_header(data)
+        except HeaderFault as fault:
+            accepted.fault = str(fault)
+            accepted.turn_away("proxy_header_malformed")
+            return
+        if isinstance(found, int):
+            self._want_header(accepted, found)
+            return
+        accepted.socket.recv(found.size)
+        self._want_header(accepted, 0)
+        if found.origin is not None:
+            self._openings.end(accepted)
+            accepted.comes_from(*found.origin)
+            if not self._has_place(accepted):
+                return
+        accepted.set_deadline(self._silence_seconds, "silent")
 
     def turn_away(self, accepted: Accepted, reason: str) -> None:
         """Cuts it, and tells its user why."""
