@@ -113,9 +113,9 @@ async def wait(
 
     async def settled(one: Delivery) -> bool:
         async with turns:
-            request = pb.ExplainDeliveryRequest(node_id=one.node_id, message_id=one.message_id)
+            request = pb.ExplainMessageRequest(node_id=one.node_id, message_id=one.message_id)
             try:
-                answer = await dispatcher.call(dispatcher.admin.ExplainDelivery, request)
+                answer = await dispatcher.call(dispatcher.publishing.ExplainMessage, request)
             except CtlFault as fault:
                 if fault.code is ExitCode.NOT_FOUND:
                     one.state, one.explanation = _GONE, "The node was deleted, or its history was dropped."

@@ -793,6 +793,52 @@ class ObjectOnNode(_message.Message):
 Global___ObjectOnNode: _TypeAlias = ObjectOnNode  # noqa: Y015
 
 @_typing.final
+class ExplainMessageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    message_id: _builtins.str
+    """As the publish answered it, `duplicate_of` where that is set."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        message_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainMessageRequest: _TypeAlias = ExplainMessageRequest  # noqa: Y015
+
+@_typing.final
+class ExplainMessageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    state: Global___DeliveryState.ValueType
+    explanation: _builtins.str
+    """One sentence: where the message is and what it waits for."""
+    def __init__(
+        self,
+        *,
+        state: Global___DeliveryState.ValueType = ...,
+        explanation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainMessageResponse: _TypeAlias = ExplainMessageResponse  # noqa: Y015
+
+@_typing.final
 class ExplainDeliveryRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -56,6 +56,11 @@ class DispatcherServiceStub:
                 request_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.FindUnknownNodesRequest.SerializeToString,
                 response_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.FindUnknownNodesResponse.FromString,
                 _registered_method=True)
+        self.ExplainMessage = channel.unary_unary(
+                '/cloudhub.v1.DispatcherService/ExplainMessage',
+                request_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.ExplainMessageRequest.SerializeToString,
+                response_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.ExplainMessageResponse.FromString,
+                _registered_method=True)
 
 
 class DispatcherServiceServicer:
@@ -101,6 +106,14 @@ class DispatcherServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainMessage(self, request, context):
+        """Where one message is that the caller published, and what it waits for: whoever knows its id has it from the
+        answer to the publish. More about it, and about objects, is for operators (DispatcherAdmin).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DispatcherServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -123,6 +136,11 @@ def add_DispatcherServiceServicer_to_server(servicer, server):
                     servicer.FindUnknownNodes,
                     request_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.FindUnknownNodesRequest.FromString,
                     response_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.FindUnknownNodesResponse.SerializeToString,
+            ),
+            'ExplainMessage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainMessage,
+                    request_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.ExplainMessageRequest.FromString,
+                    response_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.ExplainMessageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -234,6 +252,33 @@ class DispatcherService:
             '/cloudhub.v1.DispatcherService/FindUnknownNodes',
             cloudhub_dot_v1_dot_dispatcher__pb2.FindUnknownNodesRequest.SerializeToString,
             cloudhub_dot_v1_dot_dispatcher__pb2.FindUnknownNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainMessage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloudhub.v1.DispatcherService/ExplainMessage',
+            cloudhub_dot_v1_dot_dispatcher__pb2.ExplainMessageRequest.SerializeToString,
+            cloudhub_dot_v1_dot_dispatcher__pb2.ExplainMessageResponse.FromString,
             options,
             channel_credentials,
             insecure,

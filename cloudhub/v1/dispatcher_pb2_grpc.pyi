@@ -57,6 +57,10 @@ class DispatcherServiceStub:
     """Which of these nodes the hub does not know: they never connected and nothing is kept of a message to them. A
     publish to such a node is accepted all the same (--unknown-nodes); who wants no misspelt id asks first.
     """
+    ExplainMessage: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.ExplainMessageRequest, _dispatcher_pb2.ExplainMessageResponse]
+    """Where one message is that the caller published, and what it waits for: whoever knows its id has it from the
+    answer to the publish. More about it, and about objects, is for operators (DispatcherAdmin).
+    """
 
 @_typing.type_check_only
 class DispatcherServiceAsyncStub(DispatcherServiceStub):
@@ -85,6 +89,10 @@ class DispatcherServiceAsyncStub(DispatcherServiceStub):
     FindUnknownNodes: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.FindUnknownNodesRequest, _dispatcher_pb2.FindUnknownNodesResponse]  # type: ignore[assignment]
     """Which of these nodes the hub does not know: they never connected and nothing is kept of a message to them. A
     publish to such a node is accepted all the same (--unknown-nodes); who wants no misspelt id asks first.
+    """
+    ExplainMessage: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ExplainMessageRequest, _dispatcher_pb2.ExplainMessageResponse]  # type: ignore[assignment]
+    """Where one message is that the caller published, and what it waits for: whoever knows its id has it from the
+    answer to the publish. More about it, and about objects, is for operators (DispatcherAdmin).
     """
 
 class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -135,6 +143,16 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_dispatcher_pb2.FindUnknownNodesResponse, _abc.Awaitable[_dispatcher_pb2.FindUnknownNodesResponse]]:
         """Which of these nodes the hub does not know: they never connected and nothing is kept of a message to them. A
         publish to such a node is accepted all the same (--unknown-nodes); who wants no misspelt id asks first.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainMessage(
+        self,
+        request: _dispatcher_pb2.ExplainMessageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dispatcher_pb2.ExplainMessageResponse, _abc.Awaitable[_dispatcher_pb2.ExplainMessageResponse]]:
+        """Where one message is that the caller published, and what it waits for: whoever knows its id has it from the
+        answer to the publish. More about it, and about objects, is for operators (DispatcherAdmin).
         """
 
 def add_DispatcherServiceServicer_to_server(servicer: DispatcherServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

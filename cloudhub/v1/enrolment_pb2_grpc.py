@@ -40,6 +40,11 @@ class EnrolmentServiceStub:
                 request_serializer=cloudhub_dot_v1_dot_enrolment__pb2.IssueCertificateRequest.SerializeToString,
                 response_deserializer=cloudhub_dot_v1_dot_enrolment__pb2.IssueCertificateResponse.FromString,
                 _registered_method=True)
+        self.RenewPresence = channel.unary_unary(
+                '/cloudhub.v1.EnrolmentService/RenewPresence',
+                request_serializer=cloudhub_dot_v1_dot_enrolment__pb2.RenewPresenceRequest.SerializeToString,
+                response_deserializer=cloudhub_dot_v1_dot_enrolment__pb2.RenewPresenceResponse.FromString,
+                _registered_method=True)
 
 
 class EnrolmentServiceServicer:
@@ -56,6 +61,15 @@ class EnrolmentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenewPresence(self, request, context):
+        """An enrolment process says that it lives, so that operators see it among the instances (SessionsAdmin). One
+        that says nothing for three leases is taken off the list. With 1000 processes of
+        enrolment and sessions on it a further one is not taken: FAILED_PRECONDITION, TOO_MANY_INSTANCES.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnrolmentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -63,6 +77,11 @@ def add_EnrolmentServiceServicer_to_server(servicer, server):
                     servicer.IssueCertificate,
                     request_deserializer=cloudhub_dot_v1_dot_enrolment__pb2.IssueCertificateRequest.FromString,
                     response_serializer=cloudhub_dot_v1_dot_enrolment__pb2.IssueCertificateResponse.SerializeToString,
+            ),
+            'RenewPresence': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewPresence,
+                    request_deserializer=cloudhub_dot_v1_dot_enrolment__pb2.RenewPresenceRequest.FromString,
+                    response_serializer=cloudhub_dot_v1_dot_enrolment__pb2.RenewPresenceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -93,6 +112,33 @@ class EnrolmentService:
             '/cloudhub.v1.EnrolmentService/IssueCertificate',
             cloudhub_dot_v1_dot_enrolment__pb2.IssueCertificateRequest.SerializeToString,
             cloudhub_dot_v1_dot_enrolment__pb2.IssueCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewPresence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloudhub.v1.EnrolmentService/RenewPresence',
+            cloudhub_dot_v1_dot_enrolment__pb2.RenewPresenceRequest.SerializeToString,
+            cloudhub_dot_v1_dot_enrolment__pb2.RenewPresenceResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -138,6 +184,11 @@ class EnrolmentAdminStub:
                 '/cloudhub.v1.EnrolmentAdmin/RevokeNode',
                 request_serializer=cloudhub_dot_v1_dot_enrolment__pb2.RevokeNodeRequest.SerializeToString,
                 response_deserializer=cloudhub_dot_v1_dot_enrolment__pb2.RevokeNodeResponse.FromString,
+                _registered_method=True)
+        self.ListRevokedNodes = channel.unary_unary(
+                '/cloudhub.v1.EnrolmentAdmin/ListRevokedNodes',
+                request_serializer=cloudhub_dot_v1_dot_enrolment__pb2.ListRevokedNodesRequest.SerializeToString,
+                response_deserializer=cloudhub_dot_v1_dot_enrolment__pb2.ListRevokedNodesResponse.FromString,
                 _registered_method=True)
         self.ReinstateNode = channel.unary_unary(
                 '/cloudhub.v1.EnrolmentAdmin/ReinstateNode',
@@ -187,6 +238,13 @@ class EnrolmentAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRevokedNodes(self, request, context):
+        """Nodes that are revoked, in order of their ids, in pages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReinstateNode(self, request, context):
         """Takes a revocation back: the node's certificates are good again.
         """
@@ -221,6 +279,11 @@ def add_EnrolmentAdminServicer_to_server(servicer, server):
                     servicer.RevokeNode,
                     request_deserializer=cloudhub_dot_v1_dot_enrolment__pb2.RevokeNodeRequest.FromString,
                     response_serializer=cloudhub_dot_v1_dot_enrolment__pb2.RevokeNodeResponse.SerializeToString,
+            ),
+            'ListRevokedNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRevokedNodes,
+                    request_deserializer=cloudhub_dot_v1_dot_enrolment__pb2.ListRevokedNodesRequest.FromString,
+                    response_serializer=cloudhub_dot_v1_dot_enrolment__pb2.ListRevokedNodesResponse.SerializeToString,
             ),
             'ReinstateNode': grpc.unary_unary_rpc_method_handler(
                     servicer.ReinstateNode,
@@ -364,6 +427,33 @@ class EnrolmentAdmin:
             '/cloudhub.v1.EnrolmentAdmin/RevokeNode',
             cloudhub_dot_v1_dot_enrolment__pb2.RevokeNodeRequest.SerializeToString,
             cloudhub_dot_v1_dot_enrolment__pb2.RevokeNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRevokedNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloudhub.v1.EnrolmentAdmin/ListRevokedNodes',
+            cloudhub_dot_v1_dot_enrolment__pb2.ListRevokedNodesRequest.SerializeToString,
+            cloudhub_dot_v1_dot_enrolment__pb2.ListRevokedNodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,11 @@ class EnrolmentServiceStub:
     same token, node and key, it grants the same certificate again and no further use is taken: an answer may
     be lost. Of each node the newest 16 certificates are on record, and no more are granted within an hour.
     """
+    RenewPresence: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.RenewPresenceRequest, _enrolment_pb2.RenewPresenceResponse]
+    """An enrolment process says that it lives, so that operators see it among the instances (SessionsAdmin). One
+    that says nothing for three leases is taken off the list. With 1000 processes of
+    enrolment and sessions on it a further one is not taken: FAILED_PRECONDITION, TOO_MANY_INSTANCES.
+    """
 
 @_typing.type_check_only
 class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
@@ -50,6 +55,11 @@ class EnrolmentServiceAsyncStub(EnrolmentServiceStub):
     so, the certificate is on record and the token has one use less, in one transaction. Asked again by the
     same token, node and key, it grants the same certificate again and no further use is taken: an answer may
     be lost. Of each node the newest 16 certificates are on record, and no more are granted within an hour.
+    """
+    RenewPresence: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.RenewPresenceRequest, _enrolment_pb2.RenewPresenceResponse]  # type: ignore[assignment]
+    """An enrolment process says that it lives, so that operators see it among the instances (SessionsAdmin). One
+    that says nothing for three leases is taken off the list. With 1000 processes of
+    enrolment and sessions on it a further one is not taken: FAILED_PRECONDITION, TOO_MANY_INSTANCES.
     """
 
 class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -65,6 +75,17 @@ class EnrolmentServiceServicer(metaclass=_abc_1.ABCMeta):
         so, the certificate is on record and the token has one use less, in one transaction. Asked again by the
         same token, node and key, it grants the same certificate again and no further use is taken: an answer may
         be lost. Of each node the newest 16 certificates are on record, and no more are granted within an hour.
+        """
+
+    @_abc_1.abstractmethod
+    def RenewPresence(
+        self,
+        request: _enrolment_pb2.RenewPresenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrolment_pb2.RenewPresenceResponse, _abc.Awaitable[_enrolment_pb2.RenewPresenceResponse]]:
+        """An enrolment process says that it lives, so that operators see it among the instances (SessionsAdmin). One
+        that says nothing for three leases is taken off the list. With 1000 processes of
+        enrolment and sessions on it a further one is not taken: FAILED_PRECONDITION, TOO_MANY_INSTANCES.
         """
 
 def add_EnrolmentServiceServicer_to_server(servicer: EnrolmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
@@ -89,6 +110,8 @@ class EnrolmentAdminStub:
     a token that is made later. A node that never enrolled here and never had a session is NOT_FOUND, UNKNOWN_NODE,
     unless the request says that it may be one.
     """
+    ListRevokedNodes: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.ListRevokedNodesRequest, _enrolment_pb2.ListRevokedNodesResponse]
+    """Nodes that are revoked, in order of their ids, in pages."""
     ReinstateNode: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.ReinstateNodeRequest, _enrolment_pb2.ReinstateNodeResponse]
     """Takes a revocation back: the node's certificates are good again."""
 
@@ -110,6 +133,8 @@ class EnrolmentAdminAsyncStub(EnrolmentAdminStub):
     a token that is made later. A node that never enrolled here and never had a session is NOT_FOUND, UNKNOWN_NODE,
     unless the request says that it may be one.
     """
+    ListRevokedNodes: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.ListRevokedNodesRequest, _enrolment_pb2.ListRevokedNodesResponse]  # type: ignore[assignment]
+    """Nodes that are revoked, in order of their ids, in pages."""
     ReinstateNode: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.ReinstateNodeRequest, _enrolment_pb2.ReinstateNodeResponse]  # type: ignore[assignment]
     """Takes a revocation back: the node's certificates are good again."""
 
@@ -158,6 +183,14 @@ class EnrolmentAdminServicer(metaclass=_abc_1.ABCMeta):
         a token that is made later. A node that never enrolled here and never had a session is NOT_FOUND, UNKNOWN_NODE,
         unless the request says that it may be one.
         """
+
+    @_abc_1.abstractmethod
+    def ListRevokedNodes(
+        self,
+        request: _enrolment_pb2.ListRevokedNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrolment_pb2.ListRevokedNodesResponse, _abc.Awaitable[_enrolment_pb2.ListRevokedNodesResponse]]:
+        """Nodes that are revoked, in order of their ids, in pages."""
 
     @_abc_1.abstractmethod
     def ReinstateNode(

@@ -74,8 +74,8 @@ class _CloseReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CloseReas
     no longer holds the link, which is to be transferred.
     """
     CLOSE_REASON_REVOKED: _CloseReason.ValueType  # 14
-    """From a dispatcher to a connector only: the node was revoked while it was connected. To sessions, and in its
-    registry, that is an eviction.
+    """The node was revoked while it was connected: from a dispatcher to a connector, and to operators. What a
+    dispatcher tells sessions, and the event of the end, say that it was evicted.
     """
 
 class CloseReason(_CloseReason, metaclass=_CloseReasonEnumTypeWrapper):
@@ -100,8 +100,8 @@ CLOSE_REASON_TRANSFERRED: CloseReason.ValueType  # 13
 no longer holds the link, which is to be transferred.
 """
 CLOSE_REASON_REVOKED: CloseReason.ValueType  # 14
-"""From a dispatcher to a connector only: the node was revoked while it was connected. To sessions, and in its
-registry, that is an eviction.
+"""The node was revoked while it was connected: from a dispatcher to a connector, and to operators. What a
+dispatcher tells sessions, and the event of the end, say that it was evicted.
 """
 Global___CloseReason: _TypeAlias = CloseReason  # noqa: Y015
 
@@ -117,8 +117,11 @@ class ConnectorBatch(_message.Message):
     ENDED_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     TRANSFERS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     heartbeat: _builtins.bool
     """Every third of a lease."""
+    draining: _builtins.bool
+    """This connector takes no new links and closes those that it has. Said once."""
     @_builtins.property
     def hello(self) -> Global___ConnectorHello:
         """First batch of a stream only: who attaches."""
@@ -148,10 +151,11 @@ class ConnectorBatch(_message.Message):
         ended: _abc.Iterable[Global___LinkEnd] | None = ...,
         heartbeat: _builtins.bool = ...,
         transfers: _abc.Iterable[Global___LinkTransfer] | None = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "announcements", b"announcements", "ended", b"ended", "heartbeat", b"heartbeat", "hello", b"hello", "transfers", b"transfers", "upstream", b"upstream", "written", b"written"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "announcements", b"announcements", "draining", b"draining", "ended", b"ended", "heartbeat", b"heartbeat", "hello", b"hello", "transfers", b"transfers", "upstream", b"upstream", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -164,22 +168,26 @@ class ConnectorHello(_message.Message):
     CONNECTOR_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     connector_id: _builtins.str
     """Unique per process."""
     name: _builtins.str
     """The name people know it by, for example the pod's."""
     address: _builtins.str
     """host:port of its gRPC server."""
+    version: _builtins.str
+    """Of its release."""
     def __init__(
         self,
         *,
         connector_id: _builtins.str = ...,
         name: _builtins.str = ...,
         address: _builtins.str = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connector_id", b"connector_id", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connector_id", b"connector_id", "name", b"name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

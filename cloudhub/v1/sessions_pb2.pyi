@@ -72,7 +72,7 @@ class Session(_message.Message):
     """The fencing token; a higher one is newer, only equality grants."""
     state: Global___SessionState.ValueType
     close_reason: _link_pb2.CloseReason.ValueType
-    """CLOSED only."""
+    """CLOSED only. REVOKED: it was evicted since its node was revoked."""
     connector_id: _builtins.str
     dispatcher_id: _builtins.str
     link: _builtins.int
@@ -727,6 +727,8 @@ class RenewLeaseRequest(_message.Message):
     COUNTER_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     CONNECTORS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     dispatcher_id: _builtins.str
     name: _builtins.str
     address: _builtins.str
@@ -735,6 +737,10 @@ class RenewLeaseRequest(_message.Message):
     """Grows with every renewal."""
     sessions: _builtins.int
     """Sessions it holds."""
+    version: _builtins.str
+    """Of its release; empty: it does not say."""
+    draining: _builtins.bool
+    """It stops: its links move to others."""
     @_builtins.property
     def connectors(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConnectorLoad]:
         """Connectors attached to it."""
@@ -748,10 +754,12 @@ class RenewLeaseRequest(_message.Message):
         counter: _builtins.int = ...,
         sessions: _builtins.int = ...,
         connectors: _abc.Iterable[Global___ConnectorLoad] | None = ...,
+        version: _builtins.str = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connectors", b"connectors", "counter", b"counter", "dispatcher_id", b"dispatcher_id", "name", b"name", "sessions", b"sessions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connectors", b"connectors", "counter", b"counter", "dispatcher_id", b"dispatcher_id", "draining", b"draining", "name", b"name", "sessions", b"sessions", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -765,12 +773,18 @@ class ConnectorLoad(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     connector_id: _builtins.str
     name: _builtins.str
     links: _builtins.int
     """Links of it that this dispatcher holds."""
     address: _builtins.str
     """host:port of its gRPC server."""
+    version: _builtins.str
+    """Of its release; empty: it does not say."""
+    draining: _builtins.bool
+    """It takes no new links."""
     def __init__(
         self,
         *,
@@ -778,10 +792,12 @@ class ConnectorLoad(_message.Message):
         name: _builtins.str = ...,
         links: _builtins.int = ...,
         address: _builtins.str = ...,
+        version: _builtins.str = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connector_id", b"connector_id", "links", b"links", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connector_id", b"connector_id", "draining", b"draining", "links", b"links", "name", b"name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1464,8 +1480,10 @@ class Instance(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     SILENT_SECONDS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     service: _builtins.str
-    """"sessions", "dispatcher" or "connector"."""
+    """"sessions", "dispatcher", "connector" or "enrolment"."""
     instance_id: _builtins.str
     """Unique per process."""
     name: _builtins.str
@@ -1475,6 +1493,10 @@ class Instance(_message.Message):
     """Nodes whose session it holds (a dispatcher) or whose link it has (a connector)."""
     silent_seconds: _builtins.float
     """Since it was last heard of, by the registry's own observation."""
+    version: _builtins.str
+    """Of its release; empty: it is of one that does not say."""
+    draining: _builtins.bool
+    """It stops, or was told to take no more: a connector no new links, a dispatcher no sessions."""
     def __init__(
         self,
         *,
@@ -1484,10 +1506,12 @@ class Instance(_message.Message):
         address: _builtins.str = ...,
         nodes: _builtins.int = ...,
         silent_seconds: _builtins.float = ...,
+        version: _builtins.str = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "instance_id", b"instance_id", "name", b"name", "nodes", b"nodes", "service", b"service", "silent_seconds", b"silent_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "instance_id", b"instance_id", "name", b"name", "nodes", b"nodes", "service", b"service", "silent_seconds", b"silent_seconds", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -646,6 +646,7 @@ class SessionsAdminServicer:
 
     def ListInstances(self, request, context):
         """Every live process of the hub, with its load. Connectors are those that dispatchers have attached.
+        Enrolment processes are those that say so themselves (EnrolmentService.RenewPresence).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

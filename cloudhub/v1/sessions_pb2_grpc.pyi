@@ -223,7 +223,9 @@ class SessionsAdminStub:
     SetLimits: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SetLimitsRequest, _sessions_pb2.SetLimitsResponse]
     """Changes limits at run time. Lowering one evicts nobody."""
     ListInstances: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ListInstancesRequest, _sessions_pb2.ListInstancesResponse]
-    """Every live process of the hub, with its load. Connectors are those that dispatchers have attached."""
+    """Every live process of the hub, with its load. Connectors are those that dispatchers have attached.
+    Enrolment processes are those that say so themselves (EnrolmentService.RenewPresence).
+    """
     GetResources: _grpc.UnaryUnaryMultiCallable[_resources_pb2.GetResourcesRequest, _resources_pb2.SessionsResources]
     """What this process holds: tasks, descriptors, memory, watchers."""
 
@@ -246,7 +248,9 @@ class SessionsAdminAsyncStub(SessionsAdminStub):
     SetLimits: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SetLimitsRequest, _sessions_pb2.SetLimitsResponse]  # type: ignore[assignment]
     """Changes limits at run time. Lowering one evicts nobody."""
     ListInstances: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ListInstancesRequest, _sessions_pb2.ListInstancesResponse]  # type: ignore[assignment]
-    """Every live process of the hub, with its load. Connectors are those that dispatchers have attached."""
+    """Every live process of the hub, with its load. Connectors are those that dispatchers have attached.
+    Enrolment processes are those that say so themselves (EnrolmentService.RenewPresence).
+    """
     GetResources: _aio.UnaryUnaryMultiCallable[_resources_pb2.GetResourcesRequest, _resources_pb2.SessionsResources]  # type: ignore[assignment]
     """What this process holds: tasks, descriptors, memory, watchers."""
 
@@ -308,7 +312,9 @@ class SessionsAdminServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.ListInstancesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.ListInstancesResponse, _abc.Awaitable[_sessions_pb2.ListInstancesResponse]]:
-        """Every live process of the hub, with its load. Connectors are those that dispatchers have attached."""
+        """Every live process of the hub, with its load. Connectors are those that dispatchers have attached.
+        Enrolment processes are those that say so themselves (EnrolmentService.RenewPresence).
+        """
 
     @_abc_1.abstractmethod
     def GetResources(

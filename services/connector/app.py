@@ -69,7 +69,7 @@ class ConnectorApp:
             self._security.check_address("the dispatcher's address", dial_address(entry.host, entry.port))
         edge_tls = EdgeTls(TlsFiles(settings.certificate, settings.private_key, settings.client_ca), clock)
         self._hello = link_pb2.ConnectorHello(
-            connector_id=uuid.uuid4().hex, name=settings.name or socket.gethostname()
+            connector_id=uuid.uuid4().hex, name=settings.name or socket.gethostname(), version=release()
         )
         self.dispatchers = Dispatchers(
             settings.dispatcher_entries(), self._hello, self, self.metrics, security=self._security
@@ -194,6 +194,7 @@ class ConnectorApp:
             self._draining = True
             self.links.accepting = False
             self._rpc.drains()
+            self.dispatchers.tell_draining()
             if self._accepting:
                 self._accepting.cancel()
             _log.info("drain.started", links=len(self.links))

@@ -68,6 +68,7 @@ class DispatcherStream:
         # Its lease was not renewed for a lease: sessions may have given it up.
         self.late = False
         self._retired = False
+        self._told_draining = False
         self._work = asyncio.Event()
         self.outgoing = OutgoingBatches(self._work.set)
         self._hello = hello
@@ -103,6 +104,8 @@ class DispatcherStream:
             stub: link_pb2_grpc.LinkServiceAsyncStub = link_pb2_grpc.LinkServiceStub(channel)  # type: ignore[assignment,unused-ignore]
             while not (self._finishing or self._retired):
                 self.outgoing = OutgoingBatches(self._work.set)
+                if self._told_draining:
+                    self.outgoing.draining()
                 call = stub.Attach()
                 try:
                     await self._attach(call)
@@ -124,6 +127,11 @@ class DispatcherStream:
         """Whether the dispatcher's address is gone from where it was found: then a stream that is up stays
         until it is lost, and is not made anew."""
         self._retired = retired
+
+    def tell_draining(self) -> None:
+        """Tells the dispatcher, now and whenever the stream is made anew, that the connector drains."""
+        self._told_draining = True
+        self.outgoing.draining()
 
     async def finish(self, seconds: float) -> None:
         """Lets what is queued go out and the dispatcher end the stream, for at most `seconds`."""

@@ -55,6 +55,7 @@ class Dispatchers:
         }
         self._unresolved: set[Entry] = set()
         self._streams: dict[str, DispatcherStream] = {}
+        self._told_draining = False
         self._discovering: asyncio.Task[None] | None = None
 
     @property
@@ -94,6 +95,12 @@ class Dispatchers:
             if self._named:
                 self._discovering = group.create_task(self._discover(group), name="discovery")
 
+    def tell_draining(self) -> None:
+        """Tells every dispatcher, those attached later too, that this connector takes no new links."""
+        self._told_draining = True
+        for stream in self._streams.values():
+            stream.tell_draining()
+
     async def finish(self, seconds: float) -> None:
         """Ends every stream cleanly."""
         if self._discovering:
@@ -123,6 +130,8 @@ class Dispatchers:
                 address, self._hello, self._user, self._metrics, security=self._security
             )
             self._streams[address] = stream
+            if self._told_draining:
+                stream.tell_draining()
             group.create_task(self._keep(stream), name=f"stream {address}")
         gone = retired(self._streams, found)
         for address, stream in self._streams.items():

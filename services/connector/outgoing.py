@@ -37,6 +37,10 @@ class OutgoingBatches:
         """Bytes not taken yet, roughly."""
         return self._bytes
 
+    def draining(self) -> None:
+        """This connector takes no new links."""
+        self._room(_ELEMENT_BYTES).draining = True
+
     def announce(self, announcement: link_pb2.LinkAnnouncement) -> None:
         """A link asks for a session."""
         self._room(_ELEMENT_BYTES + announcement.ByteSize()).announcements.append(announcement)

@@ -257,14 +257,13 @@ async def running_app(
             needs=SERVICES,
         )
         metrics.grpc.watch(security)
-        add_DispatcherServiceServicer_to_server(
-            DispatcherServicer(publishing, UpstreamServicer(upstream, server.caller_of), outbox),
-            server.grpc_server,
-        )
         holders = (delivery, ends, openings, keepalive, stranded, links, upstream, peers, handover, to_owners)
-        add_DispatcherAdminServicer_to_server(
-            DispatcherAdmin(outbox, delivery, clock, holders), server.grpc_server
+        admin = DispatcherAdmin(outbox, delivery, clock, holders)
+        subscriptions = UpstreamServicer(upstream, server.caller_of)
+        add_DispatcherServiceServicer_to_server(
+            DispatcherServicer(publishing, subscriptions, outbox, admin.ExplainDelivery), server.grpc_server
         )
+        add_DispatcherAdminServicer_to_server(admin, server.grpc_server)
         add_LinkServiceServicer_to_server(links, server.grpc_server)
         add_PeerServiceServicer_to_server(
             PeerServicer(delivery, upstream, peers, peer_metrics, tracing), server.grpc_server
@@ -290,6 +289,7 @@ async def running_app(
                 settings.lease_seconds,
                 Retention(outbox, clock, metrics, settings.event_seconds, settings.tombstone_seconds),
             )
+            links.on_drained_connector = housekeeping.renew_soon
             async with asyncio.TaskGroup() as group:
                 background = [
                     group.create_task(part.run(), name=type(part).__name__)
@@ -334,6 +334,7 @@ async def running_app(
                     # takes stay up without one, and their sessions are orphans once the lease is released;
                     # the outbox is flushed; the streams end.
                     server.drains()
+                    housekeeping.drains()
                     links.drain()
                     await _handed_over(delivery, settings.shutdown_seconds / 3)
                     for session in list(delivery.sessions.values()):

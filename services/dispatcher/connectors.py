@@ -30,11 +30,19 @@ class ConnectorStream:
     """One attached connector. What queues here is bounded by `room`."""
 
     def __init__(
-        self, connector_id: str, name: str, address: str = "", limits: RoomLimits | None = None
+        self,
+        connector_id: str,
+        name: str,
+        address: str = "",
+        limits: RoomLimits | None = None,
+        version: str = "",
     ) -> None:
         self.connector_id = connector_id
         self.name = name
         self.address = address
+        self.version = version
+        # It takes no new links.
+        self.connector_drains = False
         # Filled by `openings` and `link_servicer`: link -> Opening or NodeSession.
         self.links: dict[int, Any] = {}
         # Whoever waits in it is a NodeSession.

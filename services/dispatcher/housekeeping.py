@@ -34,6 +34,7 @@ SERVICES = {
 
 STORE_INTERVAL = 0.5
 EXPIRE_INTERVAL = 5.0
+LEAST_RENEWAL_INTERVAL = 0.1
 # A live session expires its own messages to the millisecond; the sweep is for all others.
 EXPIRE_GRACE_MS = 10_000
 # A step through nodes with something pending: ten thousand are through within a minute.
@@ -45,7 +46,7 @@ MEND_PAUSE = 0.2
 
 @dataclass(slots=True)
 class Housekeeping:
-    """Owns no state; `run` must be awaited by the owner."""
+    """`run` must be awaited by the owner."""
 
     name: str
     server: RpcServer
@@ -64,6 +65,8 @@ class Housekeeping:
     retention: Retention
     oldest: OldestPending = field(default_factory=OldestPending)
     _sessions_answer: bool = False
+    _draining: bool = False
+    _renew_soon: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -77,10 +80,20 @@ class Housekeeping:
             group.create_task(self._every(SWEEP_INTERVAL, self.retention.sweep), name="retention")
             group.create_task(self._mend(), name="mending")
 
+    def renew_soon(self) -> None:
+        """Operators are to see a change at once that goes with the renewals of the lease."""
+        self._renew_soon.set()
+
+    def drains(self) -> None:
+        """This dispatcher stops."""
+        self._draining = True
+        self.renew_soon()
+
     async def _renew(self) -> None:
         counter = self.clock.wall_ms()
         while True:
             counter += 1
+            self._renew_soon.clear()
             try:
                 answer = await self.sessions.renew(
                     self.name,
@@ -88,6 +101,7 @@ class Housekeeping:
                     counter,
                     len(self.delivery.sessions),
                     self.connector_loads(),
+                    draining=self._draining,
                 )
             except HubError as error:
                 if self._sessions_answer:
@@ -100,7 +114,16 @@ class Housekeeping:
                 self.peers.seen(answer.dispatchers)
                 self._sessions_answer = True
             self.server.learned(sessions=self._sessions_answer)
-            await asyncio.sleep(self.lease_seconds / 3 if self._sessions_answer else 0.5)
+            await self._next_renewal(self.lease_seconds / 3 if self._sessions_answer else 0.5)
+
+    async def _next_renewal(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._renew_soon.wait()
+        except TimeoutError:
+            return
+        # However often something changes.
+        await asyncio.sleep(LEAST_RENEWAL_INTERVAL)
 
     async def _every(self, seconds: float, work: Callable[[], object]) -> None:
         while True:

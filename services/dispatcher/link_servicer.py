@@ -1,7 +1,7 @@
 """LinkService: frames of many links over one stream per connector."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import grpc
 
@@ -39,7 +39,7 @@ from services.runtime.clock import Clock
 from services.runtime.errors import InvalidRequest
 from services.runtime.interceptor import next_request
 from services.runtime.logs import get_log
-from services.runtime.names import check_instance_id, check_label
+from services.runtime.names import check_instance_id, check_label, check_version
 
 _log = get_log(__name__)
 
@@ -51,6 +51,7 @@ def _check_hello(hello: pb.ConnectorHello) -> None:
         ("hello.connector_id", check_instance_id(hello.connector_id)),
         ("hello.name", check_label(hello.name)),
         ("hello.address", check_label(hello.address)),
+        ("hello.version", check_version(hello.version)),
     ):
         if fault:
             raise InvalidRequest(field, fault)
@@ -91,6 +92,8 @@ class LinkServicer(LinkServiceServicer):
         self._streams: set[ConnectorStream] = set()
         self._finishing = False
         self._detached = asyncio.Event()
+        self.on_drained_connector: Callable[[], None] = lambda: None
+        """Called when a connector says that it takes no new links."""
 
     async def run(self) -> None:
         """Heartbeats to every connector, a third of the lease apart, until cancelled."""
@@ -130,8 +133,14 @@ class LinkServicer(LinkServiceServicer):
         for stream in self._streams:
             load = found.setdefault(
                 stream.connector_id,
-                ConnectorLoad(connector_id=stream.connector_id, name=stream.name, address=stream.address),
+                ConnectorLoad(
+                    connector_id=stream.connector_id,
+                    name=stream.name,
+                    address=stream.address,
+                    version=stream.version,
+                ),
             )
+            load.draining = load.draining or stream.connector_drains
             load.links += sum(isinstance(link, NodeSession) for link in stream.links.values())
         return list(found.values())
 
@@ -164,7 +173,9 @@ class LinkServicer(LinkServiceServicer):
             raise InvalidRequest("hello.connector_id", "the first batch must say which connector attaches")
         _check_hello(first.hello)
         hello = first.hello
-        stream = ConnectorStream(hello.connector_id, hello.name, hello.address, self._room_limits)
+        stream = ConnectorStream(
+            hello.connector_id, hello.name, hello.address, self._room_limits, hello.version
+        )
         stream.hello(self._id, self._name, self._lease_seconds)
         self._streams.add(stream)
         self._metrics.connectors.set(len(self._streams))
@@ -232,6 +243,9 @@ class LinkServicer(LinkServiceServicer):
         """The fields in the order of their numbers (link.proto)."""
         for field in ("announcements", "transfers", "written", "upstream", "activity", "ended"):
             check_number(field, getattr(batch, field))
+        if batch.draining and not stream.connector_drains:
+            stream.connector_drains = True
+            self.on_drained_connector()
         for announcement in batch.announcements:
             opening = Opening(stream, announcement)
             stream.links[announcement.link] = opening

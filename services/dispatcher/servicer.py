@@ -1,7 +1,7 @@
 """DispatcherService: speaks gRPC and nothing else."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -19,6 +19,9 @@ from services.runtime.names import check_node_id
 from services.runtime.rpc import MAX_ANSWER_BYTES
 from services.runtime.tracing import traceparent_in
 
+Explain = Callable[
+    [pb.ExplainDeliveryRequest, grpc.aio.ServicerContext[Any, Any]], Awaitable[pb.ExplainDeliveryResponse]
+]
 # Of one call, and of all requests of one frame together: each node of each request has one.
 MAX_OUTCOMES = 10_000
 MOST_REQUESTS_PER_FRAME = 1024
@@ -54,10 +57,13 @@ def _answers(responses: list[pb.PublishResponse]) -> Iterable[list[pb.PublishRes
 class DispatcherServicer(DispatcherServiceServicer):
     """For cloud programs."""
 
-    def __init__(self, publishing: Publishing, upstream: UpstreamServicer, outbox: Outbox) -> None:
+    def __init__(
+        self, publishing: Publishing, upstream: UpstreamServicer, outbox: Outbox, explain: Explain
+    ) -> None:
         self._publishing = publishing
         self._upstream = upstream
         self._outbox = outbox
+        self._explain = explain
 
     async def Publish(
         self, request: pb.PublishRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -132,3 +138,13 @@ class DispatcherServicer(DispatcherServiceServicer):
         wanted = list(dict.fromkeys(request.node_ids))
         known = await self._outbox.last_seqs(wanted) if wanted else {}
         return pb.FindUnknownNodesResponse(node_ids=[one for one in wanted if one not in known])
+
+    async def ExplainMessage(
+        self, request: pb.ExplainMessageRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.ExplainMessageResponse:
+        """See dispatcher.proto."""
+        if not request.message_id:
+            raise InvalidRequest("message_id", "should be the id that the publish answered; it is empty")
+        asked = pb.ExplainDeliveryRequest(node_id=request.node_id, message_id=request.message_id)
+        found = await self._explain(asked, context)
+        return pb.ExplainMessageResponse(state=found.state, explanation=found.explanation)

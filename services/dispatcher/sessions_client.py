@@ -12,6 +12,7 @@ from cloudhub.v1.sessions_pb2_grpc import SessionsServiceStub
 from services.runtime.backoff import Backoff
 from services.runtime.errors import ROW_DAMAGED, HubError, RowDamaged, Unavailable
 from services.runtime.logs import get_log
+from services.runtime.release import release
 from services.runtime.rpc import NO_ANSWER, error_info
 
 _log = get_log(__name__)
@@ -152,6 +153,8 @@ class SessionsClient:
         counter: int,
         sessions: int,
         connectors: Sequence[pb.ConnectorLoad] = (),
+        *,
+        draining: bool = False,
     ) -> pb.RenewLeaseResponse:
         """Renews this dispatcher's lease."""
         request = pb.RenewLeaseRequest(
@@ -161,6 +164,8 @@ class SessionsClient:
             counter=counter,
             sessions=sessions,
             connectors=connectors,
+            version=release(),
+            draining=draining,
         )
         return await self._call(self._stub.RenewLease(request, timeout=self._timeout))
 

@@ -13,11 +13,15 @@ from services.enrolment.authority import RenewedAuthority, RenewedContext
 from services.enrolment.handler import Handler
 from services.enrolment.listener import EnrolmentListener
 from services.enrolment.metrics import EnrolmentMetrics
+from services.enrolment.presence import Presence
 from services.enrolment.settings import EnrolmentSettings
+from services.runtime.advertising import advertised_address
 from services.runtime.clock import Clock, SystemClock
 from services.runtime.errors import HubError, Unavailable
+from services.runtime.ids import new_id
 from services.runtime.logs import get_log
 from services.runtime.metrics import MetricsEndpoint
+from services.runtime.names import instance_id
 from services.runtime.rate_limit import RateLimit
 from services.runtime.release import release
 from services.runtime.rpc import NO_ANSWER, RpcServer, error_reason, open_replicas_channel
@@ -56,6 +60,11 @@ class EnrolmentApp:
         self.metrics.grpc.watch_expiry("ca", lambda: self._authority.present.not_after.timestamp())
         self._channel = open_replicas_channel(settings.sessions, _SESSIONS_SERVICE, self._security)
         self._stub = EnrolmentServiceStub(self._channel)
+        name = instance_name(settings)
+        process = pb.RenewPresenceRequest(
+            instance_id=instance_id(name, new_id()), name=name, version=release()
+        )
+        self._presence = Presence(self._channel, process, min(1.0, settings.sessions_seconds))
         handler = Handler(self._authority, self._issue, clock, tracing, settings.certificate_seconds)
         self.listener = EnrolmentListener(
             settings.listen,
@@ -99,11 +108,13 @@ class EnrolmentApp:
     async def start(self, group: asyncio.TaskGroup) -> None:
         """Serves; the loops belong to `group`."""
         await self._rpc.start()
+        self._presence.process.address = advertised_address(self._rpc.address)
         loops = {
             "accept": self.listener.run(),
             "expiry": self._watch_expiry(),
             "health": self._keep_health(),
             "service certificates": self._security.run(),
+            "presence": self._presence.run(),
             "CA": self._authority.run(),
             "server certificate": self._context.run(),
         }
@@ -115,6 +126,7 @@ class EnrolmentApp:
         self._rpc.drains()
         for task in self._loops:
             task.cancel()
+        await self._presence.leave()
         await self.close()
         _log.info("service.stopped")
 

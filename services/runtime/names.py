@@ -1,9 +1,11 @@
-"""The form of names that several services check: node ids, project ids, instance ids, labels, transports."""
+"""The form of names that several services check: node ids, project ids, instance ids, labels, transports,
+releases."""
 
 import re
 
 MOST_NODE_ID_CHARS = 253
 MOST_LABEL_CHARS = 253
+MAX_VERSION_CHARS = 64
 MAX_SHOWN_CHARS = 80
 _CUT = "..."
 _TRANSPORTS = ("websocket", "quic")
@@ -69,6 +71,13 @@ def check_label(text: str) -> str | None:
     if not text.isprintable():
         return f"should have no control characters; got {text[:80]!r}"
     return None
+
+
+def check_version(text: str) -> str | None:
+    """What is wrong with the version of a release, None if nothing; empty: it is not told."""
+    if len(text) > MAX_VERSION_CHARS:
+        return f"should have at most {MAX_VERSION_CHARS} characters; it has {len(text)}"
+    return check_label(text)
 
 
 def check_transport(text: str) -> str | None:

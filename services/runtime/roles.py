@@ -41,7 +41,7 @@ def _methods(service: str, roles: frozenset[Role], *methods: str) -> dict[str, f
 ALLOWED: Mapping[str, frozenset[Role]] = {
     **_methods(
         *("cloudhub.v1.DispatcherService", _PUBLISHERS),
-        *("Publish", "PublishStream", "Subscribe", "FindUnknownNodes"),
+        *("Publish", "PublishStream", "Subscribe", "FindUnknownNodes", "ExplainMessage"),
     ),
     **_methods(
         *("cloudhub.v1.DispatcherAdmin", _OPERATORS),
@@ -55,9 +55,10 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
     ),
     **_methods(
         *("cloudhub.v1.EnrolmentAdmin", _OPERATORS),
-        *("CreateToken", "ListTokens", "RevokeToken", "ListCertificates", "RevokeNode", "ReinstateNode"),
+        *("CreateToken", "ListTokens", "RevokeToken", "ListCertificates"),
+        *("RevokeNode", "ListRevokedNodes", "ReinstateNode"),
     ),
-    **_methods("cloudhub.v1.EnrolmentService", _SERVICES, "IssueCertificate"),
+    **_methods("cloudhub.v1.EnrolmentService", _SERVICES, "IssueCertificate", "RenewPresence"),
     **_methods("cloudhub.v1.ConnectorAdmin", _OPERATORS, "ListLinks", "Drain", "GetResources"),
     **_methods("cloudhub.v1.LinkService", _SERVICES, "Attach"),
     **_methods("cloudhub.v1.PeerService", _SERVICES, "Hint", "Forward", "SendDirect", "Relay"),

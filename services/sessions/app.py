@@ -128,7 +128,7 @@ class SessionsApp:
             self.notices,
             self.metrics,
             self._clock,
-            lambda: Replica(self._replica_id, self._name, self._address),
+            lambda: Replica(self._replica_id, self._name, self._address, version=release()),
             lease_seconds=settings.lease_seconds,
             event_retention_seconds=settings.event_retention_seconds,
             most_events=settings.most_events,
@@ -139,7 +139,10 @@ class SessionsApp:
         sessions_pb2_grpc.add_SessionsAdminServicer_to_server(admin, grpc_server)
         record = EnrolmentRecord(self._store, seen.now_ms)
         enrolment_pb2_grpc.add_EnrolmentServiceServicer_to_server(
-            EnrolmentServicer(record, self.metrics, self._tracing, self._clock), grpc_server
+            EnrolmentServicer(
+                record, registry, self.metrics, self._tracing, self._clock, settings.lease_seconds
+            ),
+            grpc_server,
         )
         enrolment_pb2_grpc.add_EnrolmentAdminServicer_to_server(
             EnrolmentAdminServicer(

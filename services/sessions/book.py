@@ -154,8 +154,9 @@ class Book:
         final = ended or session
         return CloseResult(ended is not None, event, final.reason)
 
-    def evict(self, node_id: str, epoch: int, now_ms: int) -> EvictResult:
-        """Asks the holder of a session to end it, or ends it where nobody can be asked. `epoch` 0: any."""
+    def evict(self, node_id: str, epoch: int, now_ms: int, *, revoked: bool = False) -> EvictResult:
+        """Asks the holder of a session to end it, or ends it where nobody can be asked. `epoch` 0: any.
+        `revoked`: since its node was; told of a session too that was to be evicted before."""
         session = self.sessions.get(node_id)
         if not session:
             return EvictResult(Eviction.UNKNOWN_NODE, None)
@@ -166,8 +167,11 @@ class Book:
         after, _ = self._step(session, Input.EVICT, now_ms, Reason.EVICTED, session.dispatcher_id, NOT_HANDED)
         if after:
             self._direct(session, Reason.EVICTED, now_ms)
-        closed = after is not None and not after.live
-        return EvictResult(Eviction.CLOSED if closed else Eviction.ASKED, after or session)
+        present = after or session
+        if revoked and present.reason is Reason.EVICTED and not present.revoked:
+            present = replace(present, revoked=True)
+            self._store(present)
+        return EvictResult(Eviction.ASKED if present.live else Eviction.CLOSED, present)
 
     def delete(self, node_id: str, now_ms: int) -> Deletion:
         """Ends the node's session and forgets the node: at once if it has no live session. The row of

@@ -17,6 +17,8 @@ class Instance:
     address: str
     nodes: int
     silent_seconds: float
+    version: str = ""
+    draining: bool = False
 
 
 def signs(leases: Iterable[Lease], replicas: Iterable[Replica]) -> list[Sign]:
@@ -30,36 +32,43 @@ def signs(leases: Iterable[Lease], replicas: Iterable[Replica]) -> list[Sign]:
 def instances(
     leases: Iterable[Lease], replicas: Iterable[Replica], silent_seconds: Callable[[Sign], float]
 ) -> list[Instance]:
-    """Replicas of sessions, dispatchers whose lease is not lost, and the connectors attached to those; a
-    connector has been heard of when the last of its dispatchers was."""
-    shown = [
+    """Replicas of sessions, dispatchers whose lease is not lost, the connectors attached to those, and
+    enrolment; a connector has been heard of when the last of its dispatchers was."""
+    reported = [
         Instance(
-            "sessions",
-            replica.replica_id,
-            replica.name,
-            replica.address,
-            0,
+            *(replica.service, replica.replica_id, replica.name, replica.address, 0),
             silent_seconds(Sign(replica.replica_id, replica.beats)),
+            *(replica.version, replica.draining),
         )
         for replica in replicas
     ]
+    shown = [one for one in reported if one.service == "sessions"]
     connectors: dict[str, Instance] = {}
     for lease in leases:
         if lease.lost:
             continue
         silence = silent_seconds(Sign(lease.dispatcher_id, lease.renewals))
         shown.append(
-            Instance("dispatcher", lease.dispatcher_id, lease.name, lease.address, lease.sessions, silence)
+            Instance(
+                *("dispatcher", lease.dispatcher_id, lease.name, lease.address, lease.sessions, silence),
+                *(lease.version, lease.draining),
+            )
         )
         for load in lease.connectors:
             known = connectors.get(load.connector_id)
             connectors[load.connector_id] = (
-                Instance("connector", load.connector_id, load.name, load.address, load.links, silence)
+                Instance(
+                    *("connector", load.connector_id, load.name, load.address, load.links, silence),
+                    *(load.version, load.draining),
+                )
                 if known is None
                 else replace(
                     known,
                     nodes=known.nodes + load.links,
                     silent_seconds=min(known.silent_seconds, silence),
+                    # A dispatcher that has yet to renew its lease may not have said so.
+                    draining=known.draining or load.draining,
                 )
             )
-    return [*shown, *(connectors[connector_id] for connector_id in sorted(connectors))]
+    others = [one for one in reported if one.service != "sessions"]
+    return [*shown, *(connectors[connector_id] for connector_id in sorted(connectors)), *others]

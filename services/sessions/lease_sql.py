@@ -54,6 +54,8 @@ def renew(connection: Connection, renewal: Renewal) -> int | None:
             counter=renewal.counter,
             sessions=renewal.sessions,
             connectors=connectors_text(renewal.connectors),
+            version=renewal.version,
+            draining=renewal.draining,
             renewals=lease.renewals + 1,
             lost=False,
         )

@@ -74,7 +74,8 @@ class Session:
     """A node's newest session, live or closed. Instants are wall clock, in ms.
 
     `reason` is why it ended or, in DRAINING, why it was asked to. `announced` says that its
-    `connected` event was written, so that its end owes a `disconnected`.
+    `connected` event was written, so that its end owes a `disconnected`. `revoked` says that it was
+    evicted since its node was revoked.
     """
 
     node_id: str
@@ -90,6 +91,7 @@ class Session:
     peer_address: str
     opened_at_ms: int
     closed_at_ms: int | None
+    revoked: bool = False
 
     @property
     def live(self) -> bool:

@@ -178,6 +178,8 @@ class ConnectorLoad:
     name: str
     links: int
     address: str = ""
+    version: str = ""
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,8 @@ class Renewal:
     counter: int
     sessions: int
     connectors: tuple[ConnectorLoad, ...] = ()
+    version: str = ""
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,16 +210,21 @@ class Lease:
     address: str = ""
     sessions: int = 0
     connectors: tuple[ConnectorLoad, ...] = ()
+    version: str = ""
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A process of this service on record; `beats` grows while it lives."""
+    """A process of this service on record, or one of enrolment; `beats` grows while it lives."""
 
     replica_id: str
     name: str
     address: str
     beats: int = 0
+    service: str = "sessions"
+    version: str = ""
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,11 @@ class Registry(Protocol):
         self, dispatcher_id: str, wanted: Sequence[Transfer], now_ms: int
     ) -> Committed[TransferResult]: ...
 
-    async def evict(self, node_id: str, epoch: int, now_ms: int) -> Committed[EvictResult]: ...
+    async def evict(
+        self, node_id: str, epoch: int, now_ms: int, *, revoked: bool = False
+    ) -> Committed[EvictResult]:
+        """See `Book.evict`."""
+        ...
 
     async def delete_nodes(self, node_ids: Sequence[str], now_ms: int) -> Committed[Deletion]:
         """Ends the sessions of nodes and forgets the nodes; see `Book.delete`."""

@@ -127,10 +127,12 @@ class SqlRegistry:
             note=True,
         )
 
-    async def evict(self, node_id: str, epoch: int, now_ms: int) -> Committed[EvictResult]:
+    async def evict(
+        self, node_id: str, epoch: int, now_ms: int, *, revoked: bool = False
+    ) -> Committed[EvictResult]:
         def work(connection: Connection) -> Committed[EvictResult]:
             locked = LockedBook(connection, node_session.c.node_id == node_id, self._make_id)
-            result = locked.book.evict(node_id, epoch, now_ms)
+            result = locked.book.evict(node_id, epoch, now_ms, revoked=revoked)
             locked.write()
             return _committed(locked, [result])
 

@@ -1,31 +1,55 @@
-"""The processes of this service that share the database, in SQL."""
+"""The processes of this service that share the database, and those of enrolment that report to it, in SQL."""
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
+from services.runtime.errors import Refused
 from services.sessions.records import Replica
 from services.sessions.schema import sessions_replica
 from services.sessions.upsert import insert_missing
 
+MAX_REPLICAS = 1000
+"""On record. Those that are killed over and over leave a row each for three leases."""
+
 
 def beat(connection: Connection, replica: Replica) -> None:
-    """Says that a replica lives: its beats grow by one."""
+    """Says that a replica lives: its beats grow by one. Raises Refused for one more than are kept."""
     column = sessions_replica.c
+    beaten = (
+        update(sessions_replica)
+        .where(column.replica_id == replica.replica_id)
+        .values(beats=column.beats + 1, draining=replica.draining)
+    )
+    if connection.execute(beaten).rowcount:
+        return
+    count = connection.execute(select(func.count()).select_from(sessions_replica)).scalar_one()
+    if count >= MAX_REPLICAS:
+        raise Refused(
+            "TOO_MANY_INSTANCES",
+            f"{count} processes of sessions and enrolment are on record, and no more are kept: something "
+            "starts them over and over",
+        )
     values = {
         "replica_id": replica.replica_id,
         "name": replica.name,
         "address": replica.address,
-        "beats": 0,
+        "beats": 1,
+        "service": replica.service,
+        "version": replica.version,
+        "draining": replica.draining,
     }
     connection.execute(insert_missing(connection, sessions_replica), values)
-    connection.execute(
-        update(sessions_replica).where(column.replica_id == replica.replica_id).values(beats=column.beats + 1)
-    )
 
 
 def replicas(connection: Connection) -> list[Replica]:
     """All on record, in order of their ids."""
     rows = connection.execute(select(sessions_replica).order_by(sessions_replica.c.replica_id))
-    return [Replica(row.replica_id, row.name, row.address, int(row.beats)) for row in rows]
+    return [
+        Replica(
+            *(row.replica_id, row.name, row.address, int(row.beats)),
+            *(row.service, row.version, bool(row.draining)),
+        )
+        for row in rows
+    ]
 
 
 def drop_replica(connection: Connection, seen: Replica) -> None:

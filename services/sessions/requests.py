@@ -11,6 +11,7 @@ from services.runtime.names import (
     check_node_id,
     check_project_id,
     check_transport,
+    check_version,
 )
 from services.sessions.lifecycle import LIVE, Reason, State
 from services.sessions.limits import LimitsChange
@@ -132,6 +133,8 @@ def renewal(request: sessions_pb2.RenewLeaseRequest) -> Renewal:
             _check(f"connectors[{index}].name", load.name, check_label),
             load.links,
             _check(f"connectors[{index}].address", load.address, check_label),
+            _check(f"connectors[{index}].version", load.version, check_version),
+            load.draining,
         )
         for index, load in enumerate(request.connectors)
     )
@@ -142,6 +145,8 @@ def renewal(request: sessions_pb2.RenewLeaseRequest) -> Renewal:
         counter=_integer("counter", request.counter, 1),
         sessions=min(request.sessions, 2**31 - 1),
         connectors=connectors,
+        version=_check("version", request.version, check_version),
+        draining=request.draining,
     )
 
 

@@ -47,6 +47,7 @@ def session_of(row: Row[Any]) -> Session:
         peer_address=row.peer_address,
         opened_at_ms=int(row.opened_at_ms),
         closed_at_ms=row.closed_at_ms,
+        revoked=bool(row.revoked),
     )
 
 
@@ -66,6 +67,7 @@ def session_values(session: Session) -> dict[str, object]:
         "peer_address": session.peer_address,
         "opened_at_ms": session.opened_at_ms,
         "closed_at_ms": session.closed_at_ms,
+        "revoked": session.revoked,
     }
 
 
@@ -139,6 +141,8 @@ def lease_of(row: Row[Any]) -> Lease:
         address=row.address,
         sessions=row.sessions,
         connectors=connectors,
+        version=row.version,
+        draining=bool(row.draining),
     )
 
 

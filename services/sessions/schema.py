@@ -22,13 +22,15 @@ from sqlalchemy import (
 
 from services.runtime.column_types import exact_text
 from services.runtime.migrations import Schema
-from services.runtime.names import MOST_NODE_ID_CHARS
+from services.runtime.names import MAX_VERSION_CHARS, MOST_NODE_ID_CHARS
 
 metadata = MetaData()
 SCHEMA = Schema("sessions", metadata, Path(__file__).parent / "migrations")
 
 # Sessions that ended with their node: state CLOSED, reason NODE_DELETED. In words that match the index.
 DELETED = text("state = 5 AND reason = 7")
+REVOKED = text("revoked_at_ms IS NOT NULL")
+_NO = text("false")
 
 # A node's newest session, live or closed: the row stays, so that epochs go on growing.
 node_session = Table(
@@ -49,6 +51,8 @@ node_session = Table(
     Column("closed_at_ms", BigInteger),
     # The number of the last transaction that changed it (`slot_count.last_change`).
     Column("change", BigInteger, nullable=False),
+    # It was evicted since its node was revoked.
+    Column("revoked", Boolean, nullable=False, server_default=_NO),
     Index("node_session_by_dispatcher", "dispatcher_id", "state"),
     Index("node_session_by_state", "state"),
     Index("node_session_by_change", "change", "node_id"),
@@ -98,9 +102,11 @@ dispatcher_lease = Table(
     # The connectors attached to it as JSON, for the listing of instances.
     Column("connectors", Text, nullable=False),
     Column("lost", Boolean, nullable=False),
+    Column("version", String(MAX_VERSION_CHARS), nullable=False, server_default=""),
+    Column("draining", Boolean, nullable=False, server_default=_NO),
 )
 
-# Processes of this service that share the database.
+# Processes of this service that share the database, and those of enrolment that report to it.
 sessions_replica = Table(
     "sessions_replica",
     metadata,
@@ -108,6 +114,9 @@ sessions_replica = Table(
     Column("name", String(253), nullable=False),
     Column("address", String(261), nullable=False),
     Column("beats", BigInteger, nullable=False),
+    Column("service", String(16), nullable=False, server_default="sessions"),
+    Column("version", String(MAX_VERSION_CHARS), nullable=False, server_default=""),
+    Column("draining", Boolean, nullable=False, server_default=_NO),
 )
 
 # Nodes that hold a slot, changed in the transaction that opens or ends a session. The row of the total
@@ -163,6 +172,7 @@ enrolled_node = Table(
     Column("project_id", String(63), nullable=False),
     # Certificates issued up to then are refused.
     Column("revoked_at_ms", BigInteger),
+    Index("enrolled_node_revoked", "node_id", sqlite_where=REVOKED, postgresql_where=REVOKED),
 )
 
 node_certificate = Table(

@@ -43,6 +43,8 @@ def session_message(session: Session) -> sessions_pb2.Session:
     )
     if session.state is State.CLOSED:
         message.close_reason = reason_message(session.reason)
+        if session.revoked and session.reason is Reason.EVICTED:
+            message.close_reason = link_pb2.CLOSE_REASON_REVOKED
     if session.closed_at_ms is not None:
         message.closed_at.CopyFrom(timestamp(session.closed_at_ms))
     return message
@@ -86,6 +88,8 @@ def instance_message(instance: Instance) -> sessions_pb2.Instance:
         address=instance.address,
         nodes=instance.nodes,
         silent_seconds=round(instance.silent_seconds, 3),
+        version=instance.version,
+        draining=instance.draining,
     )
 
 

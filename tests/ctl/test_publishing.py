@@ -41,6 +41,9 @@ class Failing(DispatcherServiceServicer):
     def FindUnknownNodes(self, request: object, context: object) -> NoReturn:
         raise NotImplementedError
 
+    def ExplainMessage(self, request: object, context: object) -> NoReturn:
+        raise NotImplementedError
+
 
 @asynccontextmanager
 async def dispatcher(servicer: Failing) -> AsyncIterator[Dispatcher]:

@@ -229,9 +229,34 @@ async def test_an_object_is_looked_for_on_every_node(
         await half.admin.FindObject(pb.FindObjectRequest(), NO_CONTEXT)
 
 
+def served(half: DeliveryHalf) -> DispatcherServicer:
+    upstream = cast("UpstreamServicer", None)
+    return DispatcherServicer(half.publishing, upstream, half.outbox, half.admin.ExplainDelivery)
+
+
+async def test_a_publisher_is_told_where_its_message_is_and_no_more(half: DeliveryHalf) -> None:
+    servicer = served(half)
+    await half.connect()
+    await published(half, NODE, "m1")
+
+    async def asked(message_id: str) -> pb.ExplainMessageResponse:
+        request = pb.ExplainMessageRequest(node_id=NODE, message_id=message_id)
+        return await servicer.ExplainMessage(request, NO_CONTEXT)
+
+    assert (await asked("m1")).state == pb.DELIVERY_STATE_IN_FLIGHT
+    await refused(half, "m1")
+    told = await asked("m1")
+    assert (told.state, "no space left" in told.explanation) == (pb.DELIVERY_STATE_PARKED, True)
+    with pytest.raises(NotFound, match="has no message m2"):
+        await asked("m2")
+    # Whatever else stands under the node is not shown by its object.
+    with pytest.raises(InvalidRequest, match="message_id: should be the id"):
+        await asked("")
+
+
 async def test_whoever_publishes_can_ask_which_nodes_are_unknown(half: DeliveryHalf) -> None:
     """C41: a publish to a node that never connected counts; whoever wants no misspelt id asks first."""
-    servicer = DispatcherServicer(half.publishing, cast("UpstreamServicer", None), half.outbox)
+    servicer = served(half)
     await half.connect()
     await published(half, "edge-2", "m1")
 

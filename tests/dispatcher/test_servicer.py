@@ -10,7 +10,7 @@ from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.outbox.contract import Outbox
 from services.dispatcher.publishing import Publishing
-from services.dispatcher.servicer import DispatcherServicer
+from services.dispatcher.servicer import DispatcherServicer, Explain
 from services.dispatcher.upstream.subscriptions import UpstreamServicer
 from services.runtime.errors import InvalidRequest
 
@@ -90,7 +90,8 @@ def frame(requests: int, nodes: int, name: str = "m") -> pb.PublishStreamRequest
 
 def served(publishing: CountedPublishing) -> DispatcherServicer:
     return DispatcherServicer(
-        cast("Publishing", publishing), cast("UpstreamServicer", None), cast("Outbox", None)
+        *(cast("Publishing", publishing), cast("UpstreamServicer", None), cast("Outbox", None)),
+        cast("Explain", None),
     )
 
 
@@ -133,7 +134,8 @@ async def test_a_publisher_that_goes_away_ends_its_call_quietly() -> None:
     """Invariant 10: no answer is tried after the first that could not be written; what was sent is stored."""
     publishing, publisher = CountedPublishing(), GonePublisher(frames=100)
     servicer = DispatcherServicer(
-        cast("Publishing", publishing), cast("UpstreamServicer", None), cast("Outbox", None)
+        *(cast("Publishing", publishing), cast("UpstreamServicer", None), cast("Outbox", None)),
+        cast("Explain", None),
     )
     async with asyncio.timeout(10):
         await servicer.PublishStream(None, cast("Any", publisher))

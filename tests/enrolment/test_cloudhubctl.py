@@ -74,8 +74,15 @@ async def test_a_node_is_revoked_and_reinstated(enrolled: EnrolledHub) -> None:
     assert revoked.out == "the certificates of edge-1 are refused; it was not connected\n"
     table = await ctl(enrolled, "certificates")
     assert [word for word in table.out.split() if word in ("edge-1", "revoked")] == ["edge-1", "revoked"]
+    listed = await ctl(enrolled, "revoked-nodes")
+    assert listed.out.split()[:5] == ["NODE", "REVOKED", "SINCE", "THEN", "edge-1"]
+    assert listed.out.endswith("locked out\n")
+    assert (await ctl(enrolled, "revoked-nodes", "--prefix", "gate-")).err == "no node is revoked\n"
+    assert (await enrolled.edge_crt(await enrolled.token())).status == 200
+    assert (await ctl(enrolled, "revoked-nodes")).out.endswith("enrolled anew\n")
     assert (await ctl(enrolled, "reinstate-node", "edge-1")).code == 0
-    (listed,) = (await ctl(enrolled, "certificates", "--prefix", "edge-", "-o", "json")).json
-    assert "revoked" not in listed
+    assert (await ctl(enrolled, "revoked-nodes", "-o", "json")).json == []
+    certificates = (await ctl(enrolled, "certificates", "--prefix", "edge-", "-o", "json")).json
+    assert not any(one.get("revoked") for one in certificates)
     twice = await ctl(enrolled, "reinstate-node", "edge-1")
     assert "edge-1 is not revoked" in twice.err

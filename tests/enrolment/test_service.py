@@ -16,7 +16,7 @@ from websockets.exceptions import InvalidStatus
 
 from cloudhub.v1 import enrolment_pb2 as pb
 from cloudhub.v1 import sessions_pb2
-from cloudhub.v1.link_pb2 import CLOSE_REASON_EVICTED
+from cloudhub.v1.link_pb2 import CLOSE_REASON_EVICTED, CLOSE_REASON_REVOKED
 from services.runtime.roles import Role
 from services.runtime.rpc import error_reason
 from services.sessions.enrolment.record_sql import MOST_PER_NODE
@@ -242,7 +242,7 @@ async def test_revoking_a_node_cuts_its_link_and_refuses_it_until_it_enrols_anew
     ended = await enrolled.hub.until_session(
         "edge-1", lambda session: session.state == sessions_pb2.SESSION_STATE_CLOSED
     )
-    assert ended.close_reason == CLOSE_REASON_EVICTED
+    assert ended.close_reason == CLOSE_REASON_REVOKED
     assert await refused_link(enrolled, old) == 403
     assert (await enrolled.edge_crt(shown=old)).status == 403
 
@@ -257,6 +257,10 @@ async def test_revoking_a_node_cuts_its_link_and_refuses_it_until_it_enrols_anew
             sessions_pb2.EvictSessionRequest(node_id="edge-1"), timeout=10
         )
         assert (await edge.closed(5))[0] == 4002
+        ended = await enrolled.hub.until_session(
+            "edge-1", lambda session: session.state == sessions_pb2.SESSION_STATE_CLOSED
+        )
+        assert ended.close_reason == CLOSE_REASON_EVICTED
     assert await refused_link(enrolled, old) == 403
     await admin.ReinstateNode(pb.ReinstateNodeRequest(node_id="edge-1"), timeout=10)
     async with enrolled.hub.edge("edge-1", context=enrolled.context(old)):

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.runtime.names import check_instance_id, check_label, check_transport, instance_id
+from services.runtime.names import (
+    check_instance_id,
+    check_label,
+    check_transport,
+    check_version,
+    instance_id,
+)
 
 
 @given(st.text(max_size=300))
@@ -29,3 +35,10 @@ def test_what_is_too_long_or_moves_the_cursor_is_no_label(text: str) -> None:
 def test_transports_are_known_by_name() -> None:
     assert check_transport("websocket") is check_transport("quic") is None
     assert "'tcp'" in (check_transport("tcp") or "")
+
+
+def test_a_version_is_a_short_label() -> None:
+    assert check_version("") is None
+    assert check_version("1.2.3+local.4") is None
+    assert "at most 64 characters" in (check_version("1" * 65) or "")
+    assert "control characters" in (check_version("1\x1b[2J") or "")

@@ -41,6 +41,20 @@ async def test_a_certificate_of_the_role_is_served_and_another_is_told(
     assert "give a certificate of another role" in told
 
 
+async def test_a_publisher_waits_for_its_own_messages(hub: RunningHub, authority: TestAuthority) -> None:
+    """And is told of nobody else's: an operator may look at everything, a publisher at what it published."""
+    publisher = authority.program("shop", Role.PUBLISHER)
+    file = "examples/manifests/store-prices.yaml"
+    async with hub.fleet("edge-1"):
+        waited, told = await run(
+            hub, publisher, authority.certificate, "publish", "-f", file, "--node", "edge-1", "--wait"
+        )
+        looked, refused = await run(hub, publisher, authority.certificate, "inspect", "edge-1")
+
+    assert (waited, "5 accepted, 5 acknowledged" in told) == (0, True), told
+    assert (looked, "give a certificate of another role" in refused) == (1, True)
+
+
 async def test_certificates_that_are_not_taken_by_one_side_or_the_other_are_told(
     hub: RunningHub, authority: TestAuthority, tmp_path: Path
 ) -> None:

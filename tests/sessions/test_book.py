@@ -11,7 +11,7 @@ from services.sessions.fencing import NO_EPOCH
 from services.sessions.lifecycle import EventKind, Reason, Session, State
 from services.sessions.limits import Limits, Place, Scope
 from services.sessions.records import Deletion, Ending, Event, Eviction, Opening, Ref, Transfer
-from tests.support.sessions import recounted
+from tests.support.sessions import opening, recounted
 
 nodes = st.sampled_from(["n1", "n2", "n3", "n4"])
 dispatchers = st.sampled_from(["d1", "d2"])
@@ -277,3 +277,23 @@ def test_a_deleted_nodes_next_epoch_is_above_those_that_are_still_to_be_told() -
     book.close("d1", Ending("n1", former, Reason.EDGE_CLOSED), 5000)
     book.delete("n1", 5000)
     assert book.open("d1", opening, 1000).epoch == former + 1
+
+
+def test_a_session_that_was_evicted_since_its_node_was_revoked_says_so_to_its_end() -> None:
+    """Also one that was asked to end before; not one that ends for another reason."""
+    book = fresh()
+    for number, node_id in enumerate(("n1", "n2", "n3")):
+        epoch = book.open("d1", opening(node_id, link=number + 1), 1000).epoch
+        book.activate("d1", Ref(node_id, epoch), 1000)
+    book.evict("n2", 0, 1001)
+    for node_id in ("n1", "n2"):
+        assert book.evict(node_id, 0, 1002, revoked=True).eviction is Eviction.ASKED
+        epoch = book.sessions[node_id].epoch
+        book.close("d1", Ending(node_id, epoch, Reason.EDGE_CLOSED), 1003)
+        assert (book.sessions[node_id].reason, book.sessions[node_id].revoked) == (Reason.EVICTED, True)
+    book.delete("n3", 1001)
+    book.evict("n3", 0, 1002, revoked=True)
+    assert (book.sessions["n3"].reason, book.sessions["n3"].revoked) == (Reason.NODE_DELETED, False)
+    again = book.open("d1", opening("n1", link=9), 1004)
+    assert not book.sessions["n1"].revoked
+    assert again.epoch

@@ -38,3 +38,22 @@ def test_a_lost_dispatcher_and_what_only_it_reported_are_not_shown() -> None:
 
 def test_every_process_has_a_sign_of_life() -> None:
     assert set(signs([D1, D2], [REPLICA])) == set(SILENCE)
+
+
+def test_enrolment_releases_and_what_drains_are_shown() -> None:
+    """A connector drains as soon as one of its dispatchers has heard so."""
+    enrolment = Replica("e1", "enrolment-0", "127.0.0.1:50054", 1, "enrolment", "2.0")
+    lease = Lease(
+        *("d1", 7, False, "north", "127.0.0.1:1", 5),
+        (ConnectorLoad("c1", "edge-north", 5, "10.0.0.7:50053", "1.9", True),),
+        *("2.0", True),
+    )
+    found = instances([lease, D2], [enrolment, REPLICA], lambda _: 0.0)
+    assert [(one.service, one.name, one.version, one.draining) for one in found] == [
+        ("sessions", "sessions-0", "", False),
+        ("dispatcher", "north", "2.0", True),
+        ("dispatcher", "south", "", False),
+        ("connector", "edge-north", "1.9", True),
+        ("connector", "edge-south", "", False),
+        ("enrolment", "enrolment-0", "2.0", False),
+    ]

@@ -502,17 +502,19 @@ async def test_what_a_dispatcher_holds_is_listed_in_pages(registry: Registry) ->
 
 async def test_a_lease_says_what_its_dispatcher_last_said_of_itself(registry: Registry) -> None:
     await opened(registry, dispatcher_id="d2")
-    loads = (ConnectorLoad("c1", "north", 7), ConnectorLoad("c2", "söuth", 0))
+    loads = (ConnectorLoad("c1", "north", 7, "", "2.0", True), ConnectorLoad("c2", "söuth", 0))
     await registry.renew(renewal("d1", 1), NOW, 10)
     await registry.renew(renewal("d1", 2, *loads), NOW, 10)
+    await registry.renew(replace(renewal("d1", 3, *loads), version="2.0", draining=True), NOW, 10)
     assert await registry.leases() == [
-        Lease("d1", 2, False, "name-of-d1", "127.0.0.1:50051", 0, loads),
+        Lease("d1", 3, False, "name-of-d1", "127.0.0.1:50051", 0, loads, "2.0", True),
         Lease("d2", 0, False),
     ]
 
 
 async def test_replicas_count_their_signs_of_life(registry: Registry) -> None:
-    first, second = Replica("s1", "one", "127.0.0.1:1"), Replica("s2", "two", "127.0.0.1:2")
+    first = Replica("s1", "one", "127.0.0.1:1", version="2.0")
+    second = Replica("s2", "two", "127.0.0.1:2", service="enrolment")
     for replica in (second, first, second):
         await registry.beat(replica)
     assert await registry.replicas() == [replace(first, beats=1), replace(second, beats=2)]

@@ -13,11 +13,11 @@ from sqlalchemy.exc import OperationalError
 from services.runtime.errors import Refused, StoreUnavailable
 from services.runtime.store import open_store
 from services.runtime.watched_store import WatchedStore
-from services.sessions import schema
+from services.sessions import replicas_sql, schema
 from services.sessions.book import MAX_EVENTS_PER_NODE
 from services.sessions.lifecycle import Reason, State
 from services.sessions.limits import Limits, LimitsChange, Scope
-from services.sessions.records import Ending, Ref
+from services.sessions.records import Ending, Ref, Replica
 from services.sessions.registry_sql import SqlRegistry
 from services.sessions.upsert import insert_missing, upsert
 from tests.support.sessions import opening, renewal
@@ -261,4 +261,20 @@ async def test_limits_of_projects_are_bounded(tmp_path: Path, monkeypatch: pytes
     assert (await registry.change_limits(LimitsChange(total=7))).limits.total == 7
     changed = await registry.change_limits(LimitsChange(projects={"p1": 0, "p4": 4}))
     assert changed.limits.projects == {"p2": 2, "p3": 3, "p4": 4}
+    await store.close()
+
+
+async def test_processes_on_record_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is started over and over leaves no row too many; those on record go on."""
+    monkeypatch.setattr(replicas_sql, "MAX_REPLICAS", 2)
+    store = await opened_store(tmp_path)
+    registry = SqlRegistry(store, Limits())
+    known = [Replica(f"e{number}", "enrolment-0", "", service="enrolment") for number in range(2)]
+    for replica in known:
+        await registry.beat(replica)
+    with pytest.raises(Refused, match="no more are kept"):
+        await registry.beat(Replica("e3", "enrolment-0", "", service="enrolment"))
+    for replica in known:
+        await registry.beat(replica)
+    assert [replica.beats for replica in await registry.replicas()] == [2, 2]
     await store.close()

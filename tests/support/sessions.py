@@ -89,7 +89,7 @@ class _FakeLease:
         if not self.last:
             return Lease(dispatcher_id, self.renewals, self.lost)
         last = self.last
-        said = (last.name, last.address, last.sessions, last.connectors)
+        said = (last.name, last.address, last.sessions, last.connectors, last.version, last.draining)
         return Lease(dispatcher_id, self.renewals, self.lost, *said)
 
 
@@ -195,8 +195,10 @@ class FakeRegistry:
             lambda book: [book.close(dispatcher_id, ending, now_ms) for ending in endings], dispatcher_id
         )
 
-    async def evict(self, node_id: str, epoch: int, now_ms: int) -> Committed[EvictResult]:
-        return self._transaction(lambda book: [book.evict(node_id, epoch, now_ms)])
+    async def evict(
+        self, node_id: str, epoch: int, now_ms: int, *, revoked: bool = False
+    ) -> Committed[EvictResult]:
+        return self._transaction(lambda book: [book.evict(node_id, epoch, now_ms, revoked=revoked)])
 
     async def delete_nodes(self, node_ids: Sequence[str], now_ms: int) -> Committed[Deletion]:
         return self._transaction(lambda book: [book.delete(node_id, now_ms) for node_id in node_ids])

@@ -100,7 +100,9 @@ class EnrolmentAdminServicer(enrolment_pb2_grpc.EnrolmentAdminServicer):
         shown = found[:size]
         return enrolment_pb2.ListCertificatesResponse(
             certificates=[_certificate_message(one) for one in shown],
-            next_page_token=_page_token(wanted, shown[-1]) if len(found) > size else "",
+            next_page_token=(
+                _page_token(wanted, shown[-1].node_id, shown[-1].serial) if len(found) > size else ""
+            ),
         )
 
     async def RevokeNode(
@@ -112,11 +114,32 @@ class EnrolmentAdminServicer(enrolment_pb2_grpc.EnrolmentAdminServicer):
                 await self._check_known(node_id)
             # First no new session, then the end of the present one: there is no gap between.
             await self._record.revoke_node(node_id, now_ms)
-            committed = await self._registry.evict(node_id, 0, now_ms)
+            committed = await self._registry.evict(node_id, 0, now_ms, revoked=True)
         self._notices.tell(committed)
         cut = committed.results[0].eviction in (Eviction.ASKED, Eviction.CLOSED)
         log.info("node.revoked", node_id=node_id, was_connected=cut)
         return enrolment_pb2.RevokeNodeResponse(was_connected=cut)
+
+    async def ListRevokedNodes(
+        self, request: enrolment_pb2.ListRevokedNodesRequest, context: Context
+    ) -> enrolment_pb2.ListRevokedNodesResponse:
+        wanted = prefix(request.node_id_prefix)
+        size = request.page_size or DEFAULT_PAGE_SIZE
+        if size > MOST_PAGE_SIZE:
+            raise InvalidRequest("page_size", f"should be at most {MOST_PAGE_SIZE}; got {size}")
+        found = await self._record.revoked_nodes(wanted, _page_start(wanted, request.page_token)[0], size + 1)
+        shown = found[:size]
+        return enrolment_pb2.ListRevokedNodesResponse(
+            nodes=[
+                enrolment_pb2.RevokedNode(
+                    node_id=one.node_id,
+                    revoked_at=timestamp(one.revoked_at_ms),
+                    enrolled_since=one.enrolled_since,
+                )
+                for one in shown
+            ],
+            next_page_token=_page_token(wanted, shown[-1].node_id) if len(found) > size else "",
+        )
 
     async def ReinstateNode(
         self, request: enrolment_pb2.ReinstateNodeRequest, context: Context
@@ -180,8 +203,8 @@ def _certificate_message(certificate: Certificate) -> enrolment_pb2.NodeCertific
     )
 
 
-def _page_token(wanted: str, last: Certificate) -> str:
-    return base64.urlsafe_b64encode(f"{wanted}/{last.node_id}/{last.serial}".encode()).decode()
+def _page_token(wanted: str, node_id: str, serial: str = "") -> str:
+    return base64.urlsafe_b64encode(f"{wanted}/{node_id}/{serial}".encode()).decode()
 
 
 def _page_start(wanted: str, token: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, delete, exists, func, insert, select, update
 
 from services.runtime.errors import Refused
 from services.runtime.rowsets import RowQuery
@@ -18,6 +18,7 @@ from services.sessions.enrolment.records import (
     JoinToken,
     Refusal,
     RefusalReason,
+    RevokedNode,
     TokenScope,
     Wanted,
 )
@@ -215,6 +216,29 @@ class EnrolmentRecord:
             )
 
         return await self._store.write(work)
+
+    async def revoked_nodes(self, prefix: str, after: str, most: int) -> list[RevokedNode]:
+        """Those whose ids begin so, behind `after`, in order of their ids."""
+        node, certificate = enrolled_node.c, node_certificate.c
+        since = exists().where(
+            certificate.node_id == node.node_id, certificate.issued_at_ms > node.revoked_at_ms
+        )
+        statement = (
+            select(node.node_id, node.revoked_at_ms, since.label("since"))
+            .where(
+                node.revoked_at_ms.is_not(None),
+                node.node_id > after,
+                node.node_id.startswith(prefix, autoescape=True),
+            )
+            .order_by(node.node_id)
+            .limit(most)
+        )
+        return await self._store.read(
+            lambda connection: [
+                RevokedNode(row.node_id, int(row.revoked_at_ms), bool(row.since))
+                for row in connection.execute(statement)
+            ]
+        )
 
     async def certificates(self, prefix: str, after: tuple[str, str], most: int) -> list[Certificate]:
         """Those of nodes whose ids begin so, behind (node id, serial), in that order."""

@@ -60,6 +60,15 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
+class RevokedNode:
+    """A node whose certificates of up to then are refused; with `enrolled_since` it has one that is not."""
+
+    node_id: str
+    revoked_at_ms: int
+    enrolled_since: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Certificate:
     """One on record; `token_id` is empty if the certificate before it was shown for it."""
 

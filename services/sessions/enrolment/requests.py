@@ -6,8 +6,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from cloudhub.v1 import enrolment_pb2
 from services.runtime.errors import InvalidRequest
-from services.runtime.names import check_certificate_serial, check_label, check_node_id, check_project_id
+from services.runtime.names import (
+    check_certificate_serial,
+    check_instance_id,
+    check_label,
+    check_node_id,
+    check_project_id,
+    check_version,
+)
 from services.sessions.enrolment.records import TokenScope, Wanted
+from services.sessions.records import Replica
 from services.sessions.requests import MOST_INTEGER
 
 MOST_USES = 100_000
@@ -38,6 +46,21 @@ def node_id(text: str) -> str:
     if complaint:
         raise InvalidRequest("node_id", complaint)
     return text
+
+
+def process(request: enrolment_pb2.RenewPresenceRequest) -> Replica:
+    """The process of a RenewPresence."""
+    for field, complaint in (
+        ("instance_id", check_instance_id(request.instance_id)),
+        ("name", check_label(request.name)),
+        ("address", check_label(request.address)),
+        ("version", check_version(request.version)),
+    ):
+        if complaint:
+            raise InvalidRequest(field, complaint)
+    return Replica(
+        request.instance_id, request.name, request.address, service="enrolment", version=request.version
+    )
 
 
 def wanted(request: enrolment_pb2.IssueCertificateRequest) -> Wanted:

@@ -1,4 +1,7 @@
-"""EnrolmentService: whether a certificate may be signed. Requests in, one transaction, the verdict out."""
+"""EnrolmentService: whether a certificate may be signed, and which processes sign.
+
+Requests in, one transaction, the verdict out.
+"""
 
 import time
 from typing import Any
@@ -13,6 +16,7 @@ from services.sessions.enrolment import requests
 from services.sessions.enrolment.record_sql import EnrolmentRecord
 from services.sessions.enrolment.records import Refusal, Wanted
 from services.sessions.metrics import Metrics
+from services.sessions.registry import Registry
 from services.sessions.wire import timestamp
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -22,8 +26,18 @@ log = get_log(__name__)
 class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServiceServicer):
     """For the enrolment service. Whatever is granted is on disk."""
 
-    def __init__(self, record: EnrolmentRecord, metrics: Metrics, tracing: Tracing, clock: Clock) -> None:
+    def __init__(
+        self,
+        record: EnrolmentRecord,
+        registry: Registry,
+        metrics: Metrics,
+        tracing: Tracing,
+        clock: Clock,
+        lease_seconds: float,
+    ) -> None:
         self._record = record
+        self._registry = registry
+        self._lease_seconds = lease_seconds
         self._metrics = metrics
         self._tracing = tracing
         self._clock = clock
@@ -58,6 +72,18 @@ class EnrolmentServicer(enrolment_pb2_grpc.EnrolmentServiceServicer):
                 reason=enrolment_pb2.EnrolmentRefusalReason.ValueType(refusal.reason), detail=refusal.detail
             )
         )
+
+    async def RenewPresence(
+        self, request: enrolment_pb2.RenewPresenceRequest, context: Context
+    ) -> enrolment_pb2.RenewPresenceResponse:
+        process = requests.process(request)
+        if request.leaving:
+            for seen in await self._registry.replicas():
+                if (seen.replica_id, seen.service) == (process.replica_id, process.service):
+                    await self._registry.drop_replica(seen)
+        else:
+            await self._registry.beat(process)
+        return enrolment_pb2.RenewPresenceResponse(interval_seconds=self._lease_seconds / 3)
 
     def _trace(self, wanted: Wanted, refusal: Refusal | None, traceparent: str, begun_ns: int) -> None:
         verdict = (

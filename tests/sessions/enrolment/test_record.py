@@ -20,7 +20,7 @@ from services.runtime.watched_store import WatchedStore
 from services.sessions import schema
 from services.sessions.enrolment import record_sql
 from services.sessions.enrolment.record_sql import KEPT_MS, MOST_OFTEN_MS, MOST_PER_NODE, EnrolmentRecord
-from services.sessions.enrolment.records import Refusal, RefusalReason, TokenScope, Wanted
+from services.sessions.enrolment.records import Refusal, RefusalReason, RevokedNode, TokenScope, Wanted
 from services.sessions.limits import Limits
 from services.sessions.records import Eviction
 from services.sessions.registry_sql import SqlRegistry
@@ -393,3 +393,19 @@ async def test_certificates_are_listed_page_by_page_and_by_prefix(record: Enrolm
         *(("edge-1", "a0"), ("edge-1", "a1")),
         ("edge-2", "a2"),
     ]
+
+
+async def test_revoked_nodes_are_listed_page_by_page_and_by_prefix(record: EnrolmentRecord) -> None:
+    for number in (3, 1, 2):
+        await record.revoke_node(f"edge-{number}", NOW + number)
+    await record.revoke_node("gate-1", NOW)
+    token = await made(record, replace(SCOPE, uses=9, created_at_ms=NOW + 7))
+    assert reason_of(await record.issue_by_token(token, wanted("edge-2"), NOW + 8)) is None
+    await record.reinstate_node("edge-3")
+    first = await record.revoked_nodes("edge-", "", 1)
+    rest = await record.revoked_nodes("edge-", first[-1].node_id, 9)
+    assert [*first, *rest] == [
+        RevokedNode("edge-1", NOW + 1, enrolled_since=False),
+        RevokedNode("edge-2", NOW + 2, enrolled_since=True),
+    ]
+    assert [one.node_id for one in await record.revoked_nodes("", "", 9)] == ["edge-1", "edge-2", "gate-1"]
