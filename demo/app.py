@@ -1,7 +1,6 @@
 """The demo put together: hub, fleet, cloud program, bad network, table, verdict."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,12 +10,13 @@ import grpc
 from rich.console import Console
 
 from demo.checker import Verdict, check
+from demo.commands import commands, ctl_command
 from demo.databases import Engine, running_databases
 from demo.display import Display, Figures
 from demo.exclusive import exclusive
 from demo.fleet import Fleet, running_fleet
 from demo.fleets import Fleets
-from demo.hub import PROGRAM, Hub, running_hub
+from demo.hub import Hub, running_hub
 from demo.latency import RecentLatencies
 from demo.ledger import Ledger
 from demo.manifests import Manifest, load_manifests
@@ -32,7 +32,9 @@ from services.runtime.rpc import NO_ANSWER
 
 CONNECT_SECONDS = 60.0
 REFRESH_SECONDS = 0.5
-LATENCY_SECONDS = 60.0
+_MAX_NAMED = 5
+LATENCY_SECONDS = 10.0
+PROGRESS_SECONDS = 3.0
 
 
 class Demo:
@@ -63,24 +65,32 @@ class Demo:
         with exclusive(settings.data, "--data"):
             # The last one has to get its own.
             certified = [f"edge-{number}" for number in range(1, settings.nodes)]
+            self._say("making certificates, where they are missing")
             await asyncio.to_thread(create_server_certificate, settings.certificates)
             await asyncio.to_thread(create_node_certificates, settings.certificates, certified)
             ports = choose_ports(settings.replicas, HubPorts())
             self._say(f"data, certificates and logs: {settings.data}")
             for number, replica in enumerate(ports):
                 self._tell_taken(HubPorts().of_replica(number), replica)
+            if settings.engine is Engine.POSTGRESQL:
+                self._say("starting PostgreSQL")
             async with (
                 running_databases(settings.engine, settings.data) as databases,
                 running_hub(
                     *(settings.data, settings.certificates, ports, databases),
                     tls=settings.tls,
                     enrolments=settings.replicas,
+                    tell=self._say,
                 ) as hub,
                 AsyncExitStack() as stack,
             ):
                 dispatchers = [await stack.enter_async_context(one.open_channel()) for one in hub.dispatchers]
                 sessions = await stack.enter_async_context(hub.sessions[0].open_channel())
                 operator = Operator(dispatchers, sessions)
+                # The one that joins gets a new token each time.
+                certified_ids = frozenset(certified)
+                operator.locked_out = certified_ids.intersection(await operator.revoked())
+                self._tell_locked_out(hub, sorted(operator.locked_out))
                 fleets = await self._start_fleets(stack, hub, operator)
                 try:
                     async with _watched(hub, fleets):
@@ -95,7 +105,7 @@ class Demo:
     async def _start_fleets(self, stack: AsyncExitStack, hub: Hub, operator: Operator) -> Fleets:
         """All nodes but one are a fleet; the last one knows the address of enrolment and its token."""
         settings, logs = self._settings, self._settings.data / "logs"
-        flags = ("--upload-every", "10", "--status-every", "10")
+        flags = ("--upload-every", "10", "--status-every", "10", "--by-version")
         fleets: list[tuple[Fleet, Path]] = []
         if settings.nodes > 1:
             nodes = settings.nodes - 1
@@ -126,19 +136,20 @@ class Demo:
         manifests: list[Manifest],
     ) -> Verdict:
         settings, loop = self._settings, asyncio.get_running_loop()
-        took = await fleets.connected(CONNECT_SECONDS)
-        self._say(f"{settings.nodes} edge nodes connected in {took:.2f} s over {hub.server}")
+        node_ids = [one for one in fleets.node_ids if one not in operator.locked_out]
+        took = await self._connected(fleets, operator.locked_out)
+        self._say(f"{len(node_ids)} edge nodes connected in {took:.2f} s over {hub.server}")
         self._say(f"edge-{settings.nodes} enrolled at {hub.enrolment_servers[0]} by a join token")
-        self._say("try:", *_commands(hub, settings.certificates, manifests[0]))
+        self._say("try:", *commands(hub, settings.certificates, manifests[0]))
         known = (await operator.figures()).last_seq > 0
-        figures = Figures(nodes=settings.nodes)
+        figures = Figures(nodes=len(node_ids), others=_others(fleets, settings.engine))
         self.running = True
         if settings.seconds:
             loop.call_later(settings.seconds, self._stop.set)
         with Display(self._console) as display:
-            workload = Workload(publishing, manifests, fleets.node_ids, self._ledger, display.tell)
+            workload = Workload(publishing, manifests, node_ids, self._ledger, display.tell)
             subscriber = Subscriber(subscribing)
-            network = BadNetwork(fleets, display.tell)
+            network = BadNetwork(fleets, node_ids, display.tell)
             async with asyncio.TaskGroup() as group:
                 refreshing = group.create_task(
                     self._refresh(display, figures, operator, fleets, subscriber, network), name="table"
@@ -176,7 +187,7 @@ class Demo:
         deadline = time.monotonic() + self._settings.settle
         while time.monotonic() < deadline:
             hub = await operator.figures()
-            if hub.pending == hub.parked:
+            if not hub.unsettled:
                 return
             await asyncio.sleep(0.2)
 
@@ -189,12 +200,14 @@ class Demo:
         subscriber: Subscriber,
         network: BadNetwork,
     ) -> None:
-        recent = RecentLatencies(LATENCY_SECONDS)
+        whole, cut = RecentLatencies(LATENCY_SECONDS), RecentLatencies(LATENCY_SECONDS)
         while True:
             await self._refresh_once(figures, operator, fleets, subscriber, network)
-            for counts in fleets.take_latencies():
-                recent.add_counts(counts, time.monotonic())
-            figures.p50_ms, figures.p99_ms = recent.quantiles_ms((0.5, 0.99))
+            now, taken = time.monotonic(), fleets.take_latencies()
+            for recent, counts in zip((whole, cut), taken, strict=True):
+                recent.add_counts(counts, now)
+            figures.p50_ms, figures.p99_ms = whole.quantiles_ms((0.5, 0.99))
+            (figures.cut_p99_ms,) = cut.quantiles_ms((0.99,))
             display.show(figures)
             await asyncio.sleep(REFRESH_SECONDS)
 
@@ -214,11 +227,33 @@ class Demo:
             # A service that is gone for good ends the demo elsewhere.
             figures.hub = HubFigures()
         report = fleets.report
-        figures.links, figures.acknowledged = report.links, report.acknowledged
+        figures.links = report.links
+        figures.acknowledged = fleets.acknowledged(self._ledger.versions)
+        figures.cut_now = len(network.cut_now())
         figures.repeated = report.repeated
         figures.reconnects = max(0, report.links_opened - figures.nodes)
         figures.published, figures.refused = self._ledger.accepted, self._ledger.refused
         figures.upstream, figures.cuts = subscriber.received, network.cuts
+
+    async def _connected(self, fleets: Fleets, locked_out: frozenset[str]) -> float:
+        """Returns when every node that can has its link, and says now and then how many have."""
+        waiting = asyncio.create_task(fleets.connected(CONNECT_SECONDS, locked_out), name="first connect")
+        try:
+            while not (await asyncio.wait([waiting], timeout=PROGRESS_SECONDS))[0]:
+                wanted = len(fleets.node_ids) - len(locked_out)
+                self._say(f"{fleets.report.links} of {wanted} edge nodes have a link, waiting for the others")
+            return await waiting
+        finally:
+            waiting.cancel()
+
+    def _tell_locked_out(self, hub: Hub, locked_out: Sequence[str]) -> None:
+        for node_id in locked_out[:_MAX_NAMED]:
+            self._say(
+                f"{node_id} was revoked: it cannot connect, and nothing is published to it. Take that back:",
+                f"  {ctl_command(hub, self._settings.certificates)} reinstate-node {node_id}",
+            )
+        if len(locked_out) > _MAX_NAMED:
+            self._say(f"and {len(locked_out) - _MAX_NAMED} nodes more were revoked")
 
     def _tell_taken(self, wanted: HubPorts, chosen: HubPorts) -> None:
         for name in HubPorts.__dataclass_fields__:
@@ -263,25 +298,7 @@ async def _death_within(children: Sequence[Child], seconds: float) -> ProcessFau
     return next((death for task in done if (death := _death_among(task.exception() or OSError()))), None)
 
 
-def _commands(hub: Hub, certificates: Path, manifest: Manifest) -> list[str]:
-    """Commands that work while the demo runs."""
-    about = json.dumps({"node_id": "edge-1", "object_key": manifest.uid})
-    message = {"source": "edgecontroller", "group": "resource", "operation": "update"}
-    publish = {
-        "message": {**message, "resource": "site/configmap/hello", "resource_version": str(time.time_ns())},
-        "node_ids": ["edge-1", "edge-2"],
-        "content_json": '{"data": {"hello": "edge"}}',
-    }
-    how, access = "-plaintext", ""
-    if hub.security.authenticates:
-        own = certificates / "programs" / PROGRAM
-        how = f"-cacert {certificates / 'ca.crt'} -cert {own}.crt -key {own}.key"
-        access = f"--ca {certificates / 'ca.crt'} --cert {own}.crt --key {own}.key "
-    grpcurl, dispatcher = f"  grpcurl {how}", f"{hub.dispatchers[0].address} cloudhub.v1"
-    return [
-        f"{grpcurl} -d '{json.dumps(publish)}' {dispatcher}.DispatcherService/Publish",
-        f"{grpcurl} -d '{about}' {dispatcher}.DispatcherAdmin/ExplainDelivery",
-        f"{grpcurl} {hub.sessions[0].address} cloudhub.v1.SessionsAdmin/ListInstances",
-        f"  .venv/bin/cloudhubctl {access}--dispatcher {hub.dispatcher_addresses} "
-        f"--sessions {hub.sessions[0].address} nodes",
-    ]
+def _others(fleets: Fleets, engine: Engine) -> tuple[str, ...]:
+    """What processes the demo has beside those of the hub."""
+    database = ("1 database",) if engine is Engine.POSTGRESQL else ()
+    return (f"{len(fleets.all)} of edges", *database)

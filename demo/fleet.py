@@ -1,6 +1,8 @@
 """The edge fleet seen from its parent: commands go in, reports come out."""
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,6 +28,8 @@ class Fleet:
         self.node_ids = [f"edge-{number}" for number in range(first, first + nodes)]
         self.report = Report(0, 0, 0, 0, 0, {})
         self.latencies = Latencies()
+        self.latencies_of_cut = Latencies()
+        self.by_version: Counter[int] = Counter()
         self._reported = asyncio.Condition()
 
     async def follow(self) -> None:
@@ -34,6 +38,8 @@ class Fleet:
         while line := await self.child.stdout.readline():
             report = decoder.decode(line)
             self.latencies.add_counts(report.latencies)
+            self.latencies_of_cut.add_counts(report.latencies_of_cut)
+            self.by_version.update(report.by_version)
             async with self._reported:
                 self.report = report
                 self._reported.notify_all()
@@ -56,8 +62,13 @@ class Fleet:
         async with self._reported:
             await self._reported.wait()
 
-    async def connected(self, seconds: float) -> float:
-        """Waits until every node has a link; seconds from the first dial. Raises FleetFault."""
+    async def connected(self, seconds: float, without: int = 0) -> float:
+        """Waits until every node has a link; seconds from the first dial. `without` so many nodes, that
+        cannot have one: seconds from now. Raises FleetFault."""
+        if without:
+            began, wanted = time.monotonic(), len(self.node_ids) - without
+            await self.until(lambda report: report.links >= wanted, f"{wanted} connected", seconds)
+            return time.monotonic() - began
         report = await self.until(lambda report: report.all_connected_seconds > 0, "all connected", seconds)
         return report.all_connected_seconds
 

@@ -10,6 +10,7 @@ import json
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -63,6 +64,14 @@ class Report(msgspec.Struct, omit_defaults=True):
     """Distinct messages acknowledged, in order of the node list; only if asked for."""
     all_connected_seconds: float = 0.0
     """From the first dial until every node was connected; 0 until then."""
+    latencies_of_cut: dict[int, int] = {}
+    """Those among `latencies` of messages that a network which was cut held up."""
+    by_version: dict[int, int] = {}
+    """Distinct messages acknowledged since the last report, by their version; only if asked for."""
+
+
+# From the end of a cut until what waited for it has come: the edge dials anew, within its longest delay.
+RECOVERY_SECONDS = 6.0
 
 
 class Acknowledgements:
@@ -70,10 +79,18 @@ class Acknowledgements:
 
     def __init__(self, node_ids: Sequence[str]) -> None:
         self.latencies = Latencies()
+        self.latencies_of_cut = Latencies()
+        self.by_version: Counter[int] = Counter()
+        # Until when a node's network was cut and what it held up was on its way: microseconds since 1970.
+        self._cut_until: dict[str, float] = {}
         self.by_node = dict.fromkeys(node_ids, 0)
         self.total = 0
         self.repeated = 0
         self._last: dict[tuple[str, str], int] = {}
+
+    def cut(self, node_id: str, seconds: float = 0.0) -> None:
+        """The network of a node is cut now, for so long."""
+        self._cut_until[node_id] = time.time_ns() / 1000 + (seconds + RECOVERY_SECONDS) * 1e6
 
     def add(self, changes: Sequence[Change]) -> None:
         """Counts messages whose acknowledgements have just been written."""
@@ -89,7 +106,10 @@ class Acknowledgements:
             self._last[key] = version
             self.total += 1
             self.by_node[change.node_id] += 1
+            self.by_version[version] += 1
             self.latencies.add(now - version)
+            if version < self._cut_until.get(change.node_id, 0.0):
+                self.latencies_of_cut.add(now - version)
 
 
 class FleetProcess:
@@ -102,8 +122,10 @@ class FleetProcess:
         renewals: Renewals | None,
         *,
         by_node: bool,
+        by_version: bool,
     ) -> None:
         self._by_node = by_node
+        self._by_version = by_version
         self._renewals = renewals
         self._acknowledged = acknowledged
         self._fleet = fleet
@@ -149,9 +171,11 @@ class FleetProcess:
         while line := await reader.readline():
             command = decoder.decode(line)
             if command.do == "cut":
+                self._acknowledged.cut(command.node)
                 self._fleet[command.node].cut()
             elif command.do == "block":
                 self._blocked.add(command.node)
+                self._acknowledged.cut(command.node, command.seconds)
                 self._fleet[command.node].block(command.seconds)
             elif command.do == "heal":
                 for node_id in self._blocked:
@@ -180,7 +204,10 @@ class FleetProcess:
             latencies=self._acknowledged.latencies.take(),
             by_node=list(self._acknowledged.by_node.values()) if self._by_node else [],
             all_connected_seconds=self._all_connected_seconds,
+            latencies_of_cut=self._acknowledged.latencies_of_cut.take(),
+            by_version=dict(self._acknowledged.by_version) if self._by_version else {},
         )
+        self._acknowledged.by_version.clear()
         try:
             sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
             sys.stdout.buffer.flush()
@@ -234,6 +261,7 @@ async def serve(
     status_every: float,
     *,
     by_node: bool,
+    by_version: bool,
     stock_pace: float,
 ) -> None:
     """Runs a fleet, whose nodes get certificates first if they enrol, until it is told to stop."""
@@ -243,7 +271,7 @@ async def serve(
         return
     acknowledged = Acknowledgements(node_ids)
     fleet = _make_fleet(settings, node_ids, acknowledged, renewals, stock_pace)
-    worker = FleetProcess(fleet, acknowledged, renewals, by_node=by_node)
+    worker = FleetProcess(fleet, acknowledged, renewals, by_node=by_node, by_version=by_version)
     await worker.serve(stop, report_every, upload_every, status_every)
 
 
@@ -265,6 +293,7 @@ def run(
     most_delay: Annotated[float, typer.Option()] = 5.0,
     report_every: Annotated[float, typer.Option(min=0.005)] = 0.25,
     by_node: Annotated[bool, typer.Option()] = False,
+    by_version: Annotated[bool, typer.Option()] = False,
     upload_every: Annotated[float, typer.Option(min=0)] = 0.0,
     status_every: Annotated[float, typer.Option(min=0)] = 0.0,
     stock_pace: Annotated[
@@ -297,6 +326,7 @@ def run(
     work = serve(
         *(settings, node_ids, renewals, report_every, upload_every, status_every),
         by_node=by_node,
+        by_version=by_version,
         stock_pace=stock_pace,
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -1,6 +1,7 @@
 """The fleets of a demo as one, whichever process a node is in."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,16 +39,28 @@ class Fleets:
             latencies={},
         )
 
-    def take_latencies(self) -> list[dict[int, int]]:
-        """From publish to acknowledgement, since this was last asked for."""
-        return [fleet.latencies.take() for fleet in self.all]
+    def take_latencies(self) -> tuple[Counter[int], Counter[int]]:
+        """From publish to acknowledgement, since this was last asked for: of messages whose network was
+        whole, and of those that a cut held up."""
+        whole: Counter[int] = Counter()
+        cut: Counter[int] = Counter()
+        for fleet in self.all:
+            whole.update(fleet.latencies.take())
+            cut.update(fleet.latencies_of_cut.take())
+        return whole - cut, cut
 
-    async def connected(self, seconds: float) -> float:
-        """Waits until every node has a link; the longest time from a fleet's first dial.
+    def acknowledged(self, versions: Collection[int]) -> int:
+        """How many messages of these versions their nodes have acknowledged."""
+        return sum(
+            count for fleet in self.all for version, count in fleet.by_version.items() if version in versions
+        )
 
-        Raises FleetFault.
-        """
-        return max([await fleet.connected(seconds) for fleet in self.all])
+    async def connected(self, seconds: float, without: Collection[str] = ()) -> float:
+        """Waits until every node has a link, but for those that cannot; the longest time from a fleet's first
+        dial. Raises FleetFault."""
+        return max(
+            [await fleet.connected(seconds, len(set(fleet.node_ids) & set(without))) for fleet in self.all]
+        )
 
     def cut(self, node_id: str) -> None:
         """Drops a node's link as a broken network would."""

@@ -282,9 +282,10 @@ async def running_hub(
     host: str = HOST,
     tls: bool = False,
     enrolments: int = 0,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[Hub]:
     """Sessions, dispatchers and connectors, each service up before the next; stopped in reverse order. So
-    many `enrolments` are started beside the connectors.
+    many `enrolments` are started beside the connectors. `tell` hears of each that serves.
 
     Without `databases` they are SQLite files in `data`. Raises ProcessFault if one does not come up.
     """
@@ -298,11 +299,16 @@ async def running_hub(
         enrolments=enrolments,
     )
     stages = [[instance for service in stage for instance in hub.of(service)] for stage in _STAGES]
+
+    async def start(instance: Instance) -> None:
+        await instance.start()
+        tell(f"{instance.name} serves at {instance.address}")
+
     try:
         for stage in stages:
             async with asyncio.TaskGroup() as group:
                 for instance in stage:
-                    group.create_task(instance.start(), name=f"start {instance.name}")
+                    group.create_task(start(instance), name=f"start {instance.name}")
         yield hub
     finally:
         for stage in reversed(stages):

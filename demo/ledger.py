@@ -26,6 +26,8 @@ class Ledger:
     def __init__(self) -> None:
         self.accepted = 0
         self.first_version = 0
+        self.versions: set[int] = set()
+        """Of what was accepted; each is one request's."""
         self.refused: Counter[str] = Counter()
         """Other outcomes, by their name and reason."""
         self.expected: dict[ObjectKey, Expected] = {}
@@ -40,6 +42,7 @@ class Ledger:
                 self.refused[f"{name} {outcome.reason}".strip()] += 1
                 continue
             self.accepted += 1
+            self.versions.add(version)
             self.first_version = self.first_version or version
             self.expected[outcome.node_id, uid] = Expected(
                 version, message.resource, message.operation == "delete"

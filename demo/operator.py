@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub
-from cloudhub.v1.enrolment_pb2 import CreateTokenRequest
+from cloudhub.v1.enrolment_pb2 import CreateTokenRequest, ListRevokedNodesRequest
 from cloudhub.v1.enrolment_pb2_grpc import EnrolmentAdminStub
-from cloudhub.v1.sessions_pb2 import GetLimitsRequest, Instance, ListInstancesRequest
+from cloudhub.v1.sessions_pb2 import GetLimitsRequest, ListInstancesRequest
 from cloudhub.v1.sessions_pb2_grpc import SessionsAdminStub
 from demo.pages import pages
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminAsyncStub
 
 TOKEN_SECONDS = 600.0
+
+
+class Process(NamedTuple):
+    """A live process of the hub, and the nodes that it holds."""
+
+    service: str
+    nodes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +38,13 @@ class HubFigures:
     in_flight: int = 0
     last_seq: int = 0
     """Messages ever accepted, over all nodes."""
-    instances: tuple[str, ...] = ()
-    """Every live process: its name and, where it holds any, its nodes."""
+    unsettled: int = 0
+    """Pending and not parked, of nodes that can connect."""
+    processes: tuple[Process, ...] = ()
 
 
 async def _nodes(dispatcher: "DispatcherAdminAsyncStub") -> list[pb.NodeDelivery]:
     return [node async for page in pages(dispatcher.ListNodes, pb.ListNodesRequest()) for node in page.nodes]
-
-
-def _described(instance: Instance) -> str:
-    return instance.name + (f" {instance.nodes}" if instance.service != "sessions" else "")
 
 
 class Operator:
@@ -50,6 +54,8 @@ class Operator:
         self._dispatchers = [DispatcherAdminStub(channel) for channel in dispatchers]
         self._sessions = SessionsAdminStub(sessions)
         self._enrolment = EnrolmentAdminStub(sessions)
+        self.locked_out: frozenset[str] = frozenset()
+        """Nodes that cannot connect: what waits for them is waited for by nobody."""
 
     async def figures(self) -> HubFigures:
         """The present figures, all nodes."""
@@ -67,8 +73,17 @@ class Operator:
             parked=sum(node.parked for node in nodes),
             in_flight=in_flight,
             last_seq=sum(node.last_seq for node in nodes),
-            instances=tuple(map(_described, listed.instances)),
+            unsettled=sum(
+                node.pending - node.parked for node in nodes if node.node_id not in self.locked_out
+            ),
+            processes=tuple(Process(one.service, one.nodes) for one in listed.instances),
         )
+
+    async def revoked(self) -> list[str]:
+        """Nodes whose certificates are refused."""
+        request = ListRevokedNodesRequest()
+        found = pages(self._enrolment.ListRevokedNodes, request)
+        return [node.node_id async for page in found for node in page.nodes if not node.enrolled_since]
 
     async def join_token(self, node_id: str) -> str:
         """With which the node gets its first certificate, soon and once."""

@@ -12,7 +12,7 @@ from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.message_pb2 import Message
 from demo.checker import Held, check, on_disk
 from demo.fleet import Fleet
-from demo.fleet_worker import Report
+from demo.fleet_worker import RECOVERY_SECONDS, Acknowledgements, Report
 from demo.fleets import Disk, Fleets
 from demo.ledger import Ledger
 from demo.operator import HubFigures, Operator
@@ -52,9 +52,34 @@ async def test_reports_are_added_up_and_latencies_are_taken_once(fleets: Fleets)
     for fleet, links in zip(fleets.all, (2, 1), strict=True):
         fleet.report = Report(links, 10, 1, links, 5, {})
         fleet.latencies.add(100.0 * links)
+        fleet.by_version.update({7: links, 8: 1})
+    fleets.all[0].latencies_of_cut.add(200.0)
     assert fleets.report == Report(3, 20, 2, 3, 10, {})
+    # Those that a cut held up are told apart from the others.
     assert [sum(counts.values()) for counts in fleets.take_latencies()] == [1, 1]
-    assert fleets.take_latencies() == [{}, {}]
+    assert fleets.take_latencies() == ({}, {})
+    assert fleets.acknowledged({7}) == 3
+
+
+def test_of_what_is_acknowledged_is_told_which_versions_and_what_a_cut_held_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_us = 1_800_000_000_000_000
+    monkeypatch.setattr("demo.fleet_worker.time.time_ns", lambda: now_us * 1000)
+    counted = Acknowledgements(["edge-1", "edge-2"])
+
+    def acknowledged(node_id: str, version: int) -> None:
+        route = Route(operation="update", resource="a/pod/u")
+        message = EdgeMessage(header=Header(msg_id="m", resourceversion=str(version)), route=route)
+        counted.add([Change(node_id, message, Step(Kind.STORE, "u"), 0)])
+
+    counted.cut("edge-1", 4.0)
+    ended_us = now_us + int((4.0 + RECOVERY_SECONDS) * 1e6)
+    for version in (now_us - 1, now_us - 1, now_us + 1, ended_us + 1):
+        acknowledged("edge-1", version)
+    acknowledged("edge-2", now_us + 1)
+    assert counted.by_version == {now_us - 1: 1, now_us + 1: 2, ended_us + 1: 1}
+    assert (len(counted.latencies), len(counted.latencies_of_cut)) == (4, 2)
 
 
 def _stored(database: Path, node_id: str, version: int, uid: str = "u") -> None:

@@ -1,13 +1,15 @@
 """How the processes of a hub are started."""
 
+import io
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
 
 from demo.databases import Databases, sqlite_databases
-from demo.display import Display, Figures
+from demo.display import Figures, picture, rows
 from demo.hub import Hub, make_hub
-from demo.operator import HubFigures
+from demo.operator import HubFigures, Process
 from demo.ports import HubPorts, choose_ports
 
 
@@ -74,16 +76,39 @@ def test_no_port_is_chosen_twice() -> None:
     assert len(set(ports)) == len(ports) == 440
 
 
-def test_the_table_lists_every_process() -> None:
-    console = Console(width=120, force_terminal=True, record=True)
-    figures = Figures(
-        hub=HubFigures(instances=("sessions-1", "dispatcher-1 12", "dispatcher-2 8", "connector-1 20"))
+def lines_of(figures: Figures, *news: str) -> list[str]:
+    """The table of a terminal of 80 columns, line by line."""
+    console = Console(width=80, height=24, force_terminal=True, record=True, file=io.StringIO())
+    console.print(picture(figures, news, 79))
+    return console.export_text().splitlines()
+
+
+def test_the_table_counts_every_process() -> None:
+    processes = (
+        *(Process("sessions", 0), Process("dispatcher", 12), Process("dispatcher", 8)),
+        *(Process("connector", 20), Process("enrolment", 0)),
     )
-    with Display(console) as display:
-        display.show(figures)
-    text = console.export_text()
-    assert "sessions-1, dispatcher-1 12, dispatcher-2 8" in text
-    assert "connector-1 20" in text
+    figures = Figures(hub=HubFigures(processes=processes), others=("2 of edges", "1 database"))
+    found = {name: (value, what) for name, value, what in rows(figures) if name}
+    assert found["processes"] == ("8", "1 sessions, 2 dispatcher, 1 connector, 1 enrolment")
+    assert found["nodes at"] == ("", "dispatchers: 12, 8; connectors: 20")
+    assert "2 of edges, 1 database" in "\n".join(lines_of(figures))
+
+
+def test_the_table_fits_80_by_24_and_has_the_same_lines_from_first_to_last() -> None:
+    """Whatever the figures and the news are: nothing wraps, nothing jumps."""
+    many = tuple(Process(service, 1000) for service in ("sessions", "dispatcher", "connector") * 9)
+    full = Figures(
+        *(1000, ("2 of edges", "1 database"), HubFigures(1000, 1000, 10**7, 10**6, 10**6, 0, 0, many)),
+        *(1000, 10**8, Counter({f"REJECTED {'X' * 40} {number}": 10**6 for number in range(9)}), 10**8),
+        *(10**6, 99_999.9, 999_999.9, 999_999.9, 10**5, 1000, 10**6),
+        Counter({f"module-{number}": 10**6 for number in range(9)}),
+    )
+    empty = lines_of(Figures())
+    busy = lines_of(full, *(f"update of {'a' * 300} {number}" for number in range(9)))
+    assert len(empty) == len(busy) < 24
+    assert max(map(len, busy)) <= 80
+    assert [line[:9] for line in empty[:13]] == [line[:9] for line in busy[:13]]
 
 
 def test_no_command_line_holds_the_password_of_a_database() -> None:
