@@ -1,6 +1,7 @@
 """The command line: settings of all commands, and how a command is run."""
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,7 +14,7 @@ import typer
 from cloudhub.v1.dispatcher_pb2 import ListNodesRequest
 from ctl.faults import CtlFault, ExitCode
 from ctl.hub import Access, Hub
-from ctl.output import Output
+from ctl.output import Output, asks_for_json
 from services.runtime.names import shown
 from services.runtime.release import release
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 _OFFERED = 200
 _MAX_FAULT_CHARS = 2000
 
+WideOption = Annotated[bool, typer.Option("--wide", help="all columns, however narrow the terminal is")]
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="a table for people, or JSON")]
 
 
@@ -131,10 +133,21 @@ def confirm(question: str, yes: bool) -> None:
 
 
 def main() -> None:
-    """Entry point: one sentence on standard error and an exit code for whatever goes wrong."""
+    """Entry point: one sentence on standard error and an exit code for whatever goes wrong, as JSON for those
+    who asked for JSON."""
+    as_json = asks_for_json(sys.argv[1:])
     try:
-        app(prog_name="cloudhubctl")
-    except CtlFault as fault:
-        # It may repeat what was typed, or lines of a file.
-        print(f"cloudhubctl: {shown(str(fault), _MAX_FAULT_CHARS)}", file=sys.stderr)
-        raise SystemExit(fault.code) from None
+        ended = app(prog_name="cloudhubctl", standalone_mode=not as_json)
+    except CtlFault as raised:
+        fault = raised
+    except typer.TyperException as error:
+        fault = CtlFault(ExitCode.USAGE, error.format_message())
+    else:
+        raise SystemExit(ended)
+    # It may repeat what was typed, or lines of a file.
+    text = shown(str(fault), _MAX_FAULT_CHARS)
+    told = (
+        json.dumps({"error": fault.fields(text)}, ensure_ascii=False) if as_json else f"cloudhubctl: {text}"
+    )
+    print(told, file=sys.stderr)
+    raise SystemExit(fault.code)

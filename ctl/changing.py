@@ -12,12 +12,13 @@ from google.protobuf.duration_pb2 import Duration
 from cloudhub.v1 import connector_pb2, dispatcher_pb2, resources_pb2, sessions_pb2
 from cloudhub.v1.message_pb2 import Message
 from ctl import tables
-from ctl.app import NodeArgument, OutputOption, YesOption, app, confirm, run
+from ctl.app import NodeArgument, OutputOption, WideOption, YesOption, app, confirm, run
 from ctl.faults import CtlFault, ExitCode, unknown_nodes
 from ctl.hub import Connector, Hub
 from ctl.looking import ConnectorArgument
 from ctl.manifests import ManifestFault, publish_request, read_manifests, version_by_clock
-from ctl.output import Output, as_dict, note, progress, show_json, show_table, write
+from ctl.output import Output, note, progress, show_json, show_table, write
+from ctl.plain import as_dict
 from ctl.publishing import Delivery, exit_code, outcome_name, wait
 from ctl.publishing import publish as publish_all
 from services.runtime.names import shown
@@ -101,7 +102,7 @@ def publish(
                 settling = bars.add_task("acknowledged", total=sum(one.accepted for one in done))
                 await wait(dispatcher, done, wait_seconds, lambda n: bars.advance(settling, n))
         if output is Output.JSON:
-            show_json([{key: value for key, value in asdict(one).items() if value} for one in done])
+            show_json([asdict(one) for one in done])
         else:
             _tell(done, len(requests), len(nodes), waited=waiting)
         return exit_code(done, waited=waiting)
@@ -276,6 +277,7 @@ def limits(
         list[str] | None, typer.Option(help="PROJECT=NODES: its own limit; 0 removes it; repeat")
     ] = None,
     output: OutputOption = Output.TABLE,
+    wide: WideOption = False,
 ) -> None:
     """Limits on nodes: shows them, after changing those that are given."""
     wanted = {"total": total, "per_connector": per_connector, "per_project": per_project}
@@ -292,7 +294,7 @@ def limits(
             show_json(as_dict(answer))
             return
         names = {one.instance_id: one.name for one in await hub.sessions.instances()}
-        show_table(tables.LIMITS, tables.limit_rows(answer, names), "")
+        show_table(tables.LIMITS, tables.limit_rows(answer, names), "", wide=wide)
 
     run(context, work)
 

@@ -7,10 +7,11 @@ import typer
 
 from cloudhub.v1 import enrolment_pb2 as pb
 from ctl import tables
-from ctl.app import NodeArgument, OutputOption, PrefixOption, YesOption, app, confirm, run
+from ctl.app import NodeArgument, OutputOption, PrefixOption, WideOption, YesOption, app, confirm, run
 from ctl.faults import UNKNOWN, CtlFault, unknown_nodes
 from ctl.hub import Hub
-from ctl.output import Output, as_dict, note, show_json, show_table, write
+from ctl.output import Output, note, show_json, show_table, write
+from ctl.plain import as_dict
 from services.runtime.names import shown
 
 token = typer.Typer(help="Join tokens, by which nodes get their first certificate.", no_args_is_help=True)
@@ -48,7 +49,9 @@ def create(
 
 
 @token.command("list")
-def list_tokens(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+def list_tokens(
+    context: typer.Context, output: OutputOption = Output.TABLE, wide: WideOption = False
+) -> None:
     """Lists join tokens, the newest first, without their secrets."""
 
     async def work(hub: Hub) -> None:
@@ -56,7 +59,9 @@ def list_tokens(context: typer.Context, output: OutputOption = Output.TABLE) -> 
         if output is Output.JSON:
             show_json([as_dict(one) for one in found])
         else:
-            show_table(tables.TOKENS, tables.token_rows(found, datetime.now(UTC)), "there are no tokens")
+            show_table(
+                tables.TOKENS, tables.token_rows(found, datetime.now(UTC)), "there are no tokens", wide=wide
+            )
 
     run(context, work)
 
@@ -83,7 +88,10 @@ def revoke(
 
 @app.command()
 def certificates(
-    context: typer.Context, prefix: PrefixOption = "", output: OutputOption = Output.TABLE
+    context: typer.Context,
+    prefix: PrefixOption = "",
+    output: OutputOption = Output.TABLE,
+    wide: WideOption = False,
 ) -> None:
     """Lists the certificates of nodes."""
 
@@ -93,7 +101,7 @@ def certificates(
             show_json([as_dict(one) for one in found])
         else:
             rows = tables.certificate_rows(found, datetime.now(UTC))
-            show_table(tables.CERTIFICATES, rows, "no certificate was issued")
+            show_table(tables.CERTIFICATES, rows, "no certificate was issued", wide=wide)
 
     run(context, work)
 
@@ -125,6 +133,27 @@ def revoke_node(
         else:
             link = "its link is cut" if answer.was_connected else "it was not connected"
             write(f"the certificates of {node} are refused; {link}")
+
+    run(context, work)
+
+
+@app.command("revoked-nodes")
+def revoked_nodes(
+    context: typer.Context,
+    prefix: PrefixOption = "",
+    output: OutputOption = Output.TABLE,
+    wide: WideOption = False,
+) -> None:
+    """Lists the nodes whose certificates are refused, and which of them have enrolled anew."""
+
+    async def work(hub: Hub) -> None:
+        found = await hub.sessions.revoked(prefix)
+        if output is Output.JSON:
+            show_json([as_dict(one) for one in found])
+        else:
+            show_table(
+                tables.REVOKED, tables.revoked_rows(found, datetime.now(UTC)), "no node is revoked", wide=wide
+            )
 
     run(context, work)
 

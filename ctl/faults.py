@@ -6,6 +6,7 @@ fault_of(error)     the CtlFault of a failed gRPC call
 
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Any
 
 import grpc
 
@@ -36,14 +37,32 @@ UNKNOWN = ("NODE_UNKNOWN", "UNKNOWN_NODE")
 """Reasons of the hub: a dispatcher's, and that of sessions."""
 
 
+_STATUS = {
+    ExitCode.OK: grpc.StatusCode.OK,
+    ExitCode.FAILED: grpc.StatusCode.FAILED_PRECONDITION,
+    ExitCode.USAGE: grpc.StatusCode.INVALID_ARGUMENT,
+    ExitCode.UNREACHABLE: grpc.StatusCode.UNAVAILABLE,
+    ExitCode.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    ExitCode.TIMED_OUT: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ExitCode.INTERRUPTED: grpc.StatusCode.CANCELLED,
+    ExitCode.BROKEN_PIPE: grpc.StatusCode.ABORTED,
+}
+
+
 class CtlFault(Exception):
     """The command cannot be carried out; the text says why and what to try."""
 
-    def __init__(self, code: ExitCode, text: str, reason: str = "") -> None:
+    def __init__(self, code: ExitCode, text: str, reason: str = "", status: str = "") -> None:
         super().__init__(text)
         self.code = code
         self.reason = reason
         """That of the hub, for programs: `NODE_UNKNOWN`, ...; empty: the hub was not asked, or gave none."""
+        self.status = status or _STATUS[code].name
+        """That of gRPC, by name: the hub's, or the one that fits best."""
+
+    def fields(self, text: str) -> dict[str, Any]:
+        """For programs; `text` is the sentence."""
+        return {"code": self.status, "reason": self.reason, "message": text, "exit_code": int(self.code)}
 
 
 def unknown_nodes(node_ids: Sequence[str], flag: str = "") -> CtlFault:
@@ -100,18 +119,29 @@ def fault_of(
         text = f"{where} cannot be reached ({cause}): start it, or name its address with {name}"
         if not why and "socket closed" in detail.lower():
             text += "; perhaps it wants TLS: --ca, --cert and --key"
-        return CtlFault(ExitCode.UNREACHABLE, text)
+        return CtlFault(ExitCode.UNREACHABLE, text, status=code.name)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         text = (
             f"{where} did not answer within {seconds:g} s: look at its health, or wait longer with --timeout"
         )
-        return CtlFault(ExitCode.UNREACHABLE, text)
+        return CtlFault(ExitCode.UNREACHABLE, text, status=code.name)
     if code is grpc.StatusCode.UNIMPLEMENTED:
         text = f"{address} is no {service} of a hub: name its address with {name}"
-        return CtlFault(ExitCode.USAGE, text)
+        return CtlFault(ExitCode.USAGE, text, status=code.name)
     if _TOO_LARGE in detail and not from_hub:
-        return CtlFault(ExitCode.USAGE, f"{where} and this program exchange no message so large: {detail}")
+        return CtlFault(
+            ExitCode.USAGE,
+            f"{where} and this program exchange no message so large: {detail}",
+            status=code.name,
+        )
     if code in TRY_AGAIN:
-        return CtlFault(ExitCode.UNREACHABLE, f"{where} cannot do it now: {detail}; try again")
+        return CtlFault(
+            ExitCode.UNREACHABLE,
+            f"{where} cannot do it now: {detail}; try again",
+            reason if from_hub else "",
+            code.name,
+        )
     hint = f"; {_HINTS[reason]}" if reason in _HINTS else ""
-    return CtlFault(_CODES.get(code, ExitCode.FAILED), f"{detail}{hint}", reason if from_hub else "")
+    return CtlFault(
+        _CODES.get(code, ExitCode.FAILED), f"{detail}{hint}", reason if from_hub else "", code.name
+    )

@@ -223,6 +223,12 @@ class Sessions(Service):
             for one in page.certificates
         ]
 
+    async def revoked(self, prefix: str = "") -> list[enrolment_pb2.RevokedNode]:
+        """All revoked nodes whose ids begin so."""
+        request = enrolment_pb2.ListRevokedNodesRequest(page_size=PAGE, node_id_prefix=prefix)
+        pages = self.pages(self.enrolment.ListRevokedNodes, request)
+        return [one async for page in pages for one in page.nodes]
+
     async def tokens(self) -> list[enrolment_pb2.Token]:
         """All join tokens, the newest first."""
         request = enrolment_pb2.ListTokensRequest(page_size=PAGE)

@@ -9,15 +9,19 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from cloudhub.v1 import dispatcher_pb2, sessions_pb2
 from ctl import tables
-from ctl.app import NodeArgument, OutputOption, PrefixOption, app, run
+from ctl.app import NodeArgument, OutputOption, PrefixOption, WideOption, app, run
 from ctl.faults import CtlFault, ExitCode
 from ctl.hub import Hub
-from ctl.output import Output, as_dict, note, show_json, show_table, terminal_columns, write
+from ctl.output import Output, note, show_json, show_table, terminal_columns, write
+from ctl.plain import as_dict
 
 _STATES = [name.removeprefix("SESSION_STATE_").lower() for name in sessions_pb2.SessionState.keys()[1:]]
+# With epoch and address of the peer.
+_WATCH_COLUMNS = 105
 ConnectorArgument = Annotated[
     str, typer.Argument(metavar="[CONNECTOR]", help="name or id of a connector; else that of --connector")
 ]
@@ -53,6 +57,7 @@ def nodes(
         float | None, typer.Option(min=0, help="only nodes that let a message wait for so many seconds")
     ] = None,
     output: OutputOption = Output.TABLE,
+    wide: WideOption = False,
 ) -> None:
     """Every node that the hub knows, what it waits for, and who lags."""
 
@@ -79,7 +84,7 @@ def nodes(
         if output is Output.JSON:
             show_json([{**as_dict(node), "state": states.get(node.node_id, "away")} for node in listed])
         else:
-            show_table(tables.NODES, tables.node_rows(listed, states, now()), "no such nodes")
+            show_table(tables.NODES, tables.node_rows(listed, states, now()), "no such nodes", wide=wide)
             if lines := tables.note_lines(listed, terminal_columns()):
                 write("\n".join(["", "noted:", *lines]))
 
@@ -97,6 +102,7 @@ def sessions(
         list[str] | None, typer.Option(help=f"{', '.join(_STATES)}; repeat for several; else the live ones")
     ] = None,
     output: OutputOption = Output.TABLE,
+    wide: WideOption = False,
 ) -> None:
     """Who is connected where, and since when."""
     wrong = [one for one in state or () if one not in _STATES]
@@ -116,13 +122,15 @@ def sessions(
             show_json([as_dict(one) for one in found])
         else:
             rows = tables.session_rows(found, await _names(hub), now())
-            show_table(tables.SESSIONS, rows, "no such sessions")
+            show_table(tables.SESSIONS, rows, "no such sessions", wide=wide)
 
     run(context, work)
 
 
 @app.command()
-def session(context: typer.Context, node: NodeArgument, output: OutputOption = Output.TABLE) -> None:
+def session(
+    context: typer.Context, node: NodeArgument, output: OutputOption = Output.TABLE, wide: WideOption = False
+) -> None:
     """The newest session of a node, also after its end."""
 
     async def work(hub: Hub) -> None:
@@ -132,7 +140,7 @@ def session(context: typer.Context, node: NodeArgument, output: OutputOption = O
             show_json(as_dict(answer.session))
         else:
             rows = tables.session_rows([answer.session], await _names(hub), now())
-            show_table(tables.SESSIONS, rows, "")
+            show_table(tables.SESSIONS, rows, "", wide=wide)
 
     run(context, work)
 
@@ -143,6 +151,7 @@ def links(
     connector: ConnectorArgument = "",
     prefix: PrefixOption = "",
     output: OutputOption = Output.TABLE,
+    wide: WideOption = False,
 ) -> None:
     """The links of one connector, and what waits in its memory for each."""
 
@@ -151,13 +160,13 @@ def links(
         if output is Output.JSON:
             show_json([as_dict(link) for link in found])
         else:
-            show_table(tables.LINKS, tables.link_rows(found, now()), "no such links")
+            show_table(tables.LINKS, tables.link_rows(found, now()), "no such links", wide=wide)
 
     run(context, work)
 
 
 @app.command()
-def instances(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
+def instances(context: typer.Context, output: OutputOption = Output.TABLE, wide: WideOption = False) -> None:
     """Every live process of the hub."""
 
     async def work(hub: Hub) -> None:
@@ -165,7 +174,7 @@ def instances(context: typer.Context, output: OutputOption = Output.TABLE) -> No
         if output is Output.JSON:
             show_json([as_dict(one) for one in found])
         else:
-            show_table(tables.INSTANCES, tables.instance_rows(found), "none")
+            show_table(tables.INSTANCES, tables.instance_rows(found), "none", wide=wide)
 
     run(context, work)
 
@@ -176,11 +185,14 @@ def watch(
     prefix: PrefixOption = "",
     present: Annotated[bool, typer.Option("--present", help="the live sessions first")] = False,
     output: OutputOption = Output.TABLE,
+    wide: WideOption = False,
 ) -> None:
     """Sessions as they come and go, a line each, until Ctrl-C."""
     request = sessions_pb2.WatchSessionsRequest(node_id_prefix=prefix, include_present=present)
     # Node ids may be longer; their lines are then.
-    form = "{:<8}  {:<24}  {:<9}  {:<18}  {:<13}  {}"
+    form = "{:<8}  {:<24}  {:<9}  {:<18}"
+    if wide or not sys.stdout.isatty() or Console().width >= _WATCH_COLUMNS:
+        form += "  {:<13}  {}"
 
     async def follow(hub: Hub) -> None:
         if output is Output.TABLE:

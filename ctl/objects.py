@@ -6,11 +6,12 @@ import typer
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from ctl import tables
-from ctl.app import NodeArgument, OutputOption, PrefixOption, app, run
+from ctl.app import NodeArgument, OutputOption, PrefixOption, WideOption, app, run
 from ctl.faults import CtlFault, ExitCode
 from ctl.hub import PAGE, Hub
 from ctl.looking import now
-from ctl.output import Output, as_dict, note, show_json, show_table, write
+from ctl.output import Output, note, show_json, show_table, write
+from ctl.plain import as_dict
 
 ObjectArgument = Annotated[
     str, typer.Argument(metavar="OBJECT", help="metadata.uid of an object, or NAMESPACE/TYPE/NAME")
@@ -25,6 +26,7 @@ def inspect(
         bool, typer.Option("--all", help="every object that the hub knows of the node, with what it has")
     ] = False,
     output: OutputOption = Output.TABLE,
+    wide: WideOption = False,
 ) -> None:
     """What one node waits for: its pending objects, in the order in which they are first sent."""
 
@@ -42,13 +44,18 @@ def inspect(
             return
         if every:
             show_table(
-                tables.HELD, tables.held_rows(objects, now()), f"nothing is known of objects of {node}"
+                tables.HELD,
+                tables.held_rows(objects, now()),
+                f"nothing is known of objects of {node}",
+                wide=wide,
             )
         else:
-            show_table(tables.OBJECTS, tables.object_rows(objects, now()), f"{node} waits for nothing")
+            show_table(
+                tables.OBJECTS, tables.object_rows(objects, now()), f"{node} waits for nothing", wide=wide
+            )
         if notes:
             write("")
-            show_table(tables.NOTES, tables.note_rows(notes, now()), "")
+            show_table(tables.NOTES, tables.note_rows(notes, now()), "", wide=wide)
 
     run(context, work)
 
@@ -62,6 +69,7 @@ def object_on_nodes(
         bool, typer.Option("--lacking", help="only nodes that do not have the newest version")
     ] = False,
     output: OutputOption = Output.TABLE,
+    wide: WideOption = False,
 ) -> None:
     """Which version of an object each node has, and which nodes lack it."""
 
@@ -81,7 +89,7 @@ def object_on_nodes(
         if output is Output.JSON:
             show_json([as_dict(one) for one in chosen])
             return ExitCode.OK
-        show_table(tables.HOLDERS, tables.holder_rows(chosen, now()), "every node has it")
+        show_table(tables.HOLDERS, tables.holder_rows(chosen, now()), "every node has it", wide=wide)
         having = sum(tables.has_version(one, newest) for one in found)
         note(f"version {newest} is the newest: {having} of {len(found)} nodes have it")
         return ExitCode.OK
@@ -98,6 +106,7 @@ def explain(
     ] = "",
     message: Annotated[str, typer.Option(help="id of a message, instead of an object")] = "",
     output: OutputOption = Output.TABLE,
+    wide: WideOption = False,
 ) -> None:
     """Why a node has not got an object: where its message is and what happened to it."""
     if bool(object_key) == bool(message):
@@ -113,6 +122,6 @@ def explain(
         for line in tables.explanation_lines(answer, now()):
             write(line)
         write("")
-        show_table(tables.EVENTS, tables.event_rows(answer.events), "its history has been dropped")
+        show_table(tables.EVENTS, tables.event_rows(answer.events), "its history has been dropped", wide=wide)
 
     run(context, work)

@@ -1,4 +1,7 @@
-"""What a command writes: a table for people or JSON for programs, on standard output."""
+"""What a command writes: a table for people or JSON for programs, on standard output.
+
+What is said beside the answer goes to standard error: sentences, or with `-o json` a line of JSON each.
+"""
 
 import io
 import json
@@ -7,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from ctl.fitting import SENTENCES, fitting, needed
 
 
 class Output(StrEnum):
@@ -36,9 +39,13 @@ _STYLES = {
 }
 
 
-def as_dict(message: Message) -> dict[str, Any]:
-    """A message as grpcurl shows it: fields by their names, defaults left out."""
-    return MessageToDict(message, preserving_proto_field_name=True)
+def asks_for_json(arguments: Sequence[str]) -> bool:
+    """Whether a command line has `-o json`: also one that cannot be read otherwise is answered so."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return any(
+        (one in ("-o", "--output") and following == "json") or one in ("-ojson", "--output=json")
+        for one, following in pairs
+    )
 
 
 def show_json(value: Any) -> None:
@@ -52,15 +59,17 @@ def write(line: str) -> None:
 
 
 def note(line: str) -> None:
-    """For people, beside the answer."""
+    """Beside the answer."""
+    if asks_for_json(sys.argv[1:]):
+        line = json.dumps({"note": line.removeprefix("cloudhubctl: ")}, ensure_ascii=False)
     print(line, file=sys.stderr)
 
 
 def table_text(columns: Sequence[str], rows: Iterable[Sequence[str]], *, width: int | None, tty: bool) -> str:
-    """A table as text: bounded by the terminal's width on one, whole lines elsewhere."""
+    """A table as text; sentences are broken where it would be too wide, nothing else is."""
     table = Table(box=None, pad_edge=False, header_style="bold" if tty else "")
     for column in columns:
-        table.add_column(column, no_wrap=not tty, overflow="fold")
+        table.add_column(column, no_wrap=column not in SENTENCES, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
     buffer = io.StringIO()
@@ -69,13 +78,26 @@ def table_text(columns: Sequence[str], rows: Iterable[Sequence[str]], *, width: 
     return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip("\n").split("\n"))
 
 
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-    """A table, or what is said if it has no rows."""
+def show_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str, *, wide: bool = False
+) -> None:
+    """A table, or what is said if it has no rows. Columns that a terminal has no room for are left out and
+    named beside it, unless it is to be `wide`."""
     if not rows:
         note(empty)
         return
     width = terminal_columns()
-    write(table_text(columns, rows, width=width or _PIPE_COLUMNS, tty=width is not None))
+    if width is None:
+        write(table_text(columns, rows, width=_PIPE_COLUMNS, tty=False))
+        return
+    kept = list(range(len(columns))) if wide else fitting(columns, rows, width)
+    shown = [columns[at] for at in kept]
+    cells = [[row[at] for at in kept] for row in rows]
+    # Lines that are longer all the same are the terminal's to break: what is copied from it is whole.
+    write(table_text(shown, cells, width=max(width, needed(shown, cells)), tty=True))
+    if len(kept) < len(columns):
+        left_out = ", ".join(name for at, name in enumerate(columns) if at not in kept)
+        note(f"left out: {left_out} (--wide)")
 
 
 def terminal_columns() -> int | None:

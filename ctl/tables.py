@@ -15,7 +15,7 @@ from cloudhub.v1.dispatcher_pb2 import (
     ObjectDelivery,
     ObjectOnNode,
 )
-from cloudhub.v1.enrolment_pb2 import NodeCertificate, Token
+from cloudhub.v1.enrolment_pb2 import NodeCertificate, RevokedNode, Token
 from cloudhub.v1.link_pb2 import CloseReason
 from cloudhub.v1.sessions_pb2 import GetLimitsResponse, Instance, Session, SessionState
 
@@ -24,7 +24,7 @@ Row = Sequence[str]
 NODES = ("NODE", "STATE", "PENDING", "IN FLIGHT", "PARKED", "OLDEST PENDING", "LAST ACK")
 SESSIONS = ("NODE", "STATE", "SINCE", "CONNECTOR", "DISPATCHER", "PEER", "EPOCH")
 LINKS = ("NODE", "LINK", "SINCE", "IDLE", "QUEUED", "RECEIVED", "SENT", "PEER", "EPOCH")
-INSTANCES = ("SERVICE", "NAME", "ADDRESS", "NODES", "HEARD OF", "ID")
+INSTANCES = ("SERVICE", "NAME", "STATE", "VERSION", "ADDRESS", "NODES", "HEARD OF", "ID")
 OBJECTS = ("OBJECT", "RESOURCE", "OPERATION", "VERSION", "STATE", "ATTEMPTS", "ACCEPTED", "PARKED BECAUSE")
 HELD = ("OBJECT", "RESOURCE", "HAS", "ACKNOWLEDGED", "WANTED", "STATE")
 HOLDERS = ("NODE", "HAS", "ACKNOWLEDGED", "WANTED", "STATE", "OBJECT")
@@ -34,16 +34,20 @@ LIMITS = ("SCOPE", "LIMIT", "NODES NOW")
 CHANGES = ("TIME", "NODE", "STATE", "REASON", "EPOCH", "PEER")
 
 TOKENS = ("TOKEN", "NODES", "PROJECT", "USES LEFT", "MADE", "GOOD")
+REVOKED = ("NODE", "REVOKED", "SINCE THEN")
 CERTIFICATES = ("NODE", "ISSUED", "GOOD", "BY", "PEER", "SERIAL")
 
+_WITH_NODES = ("dispatcher", "connector")
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
 def age(seconds: float) -> str:
-    """`12 s`, `4 min`, `3 h`, `12 d`: the largest unit that fits twice, so that little is lost."""
+    """`0.3 s`, `12 s`, `4 min`, `3 h`, `12 d`: the largest unit that fits twice, so that little is lost."""
     for size, unit in _UNITS:
         if seconds >= 2 * size:
             return f"{seconds // size:.0f} {unit}"
+    if 0.05 <= seconds < 0.95:
+        return f"{seconds:.1f} s"
     return f"{max(0.0, seconds):.0f} s"
 
 
@@ -92,6 +96,18 @@ def certificate_rows(certificates: Iterable[NodeCertificate], now: datetime) -> 
             certificate.serial,
         )
         for certificate in certificates
+    ]
+
+
+def revoked_rows(nodes: Iterable[RevokedNode], now: datetime) -> list[Row]:
+    """Of REVOKED."""
+    return [
+        (
+            node.node_id,
+            since(node.revoked_at, now),
+            "enrolled anew" if node.enrolled_since else "locked out",
+        )
+        for node in nodes
     ]
 
 
@@ -200,8 +216,10 @@ def instance_rows(instances: Iterable[Instance]) -> list[Row]:
         (
             one.service,
             one.name,
+            "draining" if one.draining else "serving",
+            one.version or "unknown",
             one.address,
-            "" if one.service == "sessions" else str(one.nodes),
+            str(one.nodes) if one.service in _WITH_NODES else "",
             f"{age(one.silent_seconds)} ago",
             one.instance_id,
         )

@@ -179,7 +179,7 @@ async def test_what_is_there_is_listed(program: Program) -> None:
     assert [one["node_id"] for one in sessions.json] == ["edge-1", "edge-2"]
     assert {one["state"] for one in sessions.json} == {"SESSION_STATE_ACTIVE"}
     assert [one["node_id"] for one in links.json] == ["edge-1", "edge-2"]
-    assert limits.json["nodes"] == "2"
+    assert limits.json["nodes"] == 2
 
 
 def closed_port() -> str:

@@ -1,6 +1,7 @@
 """What is wrong with a command line is told before any service is asked."""
 
 import io
+import json
 import os
 from pathlib import Path
 
@@ -110,3 +111,46 @@ def test_help_names_every_command(
     assert len(commands) == 21
     assert [command for command in commands if f"`{command}" not in text] == []
     assert ended.value.code == ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("purge edge-1 -o json", "name an OBJECT, or give --all"),
+        ("session --output json", "Missing argument 'NODE'"),
+        ("frobnicate -ojson", "No such command 'frobnicate'"),
+        ("limits --total -1 --output=json", "--total"),
+    ],
+)
+def test_with_json_what_is_wrong_is_json_too(
+    arguments: str,
+    reason: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["cloudhubctl", *arguments.split()])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    out, err = capsys.readouterr()
+    error = json.loads(err)["error"]
+    assert (ended.value.code, out) == (ExitCode.USAGE, "")
+    assert told in error.pop("message")
+    assert error == {"code": "INVALID_ARGUMENT", "reason": "", "exit_code": 2}
+
+
+def test_with_json_a_service_that_is_away_is_told_as_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["cloudhubctl", "instances", "-o", "json"])
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    out, err = capsys.readouterr()
+    error = json.loads(err)["error"]
+    assert (ended.value.code, out) == (ExitCode.UNREACHABLE, "")
+    assert (error["code"], error["exit_code"]) == ("UNAVAILABLE", 3)
+    assert "sessions at 127.0.0.1:1 cannot be reached" in error["message"]
