@@ -309,6 +309,9 @@ class _Servicer(DispatcherServiceServicer):
     def FindUnknownNodes(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
+    def ExplainMessage(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
 
 def database_url(folder: Path) -> str:
     """Where the upstream half of a folder keeps its uploads; replaced where another engine is tested."""
