@@ -108,7 +108,7 @@ def test_help_names_every_command(
     text = (ROOT / "docs" / "cloudhubctl.md").read_text()
     listed = capsys.readouterr().out.partition("Commands:\n")[2].split("\n")
     commands = [line.split()[0] for line in listed if line.startswith("  ") and line[2:3] != " "]
-    assert len(commands) == 21
+    assert len(commands) == 22
     assert [command for command in commands if f"`{command}" not in text] == []
     assert ended.value.code == ExitCode.OK
 
@@ -123,11 +123,7 @@ def test_help_names_every_command(
     ],
 )
 def test_with_json_what_is_wrong_is_json_too(
-    arguments: str,
-    reason: str,
-    told: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["cloudhubctl", *arguments.split()])
 

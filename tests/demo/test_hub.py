@@ -99,10 +99,21 @@ def test_the_table_fits_80_by_24_and_has_the_same_lines_from_first_to_last() -> 
     """Whatever the figures and the news are: nothing wraps, nothing jumps."""
     many = tuple(Process(service, 1000) for service in ("sessions", "dispatcher", "connector") * 9)
     full = Figures(
-        *(1000, ("2 of edges", "1 database"), HubFigures(1000, 1000, 10**7, 10**6, 10**6, 0, 0, many)),
-        *(1000, 10**8, Counter({f"REJECTED {'X' * 40} {number}": 10**6 for number in range(9)}), 10**8),
-        *(10**6, 99_999.9, 999_999.9, 999_999.9, 10**5, 1000, 10**6),
-        Counter({f"module-{number}": 10**6 for number in range(9)}),
+        nodes=1000,
+        others=("2 of edges", "1 database"),
+        hub=HubFigures(1000, 1000, 10**7, 10**6, 10**6, processes=many),
+        links=1000,
+        published=10**8,
+        refused=Counter({f"REJECTED {'X' * 40} {number}": 10**6 for number in range(9)}),
+        acknowledged=10**8,
+        repeated=10**6,
+        p50_ms=99_999.9,
+        p99_ms=999_999.9,
+        cut_p99_ms=999_999.9,
+        cuts=10**5,
+        cut_now=1000,
+        reconnects=10**6,
+        upstream=Counter({f"module-{number}": 10**6 for number in range(9)}),
     )
     empty = lines_of(Figures())
     busy = lines_of(full, *(f"update of {'a' * 300} {number}" for number in range(9)))
