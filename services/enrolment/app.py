@@ -64,7 +64,7 @@ class EnrolmentApp:
         process = pb.RenewPresenceRequest(
             instance_id=instance_id(name, new_id()), name=name, version=release()
         )
-        self._presence = Presence(self._channel, process, min(1.0, settings.sessions_seconds))
+        self._presence = Presence(self._channel, process, settings.sessions_seconds)
         handler = Handler(self._authority, self._issue, clock, tracing, settings.certificate_seconds)
         self.listener = EnrolmentListener(
             settings.listen,

@@ -11,6 +11,7 @@ from services.runtime.rpc import error_reason
 
 _AGAIN_SECONDS = 5.0
 _LEAST_INTERVAL_SECONDS = 0.1
+_LEAVING_SECONDS = 1.0
 _log = get_log("enrolment.presence")
 
 
@@ -32,8 +33,11 @@ class Presence:
 
     async def renew(self) -> float:
         """Once; the seconds until the next time."""
+        return await self._tell(self._timeout)
+
+    async def _tell(self, seconds: float) -> float:
         try:
-            answer = await self._stub.RenewPresence(self.process, timeout=self._timeout)
+            answer = await self._stub.RenewPresence(self.process, timeout=seconds)
         except grpc.aio.AioRpcError as error:
             _log.debug("presence.not_told", reason=error_reason(error), detail=error.details())
             return _AGAIN_SECONDS
@@ -42,4 +46,4 @@ class Presence:
     async def leave(self) -> None:
         """Best effort: silence does it too."""
         self.process.leaving = True
-        await self.renew()
+        await self._tell(min(self._timeout, _LEAVING_SECONDS))
