@@ -6,7 +6,7 @@ from rich.cells import cell_len
 
 GAP = 2
 # Sentences, which may be broken between words; anything else is whole, so that it can be copied.
-SENTENCES = frozenset({"WHY", "REASON", "PARKED BECAUSE"})
+SENTENCES = frozenset({"WHY", "WHAT", "REASON", "PARKED BECAUSE"})
 _LEAST_SENTENCE = 24
 FIRST_TO_GO = (
     *("ID", "SERIAL", "EPOCH", "LINK", "PEER", "BY", "PROJECT", "MADE"),
