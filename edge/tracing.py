@@ -7,6 +7,7 @@ came, so that its acknowledgement joins the trace all the same.
 import os
 import re
 import threading
+import time
 from urllib.parse import unquote
 
 from opentelemetry import trace
@@ -22,6 +23,8 @@ from edge.settings import SettingsFault
 
 # How long the end of a process may wait for a collector that does not answer.
 FLUSH_SECONDS = 3.0
+# Longer than the hub's span above it, or a viewer that mends skewed clocks would move it.
+STEP_NS = 2_000
 
 _HEADER = re.compile(r"[0-9A-Za-z_.-]+\s*=[ -~]*")
 
@@ -48,10 +51,14 @@ class EdgeTracing:
         self._tracer = provider.get_tracer("cloudhub.edge") if provider else None
 
     def apply(self, node_id: str, message: Message, start_ms: int) -> str:
-        """Records that a sampled message was applied just now; the `traceparent` for its acknowledgement."""
+        """Records that a sampled message, which came at `start_ms`, was applied just now; the `traceparent`
+        for its acknowledgement."""
         received = message.header.traceparent
         if self._tracer is None or (parent := _parent(received)) is None:
             return received
+        now_ns = time.time_ns()
+        # Not before it came, or a clock would look skewed.
+        start_ns = min(start_ms * 1_000_000 + 999_999, now_ns)
         span = self._tracer.start_span(
             "apply",
             parent,
@@ -65,9 +72,9 @@ class EdgeTracing:
                 "cloudhub.operation": message.route.operation,
                 "cloudhub.version": message.header.resourceversion,
             },
-            start_time=start_ms * 1_000_000,
+            start_time=start_ns,
         )
-        span.end()
+        span.end(max(now_ns, start_ns + STEP_NS))
         context = span.get_span_context()
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 

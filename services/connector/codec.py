@@ -22,8 +22,8 @@ class FrameCodec:
     """Both functions raise `frames.FrameError`."""
 
     parse: Callable[[bytes], ReadFrame]
-    encode: Callable[[Message, str], bytes]
-    """The frame of a message; the text is a trace context that takes the place of the message's own."""
+    encode: Callable[[Message], bytes]
+    """The frame of a message."""
 
 
 JSON_FRAMES = FrameCodec(parse_frame, encode_frame)

@@ -10,7 +10,6 @@ from typing import Protocol
 
 from google.protobuf.message import DecodeError
 from opentelemetry.trace import Span, SpanKind
-from opentelemetry.trace.status import Status, StatusCode
 
 from cloudhub.v1 import link_pb2
 from cloudhub.v1.message_pb2 import Message
@@ -28,7 +27,7 @@ from services.connector.metrics import ConnectorMetrics
 from services.connector.outgoing import OutgoingBatches
 from services.connector.queued_total import FREE_BYTES, QueuedTotal
 from services.connector.transport import EdgeTransport, TransportEnd
-from services.runtime.tracing import Tracing, is_sampled, traceparent_of
+from services.runtime.tracing import Tracing, fail, is_sampled
 
 # Frames of one transport write; a link's share of the send buffer.
 _CHUNK_BYTES = 64 * 1024
@@ -209,7 +208,7 @@ class EdgeLink:
         frames, spans = state.move(epoch)
         self._count(state)
         for span in spans:
-            span.set_status(Status(StatusCode.ERROR, "the link moved before the bytes were written"))
+            fail(span, "the link moved before the bytes were written")
             span.end()
         self.stream, self.candidate = stream, None
         parse = self.transport.codec.parse
@@ -301,7 +300,6 @@ class EdgeLink:
             self._queue(state, frame, b"", None)
             return
         span: Span | None = None
-        traceparent = ""
         if self._tools.tracing.enabled and is_sampled(message.traceparent):
             span = self._tools.tracing.start(
                 "send",
@@ -316,14 +314,13 @@ class EdgeLink:
                     "cloudhub.ack_mode": "no_ack" if frame.direct else "ack",
                 },
             )
-            traceparent = traceparent_of(span)
         try:
-            data = self.transport.codec.encode(message, traceparent)
+            data = self.transport.codec.encode(message)
         except FrameError as error:
             # The edge would drop its link over it. An empty frame keeps its place in the numbering.
             metrics.dropped.labels("downstream", error.fault.value).inc()
             if span:
-                span.set_status(Status(StatusCode.ERROR, str(error)))
+                fail(span, str(error))
             data = b""
         self._queue(state, frame, data, span)
 
@@ -340,7 +337,7 @@ class EdgeLink:
             return
         self._tools.metrics.dropped.labels("downstream", accepted.value).inc()
         if span:
-            span.set_status(Status(StatusCode.ERROR, accepted.value))
+            fail(span, accepted.value)
             span.end()
         if accepted is Accepted.OVERFLOW:
             self.close(
@@ -442,7 +439,7 @@ class EdgeLink:
         self._incoming_bytes = 0
         if self.state is not None:
             for span in self.state.outbound.unwritten_tags():
-                span.set_status(Status(StatusCode.ERROR, "the link ended before the bytes were written"))
+                fail(span, "the link ended before the bytes were written")
                 span.end()
         self._owner.link_over(self, reason, detail, end)
 

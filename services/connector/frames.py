@@ -216,8 +216,8 @@ def decode_frame(data: bytes) -> message_pb2.Message:
     return message
 
 
-def encode_frame(message: message_pb2.Message, traceparent: str = "") -> bytes:
-    """One message as compact JSON; `traceparent` takes the place of the message's own.
+def encode_frame(message: message_pb2.Message) -> bytes:
+    """One message as compact JSON.
 
     Raises FrameError if the content or an extra field is not one JSON value: an edge drops its link
     over a frame that is not JSON.
@@ -232,9 +232,8 @@ def encode_frame(message: message_pb2.Message, traceparent: str = "") -> bytes:
         header += b',"sync":true'
     if message.type:
         header += b',"type":' + _quote(message.type)
-    trace = traceparent or message.traceparent
-    if trace:
-        header += b',"traceparent":' + _quote(trace)
+    if message.traceparent:
+        header += b',"traceparent":' + _quote(message.traceparent)
     route = b'},"route":{"source":' + _quote(message.source)
     if message.destination:
         route += b',"destination":' + _quote(message.destination)

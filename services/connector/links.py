@@ -6,7 +6,6 @@ from itertools import count
 from typing import Protocol
 
 from opentelemetry.trace import Span
-from opentelemetry.trace.status import Status, StatusCode
 
 from cloudhub.v1 import link_pb2
 from services.connector.admission import HttpRefusal, Identity, check_identity
@@ -16,7 +15,7 @@ from services.connector.transport import EdgeTransport, LinkHandler, LinkRequest
 from services.runtime.clock import Clock
 from services.runtime.line_budget import LineBudget
 from services.runtime.logs import get_log
-from services.runtime.tracing import is_sampled, trace_id_of, traceparent_of
+from services.runtime.tracing import CAUSE_NS, fail, is_sampled, trace_id_of
 
 _log = get_log("connector.links")
 _Reason = link_pb2.CloseReason
@@ -135,16 +134,20 @@ class Links:
 
     def _announce(self, transport: Requester, identity: Identity, stream: LinkStream) -> None:
         number = next(self._numbers)
-        span = self._tools.tracing.start(
+        tracing, about = self._tools.tracing, {"cloudhub.node.id": identity.node_id}
+        # All of the link stands below a moment: its end is long after its request.
+        traceparent = tracing.record("link", "", attributes=about, lasts_ns=CAUSE_NS)
+        span = tracing.start(
             "connect",
+            traceparent,
             attributes={
-                "cloudhub.node.id": identity.node_id,
+                **about,
                 "cloudhub.project.id": identity.project_id,
                 "network.peer.address": transport.peer_address,
                 "network.protocol.name": transport.kind,
             },
         )
-        link = EdgeLink(number, identity, transport, stream, self, self._tools, traceparent_of(span))
+        link = EdgeLink(number, identity, transport, stream, self, self._tools, traceparent)
         self._links[number] = link
         self._connect_spans[number] = span
         transport.start(link)
@@ -304,5 +307,5 @@ class Links:
         if epoch:
             span.set_attribute("cloudhub.session.epoch", epoch)
         else:
-            span.set_status(Status(StatusCode.ERROR, detail or outcome))
+            fail(span, detail or outcome)
         span.end()

@@ -43,7 +43,7 @@ from services.runtime.clock import Clock
 from services.runtime.errors import HubError, RowDamaged, StoreUnavailable
 from services.runtime.logs import get_log
 from services.runtime.seen_time import SeenTime
-from services.runtime.tracing import Tracing, is_sampled, trace_id_of
+from services.runtime.tracing import CAUSE_NS, Tracing, is_sampled
 
 _log = get_log(__name__)
 
@@ -388,6 +388,7 @@ class Delivery:
                     **self.attributes(session, entry, action.attempt),
                     "cloudhub.reason": entry.cause,
                 },
+                lasts_ns=CAUSE_NS,
                 # From the message's trace to that of the link which carried this attempt.
                 links=[session.traceparent] if is_sampled(session.traceparent) else None,
             )
@@ -407,6 +408,7 @@ class Delivery:
                 "deliver",
                 traceparent,
                 kind=SpanKind.PRODUCER,
+                lasts_ns=CAUSE_NS,
                 attributes={
                     **MESSAGING,
                     "messaging.message.id": action.message.id,
@@ -435,25 +437,29 @@ class Delivery:
         self.writer.record(op)
 
     def _traced(self, session: NodeSession, op: Settle | Park | End, entry: Entry) -> Settle | Park | End:
-        """The step's span, whose context the record carries so that its commit joins the trace."""
+        """Records the step's span below its attempt, whose context the record carries, so that its commit
+        stands there too."""
         if not is_sampled(entry.traceparent):
             return op
         parent = entry.delivered_as or entry.traceparent
-        # An edge continues the message's trace; it cannot move the message into another one.
-        if is_sampled(op.traceparent) and trace_id_of(op.traceparent) == trace_id_of(entry.traceparent):
-            parent = op.traceparent
+        # An edge says which step of its own it answers by, or which attempt; not in another trace.
+        links = None
+        if (
+            op.traceparent != parent
+            and is_sampled(op.traceparent)
+            and op.traceparent[3:35] == entry.traceparent[3:35]
+        ):
+            links = [op.traceparent]
         attributes = dict(self.attributes(session, entry, entry.sends))
         if isinstance(op, Settle):
-            return Settle(
-                op.node_id, op.epoch, op.key, op.seq, op.version, op.message_id, op.at_ms,
-                self._tracing.record("ack", parent, kind=SpanKind.CONSUMER, attributes=attributes),
-            )  # fmt: skip
+            self._tracing.record("ack", parent, kind=SpanKind.CONSUMER, attributes=attributes, links=links)
+            return Settle(op.node_id, op.epoch, op.key, op.seq, op.version, op.message_id, op.at_ms, parent)
         attributes["cloudhub.reason"] = op.reason
         if isinstance(op, Park):
-            context = self._tracing.record("park", parent, attributes=attributes, error=op.reason)
-            return op._replace(traceparent=context)
-        context = self._tracing.record("end", parent, attributes=attributes, error=op.reason)
-        return End(op.node_id, op.epoch, op.key, op.seq, op.message_id, op.reason, op.at_ms, context)
+            self._tracing.record("park", parent, attributes=attributes, links=links, error=op.reason)
+            return op._replace(traceparent=parent)
+        self._tracing.record("end", parent, attributes=attributes, links=links, error=op.reason)
+        return End(op.node_id, op.epoch, op.key, op.seq, op.message_id, op.reason, op.at_ms, parent)
 
     @staticmethod
     def attributes(session: NodeSession, entry: Entry, attempt: int) -> dict[str, str | int]:

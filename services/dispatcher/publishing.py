@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from opentelemetry.trace import Span, SpanKind
-from opentelemetry.trace.status import Status, StatusCode
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.peer_pb2 import DirectMessage
@@ -43,7 +42,7 @@ from services.runtime.ids import new_id
 from services.runtime.logs import get_log
 from services.runtime.names import MOST_NODE_ID_CHARS, check_node_id, cut_bytes
 from services.runtime.rpc import MAX_ANSWER_BYTES
-from services.runtime.tracing import Tracing, is_sampled, span_context, traceparent_of
+from services.runtime.tracing import Tracing, fail, is_sampled, span_context, traceparent_of
 
 _log = get_log(__name__)
 
@@ -203,6 +202,7 @@ class Publishing:
                 "publish",
                 context,
                 kind=SpanKind.PRODUCER,
+                start_ns=item.started_ns,
                 attributes={
                     **MESSAGING,
                     "messaging.message.id": item.response.message_id,
@@ -427,8 +427,9 @@ class Publishing:
                 # A stale version is no fault: the node has, or gets, what is newer.
                 faults = {one.reason for one in turned_down if one.outcome != pb.OUTCOME_STALE}
                 if faults:
-                    item.span.set_status(Status(StatusCode.ERROR, ", ".join(sorted(faults))))
-            item.span.end()
+                    fail(item.span, ", ".join(sorted(faults)))
+            # A moment: what comes after days stands below it (runtime.tracing.CAUSE_NS).
+            item.span.end(item.started_ns)
         return item.response
 
 

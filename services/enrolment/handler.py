@@ -12,7 +12,6 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 from google.protobuf.timestamp_pb2 import Timestamp
 from opentelemetry.trace import Span
-from opentelemetry.trace.status import Status, StatusCode
 
 from cloudhub.v1 import enrolment_pb2 as pb
 from services.enrolment.authority import Authority, RenewedAuthority, Validity, sign, validity_of
@@ -27,7 +26,7 @@ from services.runtime.clock import Clock
 from services.runtime.errors import HubError
 from services.runtime.http import Answer, Request, refused
 from services.runtime.names import check_node_id
-from services.runtime.tracing import Tracing, traceparent_of
+from services.runtime.tracing import Tracing, fail, traceparent_of
 
 CERTIFICATE_TYPE = "application/pkix-cert"
 _RETRY_SECONDS = "5"
@@ -173,13 +172,13 @@ def _end(span: Span, answer: Answer | None) -> None:
     """Ends a span with what came of it; without an answer it failed or was cut."""
     if answer is None:
         span.set_attribute("cloudhub.outcome", "failed")
-        span.set_status(Status(StatusCode.ERROR, "there was no answer"))
+        fail(span, "there was no answer")
     elif answer.status == 200:
         span.set_attribute("cloudhub.outcome", "issued")
     else:
         span.set_attribute("cloudhub.outcome", "refused" if answer.status < 500 else "failed")
         span.set_attribute("cloudhub.reason", answer.outcome)
-        span.set_status(Status(StatusCode.ERROR, answer.body.decode().strip()))
+        fail(span, answer.body.decode().strip())
     span.end()
 
 

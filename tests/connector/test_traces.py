@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from cloudhub.v1 import message_pb2
-from services.runtime.tracing import Tracing, span_context
+from services.runtime.tracing import FAILED, Tracing, span_context
 from tests.connector.conftest import StartApp, poll
 from tests.support.certs import TestAuthority
 from tests.support.edge_peer import EdgePeers
@@ -18,7 +18,7 @@ _SAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 _UNSAMPLED = _SAMPLED[:-1] + "0"
 
 
-async def test_a_sampled_messages_send_joins_its_trace_and_goes_to_the_edge(
+async def test_a_sampled_messages_send_joins_its_trace_which_goes_to_the_edge(
     start_app: StartApp, authority: TestAuthority, dispatcher: LinkDispatcher
 ) -> None:
     exporter = InMemorySpanExporter()
@@ -43,17 +43,23 @@ async def test_a_sampled_messages_send_joins_its_trace_and_goes_to_the_edge(
     assert connect.attributes
     assert connect.attributes["cloudhub.node.id"] == "edge-1"
     assert connect.attributes["cloudhub.outcome"] == "admitted"
-    announced = span_context(announcement.traceparent)
+    announced, link = span_context(announcement.traceparent), spans["link"]
     assert announced
-    assert announced.span_id == connect.context.span_id
+    assert announced.span_id == link.context.span_id
+    for span in (connect, spans["disconnect"]):
+        assert span.parent
+        assert span.parent.span_id == link.context.span_id
     assert spans["disconnect"].context.trace_id == connect.context.trace_id
     good, bad = sorted(sends, key=lambda span: span.status.status_code is StatusCode.ERROR)
     assert good.context.trace_id == int(_SAMPLED[3:35], 16)
     assert good.parent
     assert good.parent.span_id == int(_SAMPLED[36:52], 16)
-    to_edge = span_context(headers[0]["traceparent"])
-    assert to_edge
-    assert to_edge.span_id == good.context.span_id
+    # The attempt's, which is above both `send` and what the edge makes of it.
+    assert headers[0]["traceparent"] == _SAMPLED
     assert headers[1]["traceparent"] == _UNSAMPLED
     assert "traceparent" not in headers[2]
     assert bad.status.status_code is StatusCode.ERROR
+    assert bad.attributes
+    assert bad.attributes[FAILED] is True
+    assert good.attributes
+    assert FAILED not in good.attributes

@@ -7,7 +7,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from edge.protocol import Header, Message, Route
-from edge.tracing import EdgeTracing, configure_tracing
+from edge.tracing import STEP_NS, EdgeTracing, configure_tracing
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -32,7 +32,10 @@ def test_the_span_is_a_child_of_the_hubs_and_goes_back_with_the_acknowledgement(
     assert f"{span.parent.span_id:016x}" == "b7ad6b7169203331"
     assert span.context is not None
     assert returned == f"00-0af7651916cd43dd8448eb211c80319c-{span.context.span_id:016x}-01"
-    assert span.start_time == 1_795_468_263_601_000_000
+    # It came within that millisecond, and not before the hub sent it.
+    assert span.start_time == 1_795_468_263_601_999_999
+    assert span.end_time is not None
+    assert span.end_time - span.start_time >= STEP_NS
     assert span.attributes is not None
     assert span.attributes["cloudhub.node.id"] == "edge-1"
     tracing.close()

@@ -15,6 +15,10 @@ from tests.support.processes import HOST, free_ports
 from tests.support.tools import answers, ask, fetch, program, running
 
 WAIT_SECONDS = 30.0
+# The attribute by which it gives them back, beside those of the span.
+WARNINGS = "@jaeger@warnings"
+# As much as any two steps can lie apart.
+LONGEST_SKEW = "8760h"
 Value = str | int | float | bool | list[Any] | None
 
 
@@ -32,6 +36,8 @@ class JaegerSpan:
     attributes: Mapping[str, Value]
     links: tuple[str, ...]
     """The traces that it refers to."""
+    warnings: tuple[str, ...] = ()
+    """What Jaeger has to say against it."""
 
 
 def _value(value: Mapping[str, Any]) -> Value:
@@ -48,6 +54,11 @@ def _attributes(pairs: list[dict[str, Any]]) -> dict[str, Value]:
     return {pair["key"]: _value(pair["value"]) for pair in pairs}
 
 
+def _warnings(span: Mapping[str, Any]) -> tuple[str, ...]:
+    told = _attributes(span.get("attributes", [])).get(WARNINGS)
+    return tuple(map(str, told)) if isinstance(told, list) else ()
+
+
 def spans_of(answer: Mapping[str, Any]) -> list[JaegerSpan]:
     """The spans of an answer of /api/v3 (OTLP as JSON), by their start."""
     found = [
@@ -61,6 +72,7 @@ def spans_of(answer: Mapping[str, Any]) -> list[JaegerSpan]:
             error=span["status"].get("message", "") if span.get("status", {}).get("code") == 2 else None,
             attributes=_attributes(span.get("attributes", [])),
             links=tuple(link["traceId"] for link in span.get("links", ())),
+            warnings=_warnings(span),
         )
         for resource in answer["result"]["resourceSpans"]
         for scope in resource["scopeSpans"]
@@ -72,9 +84,12 @@ def spans_of(answer: Mapping[str, Any]) -> list[JaegerSpan]:
 class Jaeger:
     """A running Jaeger: where it takes spans, and what it answers."""
 
-    def __init__(self, otlp_port: int, query_port: int) -> None:
+    def __init__(self, otlp_port: int, otlp_http_port: int, query_port: int, adjusting_port: int) -> None:
         self.endpoint = f"http://{HOST}:{otlp_port}"
+        self.otlp_url = f"http://{HOST}:{otlp_http_port}/v1/traces"
         self.url = f"http://{HOST}:{query_port}"
+        self.adjusting_url = f"http://{HOST}:{adjusting_port}"
+        """The same traces, with the adjustment of skewed clocks switched on."""
 
     def environment(self) -> dict[str, str]:
         """What makes a process export here, soon after a span has ended."""
@@ -84,9 +99,9 @@ class Jaeger:
             "OTEL_BSP_SCHEDULE_DELAY": "50",
         }
 
-    async def raw_trace(self, trace_id: str) -> dict[str, Any]:
+    async def raw_trace(self, trace_id: str, *, adjusting: bool = False) -> dict[str, Any]:
         """A trace as /api/v3 gives it; without spans if there is none."""
-        url = f"{self.url}/api/v3/traces/{trace_id}"
+        url = f"{self.adjusting_url if adjusting else self.url}/api/v3/traces/{trace_id}"
         status, body = await asyncio.to_thread(fetch, url)
         if status == 404:
             return {"result": {"resourceSpans": []}}
@@ -108,6 +123,12 @@ class Jaeger:
             raise AssertionError(f"trace {trace_id}: {[span.name for span in spans]}") from None
         return spans
 
+    async def take(self, spans: Mapping[str, Any]) -> None:
+        """Spans as /api/v3 gives them, as if a process had exported them."""
+        body = json.dumps({"resourceSpans": spans["result"]["resourceSpans"]}).encode()
+        status, answer = await asyncio.to_thread(fetch, self.otlp_url, body)
+        assert status == 200, answer
+
     async def search(self, service: str, **tags: str) -> set[str]:
         """Traces that have a span of this service with all these tags, as the search of its pages finds them;
         tag names have `__` for each dot."""
@@ -123,10 +144,15 @@ class Jaeger:
 async def running_jaeger(folder: Path) -> AsyncIterator[Jaeger]:
     """Jaeger with OTLP in and its query API out, on ports of its own."""
     binary = program("jaeger", "jaeger")
-    otlp, query, query_grpc, health, telemetry = free_ports(5)
+    otlp, otlp_http, query, query_grpc, adjusting, adjusting_grpc, health, telemetry = free_ports(8)
     config = {
         "service": {
-            "extensions": ["jaeger_storage", "jaeger_query", "healthcheckv2"],
+            "extensions": [
+                "jaeger_storage",
+                "jaeger_query",
+                "jaeger_query/adjusting",
+                "healthcheckv2",
+            ],
             "pipelines": {"traces": {"receivers": ["otlp"], "exporters": ["jaeger_storage_exporter"]}},
             "telemetry": {
                 "metrics": {
@@ -141,9 +167,22 @@ async def running_jaeger(folder: Path) -> AsyncIterator[Jaeger]:
                 "http": {"endpoint": f"{HOST}:{query}"},
                 "grpc": {"endpoint": f"{HOST}:{query_grpc}"},
             },
+            "jaeger_query/adjusting": {
+                "storage": {"traces": "memory"},
+                "max_clock_skew_adjust": LONGEST_SKEW,
+                "http": {"endpoint": f"{HOST}:{adjusting}"},
+                "grpc": {"endpoint": f"{HOST}:{adjusting_grpc}"},
+            },
             "healthcheckv2": {"use_v2": True, "http": {"endpoint": f"{HOST}:{health}"}},
         },
-        "receivers": {"otlp": {"protocols": {"grpc": {"endpoint": f"{HOST}:{otlp}"}}}},
+        "receivers": {
+            "otlp": {
+                "protocols": {
+                    "grpc": {"endpoint": f"{HOST}:{otlp}"},
+                    "http": {"endpoint": f"{HOST}:{otlp_http}"},
+                }
+            }
+        },
         "exporters": {"jaeger_storage_exporter": {"trace_storage": "memory"}},
     }
     file = folder / "jaeger.yaml"
@@ -152,4 +191,4 @@ async def running_jaeger(folder: Path) -> AsyncIterator[Jaeger]:
     # It would trace itself, and wait for its own end to take those spans.
     quiet = {"OTEL_TRACES_SAMPLER": "always_off"}
     async with running([binary, "--config", file], folder / "jaeger.log", ready, environment=quiet):
-        yield Jaeger(otlp, query)
+        yield Jaeger(otlp, otlp_http, query, adjusting)

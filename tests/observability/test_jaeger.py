@@ -3,15 +3,17 @@
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from services.runtime.rpc import open_channel
-from tests.observability.jaeger import Jaeger, JaegerSpan, running_jaeger
+from tests.observability.jaeger import Jaeger, JaegerSpan, running_jaeger, spans_of
 from tests.tracing.cloud import CloudProgram, new_context, receive, trace_of
 from tests.tracing.hub import HubProcesses
 
@@ -20,6 +22,8 @@ pytestmark = [pytest.mark.observability, pytest.mark.asyncio(loop_scope="module"
 NODE = "edge-7"
 ACK_SECONDS = 1.5
 DISPATCHER, CONNECTOR, EDGE = "cloudhub-dispatcher", "cloudhub-connector", "cloudhub-edge"
+PUBLISHER = "shop"
+DAYS_NS = 3 * 24 * 3600 * 10**9
 
 
 def named(spans: list[JaegerSpan], name: str) -> list[JaegerSpan]:
@@ -41,12 +45,31 @@ class Journey:
         return trace_of(self.publisher)
 
 
+def publishers_span(context: str, start_ns: int, end_ns: int) -> dict[str, Any]:
+    """As a publisher that traces itself exports it, as JSON."""
+    _, trace_id, span_id, _ = context.split("-")
+    name = {"key": "service.name", "value": {"stringValue": PUBLISHER}}
+    span = {
+        "name": "set price",
+        "traceId": trace_id,
+        "spanId": span_id,
+        "kind": 3,
+        "startTimeUnixNano": str(start_ns),
+        "endTimeUnixNano": str(end_ns),
+        "status": {},
+    }
+    resource = {"resource": {"attributes": [name]}, "scopeSpans": [{"scope": {}, "spans": [span]}]}
+    return {"result": {"resourceSpans": [resource]}}
+
+
 async def travel(hub: HubProcesses, cloud: CloudProgram, jaeger: Jaeger, context: str) -> str:
     """Lost with its link, met with silence, cut off from its dispatcher, lost again, applied; its id."""
     trace_id = trace_of(context)
     await cloud.publish(NODE, name="prices", version="v41")
     async with hub.peers.link(NODE) as peer:
+        start_ns = time.time_ns()
         response = await cloud.publish(NODE, context=context, name="prices", version="41")
+        await jaeger.take(publishers_span(context, start_ns, time.time_ns()))
         await receive(peer)
         peer.transport.abort()
         await jaeger.trace(trace_id, lambda spans: len(named(spans, "lost")) == 1)
@@ -96,22 +119,91 @@ async def test_one_trace_runs_from_the_publisher_to_the_device(journey: Journey)
     spans = journey.spans
     by_id = {span.span_id: span for span in spans}
     (root,) = [span for span in spans if span.parent_id not in by_id]
-    assert (root.name, root.parent_id) == ("publish", journey.publisher.split("-")[2])
+    assert (root.name, root.span_id) == ("set price", journey.publisher.split("-")[2])
     below = {(span.name, by_id[span.parent_id].name) for span in spans if span is not root}
     assert below == {
+        ("publish", "set price"),
         ("outbox write", "publish"),
         ("deliver", "publish"),
         ("send", "deliver"),
         ("lost", "deliver"),
-        ("apply", "send"),
-        ("ack", "apply"),
-        ("record", "ack"),
+        ("apply", "deliver"),
+        ("ack", "deliver"),
+        ("record", "deliver"),
     }
-    services = {"send": CONNECTOR, "apply": EDGE}
+    services = {"send": CONNECTOR, "apply": EDGE, "set price": PUBLISHER}
     assert [span for span in spans if span.service != services.get(span.name, DISPATCHER)] == []
     for span in spans:
+        if span is root:
+            continue
         assert span.attributes["messaging.message.id"] == journey.message_id
         assert span.attributes["cloudhub.node.id"] == NODE
+
+
+def times(spans: list[JaegerSpan]) -> dict[str, tuple[int, int]]:
+    return {span.span_id: (span.start_ns, span.end_ns) for span in spans}
+
+
+async def assert_it_takes_no_clock_for_skewed(
+    jaeger: Jaeger, trace_id: str, exported: list[JaegerSpan]
+) -> None:
+    """Jaeger gives back all times as they were, and no warning, whether it may adjust them or not."""
+    for adjusting in (False, True):
+        spans = spans_of(await jaeger.raw_trace(trace_id, adjusting=adjusting))
+        assert [(span.name, span.warnings) for span in spans if span.warnings] == []
+        assert times(spans) == times(exported)
+
+
+async def test_no_clock_looks_skewed(journey: Journey) -> None:
+    """C20: a step after another's end is not taken for the work of a wrong clock."""
+    await assert_it_takes_no_clock_for_skewed(journey.jaeger, journey.trace_id, journey.spans)
+
+
+async def test_no_clock_looks_skewed_in_the_traces_of_links(journey: Journey) -> None:
+    for trace_id in {span.links[0] for span in named(journey.spans, "deliver")}:
+        spans = await journey.jaeger.trace(trace_id, lambda spans: len(named(spans, "disconnect")) >= 1)
+        await assert_it_takes_no_clock_for_skewed(journey.jaeger, trace_id, spans)
+
+
+async def test_no_clock_looks_skewed_when_a_message_is_delivered_after_days(journey: Journey) -> None:
+    """C12: as if the node had been away from the first attempt's loss on."""
+    raw = await journey.jaeger.raw_trace(journey.trace_id)
+    first = named(journey.spans, "lost")[0].start_ns
+    later = new_context()
+    for resource in raw["result"]["resourceSpans"]:
+        for scope in resource["scopeSpans"]:
+            for span in scope["spans"]:
+                span["traceId"] = trace_of(later)
+                if int(span["startTimeUnixNano"]) > first:
+                    for at in ("startTimeUnixNano", "endTimeUnixNano"):
+                        span[at] = str(int(span[at]) + DAYS_NS)
+    exported = spans_of(raw)
+    assert exported[-1].start_ns - exported[0].start_ns > DAYS_NS
+    await journey.jaeger.take(raw)
+    await journey.jaeger.trace(trace_of(later), lambda spans: len(spans) == len(exported))
+    await assert_it_takes_no_clock_for_skewed(journey.jaeger, trace_of(later), exported)
+
+
+async def test_the_check_sees_a_step_that_looks_skewed(journey: Journey) -> None:
+    """What is asserted above can fail: a step that begins after the one above it has ended is moved."""
+    context, start_ns = new_context(), time.time_ns()
+    span = publishers_span(context, start_ns, start_ns + 2_000_000)
+    (of_parent,) = span["result"]["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    child = {
+        **of_parent,
+        "spanId": "1" * 16,
+        "parentSpanId": of_parent["spanId"],
+        "startTimeUnixNano": str(start_ns + DAYS_NS),
+        "endTimeUnixNano": str(start_ns + DAYS_NS + 1_000_000),
+    }
+    span["result"]["resourceSpans"][0]["scopeSpans"][0]["spans"].append(child)
+    exported = spans_of(span)
+    await journey.jaeger.take(span)
+    spans = await journey.jaeger.trace(trace_of(context), lambda spans: len(spans) == 2)
+    assert [len(span.warnings) for span in spans] == [0, 1]
+    assert times(spans) == times(exported)
+    adjusted = spans_of(await journey.jaeger.raw_trace(trace_of(context), adjusting=True))
+    assert times(adjusted) != times(exported)
 
 
 async def test_every_attempt_says_why_it_was_made_and_what_became_of_it(journey: Journey) -> None:
@@ -143,7 +235,7 @@ async def test_an_attempt_leads_to_the_trace_of_its_link(journey: Journey) -> No
     assert (links[1], links[1]) == (links[2], links[3])
     assert len({*links}) == 3
     spans = await journey.jaeger.trace(links[0], lambda spans: len(named(spans, "disconnect")) == 2)
-    assert {span.name for span in spans} == {"connect", "admit", "disconnect"}
+    assert {span.name for span in spans} == {"link", "connect", "admit", "disconnect"}
     assert {span.attributes["cloudhub.node.id"] for span in spans} == {NODE}
     assert {span.attributes["cloudhub.reason"] for span in named(spans, "disconnect")} == {"transport_error"}
 

@@ -28,10 +28,11 @@ def program(tool: str, name: str) -> Path:
     return found
 
 
-def fetch(url: str) -> tuple[int, bytes]:
-    """Status and body of a GET; status 0 where nobody answers."""
+def fetch(url: str, posted: bytes | None = None) -> tuple[int, bytes]:
+    """Status and body of a GET, or of a POST of that JSON; status 0 where nobody answers."""
+    request = urllib.request.Request(url, posted, {"Content-Type": "application/json"} if posted else {})
     try:
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=10) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()

@@ -7,6 +7,7 @@ import pytest_asyncio
 
 from services.runtime.rpc import open_channel
 from tests.support.otlp import OtlpReceiver
+from tests.support.skew import skewed
 from tests.tracing.cloud import CloudProgram
 from tests.tracing.hub import HubProcesses
 
@@ -17,8 +18,11 @@ MOST_ATTEMPTS = 2
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def receiver() -> AsyncIterator[OtlpReceiver]:
+    """In no trace that the tests of a module make a clock looks skewed."""
     async with OtlpReceiver() as running:
         yield running
+    assert running.spans
+    assert skewed(running.spans) == []
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

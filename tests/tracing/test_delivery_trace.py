@@ -34,7 +34,7 @@ async def test_one_trace_tells_every_step_of_a_delivery(
     assert [outcome.outcome for outcome in response.outcomes] == [pb.OUTCOME_ACCEPTED]
     trace = response.trace_id
     record = await receiver.one("record", trace)
-    (connect,) = receiver.found("connect", cloudhub__node__id=agent)
+    (link,) = receiver.found("link", cloudhub__node__id=agent)
     chain = {
         name: await receiver.one(name, trace)
         for name in ("publish", "outbox write", "deliver", "send", "apply", "ack")
@@ -45,14 +45,15 @@ async def test_one_trace_tells_every_step_of_a_delivery(
         "outbox write": "publish",
         "deliver": "publish",
         "send": "deliver",
-        "apply": "send",
-        "ack": "apply",
+        "apply": "deliver",
+        "ack": "deliver",
     }
     for child, parent in parents.items():
         assert chain[child].parent_id == chain[parent].span_id, f"{child} is no child of {parent}"
-        # An edge tells the time in milliseconds.
-        assert chain[child].start_ns > chain[parent].start_ns - 1_000_000, f"{child} starts before {parent}"
-    assert record.parent_id == chain["ack"].span_id
+        assert chain[child].start_ns >= chain[parent].start_ns, f"{child} starts before {parent}"
+    assert record.parent_id == chain["deliver"].span_id
+    assert chain["ack"].links == ((trace, chain["apply"].span_id),)
+    assert chain["publish"].start_ns == chain["publish"].end_ns
     assert chain["outbox write"].end_ns <= chain["deliver"].start_ns
     if context:
         assert trace == trace_of(context)
@@ -76,6 +77,7 @@ async def test_one_trace_tells_every_step_of_a_delivery(
         "apply": "consumer",
         "ack": "consumer",
     }
+    (connect,) = receiver.found("connect", link.trace_id)
     epoch = session_epoch(connect)
     for span in (*chain.values(), record):
         assert span.error is None
@@ -91,7 +93,7 @@ async def test_one_trace_tells_every_step_of_a_delivery(
         assert chain[name].attributes["cloudhub.ack_mode"] == "ack"
     assert chain["deliver"].attributes["cloudhub.attempt"] == 1
     assert chain["deliver"].attributes["cloudhub.reason"] == "accepted"
-    assert chain["deliver"].links == ((connect.trace_id, connect.span_id),)
+    assert chain["deliver"].links == ((link.trace_id, link.span_id),)
 
     assert (await cloud.explain(agent, response.message_id)).trace_id == trace
 
@@ -119,7 +121,8 @@ async def test_a_delivery_after_a_restart_joins_the_trace_of_its_publication(
     ack = await receiver.one("ack", trace_of(context))
     assert deliver.parent_id == publish.span_id
     assert deliver.attributes["cloudhub.reason"] == "session_opened"
-    assert send.is_named_by(message["header"]["traceparent"])
+    assert send.parent_id == deliver.span_id
+    assert deliver.is_named_by(message["header"]["traceparent"])
     # A stock edge says nothing of traces: its acknowledgement belongs to the attempt.
     assert ack.parent_id == deliver.span_id
     explained = await cloud.explain(node, response.message_id)
@@ -141,9 +144,10 @@ async def test_every_attempt_has_a_span_and_giving_up_says_why(
     assert receiver.found("ack", trace_of(context)) == []
     assert park.error == "not acknowledged in 2 attempts"
     assert park.attributes["cloudhub.reason"] == "not acknowledged in 2 attempts"
+    assert park.attributes["cloudhub.failed"] is True
     assert park.parent_id == delivers[-1].span_id
     record = await receiver.one("record", trace_of(context))
-    assert record.parent_id == park.span_id
+    assert record.parent_id == delivers[-1].span_id
     explained = await cloud.explain(agent, response.message_id)
     assert explained.state == pb.DELIVERY_STATE_PARKED
     assert explained.trace_id == trace_of(context)
@@ -170,9 +174,9 @@ async def test_an_attempt_that_is_lost_with_its_link_says_so_and_the_next_one_wh
     assert [span.attributes["cloudhub.reason"] for span in (first, second)] == ["accepted", "session_opened"]
     assert session_epoch(lost) == session_epoch(first) < session_epoch(second)
     for span in (first, second):
-        connect = await receiver.one("connect", span.links[0][0])
-        assert span.links == ((connect.trace_id, connect.span_id),)
-        assert connect.attributes["cloudhub.node.id"] == "edge-fades"
+        link = await receiver.one("link", span.links[0][0])
+        assert span.links == ((link.trace_id, link.span_id),)
+        assert link.attributes["cloudhub.node.id"] == "edge-fades"
     assert first.links != second.links
     ends = await receiver.wait_for("disconnect", first.links[0][0])
     assert {end.attributes["cloudhub.reason"] for end in ends} == {"transport_error"}
@@ -211,7 +215,7 @@ async def test_a_negative_acknowledgement_parks_with_the_edges_words(
     assert park.parent_id == deliver.span_id
     assert park.error == "refused by the edge: no space left on device"
     assert park.attributes["cloudhub.reason"] == park.error
-    assert record.parent_id == park.span_id
+    assert record.parent_id == deliver.span_id
 
 
 async def test_an_edge_cannot_put_steps_of_a_message_into_another_trace(
@@ -224,6 +228,7 @@ async def test_an_edge_cannot_put_steps_of_a_message_into_another_trace(
         await answer(peer, message, traceparent=foreign)
         ack = await receiver.one("ack", trace_of(context))
     assert ack.parent_id == (await receiver.one("deliver", trace_of(context))).span_id
+    assert ack.links == ()
     assert receiver.found(trace_id=trace_of(foreign)) == []
 
 
@@ -258,7 +263,7 @@ async def test_a_message_without_acknowledgement_ends_with_its_send(
         send = await receiver.one("send", trace_of(context))
     publish = await receiver.one("publish", trace_of(context))
     deliver = await receiver.one("deliver", trace_of(context))
-    assert send.is_named_by(message["header"]["traceparent"])
+    assert deliver.is_named_by(message["header"]["traceparent"])
     assert (send.parent_id, deliver.parent_id) == (deliver.span_id, publish.span_id)
     for span in (publish, deliver, send):
         assert span.attributes["cloudhub.ack_mode"] == "no_ack"
@@ -286,6 +291,7 @@ async def test_a_publish_that_is_turned_down_says_why(receiver: OtlpReceiver, cl
         assert publish.attributes["cloudhub.reasons"] == [reason]
         assert publish.attributes["cloudhub.reason"] == reason
         assert publish.error == (None if reason == "BELOW_FLOOR" else reason)
+        assert publish.attributes.get("cloudhub.failed") == (None if reason == "BELOW_FLOOR" else True)
         assert len(receiver.found(trace_id=trace_of(context))) == 1
 
 

@@ -21,20 +21,23 @@ async def test_a_links_trace_goes_from_its_request_over_the_registry_to_its_end(
     node = "edge-1"
     async with hub.peers.link(node):
         connect = await receiver.one("connect", cloudhub__node__id=node)
+        link = await receiver.one("link", connect.trace_id)
         admit = await receiver.one("admit", connect.trace_id)
     ends = await receiver.wait_for("disconnect", connect.trace_id, count=2)
-    assert connect.parent_id == ""
+    assert link.parent_id == ""
+    assert link.attributes["cloudhub.node.id"] == node
     assert (connect.service, connect.instance) == ("cloudhub-connector", "connector-1")
     assert connect.attributes["cloudhub.outcome"] == "admitted"
     assert connect.attributes["cloudhub.project.id"] == PROJECT
     assert connect.attributes["network.protocol.name"] == "websocket"
     assert (admit.service, admit.instance) == ("cloudhub-sessions", "sessions-1")
     assert admit.attributes["cloudhub.outcome"] == "opened"
+    assert connect.parent_id == link.span_id
     assert connect.start_ns <= admit.start_ns <= admit.end_ns <= connect.end_ns
     assert {end.service for end in ends} == {"cloudhub-connector", "cloudhub-dispatcher"}
     epoch = connect.attributes["cloudhub.session.epoch"]
     for span in (admit, *ends):
-        assert span.parent_id == connect.span_id
+        assert span.parent_id == link.span_id
         assert span.attributes["cloudhub.node.id"] == node
         assert span.attributes["cloudhub.session.epoch"] == epoch
     assert {end.attributes["cloudhub.reason"] for end in ends} == {"edge_closed"}
@@ -70,10 +73,11 @@ async def test_a_link_over_a_limit_has_the_reason_in_its_trace(
     assert refused.value.response.status_code == 429
     connect = await receiver.one("connect", cloudhub__node__id="edge-second")
     assert connect.attributes["cloudhub.outcome"] == "node_limit"
+    assert connect.attributes["cloudhub.failed"] is True
     assert connect.error is not None
     assert project in connect.error
     admit = await receiver.one("admit", connect.trace_id)
-    assert admit.parent_id == connect.span_id
+    assert admit.parent_id == connect.parent_id
     assert admit.attributes["cloudhub.outcome"] == "node_limit"
     assert admit.error is not None
 

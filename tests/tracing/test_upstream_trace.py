@@ -83,4 +83,4 @@ async def test_a_request_that_nobody_serves_is_answered_in_its_own_trace(
     deliver = await receiver.one("deliver", trace_of(context))
     assert deliver.parent_id == context.split("-")[2]
     assert send_span.parent_id == deliver.span_id
-    assert send_span.is_named_by(answer["header"]["traceparent"])
+    assert deliver.is_named_by(answer["header"]["traceparent"])

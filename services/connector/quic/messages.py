@@ -59,11 +59,8 @@ def parse_message(payload: bytes) -> ParsedMessage:
     return ParsedMessage(message)
 
 
-def encode_message(message: Message, traceparent: str = "") -> bytes:
-    """One message as a payload; `traceparent` takes the place of the message's own.
-
-    Raises FrameError if the content or an extra field is not one JSON value.
-    """
+def encode_message(message: Message) -> bytes:
+    """One message as a payload. Raises FrameError if the content or an extra field is not one JSON value."""
     content = message.content or b"null"
     check_json(content, "content")
     encoded = EdgeMessage(content=content)
@@ -74,7 +71,7 @@ def encode_message(message: Message, traceparent: str = "") -> bytes:
     header.resource_version = message.resource_version
     header.sync = message.sync
     header.type = message.type
-    header.traceparent = traceparent or message.traceparent
+    header.traceparent = message.traceparent
     router.source = message.source
     router.destination = message.destination
     router.group = message.group

@@ -5,7 +5,7 @@ from opentelemetry.util.types import AttributeValue
 
 from cloudhub.v1.message_pb2 import Message
 from services.dispatcher.upstream.parcel import Parcel
-from services.runtime.tracing import Tracing, is_sampled
+from services.runtime.tracing import CAUSE_NS, Tracing, is_sampled, start_within
 
 
 def _attributes(message: Message, module: str, node_id: str, epoch: int) -> dict[str, AttributeValue]:
@@ -31,6 +31,7 @@ class UpstreamSpans:
                 "receive",
                 message.traceparent,
                 kind=SpanKind.CONSUMER,
+                lasts_ns=CAUSE_NS,
                 attributes=_attributes(message, module, node_id, epoch),
             )
 
@@ -45,5 +46,5 @@ class UpstreamSpans:
                 message.traceparent,
                 kind=SpanKind.PRODUCER,
                 attributes=attributes,
-                start_ns=parcel.handed_at_ms * 1_000_000,
+                start_ns=start_within(parcel.handed_at_ms),
             )

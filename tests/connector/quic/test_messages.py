@@ -57,10 +57,6 @@ def test_the_layout_is_that_of_kubeedges_library() -> None:
     assert encoded == b"\x0a\x0d" + header + b"\x12\x0c" + router + b"\x1a\x02{}"
 
 
-def test_a_traceparent_of_the_step_takes_the_place_of_the_messages_own() -> None:
-    assert _read(encode_message(Message(traceparent="old"), "new")).traceparent == "new"
-
-
 def test_empty_content_is_null() -> None:
     assert _read(b"").content == b"null"
     assert EdgeMessage.FromString(encode_message(Message())).content == b"null"
