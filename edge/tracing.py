@@ -24,7 +24,7 @@ from edge.settings import SettingsFault
 # How long the end of a process may wait for a collector that does not answer.
 FLUSH_SECONDS = 3.0
 # Longer than the hub's span above it, or a viewer that mends skewed clocks would move it.
-STEP_NS = 2_000
+STEP_NS = 3_000
 
 _HEADER = re.compile(r"[0-9A-Za-z_.-]+\s*=[ -~]*")
 

@@ -15,7 +15,7 @@ from services.connector.transport import EdgeTransport, LinkHandler, LinkRequest
 from services.runtime.clock import Clock
 from services.runtime.line_budget import LineBudget
 from services.runtime.logs import get_log
-from services.runtime.tracing import CAUSE_NS, fail, is_sampled, trace_id_of
+from services.runtime.tracing import ORIGIN_NS, fail, is_sampled, trace_id_of
 
 _log = get_log("connector.links")
 _Reason = link_pb2.CloseReason
@@ -136,7 +136,7 @@ class Links:
         number = next(self._numbers)
         tracing, about = self._tools.tracing, {"cloudhub.node.id": identity.node_id}
         # All of the link stands below a moment: its end is long after its request.
-        traceparent = tracing.record("link", "", attributes=about, lasts_ns=CAUSE_NS)
+        traceparent = tracing.record("link", "", attributes=about, lasts_ns=ORIGIN_NS)
         span = tracing.start(
             "connect",
             traceparent,

@@ -42,7 +42,7 @@ from services.runtime.ids import new_id
 from services.runtime.logs import get_log
 from services.runtime.names import MOST_NODE_ID_CHARS, check_node_id, cut_bytes
 from services.runtime.rpc import MAX_ANSWER_BYTES
-from services.runtime.tracing import Tracing, fail, is_sampled, span_context, traceparent_of
+from services.runtime.tracing import ORIGIN_NS, Tracing, fail, is_sampled, span_context, traceparent_of
 
 _log = get_log(__name__)
 
@@ -428,8 +428,8 @@ class Publishing:
                 faults = {one.reason for one in turned_down if one.outcome != pb.OUTCOME_STALE}
                 if faults:
                     fail(item.span, ", ".join(sorted(faults)))
-            # A moment: what comes after days stands below it (runtime.tracing.CAUSE_NS).
-            item.span.end(item.started_ns)
+            # A moment: what comes after days stands below it (runtime.tracing.ORIGIN_NS).
+            item.span.end(item.started_ns + ORIGIN_NS)
         return item.response
 
 

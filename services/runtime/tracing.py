@@ -29,9 +29,10 @@ FLUSH_SECONDS = 3.0
 
 # A viewer that mends skewed clocks moves a span which does not lie within the one above it, unless it lasts
 # longer (Jaeger's rule). So what has later steps below it is a moment, and each step lasts longer than the
-# one above, by the finest that every store of traces keeps. `publish` ends as it begins.
-CAUSE_NS = 1_000
-STEP_NS = 2_000
+# one above, by the finest that every store of traces keeps. None lasts nothing, which counts as negative.
+ORIGIN_NS = 1_000
+CAUSE_NS = 2_000
+STEP_NS = 3_000
 # Searches cannot ask for a span's status everywhere, but for an attribute.
 FAILED = "cloudhub.failed"
 

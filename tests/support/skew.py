@@ -16,9 +16,9 @@ def skew_ns(child: ReceivedSpan, parent: ReceivedSpan) -> int:
 
 
 def skewed(spans: Sequence[ReceivedSpan]) -> list[str]:
-    """What would be moved, in words; a span whose parent is not among them stays where it is."""
+    """What would be moved or warned of, in words; a span whose parent is not among them stays where it is."""
     by_id = {(span.trace_id, span.span_id): span for span in spans}
-    found = []
+    found = [f"{span.name} lasts nothing" for span in spans if span.end_ns <= span.start_ns]
     for span in spans:
         parent = by_id.get((span.trace_id, span.parent_id))
         if parent is not None and (moved_ns := skew_ns(span, parent)):
