@@ -524,7 +524,7 @@ async def test_the_steps_of_a_delivery_are_one_trace(
     assert parents["publish"] == int("b" * 16, 16)
     assert parents["outbox write"] == parents["deliver"] == ids["publish"]
     assert parents["ack"] == ids["deliver"]
-    assert parents["record"] == ids["ack"]
+    assert parents["record"] == ids["deliver"]
 
 
 async def test_the_ends_of_a_delivery_say_why(traced: DeliveryHalf, spans: InMemorySpanExporter) -> None:
