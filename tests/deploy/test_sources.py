@@ -1,7 +1,9 @@
 """deploy/ says only what the services have: settings, ports, health names, metrics; a stop has its time."""
 
 import inspect
+import json
 import re
+import tomllib
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from pydantic import ValidationError
 
 from cloudhub.v1 import connector_pb2, dispatcher_pb2, sessions_pb2
 from edge.__main__ import run as run_edge
+from scripts import generate_chart
 from scripts.document_settings import SERVICES
 from services.connector.settings import ConnectorSettings
 from services.runtime.serving import LIVE
@@ -292,3 +295,30 @@ def test_the_service_of_its_own_for_udp_is_what_the_page_shows() -> None:
     assert {name: edge[name] for name in edge if name != "ports"} == {
         name: own[name] for name in own if name != "ports"
     }
+
+
+def test_the_chart_is_of_this_release() -> None:
+    """And its schema says of each value what it is, with the settings that the services have."""
+    chart = yaml.safe_load((generate_chart.CHART / "Chart.yaml").read_text())
+    project = tomllib.loads((manifests.ROOT / "pyproject.toml").read_text())["project"]
+    assert chart["version"] == chart["appVersion"] == project["version"]
+    text = generate_chart.SCHEMA.read_text()
+    assert generate_chart.schema(text) == text, "run python -m scripts.generate_chart"
+
+
+def test_every_value_of_the_chart_is_described_and_has_a_default() -> None:
+    schema = json.loads(generate_chart.SCHEMA.read_text())
+    values = yaml.safe_load((generate_chart.CHART / "values.yaml").read_text())
+
+    def compare(told: dict[str, Any], given: dict[str, Any], path: str) -> None:
+        assert told["additionalProperties"] is False, path
+        assert told["properties"].keys() - {"global"} == given.keys(), path
+        for name, one in told["properties"].items():
+            if "$ref" in one:
+                assert given[name] == {}
+                continue
+            assert one["description"], f"{path}.{name}"
+            if given.get(name) and "properties" in one:
+                compare(one, given[name], f"{path}.{name}")
+
+    compare(schema, values, "")
