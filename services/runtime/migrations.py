@@ -73,6 +73,16 @@ def check_version(connection: Connection, schema: Schema, database: str, command
     )
 
 
+def known_version(connection: Connection, schema: Schema, database: str) -> str:
+    """The version of the service's schema in the database. Raises StartupError if there is none, or one that
+    this release does not know."""
+    found = version_of(connection, schema)
+    if found is None:
+        raise StartupError(f"database {database} holds no schema of {schema.service}")
+    _known(schema, found, database)
+    return found
+
+
 def _known(schema: Schema, found: str, database: str) -> None:
     try:
         _script(schema).get_revision(found)

@@ -100,6 +100,14 @@ async def migrate(url: str, schema: Schema) -> str:
     return f"database {name} now holds version {wanted} of the schema of {schema.service}"
 
 
+async def looked_at(url: str, work: Callable[[Connection], T]) -> T:
+    """What `work` finds in a database. Raises StartupError if it cannot be used, and what `work` raises."""
+    store, name = _store_of(DatabaseSource(url))
+    found = await _first_use(store, name, work)
+    await store.close()
+    return found
+
+
 def _store_of(source: DatabaseSource, **postgresql: float) -> tuple[Transactions, str]:
     """The store that a URL names, and how to call it in a message."""
     url = source.read()

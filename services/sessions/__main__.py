@@ -1,4 +1,5 @@
-"""`python -m services.sessions` runs the service, `... migrate` brings its database up to date."""
+"""`python -m services.sessions` runs the service; `... migrate` brings its database up to date,
+`... backup` and `... restore` copy it."""
 
 import gc
 
@@ -7,6 +8,7 @@ if __name__ == "__main__":
 
 import socket
 
+from services.runtime.backup_command import ran_backup
 from services.runtime.lifecycle import run_process
 from services.runtime.logs import configure_logs
 from services.runtime.migration_command import ran_migration
@@ -19,7 +21,9 @@ PROGRAM = "cloudhub-sessions"
 
 
 def main() -> None:
-    if ran_migration(PROGRAM, SessionsMigrationSettings, SCHEMA):
+    if ran_migration(PROGRAM, SessionsMigrationSettings, SCHEMA) or ran_backup(
+        PROGRAM, SessionsMigrationSettings, SCHEMA
+    ):
         return
     settings = load_settings(SessionsSettings, PROGRAM)
     configure_logs("sessions", settings.name or socket.gethostname(), settings.log_level, settings.log_format)

@@ -1,0 +1,103 @@
+"""`python -m services.NAME backup FILE` and `... restore FILE`: a service's database into a file, and back.
+
+`backup` may run while the service does. `restore` fills a database that is empty or not there. FILE may be
+`-`: the standard output or input.
+"""
+
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+from sqlalchemy import Connection, inspect
+
+from services.runtime import backup_postgresql, backup_sqlite
+from services.runtime.database_url import engine_of, shown, sqlite_path
+from services.runtime.errors import StartupError
+from services.runtime.lifecycle import run_process
+from services.runtime.migration_command import MigrationSettings
+from services.runtime.migrations import Schema, known_version
+from services.runtime.settings import load_settings
+from services.runtime.store import looked_at
+
+BACKUP, RESTORE = "backup", "restore"
+PIPE = "-"
+
+
+def ran_backup(program: str, kind: type[MigrationSettings], schema: Schema) -> bool:
+    """Whether the command line asks for a backup or a restoration, which is done then; exits with status 1
+    and one sentence if it cannot be, with status 2 if no file is named."""
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    if word not in (BACKUP, RESTORE):
+        return False
+    rest = sys.argv[2:]
+    file = rest.pop(0) if rest and (rest[0] == PIPE or not rest[0].startswith("-")) else ""
+    if not file and not {"--help", "-h"} & set(rest):
+        print(f"{program}: usage: {word} FILE [--database URL]; FILE may be -", file=sys.stderr)
+        raise SystemExit(2)
+    settings = load_settings(kind, f"{program} {word} FILE", rest)
+    source = settings.database_source
+
+    async def main(_: asyncio.Event) -> None:
+        if word == BACKUP:
+            said = await back_up(source.read(), file, schema, sys.stdout.buffer)
+        else:
+            said = await restore(source.read(), file, schema, sys.stdin.buffer)
+        print(said, file=sys.stderr)
+
+    run_process(program, main)
+    return True
+
+
+async def back_up(url: str, file: str, schema: Schema, pipe: BinaryIO) -> str:
+    """Writes a service's database into a new file, or into `pipe` if that is `-`; says in one sentence what
+    was done. Raises StartupError."""
+    where = "standard output" if file == PIPE else file
+    if engine_of(url) == "sqlite":
+        path, name = sqlite_path(url), str(sqlite_path(url))
+        if file == PIPE:
+            version = backup_sqlite.give(path, pipe, schema)
+        else:
+            version = backup_sqlite.back_up(path, Path(file), schema)
+    else:
+        name = shown(url)
+        version = await looked_at(url, lambda connection: known_version(connection, schema, name))
+        backup_postgresql.dump(url, pipe if file == PIPE else Path(file), schema)
+    return f"database {name} with version {version} of the schema of {schema.service} is backed up in {where}"
+
+
+async def restore(url: str, file: str, schema: Schema, pipe: BinaryIO) -> str:
+    """Fills a database that is empty or not there from a file, or from `pipe`; says in one sentence what was
+    done. Raises StartupError."""
+    if engine_of(url) == "sqlite":
+        path, name = sqlite_path(url), str(sqlite_path(url))
+        if file == PIPE:
+            version = backup_sqlite.take(path, pipe, schema)
+        else:
+            version = backup_sqlite.restore(path, Path(file), schema)
+    else:
+        name = shown(url)
+        await looked_at(url, lambda connection: _check_empty(connection, schema, name))
+        if file == PIPE:
+            with tempfile.NamedTemporaryFile() as copy:
+                while chunk := pipe.read(backup_sqlite.CHUNK_BYTES):
+                    copy.write(chunk)
+                copy.flush()
+                backup_postgresql.load(url, Path(copy.name), schema)
+        else:
+            backup_postgresql.load(url, Path(file), schema)
+        version = await looked_at(url, lambda connection: known_version(connection, schema, name))
+    return (
+        f"database {name} holds version {version} of the schema of {schema.service}, as the backup does; run "
+        f"migrate before a newer release"
+    )
+
+
+def _check_empty(connection: Connection, schema: Schema, name: str) -> None:
+    found = set(inspect(connection).get_table_names()) & set(backup_postgresql.tables_of(schema))
+    if found:
+        raise StartupError(
+            f"database {name} is not empty: it has {', '.join(sorted(found))}; a backup is restored into a "
+            f"new database"
+        )
