@@ -8,6 +8,7 @@ installed they would start servers.
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -147,6 +148,42 @@ def _operator_kinds(into: Path, version: str) -> None:
 # -- Debian --------------------------------------------------------------------------------------------
 
 
+def _pgbouncer(into: Path, version: str) -> None:
+    """From the source of a newer Debian: the one before has none yet that keeps prepared statements."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        sources = folder / "sources.list"
+        sources.write_text("deb-src http://deb.debian.org/debian trixie main\n")
+        for name in ("lists/partial", "cache/archives/partial"):
+            (folder / name).mkdir(parents=True)
+        options = [
+            f"-oDir::Etc::sourcelist={sources}",
+            "-oDir::Etc::sourceparts=/dev/null",
+            f"-oDir::State::lists={folder / 'lists'}",
+            f"-oDir::Cache={folder / 'cache'}",
+        ]
+        _run("apt-get", *options, "update", "-qq")
+        _run("apt-get", *options, "source", "--download-only", "-qq", "pgbouncer", folder=folder)
+        archive = folder / f"pgbouncer_{version}.orig.tar.gz"
+        if not archive.exists():
+            raise ToolFault(f"the source of pgbouncer is of another release than {version}")
+        found = hashlib.sha256(archive.read_bytes()).hexdigest()
+        if found != PGBOUNCER_SHA256:
+            raise ToolFault(f"pgbouncer {version} is not what it was: {found}")
+        _run("apt-get", "download", "-qq", "libevent-dev", folder=folder)
+        (package,) = folder.glob("libevent-dev_*.deb")
+        _run("dpkg-deb", "-x", package, folder)
+        _run("tar", "-xzf", archive, folder=folder)
+        source, library = folder / f"pgbouncer-{version}", folder / "usr"
+        (static,) = library.glob("lib/*/libevent.a")
+        include = f"-I{library / 'include'} -I{library / 'include' / static.parent.name}"
+        left_out = ("--without-openssl", "--without-cares", "--without-pam")
+        libevent = (f"LIBEVENT_CFLAGS={include}", f"LIBEVENT_LIBS={static}")
+        _run("./configure", *left_out, *libevent, folder=source)
+        _run("make", "-j2", "pgbouncer", folder=source)
+        shutil.copy(source / "pgbouncer", into / "pgbouncer")
+
+
 def _prometheus(into: Path, version: str) -> None:
     with tempfile.TemporaryDirectory() as unpacked:
         folder = Path(unpacked)
@@ -161,6 +198,7 @@ def _prometheus(into: Path, version: str) -> None:
             shutil.copy(folder / "usr" / "bin" / name, into / name)
 
 
+PGBOUNCER_SHA256 = "da72a3aba13072876d055a3e58dd4aba4a5de4ed6148e73033185245598fd3e0"
 OPERATOR_KINDS = (
     "monitoring.coreos.com_prometheusrules.yaml",
     "monitoring.coreos.com_servicemonitors.yaml",
@@ -195,6 +233,7 @@ TOOLS = {
     ),
     "kubernetes": Tool("v1.34.1", ("kube-apiserver", "etcd"), _kubernetes),
     "operator-kinds": Tool("v0.85.0", OPERATOR_KINDS, _operator_kinds),
+    "pgbouncer": Tool("1.24.1", ("pgbouncer",), _pgbouncer),
     "prometheus": Tool("debian", ("prometheus", "promtool"), _prometheus),
 }
 

@@ -18,6 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from services.runtime.backoff import Backoff
+from services.runtime.bounded_connection import BoundedConnection, bounded, missing, set_by
 from services.runtime.database_url import hosts_of, shown
 from services.runtime.errors import StartupError, StoreBusy, StoreRefused, StoreUnavailable
 from services.runtime.logs import get_log
@@ -26,6 +27,7 @@ T = TypeVar("T")
 
 _log = get_log("store")
 POOL_CONNECTIONS = 8
+_FAULTS = (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 # How long a burst may queue up before a connection is free; those who call have deadlines of their own.
 POOL_SECONDS = 10.0
 CONNECT_SECONDS = 3.0
@@ -44,6 +46,15 @@ _LOCKED = "55P03"
 _REFUSED_CLASSES = ("22", "23", "54")
 # The server goes, comes, or became a standby: other connections to it are worth nothing either.
 _HOST_GONE = frozenset({"57P01", "57P02", "57P03", "25006"})
+# A statement that was prepared is not there, or is there already: what is between forwards names as they are.
+_NOT_PREPARED = frozenset({"26000", "42P05"})
+_POOLER = (
+    "what stands between this service and the database does not keep prepared statements; that should be "
+    "PgBouncer 1.21 or newer with max_prepared_statements above 0, or a pooler in session mode"
+)
+_LOST = "the connection to the database was lost within a transaction"
+# How often the log repeats what the driver says of lost connections.
+_TELL_SECONDS = 10.0
 
 
 class PostgresStore:
@@ -64,14 +75,20 @@ class PostgresStore:
         self._hosts = deque(hosts_of(url))
         self._arguments: dict[str, Any] = {
             "timeout": CONNECT_SECONDS,
-            "server_settings": {
-                "application_name": "cloudhub",
-                "statement_timeout": _ms(statement_seconds),
-                "lock_timeout": _ms(LOCK_SECONDS),
-                "idle_in_transaction_session_timeout": _ms(TRANSACTION_SECONDS),
-                "jit": "off",  # short statements on rows by their keys: compiling costs more than it saves
-            },
+            # No others: a pooler refuses what it does not know, or takes it without heeding it.
+            "server_settings": {"application_name": "cloudhub"},
+            "connection_class": bounded(
+                {
+                    "statement_timeout": _ms(statement_seconds),
+                    "lock_timeout": _ms(LOCK_SECONDS),
+                    "idle_in_transaction_session_timeout": _ms(TRANSACTION_SECONDS),
+                    # Short statements on rows by their keys: compiling costs more than it saves.
+                    "jit": "off",
+                }
+            ),
         }
+        self._limits_checked = False
+        self._told_at = -_TELL_SECONDS
         self._choose_primary()
         self._seconds = max(TRANSACTION_SECONDS, statement_seconds)
         # Twice where the URL may turn out to have changed.
@@ -115,7 +132,7 @@ class PostgresStore:
 
         return engine
 
-    async def _connect(self) -> "asyncpg.Connection[asyncpg.Record]":
+    async def _connect(self) -> BoundedConnection:
         """By the present URL, else by the one that its file holds now."""
         tried = self._url
         try:
@@ -143,12 +160,14 @@ class PostgresStore:
         _log.info("database.url_renewed", database=shown(url))
         return True
 
-    async def _dial(self) -> "asyncpg.Connection[asyncpg.Record]":
+    async def _dial(self) -> BoundedConnection:
         """To the first host that takes writes, beginning with the one that did last."""
         last: Exception | None = None
         for _ in range(len(self._hosts)):
             try:
-                return await asyncpg.connect(self._hosts[0], **self._arguments)
+                connection: BoundedConnection = await asyncpg.connect(self._hosts[0], **self._arguments)
+                await self._check_limits(connection)
+                return connection
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
                 last = error
                 self._hosts.rotate(-1)
@@ -158,6 +177,28 @@ class PostgresStore:
                     "what stands behind the ? of its URL cannot be used; see asyncpg.connect for what can"
                 ) from None
         raise StoreUnavailable(f"no host takes writes: {_said(last)}") from last
+
+    async def _check_limits(self, connection: BoundedConnection) -> None:
+        """Once per store: says whether the time limits hold where it is connected to."""
+        if self._limits_checked:
+            return
+        self._limits_checked, usable, in_force = True, False, None
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                in_force = await connection.limits_in_force()
+            usable = True
+        except asyncpg.QueryCanceledError:
+            usable = True  # a slow server that keeps to a limit; the next connection asks again
+        finally:
+            self._limits_checked = in_force is not None
+            if not usable:
+                connection.terminate()
+        if in_force is None:
+            return
+        if wrong := missing(connection.limits, in_force):
+            _log.warning("database.time_limits_missing", reason="; ".join(wrong))
+        else:
+            _log.info("database.time_limits", set_by=set_by(in_force), **connection.limits)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """See `store.Store.write`."""
@@ -191,9 +232,11 @@ class PostgresStore:
         return await self._transaction(engine, work)
 
     async def _transaction(self, engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
+        generation = self._generation
         try:
             async with asyncio.timeout(self._connect_seconds):
                 connection = await engine.connect()
+            generation = self._generation
             try:
                 async with asyncio.timeout(self._seconds), connection.begin():
                     return await connection.run_sync(work)
@@ -204,9 +247,13 @@ class PostgresStore:
         except PoolTimeout as error:
             raise StoreUnavailable(f"no connection was free for {POOL_SECONDS:g} s") from error
         except TimeoutError as error:
-            self._generation += 1
+            if generation == self._generation:
+                # It may take connections and writes, and yet never commit: a former primary whose standby was
+                # promoted. The next dial begins with another host; of standbys none is chosen.
+                self._hosts.rotate(-1)
+                self._generation += 1
             raise StoreUnavailable("the database did not answer in time") from error
-        except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except (*_FAULTS, OSError) as error:
             raise self._fault(error) from error
 
     def _fault(self, error: Exception) -> StoreUnavailable:
@@ -215,8 +262,17 @@ class PostgresStore:
             return StoreBusy(f"rows stayed locked for {LOCK_SECONDS:g} s: {said}")
         if state.startswith(_REFUSED_CLASSES) or _is_value(error):
             return StoreRefused(f"the database refused: {said}")
+        if state in _NOT_PREPARED:
+            return StoreUnavailable(_POOLER)
         if not state or state.startswith("08") or state in _HOST_GONE:
             self._generation += 1
+        if not state:
+            # The driver's words on its own state are for the log, not for whoever publishes.
+            now = asyncio.get_running_loop().time()
+            if now - self._told_at >= _TELL_SECONDS:
+                self._told_at = now
+                _log.warning("database.connection_lost", reason=said)
+            return StoreUnavailable(_LOST)
         return StoreUnavailable(f"the database refused: {said}")
 
     async def close(self) -> None:
