@@ -301,6 +301,8 @@ def _is_value(error: Exception) -> bool:
 
 def _said(error: BaseException | None) -> str:
     origin = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(origin, TimeoutError):
+        return "no answer in time"
     cause = origin.__cause__ if origin is not None and origin.__cause__ is not None else origin
     return str(cause) or type(cause).__name__
 
