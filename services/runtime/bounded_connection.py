@@ -22,8 +22,8 @@ class BoundedConnection(asyncpg.Connection):
     """See the module. Made by `bounded`."""
 
     __slots__ = ()
-    limits: Mapping[str, str] = {}
-    along = ""
+    limits: Mapping[str, str]
+    along: str
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """As asyncpg's; a transaction's beginning takes the limits along."""
