@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import grpc
+from google.protobuf.message import Message
 
 from cloudhub.v1.dispatcher_pb2 import NodeOutcome
 from cloudhub.v1.peer_pb2 import (
@@ -91,6 +92,16 @@ class NoPublishes:
 
     def returned(self, items: Sequence[Any]) -> None:
         """There is nothing to take back."""
+
+
+async def _is_written(call: Any, request: Message) -> bool:
+    """Whether the call took it; False if it has ended, as whoever reads it hears too. grpc.aio raises the status
+    of a call that ends while it writes, and InvalidStateError where it had ended before."""
+    try:
+        await call.write(request)
+    except asyncio.InvalidStateError:
+        return False
+    return True
 
 
 class Peer:
@@ -214,10 +225,8 @@ class Peer:
             await forwards.wake.wait()
             forwards.wake.clear()
             while (request := forwards.next_request()) is not None:
-                try:
-                    await call.write(request)
-                except asyncio.InvalidStateError:
-                    return  # the stream has ended, as its reader will hear
+                if not await _is_written(call, request):
+                    return
 
     # -- messages without acknowledgement ----------------------------------------------------------
 
@@ -279,7 +288,9 @@ class Peer:
         end = self._relays.open()
         try:
             async with asyncio.TaskGroup() as group:
-                await call.write(self._introduction(end))
+                if not await _is_written(call, self._introduction(end)):
+                    await call.read()  # it says why
+                    return
                 await call.initial_metadata()
                 self._attached()
                 writer = group.create_task(self._write(call, end), name="peer-relay-writer")
@@ -293,7 +304,8 @@ class Peer:
         while True:
             await end.wake.wait()
             end.wake.clear()
-            await call.write(end.say(self._relays.wanted))
+            if not await _is_written(call, end.say(self._relays.wanted)):
+                return
 
     def _introduction(self, end: RelayEnd) -> RelayRequest:
         request = end.say(self._relays.wanted)
