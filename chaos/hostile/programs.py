@@ -89,9 +89,9 @@ class Programs:
         """Why the message about an object is parked; empty if it is not."""
         async with self.channel() as channel:
             stub: Any = DispatcherAdminStub(channel)
-            request = pb.InspectNodeRequest(node_id=node_id)
-            answer = await stub.InspectNode(request, timeout=_CALL_SECONDS)
-            return next((one.parked_reason for one in answer.objects if one.object_key == uid), "")
+            request = pb.ExplainDeliveryRequest(node_id=node_id, object_key=uid)
+            answer = await stub.ExplainDelivery(request, timeout=_CALL_SECONDS)
+            return str(answer.object.parked_reason)
 
     async def address_nobody(self, act: Act) -> bool:
         """Publishes to so many nodes that there are not; they may be refused."""
