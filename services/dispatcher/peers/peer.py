@@ -95,8 +95,8 @@ class NoPublishes:
 
 
 async def _is_written(call: Any, request: Message) -> bool:
-    """Whether the call took it; False if it has ended, as whoever reads it hears too. grpc.aio raises the status
-    of a call that ends while it writes, and InvalidStateError where it had ended before."""
+    """Whether the call took it; False if it has ended, as whoever reads it hears too. grpc.aio raises the
+    status of a call that ends while it writes, and InvalidStateError where it had ended before."""
     try:
         await call.write(request)
     except asyncio.InvalidStateError:

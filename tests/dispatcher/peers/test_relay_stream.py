@@ -83,7 +83,7 @@ def peer_with(relays: Relays) -> Peer:
 
 
 async def test_a_stream_that_ended_before_it_is_written_to_is_over_and_no_fault() -> None:
-    """The other dispatcher stops in the instant in which a subscriber comes here: this one must not die of it."""
+    """The other dispatcher stops in the instant in which a subscriber comes here: no reason to die."""
     relays = Relays()
     peer = peer_with(relays)
     relays.end.wake.set()
