@@ -85,11 +85,11 @@ _HINTS = {
     "MESSAGE_UNKNOWN": "an object is named by its metadata.uid or by NAMESPACE/TYPE/NAME; "
     "`cloudhubctl inspect NODE --all` lists what the node has",
     "OTHER_EPOCH": "`cloudhubctl session NODE` shows the live one",
-    "ROLE_FORBIDDEN": "give a certificate of another role (docs/operations.md)",
-    "CERTIFICATE_WITHOUT_ROLE": "give a certificate of an operator or publisher (docs/operations.md)",
+    "ROLE_FORBIDDEN": "give a certificate of another role (docs/operations)",
+    "CERTIFICATE_WITHOUT_ROLE": "give a certificate of an operator or publisher (docs/operations)",
     **dict.fromkeys(
         CERTIFICATE_REASONS,
-        "give the hub a certificate that it takes, by --cert and --key (docs/operations.md)",
+        "give the hub a certificate that it takes, by --cert and --key (docs/operations/certificates.md)",
     ),
     "ROW_DAMAGED": "mend the row in the database, or delete the node and publish anew",
 }

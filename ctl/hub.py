@@ -47,7 +47,7 @@ class Access:
     sessions: str
     connector: str
     ca: Path | None = None
-    """With it, `cert` and `key`: TLS, as an operator or publisher (docs/operations.md)."""
+    """With it, `cert` and `key`: TLS, as an operator or publisher (docs/operations/certificates.md)."""
     cert: Path | None = None
     key: Path | None = None
     timeout_seconds: float = 10.0

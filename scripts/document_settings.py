@@ -1,5 +1,5 @@
-"""Writes the settings tables of docs/operations.md from the settings classes; with --check, fails when
-they are not current.
+"""Writes the settings tables of docs/operations/settings.md from the settings classes; with --check, fails
+when they are not current.
 
 A table stands between `<!-- settings: NAME -->` and `<!-- end of settings: NAME -->`.
 """
@@ -19,7 +19,7 @@ from services.enrolment.settings import EnrolmentSettings
 from services.runtime.settings import ServiceSettings
 from services.sessions.settings import SessionsSettings
 
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "operations.md"
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "operations" / "settings.md"
 SERVICES: dict[str, type[ServiceSettings]] = {
     "sessions": SessionsSettings,
     "dispatcher": DispatcherSettings,
@@ -99,11 +99,11 @@ def main() -> None:
     try:
         new = rendered(old)
     except ValueError as error:
-        raise SystemExit(f"docs/operations.md: {error}") from None
+        raise SystemExit(f"docs/operations/settings.md: {error}") from None
     if not check:
         DOCUMENT.write_text(new)
     elif new != old:
-        print("docs/operations.md: the settings tables are not current;", file=sys.stderr)
+        print("docs/operations/settings.md: the settings tables are not current;", file=sys.stderr)
         print("run python scripts/document_settings.py. Lines that would be new:", file=sys.stderr)
         for line in _differences(old, new):
             print(f"  {line}", file=sys.stderr)

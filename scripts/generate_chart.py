@@ -121,7 +121,7 @@ def settings_schema(service: str) -> Object:
     managed = _managed(service)
     return {
         "type": "object",
-        "description": f"Settings of {service} by name, as docs/operations.md lists them.",
+        "description": f"Settings of {service} by name, as docs/operations/settings.md lists them.",
         "additionalProperties": False,
         "properties": {name: _kept(told[name]) for name in sorted(told) if name not in managed},
     }

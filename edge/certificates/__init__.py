@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-# What the hub's services call each other by, and the organisations that carry roles (docs/operations.md).
+# What the hub's services call each other by, and the organisations that carry roles
+# (docs/operations/certificates.md).
 SERVICE_NAME = "service.cloudhub.internal"
 ROLES = {
     "service": "cloudhub:service",

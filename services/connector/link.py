@@ -16,7 +16,7 @@ Tag = TypeVar("Tag")
 
 @dataclass(frozen=True, slots=True)
 class LinkLimits:
-    """The bounds of one link; `docs/operations.md` tells how to choose them."""
+    """The bounds of one link; `docs/operations/settings.md` tells how to choose them."""
 
     queued_most_frames: int = 4096
     queued_most_bytes: int = 8 * 1024 * 1024

@@ -10,7 +10,7 @@ _SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
 class DispatcherMetrics:
-    """One object per process; names are documented in docs/operations.md."""
+    """One object per process; names are documented in docs/operations/metrics.md."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:

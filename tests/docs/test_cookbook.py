@@ -17,14 +17,15 @@ from demo.hub import running_hub
 from demo.ports import choose_ports
 from edge.certificates import create_program_certificate, create_server_certificate
 from tests.docs.cookbook import Command, commands_of, same, varying_of
-from tests.docs.test_documents import DOCUMENTS, ROOT
+from tests.docs.test_documents import DOCUMENTS, OPERATIONS, ROOT, cookbook_pages
 from tests.support.processes import HubProcesses, clean_environment
 from tests.support.tools import program
 
 pytestmark = [pytest.mark.e2e, pytest.mark.cookbook]
 
-COOKBOOK = ROOT / "docs" / "operations.md"
 SHOWING = [document for document in DOCUMENTS if commands_of(document.read_text())]
+# What is typed at one hub: the pages of the cookbook go on where the one before ended.
+SITTINGS = [cookbook_pages(), *([page] for page in SHOWING if page not in cookbook_pages())]
 PORTS = {50051: "dispatcher", 50052: "sessions", 50053: "connector"}
 # Commands for a hub with TLS, at the address and with the certificates of the documents.
 TLS = "hub.example.com"
@@ -42,7 +43,7 @@ READS = re.compile(
 )
 ANSWER_SECONDS = 20.0
 
-documents = pytest.mark.parametrize("document", SHOWING, ids=lambda path: str(path.relative_to(ROOT)))
+sittings = pytest.mark.parametrize("pages", SITTINGS, ids=lambda pages: str(pages[0].relative_to(ROOT)))
 
 
 def programs() -> str:
@@ -179,15 +180,15 @@ async def described_hub(folder: Path) -> AsyncIterator[Terminal]:
         yield terminal
 
 
-@documents
-async def test_every_command_answers_what_is_shown(document: Path, tmp_path: Path) -> None:
-    varying = varying_of(COOKBOOK.read_text())
+@sittings
+async def test_every_command_answers_what_is_shown(pages: list[Path], tmp_path: Path) -> None:
+    varying = varying_of((OPERATIONS / "README.md").read_text())
     async with described_hub(tmp_path) as terminal:
-        for command in commands_of(document.read_text()):
+        for page, command in ((shown, one) for shown in pages for one in commands_of(shown.read_text())):
             if TLS in command.text:
                 continue
             run = check_interrupted if command.interrupted else check
-            await run(terminal, document, command, varying)
+            await run(terminal, page, command, varying)
 
 
 async def test_every_command_for_a_hub_with_tls_is_answered(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
     ROOT / "deploy" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
+OPERATIONS = ROOT / "docs" / "operations"
 # Where this repository's own commands write; a fresh checkout has nothing there.
 WRITTEN = ("bench/out/", "chaos/out", "soak/out")
 # The cases that the suite has to prove; a test names the one it proves in its docstring.
@@ -46,6 +47,11 @@ _METRIC = re.compile(r"^\| `(cloudhub_\w+)` \| \w+ \|", re.MULTILINE)
 _CASE = re.compile(r"\bC(\d+)\b")
 
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def cookbook_pages() -> list[Path]:
+    """Of one hub, in the order in which they are read."""
+    return sorted(OPERATIONS.glob("cookbook-*.md"))
 
 
 def without_code(text: str) -> str:
@@ -127,7 +133,7 @@ def test_every_command_that_a_document_shows_is_run(document: Path) -> None:
 def test_commands_shown_are_found() -> None:
     found = {page: len(commands_of(page.read_text())) for page in DOCUMENTS}
     assert found[ROOT / "README.md"] >= 3
-    assert found[ROOT / "docs" / "operations.md"] >= 30
+    assert sum(found[page] for page in cookbook_pages()) >= 30
 
 
 @documents
@@ -182,7 +188,7 @@ def test_publishes_shown_are_such_that_stock_edges_acknowledge_or_want_none() ->
 
 
 def test_every_call_for_operators_and_programs_is_shown() -> None:
-    text = (ROOT / "docs" / "operations.md").read_text()
+    text = "".join(page.read_text() for page in cookbook_pages())
     wanted = ("DispatcherService", "DispatcherAdmin", "SessionsAdmin", "ConnectorAdmin")
     calls = [
         (service.name, method.name)
@@ -197,7 +203,7 @@ def test_every_call_for_operators_and_programs_is_shown() -> None:
 
 
 def test_settings_tables_are_current() -> None:
-    text = (ROOT / "docs" / "operations.md").read_text()
+    text = (OPERATIONS / "settings.md").read_text()
     assert rendered(text) == text
 
 
@@ -210,7 +216,7 @@ def test_metrics_tables_name_every_metric_once() -> None:
     """What each row says is compared by `metrics/test_documented.py`."""
     services = ("sessions", "dispatcher", "connector", "enrolment")
     there = {name for service in services for name in declared_metrics(service)}
-    told = _METRIC.findall((ROOT / "docs" / "operations.md").read_text())
+    told = _METRIC.findall((OPERATIONS / "metrics.md").read_text())
     assert sorted(told) == sorted(there)
 
 

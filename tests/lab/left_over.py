@@ -14,7 +14,7 @@ LOOKS_PER_COLLECTION = 6
 _POOLED = {"threads": POOLED_THREADS, "file_descriptors": 16}
 """Of these a process may have so many more than before: gRPC keeps some, up to a bound."""
 _CACHED = frozenset({"deadlines", "locations"})
-"""These fall later, or are bounded caches (docs/operations.md)."""
+"""These fall later, or are bounded caches (docs/operations/cookbook-3-nodes.md)."""
 
 
 class LeftOver:

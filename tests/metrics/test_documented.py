@@ -1,4 +1,4 @@
-"""docs/operations.md tells every metric that the services have, and no other."""
+"""docs/operations/metrics.md tells every metric that the services have, and no other."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from tests.metrics.declared import DeclaredMetric, declared_metrics
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "operations.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "operations" / "metrics.md"
 SERVICES = ("sessions", "dispatcher", "connector", "enrolment")
 
 OF_ONE_SERVICE = tuple(f"cloudhub_{service}_" for service in SERVICES)

@@ -6,7 +6,7 @@ _PREFIX = "cloudhub_dispatcher_upstream_"
 
 
 class UpstreamMetrics:
-    """One object per process; names are documented in docs/operations.md."""
+    """One object per process; names are documented in docs/operations/metrics.md."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
