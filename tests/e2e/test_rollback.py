@@ -39,9 +39,9 @@ def former(tmp_path_factory: pytest.TempPathFactory) -> Path:
     packed = subprocess.run(
         ["git", "archive", FORMER, "services", "cloudhub"], cwd=ROOT, capture_output=True, check=False
     )
-    assert packed.returncode == 0, (
-        f"the history has no {FORMER} (a shallow clone? git fetch --unshallow): {packed.stderr.decode()}"
-    )
+    if packed.returncode:
+        # An archive of the sources and a shallow clone have no release before this one.
+        pytest.skip(f"the history here has no {FORMER} (git fetch --unshallow): {packed.stderr.decode()}")
     folder = tmp_path_factory.mktemp("former")
     with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as files:
         files.extractall(folder, filter="data")
