@@ -32,7 +32,7 @@ def test_every_image_of_others_has_a_digest() -> None:
 def test_no_image_of_others_is_overlooked() -> None:
     """Whatever names an image is either found by the script or is one of ours."""
     lines = [line.strip() for path in pin_images.files() for line in path.read_text().splitlines()]
-    named = [line for line in lines if line.startswith(("image:", "- image:", "ARG BUILD", "ARG RUN"))]
+    named = [line for line in lines if line.startswith(("image: ", "- image: ", "ARG BUILD", "ARG RUN"))]
     assert len(named) > 10
     assert [line for line in named if "cloudhub/" not in line and not pin_images.IMAGE.search(line)] == []
 

@@ -633,11 +633,11 @@ async def test_a_deletion_that_names_no_node_or_several_is_rejected(
 async def test_deleting_an_object_of_a_node_deletes_no_node(half: DeliveryHalf) -> None:
     """The prefix is cut off a resource of the node; what is left is what the edge deletes."""
     outcome = await one(
-        half, request(NODE, operation="delete", resource=f"node/{NODE}/default/pod/p1", content=b"null")
+        half, request(NODE, operation="delete", resource=f"node/{NODE}/default/configmap/p1", content=b"null")
     )
     assert outcome.outcome == pb.OUTCOME_ACCEPTED
     assert half.sessions.deleted == []
-    assert [row.path for row in await half.outbox.pending(NODE, 0, 10)] == ["default/pod/p1"]
+    assert [row.path for row in await half.outbox.pending(NODE, 0, 10)] == ["default/configmap/p1"]
 
 
 async def test_without_an_answer_of_sessions_nothing_is_deleted(half: DeliveryHalf) -> None:

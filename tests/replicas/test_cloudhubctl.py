@@ -58,8 +58,8 @@ async def test_the_dispatcher_that_holds_a_session_is_asked_about_its_node(
         )
         out, _ = await asyncio.wait_for(process.communicate(), 30)
         nodes = json.loads(out)
-        assert [(one["node_id"], one["state"], one.get("connected")) for one in nodes] == [
+        assert [(one["node_id"], one["state"], one["connected"]) for one in nodes] == [
             ("edge-a", "active", True),
             ("edge-b", "active", True),
-            ("edge-c", "away", None),
+            ("edge-c", "away", False),
         ]
