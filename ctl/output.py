@@ -4,6 +4,7 @@ What is said beside the answer goes to standard error: sentences, or with `-o js
 """
 
 import io
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -41,7 +42,7 @@ _STYLES = {
 
 def asks_for_json(arguments: Sequence[str]) -> bool:
     """Whether a command line has `-o json`: also one that cannot be read otherwise is answered so."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    pairs = itertools.pairwise([*arguments, ""])
     return any(
         (one in ("-o", "--output") and following == "json") or one in ("-ojson", "--output=json")
         for one, following in pairs

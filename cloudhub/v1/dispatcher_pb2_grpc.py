@@ -107,8 +107,8 @@ class DispatcherServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExplainMessage(self, request, context):
-        """Where one message is that the caller published, and what it waits for: whoever knows its id has it from the
-        answer to the publish. More about it, and about objects, is for operators (DispatcherAdmin).
+        """Where one message is, and what it waits for, by the id that a publish answered or was given; any publisher may
+        ask about any id. More about it, and about objects, is for operators (DispatcherAdmin).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

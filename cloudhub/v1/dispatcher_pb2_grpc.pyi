@@ -58,8 +58,8 @@ class DispatcherServiceStub:
     publish to such a node is accepted all the same (--unknown-nodes); who wants no misspelt id asks first.
     """
     ExplainMessage: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.ExplainMessageRequest, _dispatcher_pb2.ExplainMessageResponse]
-    """Where one message is that the caller published, and what it waits for: whoever knows its id has it from the
-    answer to the publish. More about it, and about objects, is for operators (DispatcherAdmin).
+    """Where one message is, and what it waits for, by the id that a publish answered or was given; any publisher may
+    ask about any id. More about it, and about objects, is for operators (DispatcherAdmin).
     """
 
 @_typing.type_check_only
@@ -91,8 +91,8 @@ class DispatcherServiceAsyncStub(DispatcherServiceStub):
     publish to such a node is accepted all the same (--unknown-nodes); who wants no misspelt id asks first.
     """
     ExplainMessage: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ExplainMessageRequest, _dispatcher_pb2.ExplainMessageResponse]  # type: ignore[assignment]
-    """Where one message is that the caller published, and what it waits for: whoever knows its id has it from the
-    answer to the publish. More about it, and about objects, is for operators (DispatcherAdmin).
+    """Where one message is, and what it waits for, by the id that a publish answered or was given; any publisher may
+    ask about any id. More about it, and about objects, is for operators (DispatcherAdmin).
     """
 
 class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -151,8 +151,8 @@ class DispatcherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dispatcher_pb2.ExplainMessageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dispatcher_pb2.ExplainMessageResponse, _abc.Awaitable[_dispatcher_pb2.ExplainMessageResponse]]:
-        """Where one message is that the caller published, and what it waits for: whoever knows its id has it from the
-        answer to the publish. More about it, and about objects, is for operators (DispatcherAdmin).
+        """Where one message is, and what it waits for, by the id that a publish answered or was given; any publisher may
+        ask about any id. More about it, and about objects, is for operators (DispatcherAdmin).
         """
 
 def add_DispatcherServiceServicer_to_server(servicer: DispatcherServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -117,14 +117,14 @@ class Openings:
         return self._draining
 
     def drain(self) -> None:
-        """Refuses what waits and all that comes: a link that moved here now would have to move again. What
-        sessions was asked for gets its verdict."""
+        """Refuses all that comes, and what waits to move here: it would have to move again. New links that
+        wait are opened, since their edges would be sent away; what sessions was asked gets its verdict."""
         self._draining = True
         waiting, self._waiting = self._waiting, deque()
         for opening in waiting:
-            if opening.is_end_to_tell:
+            if opening.gone or not opening.former_epoch:
                 self._waiting.append(opening)
-            elif not opening.gone:
+            else:
                 self._refuse_draining(opening)
 
     def announce(self, opening: Opening) -> None:

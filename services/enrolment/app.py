@@ -108,7 +108,7 @@ class EnrolmentApp:
     async def start(self, group: asyncio.TaskGroup) -> None:
         """Serves; the loops belong to `group`."""
         await self._rpc.start()
-        self._presence.process.address = advertised_address(self._rpc.address)
+        self._presence.process.address = self._settings.advertise or advertised_address(self._rpc.address)
         loops = {
             "accept": self.listener.run(),
             "expiry": self._watch_expiry(),
@@ -126,6 +126,9 @@ class EnrolmentApp:
         self._rpc.drains()
         for task in self._loops:
             task.cancel()
+        # A call that is under way would put it on record again.
+        if self._loops:
+            await asyncio.wait(self._loops)
         await self._presence.leave()
         await self.close()
         _log.info("service.stopped")

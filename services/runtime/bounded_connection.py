@@ -27,9 +27,14 @@ class BoundedConnection(asyncpg.Connection):
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """As asyncpg's; a transaction's beginning takes the limits along."""
-        if query.startswith("BEGIN"):
-            query += self.along
-        done: str = await super().execute(query, *args, timeout=timeout)
+        begins = query.startswith("BEGIN")
+        try:
+            done: str = await super().execute(query + self.along if begins else query, *args, timeout=timeout)
+        except asyncpg.PostgresError:
+            if begins:
+                # It may have begun without its limits; asyncpg would take it for one that did not begin.
+                self.terminate()
+            raise
         return done
 
     async def limits_in_force(self) -> InForce:

@@ -164,12 +164,13 @@ class Book:
             return EvictResult(Eviction.NO_SESSION, session)
         if epoch and not grants(session.epoch, epoch):
             return EvictResult(Eviction.OTHER_EPOCH, session)
-        after, _ = self._step(session, Input.EVICT, now_ms, Reason.EVICTED, session.dispatcher_id, NOT_HANDED)
+        marked = replace(session, revoked=session.revoked or revoked)
+        after, _ = self._step(marked, Input.EVICT, now_ms, Reason.EVICTED, session.dispatcher_id, NOT_HANDED)
         if after:
             self._direct(session, Reason.EVICTED, now_ms)
         present = after or session
-        if revoked and present.reason is Reason.EVICTED and not present.revoked:
-            present = replace(present, revoked=True)
+        if not after and marked != session and session.reason is Reason.EVICTED:
+            present = marked
             self._store(present)
         return EvictResult(Eviction.ASKED if present.live else Eviction.CLOSED, present)
 

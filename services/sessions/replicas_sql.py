@@ -12,7 +12,8 @@ MAX_REPLICAS = 1000
 
 
 def beat(connection: Connection, replica: Replica) -> None:
-    """Says that a replica lives: its beats grow by one. Raises Refused for one more than are kept."""
+    """Says that a replica lives: its beats grow by one. Raises Refused for one more of another service than
+    are kept; those of this one are always on record, since they also keep it."""
     column = sessions_replica.c
     beaten = (
         update(sessions_replica)
@@ -21,12 +22,11 @@ def beat(connection: Connection, replica: Replica) -> None:
     )
     if connection.execute(beaten).rowcount:
         return
-    count = connection.execute(select(func.count()).select_from(sessions_replica)).scalar_one()
-    if count >= MAX_REPLICAS:
+    if replica.service != "sessions" and _count(connection) >= MAX_REPLICAS:
         raise Refused(
             "TOO_MANY_INSTANCES",
-            f"{count} processes of sessions and enrolment are on record, and no more are kept: something "
-            "starts them over and over",
+            f"{MAX_REPLICAS} processes of sessions and enrolment are on record, and no more are kept: "
+            "something starts them over and over",
         )
     values = {
         "replica_id": replica.replica_id,
@@ -38,6 +38,10 @@ def beat(connection: Connection, replica: Replica) -> None:
         "draining": replica.draining,
     }
     connection.execute(insert_missing(connection, sessions_replica), values)
+
+
+def _count(connection: Connection) -> int:
+    return int(connection.execute(select(func.count()).select_from(sessions_replica)).scalar_one())
 
 
 def replicas(connection: Connection) -> list[Replica]:

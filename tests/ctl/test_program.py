@@ -126,9 +126,7 @@ async def test_a_node_that_is_away_ends_the_wait_in_time(program: Program) -> No
     assert done.code == 5
     assert "edge-7  shop/configmap/prices  pending  Pending: the node is not connected" in done.out
     lagging = await program.run("nodes", "--prefix", "edge-7", "--older-than", "0.001", "-o", "json")
-    assert [(one["node_id"], one["state"], one["pending"]) for one in lagging.json] == [
-        ("edge-7", "away", "1")
-    ]
+    assert [(one["node_id"], one["state"], one["pending"]) for one in lagging.json] == [("edge-7", "away", 1)]
     waiting = await program.run("inspect", "edge-7", "-o", "json")
     assert [one["object_key"] for one in waiting.json["objects"]] == ["shop/configmap/prices"]
     purged = await program.run("purge", "edge-7", "--all", "--yes")
@@ -324,8 +322,9 @@ async def test_a_watch_says_that_sessions_has_gone(program: Program, number: sig
         await program.hub.ended("sessions")
     await program.hub.start("sessions")
 
-    told = f"cloudhubctl: sessions at {program.hub.address('sessions')} was stopped or lost; ask it anew\n"
-    assert (process.returncode, err.decode()) == (3, told)
+    told = f"sessions at {program.hub.address('sessions')} was stopped or lost; ask it anew"
+    fault = {"code": "UNAVAILABLE", "reason": "", "message": told, "exit_code": 3}
+    assert (process.returncode, json.loads(err)) == (3, {"error": fault})
 
 
 async def test_a_wait_outlives_a_dispatcher(program: Program) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from ctl.__main__ import main
 from ctl.faults import ExitCode
+from ctl.output import asks_for_json
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -95,6 +96,14 @@ def test_what_was_typed_is_repeated_in_part(
     err = capsys.readouterr().err
     assert "nnn..." in err
     assert len(err) < 2_500
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [([], False), (["nodes"], False), (["nodes", "-o", "json"], True), (["-o"], False), (["-ojson"], True)],
+)
+def test_who_asks_for_json_is_known_before_the_words_are_read(words: list[str], asked: bool) -> None:
+    assert asks_for_json(words) is asked
 
 
 def test_help_names_every_command(

@@ -232,15 +232,18 @@ async def test_links_that_wait_when_a_dispatcher_drains_stay_where_they_are() ->
         there.ask(2, "edge-2")
         ended = there.ask(3, "edge-3")
         ended.gone, ended.ended = True, pb.CLOSE_REASON_EDGE_CLOSED
-        forgotten = there.ask(4, "edge-4", epoch=0)
+        forgotten = there.ask(4)
         forgotten.gone = True
+        there.ask(5, "edge-5", epoch=0)
         there.openings.drain()
         assert (await there.verdict()).refusal.reason == pb.REFUSAL_REASON_UNAVAILABLE
         there.sessions.hold.set()
         assert (await there.verdict()).epoch > 0
         await eventually(lambda: there.sessions.closed, 5, "the end is told")
         assert [one.node_id for one in there.sessions.asked] == ["edge-1", "edge-3"]
-        assert list(there.delivery.sessions) == ["edge-1"]
+        # A new link is opened, and its connector moves it on.
+        await eventually(lambda: there.sessions.activated, 5, "the new link is opened")
+        assert sorted(there.delivery.sessions) == ["edge-1", "edge-5"]
 
 
 async def test_a_session_that_was_granted_but_not_claimed_waits_for_its_link() -> None:

@@ -1,8 +1,12 @@
 """What is said of the time limits that a database has in force: `services.runtime.bounded_connection`."""
 
+import asyncio
+
+import asyncpg
 import pytest
 
-from services.runtime.bounded_connection import missing, set_by
+from services.runtime.bounded_connection import bounded, missing, set_by
+from tests.support.postgres import Databases
 
 LIMITS = {"statement_timeout": "5000", "jit": "off"}
 
@@ -27,3 +31,12 @@ def test_it_is_told_who_sets_them() -> None:
     assert set_by({"a": ("1", "session"), "b": ("2", "session")}) == "transaction"
     assert set_by({"a": ("1", "user"), "b": ("2", "database user")}) == "role"
     assert set_by({"a": ("1", "session"), "b": ("2", "default")}) == "default, transaction"
+
+
+async def test_a_transaction_that_began_without_its_limits_is_nobodys(databases: Databases) -> None:
+    """PostgreSQL has begun it, asyncpg takes it for one that did not begin: what came next would find it."""
+    url = await asyncio.to_thread(databases.empty)
+    connection = await asyncpg.connect(url, connection_class=bounded({"statement_timeout": "'soon'"}))
+    with pytest.raises(asyncpg.InvalidParameterValueError):
+        await connection.transaction().start()
+    assert connection.is_closed()

@@ -287,7 +287,9 @@ def test_a_session_that_was_evicted_since_its_node_was_revoked_says_so_to_its_en
         book.activate("d1", Ref(node_id, epoch), 1000)
     book.evict("n2", 0, 1001)
     for node_id in ("n1", "n2"):
+        told = len(book.changes)
         assert book.evict(node_id, 0, 1002, revoked=True).eviction is Eviction.ASKED
+        assert len(book.changes) == told + 1
         epoch = book.sessions[node_id].epoch
         book.close("d1", Ending(node_id, epoch, Reason.EDGE_CLOSED), 1003)
         assert (book.sessions[node_id].reason, book.sessions[node_id].revoked) == (Reason.EVICTED, True)

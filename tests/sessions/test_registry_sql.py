@@ -277,4 +277,7 @@ async def test_processes_on_record_are_bounded(tmp_path: Path, monkeypatch: pyte
     for replica in known:
         await registry.beat(replica)
     assert [replica.beats for replica in await registry.replicas()] == [2, 2]
+    # Who keeps the record must not end for it.
+    await registry.beat(Replica("s1", "sessions-0", "", service="sessions"))
+    assert len(await registry.replicas()) == 3
     await store.close()

@@ -52,7 +52,7 @@ _SEND_BUFFER_BYTES = 4 * 1024 * 1024
 # Answers to packets of unknown connections: enough after a restart, too few to be of use to others.
 _RESETS_PER_SECOND = 1000.0
 # The same of openings whose token is no good.
-_CLOSES_PER_SECOND = 1000.0
+_CLOSES_PER_SECOND = 100.0
 
 
 class QuicListener(ConnectionOwner, asyncio.DatagramProtocol):

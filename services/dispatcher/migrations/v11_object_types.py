@@ -9,7 +9,7 @@ down_revision = "v10"
 
 
 def upgrade() -> None:
-    op.add_column("delivery", sa.Column("type_meta", sa.Text(), nullable=False, server_default=sa.text("''")))
+    # The index first: it may take long, and a column that is added keeps everybody out until the end.
     op.create_index(
         "delivery_event_noted",
         "delivery_event",
@@ -17,3 +17,4 @@ def upgrade() -> None:
         sqlite_where=sa.text("kind = 11"),
         postgresql_where=sa.text("kind = 11"),
     )
+    op.add_column("delivery", sa.Column("type_meta", sa.Text(), nullable=False, server_default=sa.text("''")))

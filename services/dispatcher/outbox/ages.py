@@ -46,13 +46,15 @@ class Ages(NamedTuple):
 def first_pending(connection: Connection, after: str) -> Ages:
     """Of the next nodes after one that have something pending or parked."""
     found = [
-        (str(node_id), int(objects)) for node_id, objects in connection.execute(_next_nodes, {"after": after})
+        (str(node_id), objects if isinstance(objects, int) else 0)
+        for node_id, objects in connection.execute(_next_nodes, {"after": after})
     ]
     chosen = _within_bound(found)
     is_last = len(chosen) == len(found) and len(found) < NODES_PER_STEP
     rows = _first_of_nodes.execute(connection, [(node_id,) for node_id in chosen]) if chosen else ()
     return Ages(
-        {node_id: int(at_ms) for node_id, at_ms in rows if at_ms is not None},
+        # SQLite keeps whatever is written to a column; who reads such a row whole tells of its damage.
+        {node_id: at_ms for node_id, at_ms in rows if isinstance(at_ms, int)},
         None if is_last else chosen[-1],
     )
 
