@@ -62,6 +62,7 @@ async def back_up(url: str, file: str, schema: Schema, pipe: BinaryIO) -> str:
             version = backup_sqlite.back_up(path, Path(file), schema)
     else:
         name = shown(url)
+        backup_postgresql.check_programs(url, file, schema, restores=False)
         version = await looked_at(url, lambda connection: known_version(connection, schema, name))
         backup_postgresql.dump(url, pipe if file == PIPE else Path(file), schema)
     return f"database {name} with version {version} of the schema of {schema.service} is backed up in {where}"
@@ -78,6 +79,7 @@ async def restore(url: str, file: str, schema: Schema, pipe: BinaryIO) -> str:
             version = backup_sqlite.restore(path, Path(file), schema)
     else:
         name = shown(url)
+        backup_postgresql.check_programs(url, file, schema, restores=True)
         await looked_at(url, lambda connection: _check_empty(connection, schema, name))
         if file == PIPE:
             with tempfile.NamedTemporaryFile() as copy:

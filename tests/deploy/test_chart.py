@@ -44,7 +44,36 @@ def test_it_is_what_kustomize_makes(overlay: str) -> None:
     assert found.keys() == wanted.keys()
     assert len(found) > 20
     for key, one in wanted.items():
+        if key[0] == "PersistentVolumeClaim":
+            # By helm it outlives the release.
+            assert found[key]["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
         assert found[key] == one, key
+
+
+def test_variables_see_those_before_them() -> None:
+    """Kubernetes puts in for $(NAME) what stands before it, and nothing else."""
+    pod_ip = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    given = [
+        {"name": "ZONE", "value": "a"},
+        {"name": "OTEL_RESOURCE_ATTRIBUTES", "value": "zone=$(ZONE)"},
+        pod_ip,
+    ]
+    found = by_name(templated({"pods": {"env": given}}))
+    (dispatcher,) = pod_of(found["Deployment", "cloudhub-dispatcher"])["containers"]
+    names = [one["name"] for one in dispatcher["env"]]
+    assert names[:2] == ["ZONE", "OTEL_RESOURCE_ATTRIBUTES"]
+    assert len(set(names)) == len(names)
+    for number, one in enumerate(dispatcher["env"]):
+        for used in re.findall(r"\$\((\w+)\)", one.get("value", "")):
+            assert used in names[:number], one
+
+
+def test_without_enrolment_nobody_is_told_that_it_is_absent() -> None:
+    values = {"enrolment": {"enabled": False}, "monitoring": {"enabled": True}}
+    rules = by_name(templated(values))["PrometheusRule", "cloudhub"]["spec"]["groups"]
+    alerts = {rule["alert"] for group in rules for rule in group["rules"]}
+    assert "CloudHubServiceAbsent" in alerts
+    assert [name for name in alerts if name.startswith("CloudHubEnrolment")] == []
 
 
 def test_helm_finds_no_fault() -> None:

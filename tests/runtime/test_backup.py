@@ -18,6 +18,7 @@ from services.dispatcher.outbox.schema import SCHEMA as DISPATCHER
 from services.dispatcher.outbox.schema import seen_time
 from services.dispatcher.settings import DispatcherMigrationSettings
 from services.runtime.backup_command import back_up, ran_backup, restore
+from services.runtime.backup_postgresql import _connection
 from services.runtime.errors import StartupError
 from services.runtime.migrations import head
 from services.runtime.store import Store, open_store
@@ -218,7 +219,22 @@ async def test_without_postgresqls_programs_the_command_says_what_to_run(
     assert "pg_dump is not installed here" in said
     assert "run it where they are, as in: pg_dump --dbname=postgresql://" in said
     assert "--table=dispatcher_schema" in said
+    assert f"--file={tmp_path / 'b'}" in said
     assert databases.server.password not in said
+    said = refused(run("restore", tmp_path / "b", url=url, path=""))
+    assert "pg_restore --dbname=postgresql://" in said
+    assert said.rstrip().endswith(str(tmp_path / "b"))
+    assert databases.server.password not in said
+
+
+def test_no_password_is_on_a_command_line() -> None:
+    """Wherever the URL has it; what else it says is as libpq reads it."""
+    address, given = _connection("postgresql://h/db?user=u&password=a%20b&options=-c%20search_path%3Dx")
+    assert given == {"PGPASSWORD": "a b"}
+    assert "password" not in address
+    assert "options=-c%20search_path%3Dx" in address
+    with pytest.raises(StartupError, match="sslpassword"):
+        _connection("postgresql://h/db?sslpassword=secret")
 
 
 def test_a_file_has_to_be_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

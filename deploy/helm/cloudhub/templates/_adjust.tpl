@@ -27,6 +27,8 @@
 {{- $storage := (get $values (trimPrefix "cloudhub-" $name)).storage }}
 {{- $_ := set $object.spec.resources.requests "storage" $storage.size }}
 {{- with $storage.className }}{{ $_ := set $object.spec "storageClassName" . }}{{ end }}
+{{- /* What was accepted outlives the release. */}}
+{{- $_ := set $object.metadata "annotations" (dict "helm.sh/resource-policy" "keep") }}
 {{- else if eq $kind "PriorityClass" }}
 {{- $_ := set $object.metadata "name" $values.priorityClass.name }}
 {{- else if eq $kind "NetworkPolicy" }}
@@ -35,6 +37,13 @@
 {{- include "cloudhub.service" . }}
 {{- else if has $kind (list "ServiceMonitor" "PrometheusRule") }}
 {{- $_ := set $object.metadata "labels" (merge $object.metadata.labels $values.monitoring.labels) }}
+{{- if and (eq $kind "PrometheusRule") (not $values.enrolment.enabled) }}
+{{- range $object.spec.groups }}
+{{- $rules := list }}
+{{- range .rules }}{{ if not (hasPrefix "CloudHubEnrolment" (.alert | default "")) }}{{ $rules = append $rules . }}{{ end }}{{ end }}
+{{- $_ := set . "rules" $rules }}
+{{- end }}
+{{- end }}
 {{- else if and (eq $name "cloudhub-grpc-revoked") $values.revoked }}
 {{- $_ := set $object.data "revoked" $values.revoked }}
 {{- end }}
@@ -117,9 +126,17 @@
 {{- end }}
 {{- end }}
 {{- range $values.pods.env }}{{ $_ := set $given .name . }}{{ end }}
+{{- /* A variable sees those before it as $(NAME): each keeps its place, and new ones come first, as given. */}}
+{{- $named := dict }}
+{{- range .env }}{{ $_ := set $named .name true }}{{ end }}
 {{- $variables := list }}
-{{- range .env }}{{ if not (hasKey $given .name) }}{{ $variables = append $variables . }}{{ end }}{{ end }}
-{{- range $_, $variable := $given }}{{ $variables = append $variables $variable }}{{ end }}
+{{- range $values.pods.env }}
+{{- if not (hasKey $named .name) }}{{ $variables = append $variables . }}{{ $_ := set $named .name true }}{{ end }}
+{{- end }}
+{{- range .env }}{{ $variables = append $variables (get $given .name | default .) }}{{ end }}
+{{- range $name, $variable := $given }}
+{{- if not (hasKey $named $name) }}{{ $variables = append $variables $variable }}{{ end }}
+{{- end }}
 {{- $_ := set . "env" $variables }}
 {{- end }}
 {{- end }}
