@@ -49,8 +49,8 @@ def dump(url: str, sink: Path | BinaryIO, schema: Schema) -> None:
 
 
 def check_programs(url: str, file: str, schema: Schema, *, restores: bool) -> None:
-    """Raises StartupError, with what to run elsewhere, if the program for it is not installed. `file` as it was
-    given, `-` for a pipe."""
+    """Raises StartupError, with what to run elsewhere, if the program for it is not installed. `file` as it
+    was given, `-` for a pipe."""
     program = "pg_restore" if restores else "pg_dump"
     if shutil.which(program) is not None:
         return
