@@ -78,7 +78,9 @@ async def travel(hub: HubProcesses, cloud: CloudProgram, jaeger: Jaeger, context
             message = await receive(peer)
             assert message["header"]["msg_id"] == response.message_id
         # What a killed process has not exported yet is lost.
-        await jaeger.trace(trace_id, lambda spans: len(named(spans, "send")) == 3)
+        await jaeger.trace(
+            trace_id, lambda spans: len(named(spans, "send")) == len(named(spans, "deliver")) == 3
+        )
         await hub.restart("dispatcher", signal.SIGKILL)
         await receive(peer)
         await jaeger.trace(trace_id, lambda spans: len(named(spans, "send")) == 4)
@@ -150,7 +152,11 @@ async def assert_it_takes_no_clock_for_skewed(
     """Jaeger gives back all times as they were, and no warning, whether it may adjust them or not."""
     for adjusting in (False, True):
         spans = spans_of(await jaeger.raw_trace(trace_id, adjusting=adjusting))
-        assert [(span.name, span.warnings) for span in spans if span.warnings] == []
+        # What a killed process had not exported is missing, which is no fault of a clock.
+        skewed = [
+            (span.name, told) for span in spans for told in span.warnings if "is not in the trace" not in told
+        ]
+        assert skewed == []
         told = times(spans)
         assert {span.span_id: told.get(span.span_id) for span in exported} == times(exported)
 
@@ -180,6 +186,9 @@ async def test_no_clock_looks_skewed_when_a_message_is_delivered_after_days(jour
         for scope in resource["scopeSpans"]:
             for span in scope["spans"]:
                 span["traceId"] = trace_of(later)
+                for attribute in span.get("attributes", ()):
+                    if attribute["key"] == "messaging.message.id":
+                        attribute["value"] = {"stringValue": "of another message"}
                 if int(span["startTimeUnixNano"]) > first:
                     for at in ("startTimeUnixNano", "endTimeUnixNano"):
                         span[at] = str(int(span[at]) + DAYS_NS)
