@@ -12,6 +12,7 @@ from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminServicer
 from cloudhub.v1.resources_pb2 import DispatcherResources, GetResourcesRequest
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.explanation import (
+    Explained,
     delivery_state,
     event_kind_name,
     explain_events,
@@ -179,22 +180,40 @@ class DispatcherAdmin(DispatcherAdminServicer):
         if row is not None:
             response.object.CopyFrom(self._object(row))
         if row is not None and (not message_id or row.message_id == message_id):
-            session = self._delivery.sessions.get(node_id)
             response.state = response.object.state
             response.trace_id = trace_id_of(row.traceparent)
-            response.explanation = explain_row(
-                row,
-                session.policy.state_of(row.key) if session else None,
-                session is not None,
-                session.policy.blocked_by(row.key) if session else None,
-                session.policy.doubtful_links if session else 0,
-            )
+            response.explanation = self._explained(row)
         else:
             response.state, response.explanation = explain_events(events)
         # The newest ones, as far as an answer has room.
         told = next(portions(map(_event, reversed(events)), _size_of, MOST_EVENTS, MAX_ANSWER_BYTES), [])
         response.events.extend(reversed(told))
         return response
+
+    async def explain_message(self, node_id: str, message_id: str) -> Explained:
+        """For programs, which may ask often: the node's history is read only for a message that is not its
+        object's present one. Raises NotFound."""
+        row = await self._outbox.find(_node_id(node_id), _stored_name("message_id", message_id), "")
+        if row is not None and row.message_id == message_id:
+            return self._object(row).state, self._explained(row)
+        events = await self._outbox.history(node_id, message_id, "", MOST_EVENTS)
+        if row is None and not events:
+            await self._check_known(node_id)
+            raise _unknown_object(node_id, f"message {shown(message_id)}", "")
+        return explain_events(events)
+
+    def _explained(self, row: ObjectRow) -> str:
+        session = self._delivery.sessions.get(row.node_id)
+        if session is None:
+            return explain_row(row, None, connected=False, blocked_by=None)
+        policy = session.policy
+        return explain_row(
+            row,
+            policy.state_of(row.key),
+            connected=True,
+            blocked_by=policy.blocked_by(row.key),
+            doubtful_links=policy.doubtful_links,
+        )
 
     async def Redeliver(self, request: pb.RedeliverRequest, context: Context) -> pb.RedeliverResponse:
         """See dispatcher.proto."""

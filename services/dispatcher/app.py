@@ -261,7 +261,7 @@ async def running_app(
         admin = DispatcherAdmin(outbox, delivery, clock, holders)
         subscriptions = UpstreamServicer(upstream, server.caller_of)
         add_DispatcherServiceServicer_to_server(
-            DispatcherServicer(publishing, subscriptions, outbox, admin.ExplainDelivery), server.grpc_server
+            DispatcherServicer(publishing, subscriptions, outbox, admin.explain_message), server.grpc_server
         )
         add_DispatcherAdminServicer_to_server(admin, server.grpc_server)
         add_LinkServiceServicer_to_server(links, server.grpc_server)

@@ -43,7 +43,7 @@ from services.runtime.clock import Clock
 from services.runtime.errors import HubError, RowDamaged, StoreUnavailable
 from services.runtime.logs import get_log
 from services.runtime.seen_time import SeenTime
-from services.runtime.tracing import CAUSE_NS, Tracing, is_sampled
+from services.runtime.tracing import CAUSE_NS, Tracing, is_same_trace, is_sampled
 
 _log = get_log(__name__)
 
@@ -447,7 +447,7 @@ class Delivery:
         if (
             op.traceparent != parent
             and is_sampled(op.traceparent)
-            and op.traceparent[3:35] == entry.traceparent[3:35]
+            and is_same_trace(op.traceparent, entry.traceparent)
         ):
             links = [op.traceparent]
         attributes = dict(self.attributes(session, entry, entry.sends))

@@ -4,6 +4,9 @@ from cloudhub.v1 import dispatcher_pb2 as pb
 from services.dispatcher.entry import Entry, EntryState
 from services.dispatcher.outbox.records import Event, EventKind, ObjectRow, RowState
 
+Explained = tuple[pb.DeliveryState.ValueType, str]
+"""The state of a message, and one sentence about it."""
+
 
 def is_acknowledged(row: ObjectRow) -> bool:
     """Whether the node has acknowledged the row's current message, and that still counts (`ResyncNode`)."""
@@ -58,7 +61,7 @@ def explain_row(
     return "Pending: the node is connected; it waits for its turn in the node's window."
 
 
-def explain_events(events: list[Event]) -> tuple[pb.DeliveryState.ValueType, str]:
+def explain_events(events: list[Event]) -> Explained:
     """About a message that is no longer its object's current one, or of NO-ACK kind."""
     if any(event.kind == EventKind.ACKNOWLEDGED for event in events):
         return pb.DELIVERY_STATE_ACKNOWLEDGED, "The node acknowledged it; a newer version followed."

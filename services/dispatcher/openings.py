@@ -109,17 +109,12 @@ class Openings:
         self._metrics = metrics
         self._waiting: deque[Opening] = deque()
         self._wake = asyncio.Event()
-        self._draining = False
-
-    @property
-    def draining(self) -> bool:
-        """Whether nothing is opened here any more."""
-        return self._draining
+        self.draining = False
 
     def drain(self) -> None:
         """Refuses all that comes, and what waits to move here: it would have to move again. New links that
         wait are opened, since their edges would be sent away; what sessions was asked gets its verdict."""
-        self._draining = True
+        self.draining = True
         waiting, self._waiting = self._waiting, deque()
         for opening in waiting:
             if opening.gone or not opening.former_epoch:
@@ -133,7 +128,7 @@ class Openings:
         fault = _fault_of(announcement)
         if fault:
             self._refuse(opening, link_pb.REFUSAL_REASON_FORBIDDEN, fault, 0.0)
-        elif self._draining:
+        elif self.draining:
             self._refuse_draining(opening)
         else:
             self._waiting.append(opening)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -86,13 +86,13 @@ class _Metadata(msgspec.Struct):
     uid: str = ""
 
 
-class _Object(msgspec.Struct):
-    metadata: _Metadata = msgspec.field(default_factory=_Metadata)
-
-
 class _Type(msgspec.Struct):
-    api_version: str = msgspec.field(default="", name="apiVersion")
-    kind: str = ""
+    api_version: Any = msgspec.field(default="", name="apiVersion")
+    kind: Any = ""
+
+
+class _Object(_Type):
+    metadata: _Metadata = msgspec.field(default_factory=_Metadata)
 
 
 _decode_object = msgspec.json.Decoder(_Object).decode
@@ -114,14 +114,18 @@ def object_names(content: bytes) -> tuple[str, object, object]:
     if not isinstance(value, msgspec.Raw):
         return _NAMELESS
     try:
-        uid = _decode_object(content).metadata.uid
+        told = _decode_object(content)
     except msgspec.ValidationError:
-        uid = ""  # not an object with string metadata.uid
+        return _type_of(content)  # not an object with string metadata.uid
+    return told.metadata.uid, told.api_version, told.kind
+
+
+def _type_of(content: bytes) -> tuple[str, object, object]:
     try:
         told = _decode_type(content)
     except msgspec.ValidationError:
-        return uid, "", ""
-    return uid, told.api_version, told.kind
+        return _NAMELESS
+    return "", told.api_version, told.kind
 
 
 def _json_fault(part: str, field: str, fault: NotJson) -> Rejection:

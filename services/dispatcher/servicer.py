@@ -8,6 +8,7 @@ import grpc
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceServicer
+from services.dispatcher.explanation import Explained
 from services.dispatcher.node_deletion import node_to_delete
 from services.dispatcher.outbox.contract import Outbox
 from services.dispatcher.publishing import LARGE_OUTCOMES, Publishing
@@ -19,9 +20,8 @@ from services.runtime.names import check_node_id
 from services.runtime.rpc import MAX_ANSWER_BYTES
 from services.runtime.tracing import traceparent_in
 
-Explain = Callable[
-    [pb.ExplainDeliveryRequest, grpc.aio.ServicerContext[Any, Any]], Awaitable[pb.ExplainDeliveryResponse]
-]
+Explain = Callable[[str, str], Awaitable[Explained]]
+"""Of a node and the id of a message."""
 # Of one call, and of all requests of one frame together: each node of each request has one.
 MAX_OUTCOMES = 10_000
 MOST_REQUESTS_PER_FRAME = 1024
@@ -145,6 +145,5 @@ class DispatcherServicer(DispatcherServiceServicer):
         """See dispatcher.proto."""
         if not request.message_id:
             raise InvalidRequest("message_id", "should be the id that the publish answered; it is empty")
-        asked = pb.ExplainDeliveryRequest(node_id=request.node_id, message_id=request.message_id)
-        found = await self._explain(asked, context)
-        return pb.ExplainMessageResponse(state=found.state, explanation=found.explanation)
+        state, explanation = await self._explain(request.node_id, request.message_id)
+        return pb.ExplainMessageResponse(state=state, explanation=explanation)

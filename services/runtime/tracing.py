@@ -73,6 +73,11 @@ def trace_id_of(traceparent: str) -> str:
     return f"{context.trace_id:032x}" if context else ""
 
 
+def is_same_trace(one: str, other: str) -> bool:
+    """Whether two contexts, both of which are whole, are of one trace."""
+    return one[3:35] == other[3:35]
+
+
 def traceparent_in(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
     """The caller's context from a call's metadata, or an empty string."""
     for key, value in metadata or ():

@@ -38,7 +38,7 @@ def instances(
         Instance(
             *(replica.service, replica.replica_id, replica.name, replica.address, 0),
             silent_seconds(Sign(replica.replica_id, replica.beats)),
-            *(replica.version, replica.draining),
+            replica.version,
         )
         for replica in replicas
     ]

@@ -224,7 +224,6 @@ class Replica:
     beats: int = 0
     service: str = "sessions"
     version: str = ""
-    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)

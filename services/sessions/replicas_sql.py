@@ -16,9 +16,7 @@ def beat(connection: Connection, replica: Replica) -> None:
     are kept; those of this one are always on record, since they also keep it."""
     column = sessions_replica.c
     beaten = (
-        update(sessions_replica)
-        .where(column.replica_id == replica.replica_id)
-        .values(beats=column.beats + 1, draining=replica.draining)
+        update(sessions_replica).where(column.replica_id == replica.replica_id).values(beats=column.beats + 1)
     )
     if connection.execute(beaten).rowcount:
         return
@@ -35,7 +33,6 @@ def beat(connection: Connection, replica: Replica) -> None:
         "beats": 1,
         "service": replica.service,
         "version": replica.version,
-        "draining": replica.draining,
     }
     connection.execute(insert_missing(connection, sessions_replica), values)
 
@@ -50,7 +47,7 @@ def replicas(connection: Connection) -> list[Replica]:
     return [
         Replica(
             *(row.replica_id, row.name, row.address, int(row.beats)),
-            *(row.service, row.version, bool(row.draining)),
+            *(row.service, row.version),
         )
         for row in rows
     ]

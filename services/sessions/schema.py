@@ -116,7 +116,6 @@ sessions_replica = Table(
     Column("beats", BigInteger, nullable=False),
     Column("service", String(16), nullable=False, server_default="sessions"),
     Column("version", String(MAX_VERSION_CHARS), nullable=False, server_default=""),
-    Column("draining", Boolean, nullable=False, server_default=_NO),
 )
 
 # Nodes that hold a slot, changed in the transaction that opens or ends a session. The row of the total

@@ -116,6 +116,11 @@ async def test_a_step_is_bounded_and_the_next_one_goes_on(
         return found
 
     assert await steps() == [names]
+    # Those that nothing waits for are looked at as well.
+    await outbox.commit([Claim(f"m{number}", 1, NOW_MS) for number in range(4)])
+    monkeypatch.setattr(ages, "NODES_PER_STEP", 3)
+    assert await steps() == [[], names[:2], names[2:], []]
+    monkeypatch.setattr(ages, "NODES_PER_STEP", 100)
     for most, wanted in ((6, [names[:2], names[2:4], names[4:]]), (2, [[name] for name in names])):
         monkeypatch.setattr(ages, "MAX_OBJECTS_PER_STEP", most)
         assert await steps() == wanted

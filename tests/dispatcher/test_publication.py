@@ -521,7 +521,7 @@ def test_a_large_object_is_known_by_the_same_names() -> None:
     padding = "x" * 20_000
     whole = {"apiVersion": "v1", "kind": "K", "metadata": {"uid": "u"}, "data": padding}
     assert object_names(json.dumps(whole).encode()) == ("u", "v1", "K")
-    assert object_names(json.dumps({**whole, "kind": 5}).encode()) == ("u", "", "")
+    assert object_names(json.dumps({**whole, "kind": 5}).encode()) == ("u", "v1", 5)
     assert object_names(json.dumps({**whole, "metadata": 5}).encode()) == ("", "v1", "K")
     assert object_names(json.dumps(padding).encode()) == ("", "", "")
 

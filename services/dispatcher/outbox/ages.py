@@ -9,16 +9,17 @@ from services.dispatcher.outbox.records import RowState
 from services.dispatcher.outbox.schema import delivery, node
 from services.runtime.rowsets import RowQuery
 
-NODES_PER_STEP = 1000
+NODES_PER_STEP = 5000
+"""Looked at, whatever they have: few of many may have something pending."""
 MAX_OBJECTS_PER_STEP = 20_000
 """Of all nodes of a step after its first: where no index knows what is pending, all are looked at."""
 
 _object = delivery.c
 _next_nodes = (
-    select(node.c.node_id, node.c.objects)
-    .where(node.c.node_id > bindparam("after"), node.c.pending_rows > 0)
+    select(node.c.node_id, node.c.objects, node.c.pending_rows > 0)
+    .where(node.c.node_id > bindparam("after"))
     .order_by(node.c.node_id)
-    .limit(NODES_PER_STEP)
+    .limit(bindparam("nodes"))
 )
 _first_of_nodes = RowQuery(
     ["node_id"],
@@ -44,18 +45,23 @@ class Ages(NamedTuple):
 
 
 def first_pending(connection: Connection, after: str) -> Ages:
-    """Of the next nodes after one that have something pending or parked."""
+    """Of the next nodes after one, those that have something pending or parked."""
+    looked_at = list(connection.execute(_next_nodes, {"after": after, "nodes": NODES_PER_STEP}))
     found = [
         (str(node_id), objects if isinstance(objects, int) else 0)
-        for node_id, objects in connection.execute(_next_nodes, {"after": after})
+        for node_id, objects, has_pending in looked_at
+        if has_pending
     ]
     chosen = _within_bound(found)
-    is_last = len(chosen) == len(found) and len(found) < NODES_PER_STEP
+    if len(chosen) < len(found):
+        reached: str | None = chosen[-1]
+    else:
+        reached = str(looked_at[-1][0]) if len(looked_at) == NODES_PER_STEP else None
     rows = _first_of_nodes.execute(connection, [(node_id,) for node_id in chosen]) if chosen else ()
     return Ages(
         # SQLite keeps whatever is written to a column; who reads such a row whole tells of its damage.
         {node_id: at_ms for node_id, at_ms in rows if isinstance(at_ms, int)},
-        None if is_last else chosen[-1],
+        reached,
     )
 
 

@@ -15,7 +15,7 @@ def upgrade() -> None:
     # Processes of the release before write rows without these.
     for table in ("dispatcher_lease", "sessions_replica"):
         op.add_column(table, sa.Column("version", sa.String(64), nullable=False, server_default=""))
-        op.add_column(table, sa.Column("draining", sa.Boolean(), nullable=False, server_default=no))
+    op.add_column("dispatcher_lease", sa.Column("draining", sa.Boolean(), nullable=False, server_default=no))
     op.add_column(
         "sessions_replica",
         sa.Column("service", sa.String(16), nullable=False, server_default="sessions"),
