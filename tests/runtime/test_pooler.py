@@ -2,11 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
 from services.runtime import store_postgresql
@@ -14,16 +13,7 @@ from services.runtime.errors import StoreBusy, StoreUnavailable
 from services.runtime.store_postgresql import PostgresStore
 from tests.support.pgbouncer import running_pgbouncer
 from tests.support.postgres import Databases
-
-
-def run(statement: str) -> Callable[[Connection], object]:
-    """Work that is one statement; its first column's values, if it has any."""
-
-    def work(connection: Connection) -> object:
-        result = connection.execute(text(statement))
-        return list(result.scalars()) if result.returns_rows else None
-
-    return work
+from tests.support.store_work import run
 
 
 @pytest.fixture

@@ -21,16 +21,7 @@ from services.runtime.errors import StoreBusy, StoreRefused, StoreUnavailable
 from services.runtime.store_postgresql import PostgresStore
 from tests.support.postgres import SURVIVES_KILL, Databases, reachable_folder, running_pair
 from tests.support.processes import eventually
-
-
-def run(statement: str, **values: object) -> Callable[[Connection], object]:
-    """Work that is one statement; its first column's values, if it has any."""
-
-    def work(connection: Connection) -> object:
-        result = connection.execute(text(statement), values)
-        return list(result.scalars()) if result.returns_rows else None
-
-    return work
+from tests.support.store_work import run
 
 
 @pytest.fixture
