@@ -165,14 +165,22 @@ class MemoryOutbox:
         written = lines.lay(ledger.events, self._event_ids)
         for node_id in ledger.wiped_nodes:
             lines.deleted(node_id)
-        for node_id, count in Counter(line.event.node_id for line in written.new).items():
+        counts = Counter(line.event.node_id for line in written.new)
+        over: list[tuple[int, str]] = []
+        for node_id, count in counts.items():
             node = ledger.nodes[node_id]
             node.history_rows += count
             ledger.changed_nodes.add(node_id)
-            kept = most_history_rows(self.quotas, node) // 3
-            if node_id not in ledger.wiped_nodes and node.history_rows > most_history_rows(self.quotas, node):
-                self._trim(node_id, kept, lines)
-                node.history_rows = 2 * kept + count
+            excess = node.history_rows - most_history_rows(self.quotas, node)
+            if excess > 0 and node_id not in ledger.wiped_nodes:
+                over.append((excess, node_id))
+        if over:  # one at a time, as the database's
+            node_id = max(over)[1]
+            node = ledger.nodes[node_id]
+            most = most_history_rows(self.quotas, node)
+            self._trim(node_id, most // 3, lines)
+            counted = sum(event.node_id == node_id for _, event in self.events)
+            node.history_rows = (counted if counted <= most else 2 * (most // 3)) + counts[node_id]
         for node_id in ledger.wiped_nodes:
             self.nodes.pop(node_id, None)
             for key in self.objects.pop(node_id, {}):
