@@ -558,6 +558,7 @@ class DownstreamFrame(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     DIRECT_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    REPEATS_FIELD_NUMBER: _builtins.int
     link: _builtins.int
     epoch: _builtins.int
     number: _builtins.int
@@ -570,6 +571,11 @@ class DownstreamFrame(_message.Message):
     """An encoded Message: it goes from the store to the link without being taken apart on the way. Where a
     field stands twice, as protobuf allows, the last one counts.
     """
+    repeats: _builtins.int
+    """No answer came to this message in time: the number that it had when it was last sent over this link, or 0.
+    While the edge's host has not acknowledged those bytes, the connector does not send the message behind
+    them once more: they cannot get lost as long as the link lives. Its number counts as written all the same.
+    """
     def __init__(
         self,
         *,
@@ -578,10 +584,11 @@ class DownstreamFrame(_message.Message):
         number: _builtins.int = ...,
         direct: _builtins.bool = ...,
         message: _builtins.bytes = ...,
+        repeats: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct", b"direct", "epoch", b"epoch", "link", b"link", "message", b"message", "number", b"number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct", b"direct", "epoch", b"epoch", "link", b"link", "message", b"message", "number", b"number", "repeats", b"repeats"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,9 @@ class ConnectorMetrics:
         self.frames_refused = counter("frames_refused_total", "Frames that closed their link", "reason")
         self.frames_sent = counter("frames_sent_total", "Frames written to links")
         self.bytes_sent = counter("frame_bytes_sent_total", "Bytes of those frames")
+        self.resends_withheld = counter(
+            "resends_withheld_total", "Resent messages whose former frame the edge's host did not have yet"
+        )
         self.dropped = counter(
             "dropped_total", "Elements from a dispatcher that were dropped", "element", "reason"
         )

@@ -4,6 +4,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from services.connector.under_way import UnderWay
+
 Tag = TypeVar("Tag")
 
 
@@ -39,6 +41,7 @@ class OutboundLanes(Generic[Tag]):
         "_tags",
         "_taken",
         "_taken_bytes",
+        "_under_way",
         "_written",
     )
 
@@ -53,6 +56,7 @@ class OutboundLanes(Generic[Tag]):
         self._bytes = 0
         self._taken_bytes = 0
         self._tags: list[Tag] = []
+        self._under_way = UnderWay()
 
     def __len__(self) -> int:
         return len(self._lanes[0]) + len(self._lanes[1])
@@ -102,6 +106,15 @@ class OutboundLanes(Generic[Tag]):
         self._taken_bytes += size
         return frames
 
+    def given(self, given_bytes: int) -> None:
+        """The transport has what was taken, and got so many bytes in all."""
+        self._under_way.mark(self._taken[0], given_bytes)
+
+    def is_under_way(self, number: int, confirmed_bytes: int) -> bool:
+        """Whether the edge's host, which acknowledged so many bytes, may lack this frame of the acknowledged
+        lane, which was given to the transport."""
+        return self._under_way.includes(number, confirmed_bytes)
+
     def written(self) -> tuple[Written | None, list[Tag]]:
         """All that was taken is with the operating system: the new marks (None if they did not
         change) and the tags of the frames."""
@@ -123,6 +136,7 @@ class OutboundLanes(Generic[Tag]):
         direct.clear()
         direct.extend(kept)
         self._queued, self._taken, self._written = [0, 0], [0, 0], [0, 0]
+        self._under_way.clear()
         return dropped
 
     def unwritten_tags(self) -> list[Tag]:

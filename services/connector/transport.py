@@ -53,6 +53,15 @@ class EdgeTransport(Protocol):
         """Whether bytes handed over are not yet with the operating system."""
         ...
 
+    @property
+    def given_bytes(self) -> int:
+        """What went into the connection so far."""
+        ...
+
+    def confirmed_bytes(self) -> int:
+        """How many of them the peer's host has acknowledged; all, if that cannot be known."""
+        ...
+
     def accept(self) -> None:
         """Answers the request: from here on frames flow."""
         ...

@@ -25,6 +25,7 @@ from services.connector.connections import (
     shown_address,
 )
 from services.connector.queued_total import FREE_BYTES
+from services.connector.tcp import unacknowledged_bytes
 from services.connector.tls import TlsChannel
 from services.connector.transport import LinkHandler, LinkRequest, TransportEnd
 from services.connector.websocket_ends import closed_by_edge, connection_lost, protocol_over, tls_failed
@@ -54,6 +55,7 @@ class EdgeConnection(asyncio.Protocol):
         "_blocked",
         "_deadline",
         "_decided",
+        "_given_bytes",
         "_handler",
         "_held",
         "_host",
@@ -86,6 +88,7 @@ class EdgeConnection(asyncio.Protocol):
         self._told_bytes = 0
         self._decided: Response | None = None
         self._deadline = Deadline(loop)
+        self._given_bytes = 0
         self._last_input_at = loop.time()
         self._blocked = False
         self._held = False
@@ -159,6 +162,18 @@ class EdgeConnection(asyncio.Protocol):
     @property
     def blocked(self) -> bool:
         return self._blocked
+
+    @property
+    def given_bytes(self) -> int:
+        return self._given_bytes
+
+    def confirmed_bytes(self) -> int:
+        if self._tcp is None:
+            return self._given_bytes
+        unconfirmed = self._tcp.get_write_buffer_size() + unacknowledged_bytes(
+            self._tcp.get_extra_info("socket")
+        )
+        return self._given_bytes - unconfirmed
 
     def start(self, handler: LinkHandler) -> None:
         """The link that is told from here on; before `accept`, only its end."""
@@ -325,6 +340,7 @@ class EdgeConnection(asyncio.Protocol):
 
     def _write_tcp(self, data: bytes) -> None:
         if self._tcp and not self._tcp.is_closing():
+            self._given_bytes += len(data)
             self._tcp.write(data)
 
     def _flush_ws(self) -> None:

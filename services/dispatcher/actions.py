@@ -26,6 +26,8 @@ class Send(NamedTuple):
     entry: Entry
     number: int
     attempt: int
+    repeats: int = 0
+    """The number that it had when it was last given to the lane, where no answer came; else 0."""
 
 
 class SendDirect(NamedTuple):

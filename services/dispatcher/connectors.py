@@ -72,13 +72,24 @@ class ConnectorStream:
         self._room(ELEMENT_BYTES + verdict.ByteSize()).verdicts.append(verdict)
 
     def send(
-        self, link: int, epoch: int, number: int, body: bytes, *, direct: bool, traceparent: str = ""
+        self,
+        link: int,
+        epoch: int,
+        number: int,
+        body: bytes,
+        *,
+        direct: bool,
+        traceparent: str = "",
+        repeats: int = 0,
     ) -> None:
-        """An encoded message to the edge; `traceparent` replaces the message's own."""
+        """An encoded message to the edge; `traceparent` replaces the message's own. `repeats`: the number
+        that it had when it was last sent over the link."""
         if traceparent:
             body += Message(traceparent=traceparent).SerializeToString()  # the last value of a field counts
         batch = self._room(len(body) + ELEMENT_BYTES)
-        batch.downstream.add(link=link, epoch=epoch, number=number, direct=direct, message=body)
+        batch.downstream.add(
+            link=link, epoch=epoch, number=number, direct=direct, message=body, repeats=repeats
+        )
         if len(batch.downstream) >= MOST_BATCH_FRAMES:
             self._seal()
 

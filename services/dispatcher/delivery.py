@@ -399,6 +399,7 @@ class Delivery:
             entry.body,
             direct=False,
             traceparent=entry.delivered_as,
+            repeats=action.repeats,
         )
 
     def _send_direct(self, session: NodeSession, action: SendDirect) -> None:

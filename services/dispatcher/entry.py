@@ -37,6 +37,7 @@ class Entry:
         "is_answer",
         "is_delete",
         "key",
+        "last_number",
         "message_id",
         "number",
         "path",
@@ -98,6 +99,7 @@ class Entry:
         self.first_written_at: float | None = None
         self.sends = 0
         self.number = 0  # of its first sending over this link
+        self.last_number = 0
         self.resend_at = 0.0
         self.cause = Cause.ACCEPTED
         # Trace context of the latest `deliver` span; empty if not sampled.

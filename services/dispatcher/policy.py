@@ -706,9 +706,11 @@ class NodeDelivery:
         if not entry.sends:
             entry.number = self._number
         entry.sends += 1
+        repeats = entry.last_number if entry.cause == Cause.UNACKNOWLEDGED else 0
+        entry.last_number = self._number
         self._unwritten.append((self._number, entry.size_bytes, entry))
         self._on_its_way(entry.size_bytes, now)
-        return Send(entry, self._number, entry.sends)
+        return Send(entry, self._number, entry.sends, repeats)
 
     def _interval(self, attempts: int) -> float:
         settings = self._settings

@@ -32,6 +32,7 @@ async def test_whatever_is_queued_travels_in_one_batch(stream: ConnectorStream) 
         traceparent="deliver",
     )
     stream.send(1, 5, 1, encoded("m2"), direct=True)
+    stream.send(1, 5, 2, encoded("m1"), direct=False, repeats=1)
     stream.receipt(1, 5, 17)
     stream.read_control(1, 5, paused=True)
     stream.probe(1, 5)
@@ -58,6 +59,7 @@ async def test_whatever_is_queued_travels_in_one_batch(stream: ConnectorStream) 
                 direct=True,
                 message=encoded("m2"),
             ),
+            pb.DownstreamFrame(link=1, epoch=5, number=2, message=encoded("m1"), repeats=1),
         ],
         receipts=[pb.Receipt(link=1, epoch=5, through=17)],
         read_controls=[pb.ReadControl(link=1, epoch=5, paused=True)],

@@ -72,7 +72,13 @@ class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
         self._out.put_nowait(None)
 
     def message(
-        self, link: int, message: message_pb2.Message, *, direct: bool = False, epoch: int | None = None
+        self,
+        link: int,
+        message: message_pb2.Message,
+        *,
+        direct: bool = False,
+        epoch: int | None = None,
+        repeats: int = 0,
     ) -> link_pb2.DownstreamFrame:
         """A frame with the lane's next number and the link's epoch."""
         key = (link, direct)
@@ -83,6 +89,7 @@ class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
             number=self._numbers[key],
             direct=direct,
             message=message.SerializeToString(),
+            repeats=repeats,
         )
 
     def send_messages(self, link: int, *messages: message_pb2.Message, direct: bool = False) -> None:
@@ -92,6 +99,13 @@ class LinkDispatcher(link_pb2_grpc.LinkServiceServicer):
                 downstream=[self.message(link, message, direct=direct) for message in messages]
             )
         )
+
+    async def send_and_wait(self, message: message_pb2.Message, repeats: int = 0) -> int:
+        """Sends a message to link 1; its number, once the connector says that it is written."""
+        frame = self.message(1, message, repeats=repeats)
+        self.send(link_pb2.DispatcherBatch(downstream=[frame]))
+        await self.until(lambda: self.written and self.written[-1].acknowledged_through >= frame.number)
+        return frame.number
 
     def close_link(self, link: int, reason: link_pb2.CloseReason.ValueType, detail: str = "") -> None:
         """Asks the connector to close a link."""

@@ -20,6 +20,16 @@ class OutboundMessages:
         """Whether all that was written left."""
         return self._quic.sent_through(DOWNSTREAM) >= self._written
 
+    @property
+    def written_bytes(self) -> int:
+        """All that was written."""
+        return self._written
+
+    @property
+    def confirmed_bytes(self) -> int:
+        """What of it the peer has."""
+        return self._quic.acknowledged_through(DOWNSTREAM)
+
     def begin(self) -> None:
         """The stream says what it is."""
         self._write(MESSAGE_PREFIX)

@@ -154,6 +154,13 @@ class QuicEdgeConnection:
     def blocked(self) -> bool:
         return self._blocked
 
+    @property
+    def given_bytes(self) -> int:
+        return self._outbound.written_bytes
+
+    def confirmed_bytes(self) -> int:
+        return self._outbound.confirmed_bytes
+
     def start(self, handler: LinkHandler) -> None:
         """The link that is told from here on; before `accept`, only its end."""
         self._handler = handler
