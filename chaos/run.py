@@ -105,6 +105,9 @@ class ChaosRun:
                     faults.unclean.append(f"{instance.name} did not end by itself at the end")
             self.history.writes = await session_writes(databases.dispatcher)
             self.history.counts += await rows_left(databases.dispatcher, HOSTILE_NODES)
+            if faults.overtakes[False] and not faults.overtakes[True]:
+                missed = faults.overtakes[False]
+                faults.unclean.append(f"no link moved while a dispatcher was frozen, {missed} times over")
             self.history.unclean += [*faults.unclean, *tracebacks(settings.data / "logs")]
 
     def _tell(self, text: str) -> None:
