@@ -32,8 +32,8 @@ DEAF_SECONDS = 0.6
 class Faults:
     """`unclean` has a sentence for each process that died unasked, or did not end when it was told to.
 
-    `overtakes` counts, by whether links moved in time. A busy machine misses one now and then; a run that missed
-    all of them tried nothing.
+    `overtakes` counts, by whether links moved in time. A busy machine misses one now and then; a run that
+    missed all of them tried nothing.
     """
 
     def __init__(
