@@ -6,6 +6,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cloudhub.v1 import dispatcher_pb2 as pb
 from edge.certificates.bridge import create_bridge
 from edge.settings import EdgeSettings
@@ -105,6 +107,30 @@ async def test_a_round_of_dials_gets_in_with_whichever_dial_finds_the_hub(
         await eventually(lambda: node.counters.links_opened == 2, 20)
         assert 2 <= node.counters.dials_failed <= 4
         assert hub.metric("connector", "refusals_total", reason="header_use") == 0
+
+
+@pytest.mark.alone
+async def test_a_connector_that_was_away_has_its_edges_back_within_a_minute_of_dialling(
+    tmp_path: Path, authority: TestAuthority
+) -> None:
+    """Away for 47 s, told in the edges' own pace: they dial from the 30th to the 45th second on, five times a
+    round, and whichever dial finds the connector lets them in. Nobody needs a second round, which would begin
+    55 s after the first dial."""
+    pace, away_seconds = 4.0, 47.0
+    node_ids = ["edge-1", "edge-2", "edge-3"]
+    async with running_hub(tmp_path, authority) as hub, stock_edges(hub, *node_ids, pace=pace) as fleet:
+        began = asyncio.get_running_loop().time()
+        await hub.connector.stop()
+        await eventually(lambda: any(node.counters.dials_failed for node in fleet), 20)
+        await asyncio.sleep(max(0.0, began + away_seconds / pace - asyncio.get_running_loop().time()))
+        await hub.connector.start()
+        await eventually(lambda: all(node.counters.links_opened == 2 for node in fleet), 30)
+        for node in fleet:
+            assert node.counters.dials_failed <= 4
+            assert node.counters.dialled_seconds <= 60
+        assert hub.metric("connector", "refusals_total", reason="header_use") == 0
+        await hub.accept(request(*node_ids, name="after"))
+        await eventually(lambda: fleet.total("acknowledged") == len(node_ids), 10)
 
 
 async def test_edges_that_keep_their_first_ca_outlive_it(tmp_path: Path, authority: TestAuthority) -> None:
