@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # Modules are compiled once, not anew by each of the many processes that these commands start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test e2e lint format protos bench chaos fuzz soak check-deploy check-cookbook check-tracing check-apiserver pin-images clean setup
+.PHONY: run test e2e lint format protos bench chaos fuzz soak check-deploy check-cookbook check-tracing check-apiserver check-peers pin-images clean setup
 
 setup: $(READY)
 
@@ -61,6 +61,11 @@ check-tracing: $(READY)
 check-apiserver: $(VENV)/.ready-deploy
 	$(BIN)/python -m scripts.get_tools kubernetes operator-kinds helm
 	CI=true $(BIN)/python -m pytest -m apiserver tests/deploy
+
+# A client of the QUIC link on quic-go (examples/edge-go). The first time it is built: a minute.
+check-peers: $(READY)
+	$(BIN)/python -m scripts.get_tools edge-go
+	CI=true $(BIN)/python -m pytest -m peers tests/peers
 
 $(VENV)/.ready-deploy: $(READY) deploy/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r deploy/requirements.txt

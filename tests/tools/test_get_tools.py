@@ -92,3 +92,20 @@ def test_a_command_that_fails_or_is_absent_says_how() -> None:
         get_tools._run("no-such-program")
     with pytest.raises(ToolFault, match="false failed"):
         get_tools._run("false")
+
+
+def test_a_client_is_built_anew_when_its_source_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a build by hand leaves in the folder is no source."""
+    monkeypatch.setattr(get_tools, "ROOT", tmp_path)
+    folder = tmp_path / "examples" / "client"
+    folder.mkdir(parents=True)
+    (folder / "main.go").write_text("package main")
+    first = get_tools._source_version("client")
+    (folder / "client").write_text("a program")
+    assert get_tools._source_version("client") == first
+    (folder / "go.sum").write_text("a sum")
+    second = get_tools._source_version("client")
+    (folder / "main.go").write_text("package main\n")
+    assert len({first, second, get_tools._source_version("client")}) == 3
