@@ -14,11 +14,12 @@ from cloudhub.v1.message_pb2 import Message
 from ctl import tables
 from ctl.app import NodeArgument, OutputOption, WideOption, YesOption, app, confirm, run
 from ctl.faults import CtlFault, ExitCode, unknown_nodes
-from ctl.hub import Connector, Hub
+from ctl.hub import Hub
 from ctl.looking import ConnectorArgument
 from ctl.manifests import ManifestFault, publish_request, read_manifests, version_by_clock
 from ctl.output import Output, note, progress, show_json, show_table, write
 from ctl.plain import as_dict
+from ctl.processes import Connector
 from ctl.publishing import Delivery, exit_code, outcome_name, wait
 from ctl.publishing import publish as publish_all
 from services.runtime.names import shown
@@ -85,7 +86,7 @@ def publish(
         dispatcher = await hub.any_dispatcher()
         nodes = list(dict.fromkeys(node or ()))
         if not nodes:
-            nodes = [one.node_id for one in await dispatcher.nodes(prefix)]
+            nodes = [one.node_id for one in (await dispatcher.nodes(prefix)).nodes]
             if not nodes:
                 raise CtlFault(
                     ExitCode.NOT_FOUND, "the hub knows no such node; `cloudhubctl nodes` lists them"

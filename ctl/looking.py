@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cloudhub.v1 import dispatcher_pb2, sessions_pb2
+from cloudhub.v1 import sessions_pb2
 from ctl import tables
 from ctl.app import NodeArgument, OutputOption, PrefixOption, WideOption, app, run
 from ctl.faults import CtlFault, ExitCode
@@ -62,23 +62,8 @@ def nodes(
     """Every node that the hub knows, what it waits for, and who lags."""
 
     async def work(hub: Hub) -> None:
-        asked = [
-            one.nodes(prefix, only_parked=parked, older_than_seconds=older_than)
-            for one in await hub.reachable()
-        ]
-        answers = await asyncio.gather(*asked)
+        listed = await hub.nodes(prefix, only_parked=parked, older_than_seconds=older_than)
         states = await _states(hub, prefix)
-        found: dict[str, dispatcher_pb2.NodeDelivery] = {}
-        for node in (node for answer in answers for node in answer):
-            # What is stored, all of them know; what is in flight, only the one that holds the session; what
-            # is noted, the one that held it then.
-            other = found.get(node.node_id)
-            if node.connected or other is None:
-                found[node.node_id], other = node, other or node
-                node.last_note = node.last_note or other.last_note
-            elif not other.last_note:
-                other.last_note = node.last_note
-        listed = [found[node_id] for node_id in sorted(found)]
         if states is None:
             states = {node.node_id: "active" for node in listed if node.connected}
         if output is Output.JSON:

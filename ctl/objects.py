@@ -8,10 +8,11 @@ from cloudhub.v1 import dispatcher_pb2 as pb
 from ctl import tables
 from ctl.app import NodeArgument, OutputOption, PrefixOption, WideOption, app, run
 from ctl.faults import CtlFault, ExitCode
-from ctl.hub import PAGE, Hub
+from ctl.hub import Hub
 from ctl.looking import now
 from ctl.output import Output, note, show_json, show_table, write
 from ctl.plain import as_dict
+from ctl.processes import PAGE
 
 ObjectArgument = Annotated[
     str, typer.Argument(metavar="OBJECT", help="metadata.uid of an object, or NAMESPACE/TYPE/NAME")

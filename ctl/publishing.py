@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cloudhub.v1 import dispatcher_pb2 as pb
 from ctl.faults import CtlFault, ExitCode
-from ctl.hub import Dispatcher
+from ctl.processes import Dispatcher
 from ctl.tables import delivery_state
 
 # Nodes of one request: enough for one transaction, few enough for a bar that moves.

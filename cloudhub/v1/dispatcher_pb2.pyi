@@ -452,6 +452,7 @@ class ListNodesRequest(_message.Message):
     NODE_ID_PREFIX_FIELD_NUMBER: _builtins.int
     ONLY_PARKED_FIELD_NUMBER: _builtins.int
     OLDEST_PENDING_OVER_FIELD_NUMBER: _builtins.int
+    EVERYWHERE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many nodes; 0 means 100, at most 1000."""
     page_token: _builtins.str
@@ -460,6 +461,11 @@ class ListNodesRequest(_message.Message):
     """Only nodes whose id starts with this."""
     only_parked: _builtins.bool
     """Only nodes with at least one parked message."""
+    everywhere: _builtins.bool
+    """Ask the other dispatchers too, so that one reachable dispatcher is enough: connected, epoch, in_flight and
+    last_note are then those of whichever dispatcher has the node. They have 2 s, or half of what is left to the
+    call's deadline.
+    """
     @_builtins.property
     def oldest_pending_over(self) -> _duration_pb2.Duration:
         """Only nodes with a pending message older than this."""
@@ -472,10 +478,11 @@ class ListNodesRequest(_message.Message):
         node_id_prefix: _builtins.str = ...,
         only_parked: _builtins.bool = ...,
         oldest_pending_over: _duration_pb2.Duration | None = ...,
+        everywhere: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["oldest_pending_over", b"oldest_pending_over"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id_prefix", b"node_id_prefix", "oldest_pending_over", b"oldest_pending_over", "only_parked", b"only_parked", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everywhere", b"everywhere", "node_id_prefix", b"node_id_prefix", "oldest_pending_over", b"oldest_pending_over", "only_parked", b"only_parked", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -487,22 +494,64 @@ class ListNodesResponse(_message.Message):
 
     NODES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    EVERYWHERE_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    everywhere: _builtins.bool
+    """With `everywhere`: the others were asked. A dispatcher of a release that cannot do that leaves it false."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeDelivery]: ...
+    @_builtins.property
+    def silent(self) -> _containers.RepeatedCompositeFieldContainer[Global___SilentDispatcher]:
+        """With `everywhere`: dispatchers that have a lease and did not answer; what they alone know is missing."""
+
     def __init__(
         self,
         *,
         nodes: _abc.Iterable[Global___NodeDelivery] | None = ...,
         next_page_token: _builtins.str = ...,
+        everywhere: _builtins.bool = ...,
+        silent: _abc.Iterable[Global___SilentDispatcher] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everywhere", b"everywhere", "next_page_token", b"next_page_token", "nodes", b"nodes", "silent", b"silent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListNodesResponse: _TypeAlias = ListNodesResponse  # noqa: Y015
+
+@_typing.final
+class SilentDispatcher(_message.Message):
+    """A dispatcher that another one asked, and that did not answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISPATCHER_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    dispatcher_id: _builtins.str
+    name: _builtins.str
+    address: _builtins.str
+    """host:port of its gRPC server, as it advertises it."""
+    reason: _builtins.str
+    """For people."""
+    def __init__(
+        self,
+        *,
+        dispatcher_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        address: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "dispatcher_id", b"dispatcher_id", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SilentDispatcher: _TypeAlias = SilentDispatcher  # noqa: Y015
 
 @_typing.final
 class NodeDelivery(_message.Message):
@@ -521,7 +570,7 @@ class NodeDelivery(_message.Message):
     LAST_NOTE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     connected: _builtins.bool
-    """True while this dispatcher holds a session of the node."""
+    """True while this dispatcher, with `everywhere` any that answered, holds a session of the node."""
     epoch: _builtins.int
     """The epoch of that session."""
     pending: _builtins.int
@@ -533,8 +582,8 @@ class NodeDelivery(_message.Message):
     last_seq: _builtins.int
     """The place of the last accepted message in the node's order."""
     last_note: _builtins.str
-    """The last thing that this dispatcher noted of the node since its start (InspectNode has them all): the word that
-    node_notices_total counts it by, a colon, and what it was. Empty: none.
+    """The last thing that this dispatcher (with `everywhere`: else another one) noted of the node since its start
+    (InspectNode has them all): the word that node_notices_total counts it by, a colon, and what it was. Empty: none.
     """
     @_builtins.property
     def oldest_pending(self) -> _timestamp_pb2.Timestamp:

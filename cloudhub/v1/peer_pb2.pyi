@@ -409,3 +409,84 @@ class RelaySubscription(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RelaySubscription: _TypeAlias = RelaySubscription  # noqa: Y015
+
+@_typing.final
+class LookAtNodesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At most 1000: a page of DispatcherAdmin.ListNodes."""
+
+    def __init__(
+        self,
+        *,
+        node_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_ids", b"node_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LookAtNodesRequest: _TypeAlias = LookAtNodesRequest  # noqa: Y015
+
+@_typing.final
+class LookAtNodesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeLook]:
+        """Of those nodes the ones that have a session here, or that something was noted of here."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___NodeLook] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LookAtNodesResponse: _TypeAlias = LookAtNodesResponse  # noqa: Y015
+
+@_typing.final
+class NodeLook(_message.Message):
+    """One node as the called dispatcher has it in its memory; the fields are those of NodeDelivery."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    CONNECTED_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    LAST_NOTE_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    connected: _builtins.bool
+    """True while the called dispatcher holds a session of the node."""
+    epoch: _builtins.int
+    """The epoch of that session."""
+    in_flight: _builtins.int
+    """Written to the present link and not acknowledged."""
+    last_note: _builtins.str
+    """The last thing noted of the node there; empty: none."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        connected: _builtins.bool = ...,
+        epoch: _builtins.int = ...,
+        in_flight: _builtins.int = ...,
+        last_note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "epoch", b"epoch", "in_flight", b"in_flight", "last_note", b"last_note", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeLook: _TypeAlias = NodeLook  # noqa: Y015

@@ -56,6 +56,11 @@ class PeerServiceStub:
                 request_serializer=cloudhub_dot_v1_dot_peer__pb2.RelayRequest.SerializeToString,
                 response_deserializer=cloudhub_dot_v1_dot_peer__pb2.RelayResponse.FromString,
                 _registered_method=True)
+        self.LookAtNodes = channel.unary_unary(
+                '/cloudhub.v1.PeerService/LookAtNodes',
+                request_serializer=cloudhub_dot_v1_dot_peer__pb2.LookAtNodesRequest.SerializeToString,
+                response_deserializer=cloudhub_dot_v1_dot_peer__pb2.LookAtNodesResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServiceServicer:
@@ -94,6 +99,13 @@ class PeerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LookAtNodes(self, request, context):
+        """What the called dispatcher alone knows of nodes, for an operator who asked the caller. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -116,6 +128,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.Relay,
                     request_deserializer=cloudhub_dot_v1_dot_peer__pb2.RelayRequest.FromString,
                     response_serializer=cloudhub_dot_v1_dot_peer__pb2.RelayResponse.SerializeToString,
+            ),
+            'LookAtNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.LookAtNodes,
+                    request_deserializer=cloudhub_dot_v1_dot_peer__pb2.LookAtNodesRequest.FromString,
+                    response_serializer=cloudhub_dot_v1_dot_peer__pb2.LookAtNodesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -228,6 +245,33 @@ class PeerService:
             '/cloudhub.v1.PeerService/Relay',
             cloudhub_dot_v1_dot_peer__pb2.RelayRequest.SerializeToString,
             cloudhub_dot_v1_dot_peer__pb2.RelayResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookAtNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloudhub.v1.PeerService/LookAtNodes',
+            cloudhub_dot_v1_dot_peer__pb2.LookAtNodesRequest.SerializeToString,
+            cloudhub_dot_v1_dot_peer__pb2.LookAtNodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,8 @@ class PeerServiceStub:
     """Upstream messages of the modules that subscribers of the calling dispatcher want. Works like
     DispatcherService.Subscribe; what is not acknowledged when the stream ends goes to another subscriber.
     """
+    LookAtNodes: _grpc.UnaryUnaryMultiCallable[_peer_pb2.LookAtNodesRequest, _peer_pb2.LookAtNodesResponse]
+    """What the called dispatcher alone knows of nodes, for an operator who asked the caller. Changes nothing."""
 
 @_typing.type_check_only
 class PeerServiceAsyncStub(PeerServiceStub):
@@ -69,6 +71,8 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """Upstream messages of the modules that subscribers of the calling dispatcher want. Works like
     DispatcherService.Subscribe; what is not acknowledged when the stream ends goes to another subscriber.
     """
+    LookAtNodes: _aio.UnaryUnaryMultiCallable[_peer_pb2.LookAtNodesRequest, _peer_pb2.LookAtNodesResponse]  # type: ignore[assignment]
+    """What the called dispatcher alone knows of nodes, for an operator who asked the caller. Changes nothing."""
 
 class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Between dispatchers; not for other callers. Nothing here is needed for a message's safety: what is lost on
@@ -111,5 +115,13 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Upstream messages of the modules that subscribers of the calling dispatcher want. Works like
         DispatcherService.Subscribe; what is not acknowledged when the stream ends goes to another subscriber.
         """
+
+    @_abc_1.abstractmethod
+    def LookAtNodes(
+        self,
+        request: _peer_pb2.LookAtNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.LookAtNodesResponse, _abc.Awaitable[_peer_pb2.LookAtNodesResponse]]:
+        """What the called dispatcher alone knows of nodes, for an operator who asked the caller. Changes nothing."""
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -21,6 +21,7 @@ from services.dispatcher.explanation import (
 )
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, Outbox
 from services.dispatcher.outbox.records import Event, ObjectRow
+from services.dispatcher.peers.looks import Looks, with_looks
 from services.dispatcher.publication import MOST_LIFETIME_MS
 from services.dispatcher.resources import Holder, dispatcher_resources
 from services.runtime.batching import portions
@@ -92,11 +93,14 @@ def _unknown_object(node_id: str, message: str, name: str) -> NotFound:
 class DispatcherAdmin(DispatcherAdminServicer):
     """For operators."""
 
-    def __init__(self, outbox: Outbox, delivery: Delivery, clock: Clock, holders: Sequence[Holder]) -> None:
+    def __init__(
+        self, outbox: Outbox, delivery: Delivery, clock: Clock, holders: Sequence[Holder], looks: Looks
+    ) -> None:
         self._outbox = outbox
         self._delivery = delivery
         self._clock = clock
         self._holders = holders
+        self._looks = looks
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:
         """See dispatcher.proto."""
@@ -109,10 +113,17 @@ class DispatcherAdmin(DispatcherAdminServicer):
             older = self._clock.wall_ms() - over_ms
         only = NodeFilter(_stored_name("node_id_prefix", request.node_id_prefix), request.only_parked, older)
         found = await self._outbox.list_nodes(_from_token(request.page_token), size + 1, only)
-        return pb.ListNodesResponse(
+        response = pb.ListNodesResponse(
             nodes=[self._node(summary) for summary in found[:size]],
             next_page_token=_token(found[size - 1].node.node_id) if len(found) > size else "",
+            everywhere=request.everywhere,
         )
+        if request.everywhere:
+            node_ids = [node.node_id for node in response.nodes]
+            looks, silent = await self._looks.at(node_ids, context.time_remaining())
+            with_looks(response.nodes, looks)
+            response.silent.extend(silent)
+        return response
 
     async def InspectNode(self, request: pb.InspectNodeRequest, context: Context) -> pb.InspectNodeResponse:
         """See dispatcher.proto."""

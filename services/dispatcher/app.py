@@ -34,6 +34,7 @@ from services.dispatcher.outbox.sql import SqlOutbox
 from services.dispatcher.peers.directory import Peers
 from services.dispatcher.peers.handover import Handover
 from services.dispatcher.peers.inheritance import Inheritance
+from services.dispatcher.peers.looks import Looks
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.peers.servicer import PeerServicer
 from services.dispatcher.peers.sweep import Sweep
@@ -258,7 +259,8 @@ async def running_app(
         )
         metrics.grpc.watch(security)
         holders = (delivery, ends, openings, keepalive, stranded, links, upstream, peers, handover, to_owners)
-        admin = DispatcherAdmin(outbox, delivery, clock, holders)
+        looks = Looks(peers, peer_metrics, lambda: peers.refused)
+        admin = DispatcherAdmin(outbox, delivery, clock, holders, looks)
         subscriptions = UpstreamServicer(upstream, server.caller_of)
         add_DispatcherServiceServicer_to_server(
             DispatcherServicer(publishing, subscriptions, outbox, admin.explain_message), server.grpc_server

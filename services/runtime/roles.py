@@ -61,7 +61,10 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
     **_methods("cloudhub.v1.EnrolmentService", _SERVICES, "IssueCertificate", "RenewPresence"),
     **_methods("cloudhub.v1.ConnectorAdmin", _OPERATORS, "ListLinks", "Drain", "GetResources"),
     **_methods("cloudhub.v1.LinkService", _SERVICES, "Attach"),
-    **_methods("cloudhub.v1.PeerService", _SERVICES, "Hint", "Forward", "SendDirect", "Relay"),
+    **_methods(
+        *("cloudhub.v1.PeerService", _SERVICES),
+        *("Hint", "Forward", "SendDirect", "Relay", "LookAtNodes"),
+    ),
     **_methods(
         *("cloudhub.v1.SessionsService", _SERVICES),
         *("OpenSessions", "ActivateSessions", "CloseSessions", "TransferSessions", "DeleteNodes"),

@@ -12,7 +12,7 @@ from cloudhub.v1 import dispatcher_pb2 as pb
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceServicer, add_DispatcherServiceServicer_to_server
 from cloudhub.v1.message_pb2 import Message
 from ctl.faults import CtlFault, ExitCode
-from ctl.hub import Dispatcher
+from ctl.processes import Dispatcher
 from ctl.publishing import NODES_AT_ONCE, Delivery, exit_code, publish
 
 

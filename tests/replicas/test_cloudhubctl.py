@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cloudhub.v1 import dispatcher_pb2 as pb
+from cloudhub.v1.sessions_pb2 import DispatcherPeer
 from ctl.faults import CtlFault
 from ctl.hub import Access, Hub
 from tests.support.certs import TestAuthority
@@ -63,3 +66,68 @@ async def test_the_dispatcher_that_holds_a_session_is_asked_about_its_node(
             ("edge-b", "active", True),
             ("edge-c", "away", False),
         ]
+
+
+def only_first(hub: Replicas) -> Access:
+    """To the first dispatcher alone; nothing else is where it says."""
+    return Access(f"{HOST}:{hub[0].app.port}", f"{HOST}:1", f"{HOST}:1")
+
+
+async def test_nodes_are_told_whole_by_way_of_one_dispatcher(
+    tmp_path: Path, databases: Databases, authority: TestAuthority, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """C43: the other one is asked by the first, and by nobody else; a dead one is named beside the answer."""
+    async with (
+        running_replicas(tmp_path, databases, authority) as hub,
+        hub[0].edge("edge-a"),
+        hub[1].edge("edge-b") as edge,
+        Hub(only_first(hub)) as asked,
+    ):
+        await hub[0].accept(request("edge-b", "edge-c"))
+        await edge.next()
+        nowhere = DispatcherPeer(dispatcher_id="d-gone", name="gone", address=f"{HOST}:1")
+        own = [replica.app.peers.own for replica in hub.all]
+        for listed in (own, [*own, nowhere]):
+            hub[0].app.peers.seen(listed)
+            found = [(one.node_id, one.connected, one.in_flight) for one in await asked.nodes()]
+            assert found == [("edge-a", True, 0), ("edge-b", True, 1), ("edge-c", False, 0)]
+            told = "dispatcher gone at 127.0.0.1:1 did not answer the dispatcher at"
+            assert (told in capsys.readouterr().err) == (nowhere in listed)
+        assert hub[0].metric("peers_looks_total", outcome="silent") == 1
+        assert hub[0].metric("peers_looks_total", outcome="answered") == 2
+        assert hub[1].metric("peers_looks_total", outcome="answered") == 0
+
+
+async def test_a_dispatcher_that_is_silent_costs_no_more_than_its_time(
+    tmp_path: Path, databases: Databases, authority: TestAuthority
+) -> None:
+    """It takes connections and says nothing; the answer is there before the caller gives up."""
+    async with running_replicas(tmp_path, databases, authority, 1) as hub, hub[0].edge("edge-a"):
+        with socket.create_server((HOST, 0)) as mute:
+            address = f"{HOST}:{mute.getsockname()[1]}"
+            peer = DispatcherPeer(dispatcher_id="d-mute", name="mute", address=address)
+            hub[0].app.peers.seen([hub[0].app.peers.own, peer])
+            wanted = pb.ListNodesRequest(everywhere=True)
+            answer = await hub[0].admin.ListNodes(wanted, timeout=3)
+            assert [(one.node_id, one.connected) for one in answer.nodes] == [("edge-a", True)]
+            assert [(one.name, one.address) for one in answer.silent] == [("mute", address)]
+            hub[0].app.peers.seen([hub[0].app.peers.own])
+            assert not (await hub[0].admin.ListNodes(wanted, timeout=3)).silent
+
+
+async def test_dispatchers_given_beside_are_asked_where_the_first_cannot_ask_them(
+    tmp_path: Path, databases: Databases, authority: TestAuthority, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As before: it is asked directly."""
+    async with (
+        running_replicas(tmp_path, databases, authority) as hub,
+        hub[1].edge("edge-b"),
+        Hub(access(hub)) as asked,
+    ):
+        other = hub[1].app.peers.own
+        unreachable = DispatcherPeer(dispatcher_id="d-other", name=other.name, address=f"{HOST}:1")
+        hub[0].app.peers.seen([hub[0].app.peers.own, unreachable])
+        assert [(one.node_id, one.connected) for one in await asked.nodes()] == [("edge-b", True)]
+        assert "dispatcher-1 at 127.0.0.1:1 did not answer" in capsys.readouterr().err
+        hub[0].app.peers.seen([hub[0].app.peers.own])
+        assert [one.connected for one in await asked.nodes()] == [False]

@@ -9,7 +9,7 @@ import pytest
 
 from cloudhub.v1 import enrolment_pb2, sessions_pb2
 from ctl.faults import CtlFault, ExitCode
-from ctl.hub import Sessions
+from ctl.processes import Sessions
 from services.dispatcher.sessions_client import SESSIONS_SERVICE, SessionsClient
 from services.enrolment.app import running_app
 from services.enrolment.settings import EnrolmentSettings

@@ -3,9 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import grpc
+import pytest
+
 from cloudhub.v1 import dispatcher_pb2 as pb
-from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceStub
+from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub, DispatcherServiceStub
+from cloudhub.v1.peer_pb2 import LookAtNodesRequest
+from cloudhub.v1.peer_pb2_grpc import PeerServiceStub
 from services.dispatcher.outbox import schema as outbox_schema
+from services.runtime.roles import Role
+from services.runtime.rpc import error_info, open_channel
 from services.sessions import schema as sessions_schema
 from tests.support.certs import TestAuthority
 from tests.support.hub import request, running_hub
@@ -46,3 +53,36 @@ async def test_messages_pass_whichever_dispatcher_has_the_node(
         assert sorted(one.node_id for one in delivered) == nodes
         for edge in edges:
             await edge.connection.close()
+
+
+async def test_a_role_is_checked_where_it_asks_and_no_other_may_ask_dispatchers_as_they_do(
+    tmp_path: Path, databases: Databases, authority: TestAuthority
+) -> None:
+    """What one dispatcher asks another for an operator, it asks as a service: a publisher gets nothing by
+    that way, an operator nothing directly."""
+    urls = {
+        "sessions": await databases.fresh(sessions_schema.SCHEMA),
+        "dispatcher": await databases.fresh(outbox_schema.SCHEMA),
+    }
+    wanted = pb.ListNodesRequest(everywhere=True)
+    async with running_hub(
+        *(tmp_path, authority), dispatchers=2, connectors=2, databases=urls, tls=True
+    ) as hub:
+        for node in ("edge-1", "edge-2", "edge-3"):
+            await hub.open_edge(node)
+        address = hub.address("dispatcher")
+        operator, publisher = (
+            authority.security(authority.program(role.name.lower(), role))
+            for role in (Role.OPERATOR, Role.PUBLISHER)
+        )
+        async with open_channel(address, operator) as theirs, open_channel(address, publisher) as others:
+            admin: Any = DispatcherAdminStub(theirs)
+            answer = await admin.ListNodes(wanted, timeout=5)
+            assert ([one.connected for one in answer.nodes], list(answer.silent)) == ([True] * 3, [])
+            stub: Any = DispatcherAdminStub(others)
+            peer: Any = PeerServiceStub(theirs)
+            for call in (stub.ListNodes(wanted), peer.LookAtNodes(LookAtNodesRequest(node_ids=["edge-1"]))):
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await call
+                assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+                assert error_info(refused.value)[0] == "ROLE_FORBIDDEN"

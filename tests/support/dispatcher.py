@@ -20,6 +20,8 @@ from services.dispatcher.node_deletion import NodeDeletion
 from services.dispatcher.node_session import NodeSession
 from services.dispatcher.outbox.quotas import Quotas
 from services.dispatcher.outbox.records import Loaded, Op
+from services.dispatcher.peers.looks import Looks
+from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.policy import PolicySettings
 from services.dispatcher.publication import PublishLimits
 from services.dispatcher.publishing import Publishing, StoreAnswer
@@ -190,7 +192,8 @@ class DeliveryHalf:
             NodeDeletion(self.outbox, self.sessions),
             self._submit,
         )
-        self.admin = DispatcherAdmin(self.outbox, self.delivery, self.clock, [self.delivery])
+        looks = Looks((), PeerMetrics(CollectorRegistry()))
+        self.admin = DispatcherAdmin(self.outbox, self.delivery, self.clock, [self.delivery], looks)
         self.stream = ReadableStream("c1", "connector-0")
 
     def _submit(self, ops: list[Op], answered: Callable[[int, StoreAnswer], None]) -> None:

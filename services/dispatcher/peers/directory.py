@@ -51,7 +51,8 @@ class Peers:
         self._metrics = metrics
         self._peers: dict[str, Peer] = {}
         self._gone: list[Peer] = []
-        self._refused: set[str] = set()
+        # Those that `security` does not let it dial.
+        self.refused: dict[str, DispatcherPeer] = {}
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -83,7 +84,7 @@ class Peers:
         self._arrivals.listed(self.listed)
         for dispatcher_id in self._peers.keys() - listed.keys():
             self._gone.append(self._peers.pop(dispatcher_id))
-        self._refused &= listed.keys()
+        self.refused = {key: one for key, one in self.refused.items() if key in listed}
         for one in listed.values():
             self._add(one)
         self._metrics.known.set(len(self._peers))
@@ -115,8 +116,8 @@ class Peers:
         try:
             self._security.check_address("the address of another dispatcher,", who.address)
         except StartupError as error:
-            if who.dispatcher_id not in self._refused:
-                self._refused.add(who.dispatcher_id)
+            if who.dispatcher_id not in self.refused:
+                self.refused[who.dispatcher_id] = who
                 _log.error("peer.refused", peer=who.dispatcher_id, address=who.address, error=str(error))
             return False
         return True

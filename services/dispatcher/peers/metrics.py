@@ -22,4 +22,7 @@ class PeerMetrics:
         )
         self.swept = counter("swept", "Nodes the sweep found behind the outbox.")
         self.sweep_failures = counter("sweep_failures", "Sweeps that the store did not answer.")
+        self.looks = counter(
+            "looks", "Times others were asked what they know of nodes, by what became of it.", "outcome"
+        )
         self.forwarded = counter("forwarded", "NO-ACK messages sent by way of another dispatcher.", "outcome")

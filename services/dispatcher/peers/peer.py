@@ -13,6 +13,8 @@ from cloudhub.v1.peer_pb2 import (
     DirectMessage,
     HandedMessage,
     HintRequest,
+    LookAtNodesRequest,
+    LookAtNodesResponse,
     NodeHint,
     RelayRequest,
     SendDirectRequest,
@@ -63,6 +65,15 @@ def handed(row: ObjectRow) -> HandedMessage:
         accepted_at_ms=row.accepted_at_ms,
         expires_at_ms=row.expires_at_ms,
     )
+
+
+def why_silent(error: grpc.aio.AioRpcError, seconds: float) -> str:
+    """Why another process of the hub did not answer within so long, for people."""
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"no answer within {seconds:.2g} s"
+    if error.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.PERMISSION_DENIED):
+        return f"its release does not know the question ({error.code().name})"
+    return error.details() or error.code().name
 
 
 def _go_on_unless_cancelled() -> None:
@@ -264,6 +275,18 @@ class Peer:
         if len(outcomes) != len(request.messages):
             raise Unavailable("PEER_UNAVAILABLE", f"the node's dispatcher {name} left messages unanswered")
         return outcomes
+
+    # -- what an operator asks ----------------------------------------------------------------------
+
+    async def look(self, request: LookAtNodesRequest, seconds: float) -> LookAtNodesResponse:
+        """What it knows of nodes, within so long. Raises Unavailable with the cause alone."""
+        if self._stub is None:
+            raise Unavailable("PEER_UNAVAILABLE", "it has only just come")
+        try:
+            answer: LookAtNodesResponse = await self._stub.LookAtNodes(request, timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            raise Unavailable("PEER_UNAVAILABLE", why_silent(error, seconds)) from error
+        return answer
 
     # -- the relay ---------------------------------------------------------------------------------
 

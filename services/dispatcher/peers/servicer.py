@@ -15,6 +15,7 @@ from services.dispatcher.delivery import Delivery
 from services.dispatcher.outbox.records import ObjectRow, RowState
 from services.dispatcher.peers.directory import Peers
 from services.dispatcher.peers.forward_intake import ForwardIntake
+from services.dispatcher.peers.looks import MAX_NODES
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.publication import parse_version
 from services.dispatcher.sizes import MAX_BODY_BYTES, check_number, too_large
@@ -82,6 +83,18 @@ def _accepted_row(at: str, node_id: str, handed: peer_pb2.HandedMessage) -> Obje
         size_bytes=handed.size_bytes,
         traceparent=message.traceparent,
         body=handed.message,
+    )
+
+
+def look_at(delivery: Delivery, node_id: str) -> peer_pb2.NodeLook:
+    """What this process alone knows of a node."""
+    session = delivery.sessions.get(node_id)
+    return peer_pb2.NodeLook(
+        node_id=node_id,
+        connected=session is not None and session.active,
+        epoch=session.epoch if session else 0,
+        in_flight=session.policy.in_flight if session else 0,
+        last_note=delivery.notices.last(node_id),
     )
 
 
@@ -155,6 +168,15 @@ class PeerServicer(PeerServiceServicer):
             outcome.outcome, outcome.reason = pb.OUTCOME_REJECTED, "LANE_FULL"
             outcome.field, outcome.detail = "node_ids", "the node's link does not keep up"
         return outcome
+
+    async def LookAtNodes(
+        self, request: peer_pb2.LookAtNodesRequest, context: Context
+    ) -> peer_pb2.LookAtNodesResponse:
+        """See peer.proto."""
+        if len(request.node_ids) > MAX_NODES:
+            raise InvalidRequest("node_ids", f"{len(request.node_ids)} in one request; at most {MAX_NODES}")
+        looks = (look_at(self._delivery, node_id) for node_id in request.node_ids)
+        return peer_pb2.LookAtNodesResponse(nodes=[one for one in looks if one.connected or one.last_note])
 
     async def Relay(
         self, request_iterator: AsyncIterator[peer_pb2.RelayRequest], context: Context
