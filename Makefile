@@ -62,10 +62,12 @@ check-apiserver: $(VENV)/.ready-deploy
 	$(BIN)/python -m scripts.get_tools kubernetes operator-kinds helm
 	CI=true $(BIN)/python -m pytest -m apiserver tests/deploy
 
-# A client of the QUIC link on quic-go (examples/edge-go). The first time it is built: a minute.
+# Clients of the QUIC link on quic-go and quinn (examples/edge-go, examples/edge-rust). The first time they are built: two minutes
+# on two cores. PEERS=edge-go plays one alone.
+PEERS ?= edge-go edge-rust
 check-peers: $(READY)
-	$(BIN)/python -m scripts.get_tools edge-go
-	CI=true $(BIN)/python -m pytest -m peers tests/peers
+	$(BIN)/python -m scripts.get_tools $(PEERS)
+	CI=true $(BIN)/python -m pytest -m peers tests/peers -k "$(subst $() $(), or ,$(strip $(PEERS)))"
 
 $(VENV)/.ready-deploy: $(READY) deploy/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r deploy/requirements.txt

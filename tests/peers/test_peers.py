@@ -25,7 +25,7 @@ ACKNOWLEDGED = pb.DELIVERY_STATE_ACKNOWLEDGED
 _WAIT_SECONDS = 60.0
 _PACKETS = 300  # More than an end of quic-go's sends or receives before it changes keys for the first time.
 
-clients = pytest.mark.parametrize("client", ["edge-go"])
+clients = pytest.mark.parametrize("client", ["edge-go", "edge-rust"])
 go_alone = pytest.mark.parametrize("client", ["edge-go"])
 
 

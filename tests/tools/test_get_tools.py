@@ -1,5 +1,6 @@
 """scripts/get_tools.py: a program is got once, whole or not at all."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -104,8 +105,24 @@ def test_a_client_is_built_anew_when_its_source_has_changed(
     (folder / "main.go").write_text("package main")
     first = get_tools._source_version("client")
     (folder / "client").write_text("a program")
+    (folder / "target").mkdir()
+    (folder / "target" / "generated.rs").write_text("")
     assert get_tools._source_version("client") == first
     (folder / "go.sum").write_text("a sum")
     second = get_tools._source_version("client")
     (folder / "main.go").write_text("package main\n")
     assert len({first, second, get_tools._source_version("client")}) == 3
+
+
+@pytest.mark.parametrize("version", ["cargo 1.84.1 (66221abde 2024-11-19)", "no toolchain"])
+def test_where_no_cargo_is_new_enough_the_sentence_says_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    cargo = tmp_path / "cargo"
+    cargo.write_text(f"#!/bin/sh\necho '{version}'\n")
+    cargo.chmod(0o755)
+    with pytest.raises(ToolFault, match=r"no cargo of 1\.85 or newer is here.* PEERS=edge-go"):
+        get_tools._cargo()
+    cargo.write_text("#!/bin/sh\necho 'cargo 1.85.0 (d73d2caf9 2024-12-31)'\n")
+    assert get_tools._cargo() == str(cargo)
