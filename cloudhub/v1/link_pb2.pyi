@@ -207,6 +207,7 @@ class LinkAnnouncement(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     CERTIFICATE_SERIAL_FIELD_NUMBER: _builtins.int
     MAX_WINDOW_MESSAGES_FIELD_NUMBER: _builtins.int
+    OPEN_SECONDS_FIELD_NUMBER: _builtins.int
     link: _builtins.int
     node_id: _builtins.str
     project_id: _builtins.str
@@ -221,6 +222,10 @@ class LinkAnnouncement(_message.Message):
     """How many messages may be in flight to the edge, as it says itself; 0: it does not say, as stock edges, whose
     inbound queue of 100 drops the oldest.
     """
+    open_seconds: _builtins.int
+    """For how long the link has been admitted; 0 for one that is not yet. In a transfer it tells the next dispatcher
+    how old the session is, whatever the clocks of the two say.
+    """
     def __init__(
         self,
         *,
@@ -232,10 +237,11 @@ class LinkAnnouncement(_message.Message):
         traceparent: _builtins.str = ...,
         certificate_serial: _builtins.str = ...,
         max_window_messages: _builtins.int = ...,
+        open_seconds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_serial", b"certificate_serial", "link", b"link", "max_window_messages", b"max_window_messages", "node_id", b"node_id", "peer_address", b"peer_address", "project_id", b"project_id", "traceparent", b"traceparent", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_serial", b"certificate_serial", "link", b"link", "max_window_messages", b"max_window_messages", "node_id", b"node_id", "open_seconds", b"open_seconds", "peer_address", b"peer_address", "project_id", b"project_id", "traceparent", b"traceparent", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -116,6 +116,7 @@ class EdgeLink:
         "identity",
         "incoming_since",
         "number",
+        "opened_at",
         "opened_at_ms",
         "over",
         "state",
@@ -143,6 +144,7 @@ class EdgeLink:
         self.traceparent = traceparent
         self.state: Link[Span] | None = None
         self.over = False
+        self.opened_at = 0.0  # instant of the loop
         self.opened_at_ms = 0
         self.verdict_timer: asyncio.TimerHandle | None = None
         self._rate_timer: asyncio.TimerHandle | None = None
@@ -161,7 +163,8 @@ class EdgeLink:
 
     def admit(self, epoch: int) -> None:
         """The dispatcher opened a session; frames flow from here on."""
-        self.state = Link(epoch, self._tools.limits, self._tools.loop.time())
+        self.opened_at = self._tools.loop.time()
+        self.state = Link(epoch, self._tools.limits, self.opened_at)
         self.transport.accept()
 
     def announcement(self) -> link_pb2.LinkAnnouncement:
@@ -175,6 +178,7 @@ class EdgeLink:
             traceparent=self.traceparent,
             certificate_serial=self.identity.certificate_serial,
             max_window_messages=self.identity.max_window_messages,
+            open_seconds=int(self._tools.loop.time() - self.opened_at) if self.state is not None else 0,
         )
 
     def tell_end(

@@ -198,7 +198,13 @@ class Housekeeping:
 
     async def _walk(self) -> None:
         ages = await self.outbox.first_pending(self.oldest.after)
-        self.oldest.found(ages.accepted_at_ms, self.delivery.sessions, ages.after)
+        now_ms, now = self.clock.wall_ms(), self.clock.monotonic()
+        opened_at_ms = {
+            node_id: now_ms - round((now - session.opened_at) * 1000)
+            for node_id in ages.accepted_at_ms
+            if (session := self.delivery.sessions.get(node_id)) is not None
+        }
+        self.oldest.found(ages.accepted_at_ms, opened_at_ms, ages.after)
 
     async def _mend(self) -> None:
         """Once through all nodes, for what a former release left there, or leaves while it is beside this."""

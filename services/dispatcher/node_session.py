@@ -19,6 +19,7 @@ class NodeSession:
         "last_input_at",
         "link",
         "node_id",
+        "opened_at",
         "paused",
         "policy",
         "project_id",
@@ -41,6 +42,7 @@ class NodeSession:
         policy: NodeDelivery,
         traceparent: str,
         now: float,
+        open_seconds: float = 0.0,
     ) -> None:
         self.node_id = node_id
         self.project_id = project_id
@@ -52,6 +54,8 @@ class NodeSession:
         self.claim: Claim | None = None  # what it took the node's rows over with
         self.cause: str = Cause.SESSION_OPENED  # why what was pending then is sent
         self.last_input_at = now
+        # Of the session, wherever it was then; instants are monotonic seconds.
+        self.opened_at = now - open_seconds
         self.asked_at: float | None = None  # since the last input, for a sign of life
         self.unanswered = 0  # reports of silence since then
         self.active = False

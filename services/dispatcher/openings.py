@@ -267,6 +267,7 @@ class Openings:
             ),
             announcement.traceparent,
             self._clock.monotonic(),
+            announcement.open_seconds,
         )
         self._delivery.register(session)
         return session

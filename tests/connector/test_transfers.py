@@ -106,6 +106,17 @@ async def test_a_draining_dispatcher_is_obeyed_until_another_one_grants(two: Two
         assert metric(pair.app, "links") == 1
 
 
+async def test_the_next_dispatcher_is_told_how_long_the_link_is_open(two: TwoDispatchers) -> None:
+    """One that is merely announced is not open yet."""
+    async with two.running() as pair:
+        assert pair.present.announcements[0].open_seconds == 0
+        link = pair.app.links.get(1)
+        assert link is not None
+        link.opened_at -= 3600.0
+        pair.present.drain()
+        assert 3600 <= (await pair.other.asked()).link.open_seconds < 3660
+
+
 async def test_a_dispatcher_late_with_its_lease_loses_its_links(two: TwoDispatchers) -> None:
     """Sessions cannot hear of it, so it may be given up; one that is back in time keeps what is left."""
     async with two.running(lease_seconds=5.0) as pair:

@@ -1,12 +1,15 @@
 """How old the oldest pending message is: `services.dispatcher.oldest_pending`, and what the outbox tells."""
 
 from collections.abc import AsyncIterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.dispatcher.housekeeping import Housekeeping
 from services.dispatcher.oldest_pending import ALL, CONNECTED, OldestPending
 from services.dispatcher.outbox import ages
 from services.dispatcher.outbox.quotas import Quotas
@@ -14,6 +17,7 @@ from services.dispatcher.outbox.records import Accepted, Claim, Park, Result
 from services.dispatcher.outbox.schema import SCHEMA
 from services.dispatcher.outbox.sql import SqlOutbox
 from services.runtime.store import open_store
+from tests.support.dispatcher import running_delivery_half
 from tests.support.outbox import NOW_MS, accept, publication, settle
 from tests.support.postgres import Databases
 
@@ -21,9 +25,9 @@ _nodes = st.dictionaries(st.text("abc", min_size=1, max_size=3), st.integers(1, 
 
 
 @settings(deadline=None)
-@given(_nodes, st.sets(st.text("abc", min_size=1, max_size=3)), st.integers(1, 5))
+@given(_nodes, _nodes, st.integers(1, 5))
 def test_a_walk_finds_the_oldest_however_it_is_cut(
-    pending: dict[str, int], connected: set[str], step: int
+    pending: dict[str, int], opened: dict[str, int], step: int
 ) -> None:
     """And nothing is left of it in the next one."""
     oldest = OldestPending()
@@ -32,25 +36,64 @@ def test_a_walk_finds_the_oldest_however_it_is_cut(
         assert oldest.after == (names[begin - 1] if begin else "")
         part = names[begin : begin + step]
         is_last = begin + step >= len(names)
-        oldest.found({name: pending[name] for name in part}, connected, None if is_last else part[-1])
+        oldest.found({name: pending[name] for name in part}, opened, None if is_last else part[-1])
     now_ms = 2 * 10**6
-    here = {name: at for name, at in pending.items() if name in connected}
+    here = {name: max(at, opened[name]) for name, at in pending.items() if name in opened}
     for nodes, among in ((ALL, pending), (CONNECTED, here)):
         wanted = (now_ms - min(among.values())) / 1000 if among else 0.0
         assert oldest.seconds(nodes, now_ms) == wanted
-    oldest.found({}, connected, None)
+    oldest.found({}, opened, None)
     assert oldest.seconds(ALL, now_ms) == oldest.seconds(CONNECTED, now_ms) == 0.0
 
 
 def test_a_walk_counts_once_it_is_through_and_goes_on_growing() -> None:
     oldest = OldestPending()
-    oldest.found({"a": 1_000}, {"a"}, None)
+    oldest.found({"a": 1_000}, {"a": 0}, None)
     assert oldest.seconds(CONNECTED, 4_000) == 3.0
-    oldest.found({"a": 3_000}, {"a"}, "a")
+    oldest.found({"a": 3_000}, {"a": 0}, "a")
     assert oldest.seconds(CONNECTED, 5_000) == 4.0
-    oldest.found({"b": 3_500}, {"a"}, None)
+    oldest.found({"b": 3_500}, {"a": 0}, None)
     assert (oldest.seconds(ALL, 5_000), oldest.seconds(CONNECTED, 5_000)) == (2.0, 2.0)
     assert oldest.seconds(ALL, 1_000) == 0.0, "a clock that was set back"
+
+
+def test_what_waited_for_a_node_that_was_away_begins_anew_when_it_is_back() -> None:
+    """A day of absence is no delivery that stalls; a message newer than the session counts from its
+    acceptance."""
+    day_ms = 86_400_000
+    oldest = OldestPending()
+    oldest.found({"back": 0, "there": day_ms - 5_000}, {"back": day_ms - 2_000, "there": 1_000}, None)
+    assert oldest.seconds(ALL, day_ms) == 86_400.0
+    assert oldest.seconds(CONNECTED, day_ms) == 5.0
+    oldest.found({"back": 0}, {"back": day_ms - 2_000}, None)
+    assert oldest.seconds(CONNECTED, day_ms) == 2.0
+    assert oldest.seconds(CONNECTED, day_ms + 3_600_000) == 3602.0, "and it does not move"
+
+
+class Waiting:
+    """An outbox whose nodes wait since given instants."""
+
+    def __init__(self, **accepted_at_ms: int) -> None:
+        self._ages = ages.Ages(accepted_at_ms, None)
+
+    async def first_pending(self, _: str) -> ages.Ages:
+        return self._ages
+
+
+async def test_the_walk_asks_the_sessions_when_they_were_opened() -> None:
+    """A node that was away for a day and came back a moment ago, beside one that is away still."""
+    async with running_delivery_half() as half:
+        accepted = half.clock.wall_ms()
+        parts: dict[str, Any] = {one.name: None for one in fields(Housekeeping) if one.init}
+        parts |= {"outbox": Waiting(back=accepted, away=accepted), "oldest": OldestPending()}
+        keeping = Housekeeping(**parts | {"delivery": half.delivery, "clock": half.clock})
+        half.clock.advance(86_400.0)
+        await half.connect("back")
+        half.clock.advance(7.0)
+        await keeping._walk()
+        assert (keeping._oldest_seconds(ALL), keeping._oldest_seconds(CONNECTED)) == (86_407.0, 7.0)
+        half.clock.advance(3600.0)
+        assert keeping._oldest_seconds(CONNECTED) == 3607.0
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

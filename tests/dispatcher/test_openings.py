@@ -130,9 +130,12 @@ class Taking:
         node_id: str = "edge-1",
         epoch: int = 7,
         stream: ConnectorStream | None = None,
+        open_seconds: int = 0,
     ) -> Opening:
         """A link asks for a session, or with an epoch for its own one."""
-        announcement = pb.LinkAnnouncement(link=link, node_id=node_id, project_id="p1", transport="websocket")
+        announcement = pb.LinkAnnouncement(
+            link=link, node_id=node_id, project_id="p1", transport="websocket", open_seconds=open_seconds
+        )
         opening = Opening(stream or self.stream, announcement, epoch)
         opening.stream.links[link] = opening
         self.openings.announce(opening)
@@ -176,6 +179,18 @@ async def test_a_granted_transfer_is_claimed_and_admitted_without_events() -> No
         assert (there.upstream.adopted, there.upstream.opened) == (["of edge-1"], [])
         assert there.sessions.activated == []
         assert there.metrics.value("transfers_total", verdict="admitted") == 1
+
+
+async def test_a_session_that_moves_is_as_old_as_its_link() -> None:
+    """Else whatever moves links, a rollout of dispatchers, would hide that a message does not get through."""
+    async with taking() as there:
+        before = SystemClock().monotonic()
+        there.ask(1, "moved", open_seconds=3600)
+        there.ask(2, "new", epoch=0)
+        await eventually(lambda: len(there.delivery.sessions) == 2, 5, "both are opened")
+        opened = {node_id: session.opened_at for node_id, session in there.delivery.sessions.items()}
+        assert opened["new"] >= before
+        assert 3599.0 < opened["new"] - opened["moved"] < 3601.0
 
 
 async def test_a_refusal_says_why_the_session_ended() -> None:
