@@ -533,12 +533,17 @@ class Refusal(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_SECONDS_FIELD_NUMBER: _builtins.int
     CLOSE_REASON_FIELD_NUMBER: _builtins.int
+    NOTHING_ASKED_FIELD_NUMBER: _builtins.int
     reason: Global___RefusalReason.ValueType
     detail: _builtins.str
     retry_after_seconds: _builtins.float
     """When to try again; 0: the connector gives its own advice."""
     close_reason: Global___CloseReason.ValueType
     """NOT_NEWEST: why the session ended, so that the link is closed with that reason."""
+    nothing_asked: _builtins.bool
+    """UNAVAILABLE to an announcement: nothing was asked of sessions for this link, so another dispatcher may be asked.
+    Where it is false, the node may have another link meanwhile, which a second question would supersede.
+    """
     def __init__(
         self,
         *,
@@ -546,10 +551,11 @@ class Refusal(_message.Message):
         detail: _builtins.str = ...,
         retry_after_seconds: _builtins.float = ...,
         close_reason: Global___CloseReason.ValueType = ...,
+        nothing_asked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_reason", b"close_reason", "detail", b"detail", "reason", b"reason", "retry_after_seconds", b"retry_after_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_reason", b"close_reason", "detail", b"detail", "nothing_asked", b"nothing_asked", "reason", b"reason", "retry_after_seconds", b"retry_after_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from cloudhub.v1 import link_pb2
 from services.connector.discovery import Entry, addresses_of, dial_address, retired
 from services.connector.dispatcher_stream import DispatcherStream, StreamUser
+from services.connector.edge_link import LinkStream
 from services.connector.metrics import ConnectorMetrics
 from services.connector.rendezvous import best_dispatcher
 from services.runtime.logs import get_log
@@ -73,12 +74,12 @@ class Dispatchers:
         """How many dispatchers can have links."""
         return sum(stream.fit for stream in self._streams.values())
 
-    def choose(self, node_id: str) -> DispatcherStream | None:
+    def choose(self, node_id: str, declined: Collection[LinkStream] = ()) -> DispatcherStream | None:
         """Where a node's new link is announced: its best dispatcher, or if none is fit the best of those that
-        are attached; None if none is."""
-        return self.best(node_id) or self._best(
-            node_id, [address for address, stream in self._streams.items() if stream.attached]
-        )
+        are attached; None if none is. Not one of those that declined it."""
+        left = [stream for stream in self._streams.values() if stream.attached and stream not in declined]
+        fit = [stream.address for stream in left if stream.fit]
+        return self._best(node_id, fit or [stream.address for stream in left])
 
     def best(self, node_id: str) -> DispatcherStream | None:
         """The node's best dispatcher of those fit for links; None if none is."""

@@ -1,7 +1,7 @@
 """All links of a connector: admission, the way from numbers to links, and their ends."""
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import count
 from typing import Protocol
 
@@ -30,8 +30,9 @@ _STATUS = {
 class StreamChoice(Protocol):
     """Who knows the dispatchers."""
 
-    def choose(self, node_id: str) -> LinkStream | None:
-        """The attached dispatcher for a node's new link; None if none is attached."""
+    def choose(self, node_id: str, declined: Collection[LinkStream] = ()) -> LinkStream | None:
+        """The attached dispatcher for a node's new link, none of those that declined it; None if there is
+        none."""
         ...
 
     def best(self, node_id: str) -> LinkStream | None:
@@ -68,6 +69,8 @@ class Links:
         self._retry_after = retry_after
         self._links: dict[int, EdgeLink] = {}
         self._connect_spans: dict[int, Span] = {}
+        # Of announced links: the dispatchers that would not take them.
+        self._declined: dict[int, list[LinkStream]] = {}
         self._numbers = count(1)
         self._opened_lines, self._closed_lines = LineBudget(), LineBudget()
         self.accepting = True
@@ -168,6 +171,10 @@ class Links:
                     "the link was gone before its verdict came",
                 )
             return
+        if not verdict.epoch and verdict.refusal.nothing_asked:
+            self._declined.setdefault(link.number, []).append(stream)
+            if self._announce_elsewhere(link, "declined"):
+                return
         if link.verdict_timer:
             link.verdict_timer.cancel()
             link.verdict_timer = None
@@ -201,6 +208,17 @@ class Links:
         status, reason, text = _STATUS.get(refusal.reason, _STATUS[link_pb2.REFUSAL_REASON_UNAVAILABLE])
         retry_after = refusal.retry_after_seconds or (self._retry_after if status != 403 else 0.0)
         self._forget(link, HttpRefusal(status, reason, refusal.detail or text, retry_after))
+
+    def _announce_elsewhere(self, link: EdgeLink, reason: str) -> bool:
+        """Asks the next dispatcher that is attached and has not declined the link, within the time for its
+        verdict; False if there is none."""
+        other = self._streams.choose(link.identity.node_id, self._declined.get(link.number, ()))
+        if other is None:
+            return False
+        self._tools.metrics.announced_again.labels(reason).inc()
+        link.stream = other
+        other.outgoing.announce(link.announcement())
+        return True
 
     def _forget(self, link: EdgeLink, refusal: HttpRefusal) -> None:
         """An announced link that is refused: nothing of it stays."""
@@ -290,18 +308,14 @@ class Links:
         for link in [link for link in self._links.values() if link.stream is stream]:
             if link.state is not None:
                 link.detach()
-                continue
-            other = self._streams.choose(link.identity.node_id)
-            if other is None:
+            elif not self._announce_elsewhere(link, "dispatcher_lost"):
                 text = "the dispatcher was lost before its verdict came"
                 self._forget(link, HttpRefusal(503, "dispatcher_lost", text, self._retry_after))
-            else:
-                link.stream = other
-                other.outgoing.announce(link.announcement())
 
     def _end_connect_span(
         self, link: EdgeLink, epoch: int, outcome: str = "admitted", detail: str = ""
     ) -> None:
+        self._declined.pop(link.number, None)
         span = self._connect_spans.pop(link.number)
         span.set_attribute("cloudhub.outcome", outcome)
         if epoch:

@@ -43,6 +43,9 @@ class ConnectorMetrics:
         self.refusals = counter(
             "refusals_total", "Requests for a link refused", "transport", "status", "reason"
         )
+        self.announced_again = counter(
+            "announced_again_total", "Links that another dispatcher was asked to open", "reason"
+        )
         self.links_opened = counter("links_opened_total", "Links admitted", "transport")
         self.links_closed = counter("links_closed_total", "Links ended", "transport", "reason")
         self.frames_received = counter("frames_received_total", "Frames read and handed to a dispatcher")

@@ -350,10 +350,11 @@ class Openings:
         counter.labels(verdict).inc()
 
     def _refuse_draining(self, opening: Opening) -> None:
-        self._unavailable(opening, "the dispatcher is stopping")
+        self._unavailable(opening, "the dispatcher is stopping", nothing_asked=True)
 
-    def _unavailable(self, opening: Opening, detail: str) -> None:
-        self._refuse(opening, link_pb.REFUSAL_REASON_UNAVAILABLE, detail, AS_THE_CONNECTOR_SAYS)
+    def _unavailable(self, opening: Opening, detail: str, *, nothing_asked: bool = False) -> None:
+        reason = link_pb.REFUSAL_REASON_UNAVAILABLE
+        self._refuse(opening, reason, detail, AS_THE_CONNECTOR_SAYS, nothing_asked=nothing_asked)
 
     def _refuse(
         self,
@@ -362,6 +363,8 @@ class Openings:
         detail: str,
         retry_after_seconds: float,
         close_reason: link_pb.CloseReason.ValueType = link_pb.CLOSE_REASON_UNSPECIFIED,
+        *,
+        nothing_asked: bool = False,
     ) -> None:
         name = link_pb.RefusalReason.Name(reason).removeprefix("REFUSAL_REASON_").lower()
         self._count(opening, name)
@@ -378,5 +381,6 @@ class Openings:
                 detail=detail,
                 retry_after_seconds=retry_after_seconds,
                 close_reason=close_reason,
+                nothing_asked=nothing_asked,
             )
             opening.stream.refuse(link, refusal)

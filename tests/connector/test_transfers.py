@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
 from cloudhub.v1 import link_pb2, message_pb2
@@ -115,6 +115,69 @@ async def test_the_next_dispatcher_is_told_how_long_the_link_is_open(two: TwoDis
         link.opened_at -= 3600.0
         pair.present.drain()
         assert 3600 <= (await pair.other.asked()).link.open_seconds < 3660
+
+
+DECLINED = link_pb2.Refusal(reason=UNAVAILABLE, detail="the dispatcher is stopping", nothing_asked=True)
+
+
+def both_hold(pair: Pair) -> tuple[LinkDispatcher, LinkDispatcher]:
+    """Neither gives verdicts by itself; the one that edge-1 is announced to comes first."""
+    pair.present.admit = pair.other.admit = False
+    return pair.present, pair.other
+
+
+async def test_a_new_link_that_a_dispatcher_declines_is_opened_by_another(two: TwoDispatchers) -> None:
+    """The edge notices nothing; the dispatcher that declined has no word about the link any more."""
+    async with two.running() as pair:
+        first, second = both_hold(pair)
+        dialling = asyncio.create_task(pair.peers.open("edge-1"))
+        link = (await first.announced(2)).link
+        first.give_verdict(link, DECLINED)
+        assert (await second.announced()).link == link
+        first.give_verdict(link)
+        await poll(lambda: metric(pair.app, "dropped_total", element="verdict", reason="link_gone") == 1)
+        assert not dialling.done()
+        second.give_verdict(link)
+        edge = await dialling
+        found = pair.app.links.get(link)
+        assert found is not None
+        assert found.stream is not None
+        assert found.stream.dispatcher_id == "other"
+        assert metric(pair.app, "announced_again_total", reason="declined") == 1
+        await edge.close()
+
+
+async def test_when_every_dispatcher_declines_the_edge_gets_503(two: TwoDispatchers) -> None:
+    """Each is asked once, also if the second one is lost instead of answering."""
+    async with two.running() as pair:
+        first, second = both_hold(pair)
+        for number, ends in enumerate((lambda link: second.give_verdict(link, DECLINED), None)):
+            dialling = asyncio.create_task(pair.peers.open("edge-1"))
+            link = (await first.announced(2 + number)).link
+            first.give_verdict(link, DECLINED)
+            await second.announced(1 + number)
+            if ends is not None:
+                ends(link)
+            else:
+                second.end_stream()
+            with pytest.raises(InvalidStatus) as refused:
+                await dialling
+            assert refused.value.response.status_code == 503
+        assert (len(first.announcements), len(second.announcements)) == (3, 2)
+        assert metric(pair.app, "refusals_total", status="503", reason="unavailable") == 1
+        assert metric(pair.app, "refusals_total", status="503", reason="dispatcher_lost") == 1
+
+
+async def test_a_refusal_that_sessions_may_know_of_is_the_last_word(two: TwoDispatchers) -> None:
+    """The node may have a newer link meanwhile: opened elsewhere, the older one would supersede it."""
+    async with two.running() as pair:
+        first, second = both_hold(pair)
+        dialling = asyncio.create_task(pair.peers.open("edge-1"))
+        first.refuse((await first.announced(2)).link, UNAVAILABLE)
+        with pytest.raises(InvalidStatus) as refused:
+            await dialling
+        assert refused.value.response.status_code == 503
+        assert second.announcements == []
 
 
 async def test_a_dispatcher_late_with_its_lease_loses_its_links(two: TwoDispatchers) -> None:

@@ -232,9 +232,24 @@ async def test_a_link_that_ended_before_its_transfer_is_taken_over_and_ended() -
 async def test_a_draining_dispatcher_takes_no_link() -> None:
     async with taking() as there:
         there.openings.drain()
-        there.ask()
-        assert (await there.verdict()).refusal.reason == pb.REFUSAL_REASON_UNAVAILABLE
+        for epoch in (7, 0):
+            there.ask(epoch=epoch)
+            refusal = (await there.verdict()).refusal
+            assert refusal.reason == pb.REFUSAL_REASON_UNAVAILABLE
+            assert refusal.nothing_asked
         assert there.sessions.asked == []
+
+
+async def test_what_sessions_was_asked_for_may_not_be_asked_for_elsewhere() -> None:
+    """It may have opened the session, or the next one since, which a second question would supersede."""
+    async with taking() as there:
+        there.sessions.away = True
+        there.ask(1, epoch=0)
+        assert not (await there.verdict()).refusal.nothing_asked
+        there.sessions.away, there.sessions.activates = False, False
+        there.ask(2, epoch=0)
+        refusal = (await there.verdict()).refusal
+        assert (refusal.reason, refusal.nothing_asked) == (pb.REFUSAL_REASON_UNAVAILABLE, False)
 
 
 async def test_links_that_wait_when_a_dispatcher_drains_stay_where_they_are() -> None:
