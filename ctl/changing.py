@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from cloudhub.v1 import connector_pb2, dispatcher_pb2, resources_pb2, sessions_pb2
 from cloudhub.v1.message_pb2 import Message
 from ctl import tables
+from ctl.answers import show_answer
 from ctl.app import NodeArgument, OutputOption, WideOption, YesOption, app, confirm, run
 from ctl.faults import CtlFault, ExitCode, unknown_nodes
 from ctl.hub import Hub
@@ -214,10 +215,8 @@ def evict(
     async def work(hub: Hub) -> None:
         request = sessions_pb2.EvictSessionRequest(node_id=node, epoch=epoch)
         ended = (await hub.about(node, hub.sessions.admin.EvictSession, request)).session
-        if output is Output.JSON:
-            show_json(as_dict(ended))
-        else:
-            write(f"the session of {node} with epoch {ended.epoch} is {tables.session_state(ended)}")
+        sentence = f"the session of {node} with epoch {ended.epoch} is {tables.session_state(ended)}"
+        show_answer(output, ended, sentence)
 
     run(context, work)
 

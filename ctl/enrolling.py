@@ -1,16 +1,18 @@
 """Commands about enrolment: join tokens, certificates of nodes, revocations."""
 
-from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from cloudhub.v1 import enrolment_pb2 as pb
 from ctl import tables
+from ctl.answers import show_answer, show_list
 from ctl.app import NodeArgument, OutputOption, PrefixOption, WideOption, YesOption, app, confirm, run
 from ctl.faults import UNKNOWN, CtlFault, unknown_nodes
 from ctl.hub import Hub
-from ctl.output import Output, note, show_json, show_table, write
+from ctl.looking import now
+from ctl.output import Output, note, show_json, write
 from ctl.plain import as_dict
 from services.runtime.names import shown
 
@@ -56,12 +58,8 @@ def list_tokens(
 
     async def work(hub: Hub) -> None:
         found = await hub.sessions.tokens()
-        if output is Output.JSON:
-            show_json([as_dict(one) for one in found])
-        else:
-            show_table(
-                tables.TOKENS, tables.token_rows(found, datetime.now(UTC)), "there are no tokens", wide=wide
-            )
+        rows = partial(tables.token_rows, now=now())
+        show_list(output, found, tables.TOKENS, rows, "there are no tokens", wide=wide)
 
     run(context, work)
 
@@ -77,11 +75,9 @@ def revoke(
     async def work(hub: Hub) -> None:
         request = pb.RevokeTokenRequest(token_id=token_id)
         found = await hub.sessions.call(hub.sessions.enrolment.RevokeToken, request)
-        if output is Output.JSON:
-            show_json(as_dict(found.token))
-        else:
-            used = found.token.uses - found.token.uses_left
-            write(f"token {token_id} is revoked; certificates that it got stay good: {used}")
+        used = found.token.uses - found.token.uses_left
+        sentence = f"token {token_id} is revoked; certificates that it got stay good: {used}"
+        show_answer(output, found.token, sentence)
 
     run(context, work)
 
@@ -97,11 +93,8 @@ def certificates(
 
     async def work(hub: Hub) -> None:
         found = await hub.sessions.certificates(prefix)
-        if output is Output.JSON:
-            show_json([as_dict(one) for one in found])
-        else:
-            rows = tables.certificate_rows(found, datetime.now(UTC))
-            show_table(tables.CERTIFICATES, rows, "no certificate was issued", wide=wide)
+        rows = partial(tables.certificate_rows, now=now())
+        show_list(output, found, tables.CERTIFICATES, rows, "no certificate was issued", wide=wide)
 
     run(context, work)
 
@@ -128,11 +121,8 @@ def revoke_node(
                 raise
             # A certificate that was made elsewhere, and that was never shown, is refused all the same.
             raise unknown_nodes([node], "--unknown refuses a node that never was here") from fault
-        if output is Output.JSON:
-            show_json(as_dict(answer))
-        else:
-            link = "its link is cut" if answer.was_connected else "it was not connected"
-            write(f"the certificates of {node} are refused; {link}")
+        link = "its link is cut" if answer.was_connected else "it was not connected"
+        show_answer(output, answer, f"the certificates of {node} are refused; {link}")
 
     run(context, work)
 
@@ -148,12 +138,8 @@ def revoked_nodes(
 
     async def work(hub: Hub) -> None:
         found = await hub.sessions.revoked(prefix)
-        if output is Output.JSON:
-            show_json([as_dict(one) for one in found])
-        else:
-            show_table(
-                tables.REVOKED, tables.revoked_rows(found, datetime.now(UTC)), "no node is revoked", wide=wide
-            )
+        rows = partial(tables.revoked_rows, now=now())
+        show_list(output, found, tables.REVOKED, rows, "no node is revoked", wide=wide)
 
     run(context, work)
 
@@ -165,9 +151,6 @@ def reinstate_node(context: typer.Context, node: NodeArgument, output: OutputOpt
     async def work(hub: Hub) -> None:
         request = pb.ReinstateNodeRequest(node_id=node)
         answer = await hub.sessions.call(hub.sessions.enrolment.ReinstateNode, request)
-        if output is Output.JSON:
-            show_json(as_dict(answer))
-        else:
-            write(f"the certificates of {node} are good again")
+        show_answer(output, answer, f"the certificates of {node} are good again")
 
     run(context, work)

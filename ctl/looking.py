@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from cloudhub.v1 import sessions_pb2
 from ctl import tables
+from ctl.answers import show_list
 from ctl.app import NodeArgument, OutputOption, PrefixOption, WideOption, app, run
 from ctl.faults import CtlFault, ExitCode
 from ctl.hub import Hub
@@ -103,11 +105,9 @@ def sessions(
 
     async def work(hub: Hub) -> None:
         found = await hub.sessions.listed(request)
-        if output is Output.JSON:
-            show_json([as_dict(one) for one in found])
-        else:
-            rows = tables.session_rows(found, await _names(hub), now())
-            show_table(tables.SESSIONS, rows, "no such sessions", wide=wide)
+        names = await _names(hub) if output is Output.TABLE else {}
+        rows = partial(tables.session_rows, names=names, now=now())
+        show_list(output, found, tables.SESSIONS, rows, "no such sessions", wide=wide)
 
     run(context, work)
 
@@ -142,10 +142,8 @@ def links(
 
     async def work(hub: Hub) -> None:
         found = await (await hub.connector(connector)).links(prefix)
-        if output is Output.JSON:
-            show_json([as_dict(link) for link in found])
-        else:
-            show_table(tables.LINKS, tables.link_rows(found, now()), "no such links", wide=wide)
+        rows = partial(tables.link_rows, now=now())
+        show_list(output, found, tables.LINKS, rows, "no such links", wide=wide)
 
     run(context, work)
 
@@ -156,10 +154,7 @@ def instances(context: typer.Context, output: OutputOption = Output.TABLE, wide:
 
     async def work(hub: Hub) -> None:
         found = await hub.sessions.instances()
-        if output is Output.JSON:
-            show_json([as_dict(one) for one in found])
-        else:
-            show_table(tables.INSTANCES, tables.instance_rows(found), "none", wide=wide)
+        show_list(output, found, tables.INSTANCES, tables.instance_rows, "none", wide=wide)
 
     run(context, work)
 
