@@ -72,7 +72,7 @@ def access(
     context: typer.Context,
     dispatcher: Annotated[
         str,
-        typer.Option(envvar="CLOUDHUBCTL_DISPATCHER", help="HOST:PORT; all of several, with commas between"),
+        typer.Option(envvar="CLOUDHUBCTL_DISPATCHER", help="HOST:PORT of any; several with commas between"),
     ] = "127.0.0.1:50051",
     sessions: Annotated[
         str, typer.Option(envvar="CLOUDHUBCTL_SESSIONS", help="HOST:PORT of any sessions process")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from google.protobuf.duration_pb2 import Duration
 
-from cloudhub.v1 import connector_pb2, dispatcher_pb2, resources_pb2, sessions_pb2
+from cloudhub.v1 import connector_pb2, dispatcher_pb2, sessions_pb2
 from cloudhub.v1.message_pb2 import Message
 from ctl import tables
 from ctl.answers import show_answer
@@ -20,7 +20,6 @@ from ctl.looking import ConnectorArgument
 from ctl.manifests import ManifestFault, publish_request, read_manifests, version_by_clock
 from ctl.output import Output, note, progress, show_json, show_table, write
 from ctl.plain import as_dict
-from ctl.processes import Connector
 from ctl.publishing import Delivery, exit_code, outcome_name, wait
 from ctl.publishing import publish as publish_all
 from services.runtime.names import shown
@@ -299,11 +298,6 @@ def limits(
     run(context, work)
 
 
-async def _links(connector: Connector) -> int:
-    request = resources_pb2.GetResourcesRequest()
-    return (await connector.call(connector.admin.GetResources, request)).links
-
-
 @app.command()
 def drain(
     context: typer.Context,
@@ -321,13 +315,13 @@ def drain(
 
     async def work(hub: Hub) -> None:
         emptied = await hub.connector(connector)
-        before = await _links(emptied)
+        before = await emptied.count()
         request = connector_pb2.DrainRequest(links_per_second=rate, deadline_seconds=deadline)
-        draining = asyncio.ensure_future(emptied.call(emptied.admin.Drain, request, limited=False))
+        draining = asyncio.ensure_future(emptied.drain(request))
         with progress() as bars:
             closing = bars.add_task("closed", total=before)
             while not (await asyncio.wait([draining], timeout=_DRAIN_LOOK_SECONDS))[0]:
-                bars.update(closing, completed=before - await _links(emptied))
+                bars.update(closing, completed=before - await emptied.count())
         closed = (await draining).closed
         sentence = f"{_counted(closed, 'link')} closed; the connector takes no more until it is restarted"
         _count(output, "closed", closed, sentence)

@@ -12,7 +12,16 @@ import grpc
 from cloudhub.v1 import dispatcher_pb2
 from ctl.faults import UNKNOWN, CtlFault, ExitCode, unknown_nodes
 from ctl.output import note
-from ctl.processes import Answer, Connector, Dispatcher, NodesFound, Service, Sessions, merged
+from ctl.processes import (
+    Answer,
+    AttachedConnector,
+    Connector,
+    Dispatcher,
+    NodesFound,
+    Service,
+    Sessions,
+    merged,
+)
 from services.runtime.clock import SystemClock
 from services.runtime.errors import StartupError
 from services.runtime.names import shown
@@ -27,7 +36,7 @@ class Access:
     """Where the services are, and how they are spoken to."""
 
     dispatcher: str
-    """HOST:PORT; of several dispatchers all, with commas between."""
+    """HOST:PORT of any dispatcher; several with commas between."""
     sessions: str
     connector: str
     ca: Path | None = None
@@ -72,6 +81,8 @@ def dial(address: str, security: Security) -> grpc.aio.Channel:
 
 
 Kind = TypeVar("Kind", bound=Service)
+# Of a dispatcher that is away, of an older release, or without such a connector; or it cannot ask that.
+_ASK_ITSELF = ("NOT_FOUND", "UNIMPLEMENTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 
 class Hub:
@@ -186,16 +197,33 @@ class Hub:
             return fault.reason in UNKNOWN
         return False
 
-    async def connector(self, name: str = "") -> Connector:
-        """The connector of a name or id, at the address that it advertises; else that of --connector."""
-        address = self._access.connector
-        if name:
+    async def connector(self, name: str = "") -> Connector | AttachedConnector:
+        """The connector of a name or id by way of a dispatcher; where that cannot be, at the address that the
+        connector advertises. Without a name that of --connector."""
+        if not name:
+            return await self._dialled(Connector, "connector", self._access.connector)
+        try:
+            attached = AttachedConnector(await self.any_dispatcher(), name)
+            await attached.count()
+        except CtlFault as fault:
+            if fault.status not in _ASK_ITSELF:
+                raise
+            return await self._dialled(Connector, "connector", await self._advertised(name, fault))
+        return attached
+
+    async def _advertised(self, name: str, fault: CtlFault) -> str:
+        """The address of the connector of a name or id; `fault` is why it is wanted, and told where sessions
+        does not answer either."""
+        try:
             found = [one for one in await self.sessions.instances() if one.service == "connector"]
-            chosen = [one for one in found if name in (one.name, one.instance_id)]
-            if not chosen:
-                there = ", ".join(sorted(one.name for one in found)) or "none"
-                raise CtlFault(ExitCode.NOT_FOUND, f"no connector {name} is attached; there is: {there}")
-            if len(chosen) > 1:
-                raise CtlFault(ExitCode.USAGE, f"{name} names {len(chosen)} connectors: give an instance id")
-            address = chosen[0].address
-        return await self._dialled(Connector, "connector", address)
+        except CtlFault as second:
+            if second.code is ExitCode.UNREACHABLE:
+                raise fault from second
+            raise
+        chosen = [one for one in found if name in (one.name, one.instance_id)]
+        if not chosen:
+            there = ", ".join(sorted(one.name for one in found)) or "none"
+            raise CtlFault(ExitCode.NOT_FOUND, f"no connector {name} is attached; there is: {there}")
+        if len(chosen) > 1:
+            raise CtlFault(ExitCode.USAGE, f"{name} names {len(chosen)} connectors: give an instance id")
+        return chosen[0].address

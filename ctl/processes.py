@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cloudhub.v1 import connector_pb2, dispatcher_pb2, enrolment_pb2, sessions_pb2
+from cloudhub.v1 import connector_pb2, dispatcher_pb2, enrolment_pb2, resources_pb2, sessions_pb2
 from cloudhub.v1.connector_pb2_grpc import ConnectorAdminStub
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminStub, DispatcherServiceStub
 from cloudhub.v1.enrolment_pb2_grpc import EnrolmentAdminStub
@@ -248,3 +248,43 @@ class Connector(Service):
         """All links of this connector."""
         request = connector_pb2.ListLinksRequest(page_size=PAGE, node_id_prefix=prefix)
         return [one async for page in self.pages(self.admin.ListLinks, request) for one in page.links]
+
+    async def count(self) -> int:
+        """How many links it has."""
+        return (await self.call(self.admin.GetResources, resources_pb2.GetResourcesRequest())).links
+
+    async def drain(self, request: connector_pb2.DrainRequest) -> connector_pb2.DrainResponse:
+        """Returns when no link is left, or at its deadline."""
+        return await self.call(self.admin.Drain, request, limited=False)
+
+
+class AttachedConnector:
+    """A connector by way of a dispatcher: it need not be reached itself."""
+
+    def __init__(self, dispatcher: Dispatcher, name: str) -> None:
+        self._dispatcher = dispatcher
+        self._name = name
+
+    async def _page(self, request: connector_pb2.ListLinksRequest) -> connector_pb2.ListLinksResponse:
+        asked = dispatcher_pb2.ListConnectorLinksRequest(connector=self._name, request=request)
+        return await self._dispatcher.call(self._dispatcher.admin.ListConnectorLinks, asked)
+
+    async def links(self, prefix: str = "") -> list[connector_pb2.Link]:
+        """All links of this connector."""
+        request = connector_pb2.ListLinksRequest(page_size=PAGE, node_id_prefix=prefix)
+        found: list[connector_pb2.Link] = []
+        while True:
+            page = await self._page(request)
+            found.extend(page.links)
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    async def count(self) -> int:
+        """How many links it has."""
+        return (await self._page(connector_pb2.ListLinksRequest(page_size=1))).total
+
+    async def drain(self, request: connector_pb2.DrainRequest) -> connector_pb2.DrainResponse:
+        """Returns when no link is left, or at its deadline."""
+        asked = dispatcher_pb2.DrainConnectorRequest(connector=self._name, request=request)
+        return await self._dispatcher.call(self._dispatcher.admin.DrainConnector, asked, limited=False)

@@ -26,7 +26,7 @@ from cloudhub.v1 import resources_pb2 as cloudhub_dot_v1_dot_resources__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63loudhub/v1/connector.proto\x12\x0b\x63loudhub.v1\x1a\x1b\x63loudhub/v1/resources.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Q\n\x10ListLinksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x16\n\x0enode_id_prefix\x18\x03 \x01(\t\"N\n\x11ListLinksResponse\x12 \n\x05links\x18\x01 \x03(\x0b\x32\x11.cloudhub.v1.Link\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa8\x02\n\x04Link\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x11\n\ttransport\x18\x04 \x01(\t\x12\x14\n\x0cpeer_address\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\x12\x15\n\rdispatcher_id\x18\x07 \x01(\t\x12-\n\topened_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cidle_seconds\x18\t \x01(\x01\x12\x15\n\rqueued_frames\x18\n \x01(\r\x12\x14\n\x0cqueued_bytes\x18\x0b \x01(\x04\x12\x17\n\x0f\x66rames_received\x18\x0c \x01(\x04\x12\x13\n\x0b\x66rames_sent\x18\r \x01(\x04\"B\n\x0c\x44rainRequest\x12\x18\n\x10links_per_second\x18\x01 \x01(\x01\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x02 \x01(\x01\"\x1f\n\rDrainResponse\x12\x0e\n\x06\x63losed\x18\x01 \x01(\r2\xef\x01\n\x0e\x43onnectorAdmin\x12J\n\tListLinks\x12\x1d.cloudhub.v1.ListLinksRequest\x1a\x1e.cloudhub.v1.ListLinksResponse\x12>\n\x05\x44rain\x12\x19.cloudhub.v1.DrainRequest\x1a\x1a.cloudhub.v1.DrainResponse\x12Q\n\x0cGetResources\x12 .cloudhub.v1.GetResourcesRequest\x1a\x1f.cloudhub.v1.ConnectorResourcesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63loudhub/v1/connector.proto\x12\x0b\x63loudhub.v1\x1a\x1b\x63loudhub/v1/resources.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Q\n\x10ListLinksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x16\n\x0enode_id_prefix\x18\x03 \x01(\t\"]\n\x11ListLinksResponse\x12 \n\x05links\x18\x01 \x03(\x0b\x32\x11.cloudhub.v1.Link\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05total\x18\x03 \x01(\r\"\xa8\x02\n\x04Link\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x11\n\ttransport\x18\x04 \x01(\t\x12\x14\n\x0cpeer_address\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\x12\x15\n\rdispatcher_id\x18\x07 \x01(\t\x12-\n\topened_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cidle_seconds\x18\t \x01(\x01\x12\x15\n\rqueued_frames\x18\n \x01(\r\x12\x14\n\x0cqueued_bytes\x18\x0b \x01(\x04\x12\x17\n\x0f\x66rames_received\x18\x0c \x01(\x04\x12\x13\n\x0b\x66rames_sent\x18\r \x01(\x04\"B\n\x0c\x44rainRequest\x12\x18\n\x10links_per_second\x18\x01 \x01(\x01\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x02 \x01(\x01\"\x1f\n\rDrainResponse\x12\x0e\n\x06\x63losed\x18\x01 \x01(\r2\xef\x01\n\x0e\x43onnectorAdmin\x12J\n\tListLinks\x12\x1d.cloudhub.v1.ListLinksRequest\x1a\x1e.cloudhub.v1.ListLinksResponse\x12>\n\x05\x44rain\x12\x19.cloudhub.v1.DrainRequest\x1a\x1a.cloudhub.v1.DrainResponse\x12Q\n\x0cGetResources\x12 .cloudhub.v1.GetResourcesRequest\x1a\x1f.cloudhub.v1.ConnectorResourcesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,13 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTLINKSREQUEST']._serialized_start=106
   _globals['_LISTLINKSREQUEST']._serialized_end=187
   _globals['_LISTLINKSRESPONSE']._serialized_start=189
-  _globals['_LISTLINKSRESPONSE']._serialized_end=267
-  _globals['_LINK']._serialized_start=270
-  _globals['_LINK']._serialized_end=566
-  _globals['_DRAINREQUEST']._serialized_start=568
-  _globals['_DRAINREQUEST']._serialized_end=634
-  _globals['_DRAINRESPONSE']._serialized_start=636
-  _globals['_DRAINRESPONSE']._serialized_end=667
-  _globals['_CONNECTORADMIN']._serialized_start=670
-  _globals['_CONNECTORADMIN']._serialized_end=909
+  _globals['_LISTLINKSRESPONSE']._serialized_end=282
+  _globals['_LINK']._serialized_start=285
+  _globals['_LINK']._serialized_end=581
+  _globals['_DRAINREQUEST']._serialized_start=583
+  _globals['_DRAINREQUEST']._serialized_end=649
+  _globals['_DRAINRESPONSE']._serialized_start=651
+  _globals['_DRAINRESPONSE']._serialized_end=682
+  _globals['_CONNECTORADMIN']._serialized_start=685
+  _globals['_CONNECTORADMIN']._serialized_end=924
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from cloudhub.v1 import connector_pb2 as _connector_pb2
 from cloudhub.v1 import message_pb2 as _message_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -1144,3 +1145,51 @@ class ResyncNodeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResyncNodeResponse: _TypeAlias = ResyncNodeResponse  # noqa: Y015
+
+@_typing.final
+class ListConnectorLinksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONNECTOR_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    connector: _builtins.str
+    """Its name or its instance id."""
+    @_builtins.property
+    def request(self) -> _connector_pb2.ListLinksRequest: ...
+    def __init__(
+        self,
+        *,
+        connector: _builtins.str = ...,
+        request: _connector_pb2.ListLinksRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connector", b"connector", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListConnectorLinksRequest: _TypeAlias = ListConnectorLinksRequest  # noqa: Y015
+
+@_typing.final
+class DrainConnectorRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONNECTOR_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    connector: _builtins.str
+    """Its name or its instance id."""
+    @_builtins.property
+    def request(self) -> _connector_pb2.DrainRequest: ...
+    def __init__(
+        self,
+        *,
+        connector: _builtins.str = ...,
+        request: _connector_pb2.DrainRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connector", b"connector", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainConnectorRequest: _TypeAlias = DrainConnectorRequest  # noqa: Y015

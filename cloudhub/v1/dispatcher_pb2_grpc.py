@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from cloudhub.v1 import connector_pb2 as cloudhub_dot_v1_dot_connector__pb2
 from cloudhub.v1 import dispatcher_pb2 as cloudhub_dot_v1_dot_dispatcher__pb2
 from cloudhub.v1 import resources_pb2 as cloudhub_dot_v1_dot_resources__pb2
 
@@ -336,6 +337,16 @@ class DispatcherAdminStub:
                 request_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.ResyncNodeRequest.SerializeToString,
                 response_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.ResyncNodeResponse.FromString,
                 _registered_method=True)
+        self.ListConnectorLinks = channel.unary_unary(
+                '/cloudhub.v1.DispatcherAdmin/ListConnectorLinks',
+                request_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.ListConnectorLinksRequest.SerializeToString,
+                response_deserializer=cloudhub_dot_v1_dot_connector__pb2.ListLinksResponse.FromString,
+                _registered_method=True)
+        self.DrainConnector = channel.unary_unary(
+                '/cloudhub.v1.DispatcherAdmin/DrainConnector',
+                request_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.DrainConnectorRequest.SerializeToString,
+                response_deserializer=cloudhub_dot_v1_dot_connector__pb2.DrainResponse.FromString,
+                _registered_method=True)
         self.GetResources = channel.unary_unary(
                 '/cloudhub.v1.DispatcherAdmin/GetResources',
                 request_serializer=cloudhub_dot_v1_dot_resources__pb2.GetResourcesRequest.SerializeToString,
@@ -398,6 +409,23 @@ class DispatcherAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListConnectorLinks(self, request, context):
+        """ConnectorAdmin.ListLinks of a connector that is attached here, for whoever cannot reach it. Without such a
+        connector: NOT_FOUND, reason CONNECTOR_UNKNOWN. It has 5 s to answer, or half of what is left to the call's
+        deadline: then UNAVAILABLE, reason CONNECTOR_SILENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainConnector(self, request, context):
+        """ConnectorAdmin.Drain in the same way. A connector that does not answer within that time is not drained; one
+        that does has as long as the drain takes. It goes on if the caller leaves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetResources(self, request, context):
         """What this process holds: tasks, descriptors, memory, sessions, queues.
         """
@@ -442,6 +470,16 @@ def add_DispatcherAdminServicer_to_server(servicer, server):
                     servicer.ResyncNode,
                     request_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.ResyncNodeRequest.FromString,
                     response_serializer=cloudhub_dot_v1_dot_dispatcher__pb2.ResyncNodeResponse.SerializeToString,
+            ),
+            'ListConnectorLinks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListConnectorLinks,
+                    request_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.ListConnectorLinksRequest.FromString,
+                    response_serializer=cloudhub_dot_v1_dot_connector__pb2.ListLinksResponse.SerializeToString,
+            ),
+            'DrainConnector': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainConnector,
+                    request_deserializer=cloudhub_dot_v1_dot_dispatcher__pb2.DrainConnectorRequest.FromString,
+                    response_serializer=cloudhub_dot_v1_dot_connector__pb2.DrainResponse.SerializeToString,
             ),
             'GetResources': grpc.unary_unary_rpc_method_handler(
                     servicer.GetResources,
@@ -640,6 +678,60 @@ class DispatcherAdmin:
             '/cloudhub.v1.DispatcherAdmin/ResyncNode',
             cloudhub_dot_v1_dot_dispatcher__pb2.ResyncNodeRequest.SerializeToString,
             cloudhub_dot_v1_dot_dispatcher__pb2.ResyncNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListConnectorLinks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloudhub.v1.DispatcherAdmin/ListConnectorLinks',
+            cloudhub_dot_v1_dot_dispatcher__pb2.ListConnectorLinksRequest.SerializeToString,
+            cloudhub_dot_v1_dot_connector__pb2.ListLinksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainConnector(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloudhub.v1.DispatcherAdmin/DrainConnector',
+            cloudhub_dot_v1_dot_dispatcher__pb2.DrainConnectorRequest.SerializeToString,
+            cloudhub_dot_v1_dot_connector__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from cloudhub.v1 import connector_pb2 as _connector_pb2
 from cloudhub.v1 import dispatcher_pb2 as _dispatcher_pb2
 from cloudhub.v1 import resources_pb2 as _resources_pb2
 from collections import abc as _abc
@@ -182,6 +183,15 @@ class DispatcherAdminStub:
     """Forgets what a node acknowledged (it lost its disk), so that versions equal to the floor are
     accepted once more. The floors stay.
     """
+    ListConnectorLinks: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.ListConnectorLinksRequest, _connector_pb2.ListLinksResponse]
+    """ConnectorAdmin.ListLinks of a connector that is attached here, for whoever cannot reach it. Without such a
+    connector: NOT_FOUND, reason CONNECTOR_UNKNOWN. It has 5 s to answer, or half of what is left to the call's
+    deadline: then UNAVAILABLE, reason CONNECTOR_SILENT.
+    """
+    DrainConnector: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.DrainConnectorRequest, _connector_pb2.DrainResponse]
+    """ConnectorAdmin.Drain in the same way. A connector that does not answer within that time is not drained; one
+    that does has as long as the drain takes. It goes on if the caller leaves.
+    """
     GetResources: _grpc.UnaryUnaryMultiCallable[_resources_pb2.GetResourcesRequest, _resources_pb2.DispatcherResources]
     """What this process holds: tasks, descriptors, memory, sessions, queues."""
 
@@ -207,6 +217,15 @@ class DispatcherAdminAsyncStub(DispatcherAdminStub):
     ResyncNode: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ResyncNodeRequest, _dispatcher_pb2.ResyncNodeResponse]  # type: ignore[assignment]
     """Forgets what a node acknowledged (it lost its disk), so that versions equal to the floor are
     accepted once more. The floors stay.
+    """
+    ListConnectorLinks: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.ListConnectorLinksRequest, _connector_pb2.ListLinksResponse]  # type: ignore[assignment]
+    """ConnectorAdmin.ListLinks of a connector that is attached here, for whoever cannot reach it. Without such a
+    connector: NOT_FOUND, reason CONNECTOR_UNKNOWN. It has 5 s to answer, or half of what is left to the call's
+    deadline: then UNAVAILABLE, reason CONNECTOR_SILENT.
+    """
+    DrainConnector: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.DrainConnectorRequest, _connector_pb2.DrainResponse]  # type: ignore[assignment]
+    """ConnectorAdmin.Drain in the same way. A connector that does not answer within that time is not drained; one
+    that does has as long as the drain takes. It goes on if the caller leaves.
     """
     GetResources: _aio.UnaryUnaryMultiCallable[_resources_pb2.GetResourcesRequest, _resources_pb2.DispatcherResources]  # type: ignore[assignment]
     """What this process holds: tasks, descriptors, memory, sessions, queues."""
@@ -272,6 +291,27 @@ class DispatcherAdminServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_dispatcher_pb2.ResyncNodeResponse, _abc.Awaitable[_dispatcher_pb2.ResyncNodeResponse]]:
         """Forgets what a node acknowledged (it lost its disk), so that versions equal to the floor are
         accepted once more. The floors stay.
+        """
+
+    @_abc_1.abstractmethod
+    def ListConnectorLinks(
+        self,
+        request: _dispatcher_pb2.ListConnectorLinksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_connector_pb2.ListLinksResponse, _abc.Awaitable[_connector_pb2.ListLinksResponse]]:
+        """ConnectorAdmin.ListLinks of a connector that is attached here, for whoever cannot reach it. Without such a
+        connector: NOT_FOUND, reason CONNECTOR_UNKNOWN. It has 5 s to answer, or half of what is left to the call's
+        deadline: then UNAVAILABLE, reason CONNECTOR_SILENT.
+        """
+
+    @_abc_1.abstractmethod
+    def DrainConnector(
+        self,
+        request: _dispatcher_pb2.DrainConnectorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_connector_pb2.DrainResponse, _abc.Awaitable[_connector_pb2.DrainResponse]]:
+        """ConnectorAdmin.Drain in the same way. A connector that does not answer within that time is not drained; one
+        that does has as long as the drain takes. It goes on if the caller leaves.
         """
 
     @_abc_1.abstractmethod

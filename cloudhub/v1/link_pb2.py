@@ -22,54 +22,59 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from cloudhub.v1 import connector_pb2 as cloudhub_dot_v1_dot_connector__pb2
 from cloudhub.v1 import message_pb2 as cloudhub_dot_v1_dot_message__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63loudhub/v1/link.proto\x12\x0b\x63loudhub.v1\x1a\x19\x63loudhub/v1/message.proto\"\xf4\x02\n\x0e\x43onnectorBatch\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.cloudhub.v1.ConnectorHello\x12\x34\n\rannouncements\x18\x02 \x03(\x0b\x32\x1d.cloudhub.v1.LinkAnnouncement\x12+\n\x07written\x18\x03 \x03(\x0b\x32\x1a.cloudhub.v1.WrittenReport\x12,\n\x08upstream\x18\x04 \x03(\x0b\x32\x1a.cloudhub.v1.UpstreamFrame\x12-\n\x08\x61\x63tivity\x18\x05 \x03(\x0b\x32\x1b.cloudhub.v1.ActivityReport\x12#\n\x05\x65nded\x18\x06 \x03(\x0b\x32\x14.cloudhub.v1.LinkEnd\x12\x11\n\theartbeat\x18\x07 \x01(\x08\x12,\n\ttransfers\x18\x08 \x03(\x0b\x32\x19.cloudhub.v1.LinkTransfer\x12\x10\n\x08\x64raining\x18\t \x01(\x08\"V\n\x0e\x43onnectorHello\x12\x14\n\x0c\x63onnector_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\"\xd2\x01\n\x10LinkAnnouncement\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x11\n\ttransport\x18\x04 \x01(\t\x12\x14\n\x0cpeer_address\x18\x05 \x01(\t\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x1a\n\x12\x63\x65rtificate_serial\x18\x07 \x01(\t\x12\x1b\n\x13max_window_messages\x18\x08 \x01(\r\x12\x14\n\x0copen_seconds\x18\t \x01(\r\"J\n\x0cLinkTransfer\x12+\n\x04link\x18\x01 \x01(\x0b\x32\x1d.cloudhub.v1.LinkAnnouncement\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"b\n\rWrittenReport\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x1c\n\x14\x61\x63knowledged_through\x18\x03 \x01(\x04\x12\x16\n\x0e\x64irect_through\x18\x04 \x01(\x04\"w\n\rUpstreamFrame\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12%\n\x07message\x18\x04 \x01(\x0b\x32\x14.cloudhub.v1.Message\x12\x12\n\nsize_bytes\x18\x05 \x01(\r\"C\n\x0e\x41\x63tivityReport\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x14\n\x0cidle_seconds\x18\x03 \x01(\x01\"\x85\x01\n\x07LinkEnd\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12(\n\x06reason\x18\x03 \x01(\x0e\x32\x18.cloudhub.v1.CloseReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0f\n\x07\x62y_edge\x18\x05 \x01(\x08\x12\x12\n\nclose_code\x18\x06 \x01(\r\"\x81\x03\n\x0f\x44ispatcherBatch\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.cloudhub.v1.DispatcherHello\x12*\n\x08verdicts\x18\x02 \x03(\x0b\x32\x18.cloudhub.v1.LinkVerdict\x12\x30\n\ndownstream\x18\x03 \x03(\x0b\x32\x1c.cloudhub.v1.DownstreamFrame\x12&\n\x08receipts\x18\x04 \x03(\x0b\x32\x14.cloudhub.v1.Receipt\x12/\n\rread_controls\x18\x05 \x03(\x0b\x32\x18.cloudhub.v1.ReadControl\x12\"\n\x06probes\x18\x06 \x03(\x0b\x32\x12.cloudhub.v1.Probe\x12&\n\x06\x63loses\x18\x07 \x03(\x0b\x32\x16.cloudhub.v1.LinkClose\x12\x11\n\theartbeat\x18\x08 \x01(\x08\x12\x19\n\x11lease_age_seconds\x18\t \x01(\x01\x12\x10\n\x08\x64raining\x18\n \x01(\x08\"M\n\x0f\x44ispatcherHello\x12\x15\n\rdispatcher_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\rlease_seconds\x18\x03 \x01(\x01\"Q\n\x0bLinkVerdict\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12%\n\x07refusal\x18\x03 \x01(\x0b\x32\x14.cloudhub.v1.Refusal\"\xa9\x01\n\x07Refusal\x12*\n\x06reason\x18\x01 \x01(\x0e\x32\x1a.cloudhub.v1.RefusalReason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x03 \x01(\x01\x12.\n\x0c\x63lose_reason\x18\x04 \x01(\x0e\x32\x18.cloudhub.v1.CloseReason\x12\x15\n\rnothing_asked\x18\x05 \x01(\x08\"p\n\x0f\x44ownstreamFrame\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12\x0e\n\x06\x64irect\x18\x04 \x01(\x08\x12\x0f\n\x07message\x18\x05 \x01(\x0c\x12\x0f\n\x07repeats\x18\x06 \x01(\x04\"7\n\x07Receipt\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07through\x18\x03 \x01(\x04\":\n\x0bReadControl\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06paused\x18\x03 \x01(\x08\"2\n\x05Probe\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04ping\x18\x03 \x01(\x08\"b\n\tLinkClose\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12(\n\x06reason\x18\x03 \x01(\x0e\x32\x18.cloudhub.v1.CloseReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*\xab\x01\n\rRefusalReason\x12\x1e\n\x1aREFUSAL_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19REFUSAL_REASON_NODE_LIMIT\x10\x01\x12\x1e\n\x1aREFUSAL_REASON_UNAVAILABLE\x10\x02\x12\x1c\n\x18REFUSAL_REASON_FORBIDDEN\x10\x03\x12\x1d\n\x19REFUSAL_REASON_NOT_NEWEST\x10\x04*\xd3\x03\n\x0b\x43loseReason\x12\x1c\n\x18\x43LOSE_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43LOSE_REASON_EDGE_CLOSED\x10\x01\x12 \n\x1c\x43LOSE_REASON_TRANSPORT_ERROR\x10\x02\x12\x1f\n\x1b\x43LOSE_REASON_PROTOCOL_ERROR\x10\x03\x12\"\n\x1e\x43LOSE_REASON_KEEPALIVE_TIMEOUT\x10\x04\x12\x1b\n\x17\x43LOSE_REASON_SUPERSEDED\x10\x05\x12\x18\n\x14\x43LOSE_REASON_EVICTED\x10\x06\x12\x1d\n\x19\x43LOSE_REASON_NODE_DELETED\x10\x07\x12\x18\n\x14\x43LOSE_REASON_DRAINED\x10\x08\x12 \n\x1c\x43LOSE_REASON_DISPATCHER_LOST\x10\t\x12\x1f\n\x1b\x43LOSE_REASON_CONNECTOR_LOST\x10\n\x12\x19\n\x15\x43LOSE_REASON_SHUTDOWN\x10\x0b\x12\x1b\n\x17\x43LOSE_REASON_OVERLOADED\x10\x0c\x12\x1c\n\x18\x43LOSE_REASON_TRANSFERRED\x10\r\x12\x18\n\x14\x43LOSE_REASON_REVOKED\x10\x0e\x32V\n\x0bLinkService\x12G\n\x06\x41ttach\x12\x1b.cloudhub.v1.ConnectorBatch\x1a\x1c.cloudhub.v1.DispatcherBatch(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x63loudhub/v1/link.proto\x12\x0b\x63loudhub.v1\x1a\x1b\x63loudhub/v1/connector.proto\x1a\x19\x63loudhub/v1/message.proto\"\xa3\x03\n\x0e\x43onnectorBatch\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.cloudhub.v1.ConnectorHello\x12\x34\n\rannouncements\x18\x02 \x03(\x0b\x32\x1d.cloudhub.v1.LinkAnnouncement\x12+\n\x07written\x18\x03 \x03(\x0b\x32\x1a.cloudhub.v1.WrittenReport\x12,\n\x08upstream\x18\x04 \x03(\x0b\x32\x1a.cloudhub.v1.UpstreamFrame\x12-\n\x08\x61\x63tivity\x18\x05 \x03(\x0b\x32\x1b.cloudhub.v1.ActivityReport\x12#\n\x05\x65nded\x18\x06 \x03(\x0b\x32\x14.cloudhub.v1.LinkEnd\x12\x11\n\theartbeat\x18\x07 \x01(\x08\x12,\n\ttransfers\x18\x08 \x03(\x0b\x32\x19.cloudhub.v1.LinkTransfer\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12-\n\x07\x61nswers\x18\n \x03(\x0b\x32\x1c.cloudhub.v1.ConnectorAnswer\"\xac\x01\n\x0f\x43onnectorAnswer\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12-\n\x05links\x18\x02 \x01(\x0b\x32\x1e.cloudhub.v1.ListLinksResponse\x12+\n\x07\x64rained\x18\x03 \x01(\x0b\x32\x1a.cloudhub.v1.DrainResponse\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05\x66ield\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"V\n\x0e\x43onnectorHello\x12\x14\n\x0c\x63onnector_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\"\xd2\x01\n\x10LinkAnnouncement\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x11\n\ttransport\x18\x04 \x01(\t\x12\x14\n\x0cpeer_address\x18\x05 \x01(\t\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x1a\n\x12\x63\x65rtificate_serial\x18\x07 \x01(\t\x12\x1b\n\x13max_window_messages\x18\x08 \x01(\r\x12\x14\n\x0copen_seconds\x18\t \x01(\r\"J\n\x0cLinkTransfer\x12+\n\x04link\x18\x01 \x01(\x0b\x32\x1d.cloudhub.v1.LinkAnnouncement\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"b\n\rWrittenReport\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x1c\n\x14\x61\x63knowledged_through\x18\x03 \x01(\x04\x12\x16\n\x0e\x64irect_through\x18\x04 \x01(\x04\"w\n\rUpstreamFrame\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12%\n\x07message\x18\x04 \x01(\x0b\x32\x14.cloudhub.v1.Message\x12\x12\n\nsize_bytes\x18\x05 \x01(\r\"C\n\x0e\x41\x63tivityReport\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x14\n\x0cidle_seconds\x18\x03 \x01(\x01\"\x85\x01\n\x07LinkEnd\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12(\n\x06reason\x18\x03 \x01(\x0e\x32\x18.cloudhub.v1.CloseReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0f\n\x07\x62y_edge\x18\x05 \x01(\x08\x12\x12\n\nclose_code\x18\x06 \x01(\r\"\xb4\x03\n\x0f\x44ispatcherBatch\x12+\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.cloudhub.v1.DispatcherHello\x12*\n\x08verdicts\x18\x02 \x03(\x0b\x32\x18.cloudhub.v1.LinkVerdict\x12\x30\n\ndownstream\x18\x03 \x03(\x0b\x32\x1c.cloudhub.v1.DownstreamFrame\x12&\n\x08receipts\x18\x04 \x03(\x0b\x32\x14.cloudhub.v1.Receipt\x12/\n\rread_controls\x18\x05 \x03(\x0b\x32\x18.cloudhub.v1.ReadControl\x12\"\n\x06probes\x18\x06 \x03(\x0b\x32\x12.cloudhub.v1.Probe\x12&\n\x06\x63loses\x18\x07 \x03(\x0b\x32\x16.cloudhub.v1.LinkClose\x12\x11\n\theartbeat\x18\x08 \x01(\x08\x12\x19\n\x11lease_age_seconds\x18\t \x01(\x01\x12\x10\n\x08\x64raining\x18\n \x01(\x08\x12\x31\n\tquestions\x18\x0b \x03(\x0b\x32\x1e.cloudhub.v1.ConnectorQuestion\"\x8c\x01\n\x11\x43onnectorQuestion\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x33\n\nlist_links\x18\x02 \x01(\x0b\x32\x1d.cloudhub.v1.ListLinksRequestH\x00\x12*\n\x05\x64rain\x18\x03 \x01(\x0b\x32\x19.cloudhub.v1.DrainRequestH\x00\x42\x06\n\x04what\"M\n\x0f\x44ispatcherHello\x12\x15\n\rdispatcher_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\rlease_seconds\x18\x03 \x01(\x01\"Q\n\x0bLinkVerdict\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12%\n\x07refusal\x18\x03 \x01(\x0b\x32\x14.cloudhub.v1.Refusal\"\xa9\x01\n\x07Refusal\x12*\n\x06reason\x18\x01 \x01(\x0e\x32\x1a.cloudhub.v1.RefusalReason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x1b\n\x13retry_after_seconds\x18\x03 \x01(\x01\x12.\n\x0c\x63lose_reason\x18\x04 \x01(\x0e\x32\x18.cloudhub.v1.CloseReason\x12\x15\n\rnothing_asked\x18\x05 \x01(\x08\"p\n\x0f\x44ownstreamFrame\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06number\x18\x03 \x01(\x04\x12\x0e\n\x06\x64irect\x18\x04 \x01(\x08\x12\x0f\n\x07message\x18\x05 \x01(\x0c\x12\x0f\n\x07repeats\x18\x06 \x01(\x04\"7\n\x07Receipt\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07through\x18\x03 \x01(\x04\":\n\x0bReadControl\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06paused\x18\x03 \x01(\x08\"2\n\x05Probe\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04ping\x18\x03 \x01(\x08\"b\n\tLinkClose\x12\x0c\n\x04link\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12(\n\x06reason\x18\x03 \x01(\x0e\x32\x18.cloudhub.v1.CloseReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*\xab\x01\n\rRefusalReason\x12\x1e\n\x1aREFUSAL_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19REFUSAL_REASON_NODE_LIMIT\x10\x01\x12\x1e\n\x1aREFUSAL_REASON_UNAVAILABLE\x10\x02\x12\x1c\n\x18REFUSAL_REASON_FORBIDDEN\x10\x03\x12\x1d\n\x19REFUSAL_REASON_NOT_NEWEST\x10\x04*\xd3\x03\n\x0b\x43loseReason\x12\x1c\n\x18\x43LOSE_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43LOSE_REASON_EDGE_CLOSED\x10\x01\x12 \n\x1c\x43LOSE_REASON_TRANSPORT_ERROR\x10\x02\x12\x1f\n\x1b\x43LOSE_REASON_PROTOCOL_ERROR\x10\x03\x12\"\n\x1e\x43LOSE_REASON_KEEPALIVE_TIMEOUT\x10\x04\x12\x1b\n\x17\x43LOSE_REASON_SUPERSEDED\x10\x05\x12\x18\n\x14\x43LOSE_REASON_EVICTED\x10\x06\x12\x1d\n\x19\x43LOSE_REASON_NODE_DELETED\x10\x07\x12\x18\n\x14\x43LOSE_REASON_DRAINED\x10\x08\x12 \n\x1c\x43LOSE_REASON_DISPATCHER_LOST\x10\t\x12\x1f\n\x1b\x43LOSE_REASON_CONNECTOR_LOST\x10\n\x12\x19\n\x15\x43LOSE_REASON_SHUTDOWN\x10\x0b\x12\x1b\n\x17\x43LOSE_REASON_OVERLOADED\x10\x0c\x12\x1c\n\x18\x43LOSE_REASON_TRANSFERRED\x10\r\x12\x18\n\x14\x43LOSE_REASON_REVOKED\x10\x0e\x32V\n\x0bLinkService\x12G\n\x06\x41ttach\x12\x1b.cloudhub.v1.ConnectorBatch\x1a\x1c.cloudhub.v1.DispatcherBatch(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cloudhub.v1.link_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REFUSALREASON']._serialized_start=2350
-  _globals['_REFUSALREASON']._serialized_end=2521
-  _globals['_CLOSEREASON']._serialized_start=2524
-  _globals['_CLOSEREASON']._serialized_end=2991
-  _globals['_CONNECTORBATCH']._serialized_start=67
-  _globals['_CONNECTORBATCH']._serialized_end=439
-  _globals['_CONNECTORHELLO']._serialized_start=441
-  _globals['_CONNECTORHELLO']._serialized_end=527
-  _globals['_LINKANNOUNCEMENT']._serialized_start=530
-  _globals['_LINKANNOUNCEMENT']._serialized_end=740
-  _globals['_LINKTRANSFER']._serialized_start=742
-  _globals['_LINKTRANSFER']._serialized_end=816
-  _globals['_WRITTENREPORT']._serialized_start=818
-  _globals['_WRITTENREPORT']._serialized_end=916
-  _globals['_UPSTREAMFRAME']._serialized_start=918
-  _globals['_UPSTREAMFRAME']._serialized_end=1037
-  _globals['_ACTIVITYREPORT']._serialized_start=1039
-  _globals['_ACTIVITYREPORT']._serialized_end=1106
-  _globals['_LINKEND']._serialized_start=1109
-  _globals['_LINKEND']._serialized_end=1242
-  _globals['_DISPATCHERBATCH']._serialized_start=1245
-  _globals['_DISPATCHERBATCH']._serialized_end=1630
-  _globals['_DISPATCHERHELLO']._serialized_start=1632
-  _globals['_DISPATCHERHELLO']._serialized_end=1709
-  _globals['_LINKVERDICT']._serialized_start=1711
-  _globals['_LINKVERDICT']._serialized_end=1792
-  _globals['_REFUSAL']._serialized_start=1795
-  _globals['_REFUSAL']._serialized_end=1964
-  _globals['_DOWNSTREAMFRAME']._serialized_start=1966
-  _globals['_DOWNSTREAMFRAME']._serialized_end=2078
-  _globals['_RECEIPT']._serialized_start=2080
-  _globals['_RECEIPT']._serialized_end=2135
-  _globals['_READCONTROL']._serialized_start=2137
-  _globals['_READCONTROL']._serialized_end=2195
-  _globals['_PROBE']._serialized_start=2197
-  _globals['_PROBE']._serialized_end=2247
-  _globals['_LINKCLOSE']._serialized_start=2249
-  _globals['_LINKCLOSE']._serialized_end=2347
-  _globals['_LINKSERVICE']._serialized_start=2993
-  _globals['_LINKSERVICE']._serialized_end=3079
+  _globals['_REFUSALREASON']._serialized_start=2795
+  _globals['_REFUSALREASON']._serialized_end=2966
+  _globals['_CLOSEREASON']._serialized_start=2969
+  _globals['_CLOSEREASON']._serialized_end=3436
+  _globals['_CONNECTORBATCH']._serialized_start=96
+  _globals['_CONNECTORBATCH']._serialized_end=515
+  _globals['_CONNECTORANSWER']._serialized_start=518
+  _globals['_CONNECTORANSWER']._serialized_end=690
+  _globals['_CONNECTORHELLO']._serialized_start=692
+  _globals['_CONNECTORHELLO']._serialized_end=778
+  _globals['_LINKANNOUNCEMENT']._serialized_start=781
+  _globals['_LINKANNOUNCEMENT']._serialized_end=991
+  _globals['_LINKTRANSFER']._serialized_start=993
+  _globals['_LINKTRANSFER']._serialized_end=1067
+  _globals['_WRITTENREPORT']._serialized_start=1069
+  _globals['_WRITTENREPORT']._serialized_end=1167
+  _globals['_UPSTREAMFRAME']._serialized_start=1169
+  _globals['_UPSTREAMFRAME']._serialized_end=1288
+  _globals['_ACTIVITYREPORT']._serialized_start=1290
+  _globals['_ACTIVITYREPORT']._serialized_end=1357
+  _globals['_LINKEND']._serialized_start=1360
+  _globals['_LINKEND']._serialized_end=1493
+  _globals['_DISPATCHERBATCH']._serialized_start=1496
+  _globals['_DISPATCHERBATCH']._serialized_end=1932
+  _globals['_CONNECTORQUESTION']._serialized_start=1935
+  _globals['_CONNECTORQUESTION']._serialized_end=2075
+  _globals['_DISPATCHERHELLO']._serialized_start=2077
+  _globals['_DISPATCHERHELLO']._serialized_end=2154
+  _globals['_LINKVERDICT']._serialized_start=2156
+  _globals['_LINKVERDICT']._serialized_end=2237
+  _globals['_REFUSAL']._serialized_start=2240
+  _globals['_REFUSAL']._serialized_end=2409
+  _globals['_DOWNSTREAMFRAME']._serialized_start=2411
+  _globals['_DOWNSTREAMFRAME']._serialized_end=2523
+  _globals['_RECEIPT']._serialized_start=2525
+  _globals['_RECEIPT']._serialized_end=2580
+  _globals['_READCONTROL']._serialized_start=2582
+  _globals['_READCONTROL']._serialized_end=2640
+  _globals['_PROBE']._serialized_start=2642
+  _globals['_PROBE']._serialized_end=2692
+  _globals['_LINKCLOSE']._serialized_start=2694
+  _globals['_LINKCLOSE']._serialized_end=2792
+  _globals['_LINKSERVICE']._serialized_start=3438
+  _globals['_LINKSERVICE']._serialized_end=3524
 # @@protoc_insertion_point(module_scope)

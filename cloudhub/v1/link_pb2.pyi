@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from cloudhub.v1 import connector_pb2 as _connector_pb2
 from cloudhub.v1 import message_pb2 as _message_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -118,6 +119,7 @@ class ConnectorBatch(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     TRANSFERS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
     heartbeat: _builtins.bool
     """Every third of a lease."""
     draining: _builtins.bool
@@ -140,6 +142,10 @@ class ConnectorBatch(_message.Message):
     def transfers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkTransfer]:
         """Handled like announcements; answered by verdicts."""
 
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConnectorAnswer]:
+        """To questions, in whatever order they are known."""
+
     def __init__(
         self,
         *,
@@ -152,14 +158,56 @@ class ConnectorBatch(_message.Message):
         heartbeat: _builtins.bool = ...,
         transfers: _abc.Iterable[Global___LinkTransfer] | None = ...,
         draining: _builtins.bool = ...,
+        answers: _abc.Iterable[Global___ConnectorAnswer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "announcements", b"announcements", "draining", b"draining", "ended", b"ended", "heartbeat", b"heartbeat", "hello", b"hello", "transfers", b"transfers", "upstream", b"upstream", "written", b"written"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activity", b"activity", "announcements", b"announcements", "answers", b"answers", "draining", b"draining", "ended", b"ended", "heartbeat", b"heartbeat", "hello", b"hello", "transfers", b"transfers", "upstream", b"upstream", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConnectorBatch: _TypeAlias = ConnectorBatch  # noqa: Y015
+
+@_typing.final
+class ConnectorAnswer(_message.Message):
+    """The answer to the question of that number on the same stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    DRAINED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    reason: _builtins.str
+    """Set if it is refused: what ConnectorAdmin would have said."""
+    field: _builtins.str
+    """The field of the request that is wrong; empty: another cause."""
+    detail: _builtins.str
+    """For people."""
+    @_builtins.property
+    def links(self) -> _connector_pb2.ListLinksResponse: ...
+    @_builtins.property
+    def drained(self) -> _connector_pb2.DrainResponse: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        links: _connector_pb2.ListLinksResponse | None = ...,
+        drained: _connector_pb2.DrainResponse | None = ...,
+        reason: _builtins.str = ...,
+        field: _builtins.str = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "links", b"links"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "drained", b"drained", "field", b"field", "links", b"links", "number", b"number", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConnectorAnswer: _TypeAlias = ConnectorAnswer  # noqa: Y015
 
 @_typing.final
 class ConnectorHello(_message.Message):
@@ -426,6 +474,7 @@ class DispatcherBatch(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     LEASE_AGE_SECONDS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    QUESTIONS_FIELD_NUMBER: _builtins.int
     heartbeat: _builtins.bool
     lease_age_seconds: _builtins.float
     """With a heartbeat: how long ago this dispatcher's lease was renewed."""
@@ -447,6 +496,10 @@ class DispatcherBatch(_message.Message):
     def probes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Probe]: ...
     @_builtins.property
     def closes(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkClose]: ...
+    @_builtins.property
+    def questions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConnectorQuestion]:
+        """What operators want of the connector, asked by way of this dispatcher."""
+
     def __init__(
         self,
         *,
@@ -460,14 +513,51 @@ class DispatcherBatch(_message.Message):
         heartbeat: _builtins.bool = ...,
         lease_age_seconds: _builtins.float = ...,
         draining: _builtins.bool = ...,
+        questions: _abc.Iterable[Global___ConnectorQuestion] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closes", b"closes", "downstream", b"downstream", "draining", b"draining", "heartbeat", b"heartbeat", "hello", b"hello", "lease_age_seconds", b"lease_age_seconds", "probes", b"probes", "read_controls", b"read_controls", "receipts", b"receipts", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closes", b"closes", "downstream", b"downstream", "draining", b"draining", "heartbeat", b"heartbeat", "hello", b"hello", "lease_age_seconds", b"lease_age_seconds", "probes", b"probes", "questions", b"questions", "read_controls", b"read_controls", "receipts", b"receipts", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DispatcherBatch: _TypeAlias = DispatcherBatch  # noqa: Y015
+
+@_typing.final
+class ConnectorQuestion(_message.Message):
+    """A call of ConnectorAdmin whose caller reaches a dispatcher alone, which has checked that the caller may.
+    A connector of an older release does not answer.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    LIST_LINKS_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Of this stream: 1, 2, 3, ..."""
+    @_builtins.property
+    def list_links(self) -> _connector_pb2.ListLinksRequest: ...
+    @_builtins.property
+    def drain(self) -> _connector_pb2.DrainRequest:
+        """Answered when no link is left, or at its deadline."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        list_links: _connector_pb2.ListLinksRequest | None = ...,
+        drain: _connector_pb2.DrainRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "list_links", b"list_links", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "list_links", b"list_links", "number", b"number", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["list_links", "drain"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___ConnectorQuestion: _TypeAlias = ConnectorQuestion  # noqa: Y015
 
 @_typing.final
 class DispatcherHello(_message.Message):

@@ -18,6 +18,7 @@ from services.connector.incoming import IncomingBatches
 from services.connector.links import Links
 from services.connector.listener import EdgeListener
 from services.connector.metrics import ConnectorMetrics
+from services.connector.questions import Questions
 from services.connector.queued_total import QueuedTotal
 from services.connector.quic.listener import QuicListener
 from services.connector.quic.peer_certificate import trusted_authorities
@@ -119,9 +120,9 @@ class ConnectorApp:
         self.metrics.grpc.watch_expiry("edges", edge_tls.expires_at)
         self._listeners = [self.listener, *([self.quic] if self.quic else ())]
         holdings = ConnectorHoldings(self._listeners, self.links, self._transfers, self.dispatchers)
-        connector_pb2_grpc.add_ConnectorAdminServicer_to_server(
-            ConnectorAdminServicer(self.links, loop.time, self.drain, holdings), self._rpc.grpc_server
-        )
+        admin = ConnectorAdminServicer(self.links, loop.time, self.drain, holdings)
+        connector_pb2_grpc.add_ConnectorAdminServicer_to_server(admin, self._rpc.grpc_server)
+        self._questions = Questions(admin)
         self._accepting: asyncio.Task[None] | None = None
         self._loops: tuple[asyncio.Task[None], ...] = ()
 
@@ -175,6 +176,8 @@ class ConnectorApp:
 
     def received(self, stream: LinkStream, batch: link_pb2.DispatcherBatch) -> None:
         self._incoming.handle(stream, batch)
+        if batch.questions:
+            self._questions.asked(stream.outgoing, batch.questions)
 
     def attachment_changed(self, stream: LinkStream, attached: bool) -> None:
         self.metrics.dispatchers.set(self.dispatchers.attached)
@@ -229,6 +232,7 @@ class ConnectorApp:
         left = max(0.1, self._settings.shutdown_seconds - _AFTER_DRAIN_SECONDS)
         drain_seconds = min(left, self._settings.drain_seconds)
         await self.drain(deadline_seconds=drain_seconds)
+        self._questions.close()
         await self.dispatchers.finish(_AFTER_DRAIN_SECONDS / 3)
         await self.close_connections(_AFTER_DRAIN_SECONDS / 3)
         await self._rpc.stop(_AFTER_DRAIN_SECONDS / 3)
@@ -248,6 +252,7 @@ class ConnectorApp:
 
     async def abandon(self) -> None:
         """After a fault: nothing stays open, nobody is waited for."""
+        self._questions.close()
         for listener in self._listeners:
             await listener.close()
         await self._rpc.stop(0)

@@ -85,6 +85,10 @@ class OutgoingBatches:
         )
         self._written.pop(link, None)
 
+    def answer(self, answer: link_pb2.ConnectorAnswer) -> None:
+        """To what a dispatcher asked."""
+        self._room(_ELEMENT_BYTES + answer.ByteSize()).answers.append(answer)
+
     def heartbeat(self) -> None:
         """We are alive."""
         self._room(1).heartbeat = True

@@ -42,6 +42,7 @@ class ConnectorAdminServicer(connector_pb2_grpc.ConnectorAdminServicer):
         return connector_pb2.ListLinksResponse(
             links=[_describe(link, now) for link in page],
             next_page_token=f"{page[-1].identity.node_id}/{page[-1].number}" if more else "",
+            total=len(self._links),
         )
 
     async def Drain(self, request: connector_pb2.DrainRequest, context: Any) -> connector_pb2.DrainResponse:

@@ -8,8 +8,10 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from cloudhub.v1 import dispatcher_pb2 as pb
+from cloudhub.v1.connector_pb2 import DrainResponse, ListLinksResponse
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherAdminServicer
 from cloudhub.v1.resources_pb2 import DispatcherResources, GetResourcesRequest
+from services.dispatcher.connector_questions import ConnectorQuestions
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.explanation import (
     Explained,
@@ -94,13 +96,20 @@ class DispatcherAdmin(DispatcherAdminServicer):
     """For operators."""
 
     def __init__(
-        self, outbox: Outbox, delivery: Delivery, clock: Clock, holders: Sequence[Holder], looks: Looks
+        self,
+        outbox: Outbox,
+        delivery: Delivery,
+        clock: Clock,
+        holders: Sequence[Holder],
+        looks: Looks,
+        connectors: ConnectorQuestions,
     ) -> None:
         self._outbox = outbox
         self._delivery = delivery
         self._clock = clock
         self._holders = holders
         self._looks = looks
+        self._connectors = connectors
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:
         """See dispatcher.proto."""
@@ -255,6 +264,16 @@ class DispatcherAdmin(DispatcherAdminServicer):
         await self._check_known(node_id)
         count = await self._outbox.resync(node_id, self._clock.wall_ms())
         return pb.ResyncNodeResponse(objects=count)
+
+    async def ListConnectorLinks(
+        self, request: pb.ListConnectorLinksRequest, context: Context
+    ) -> ListLinksResponse:
+        """See dispatcher.proto."""
+        return await self._connectors.links(request.connector, request.request, context.time_remaining())
+
+    async def DrainConnector(self, request: pb.DrainConnectorRequest, context: Context) -> DrainResponse:
+        """See dispatcher.proto."""
+        return await self._connectors.drain(request.connector, request.request, context.time_remaining())
 
     async def GetResources(self, request: GetResourcesRequest, context: Context) -> DispatcherResources:
         """See resources.proto."""

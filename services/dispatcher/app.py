@@ -19,6 +19,7 @@ from cloudhub.v1.peer_pb2_grpc import add_PeerServiceServicer_to_server
 from cloudhub.v1.sessions_pb2 import DispatcherPeer, EndDirective
 from services.dispatcher.admin import DispatcherAdmin
 from services.dispatcher.anti_entropy import AntiEntropy
+from services.dispatcher.connector_questions import ConnectorQuestions
 from services.dispatcher.connector_room import RoomLimits
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.housekeeping import SERVICES, Housekeeping
@@ -260,7 +261,8 @@ async def running_app(
         metrics.grpc.watch(security)
         holders = (delivery, ends, openings, keepalive, stranded, links, upstream, peers, handover, to_owners)
         looks = Looks(peers, peer_metrics, lambda: peers.refused)
-        admin = DispatcherAdmin(outbox, delivery, clock, holders, looks)
+        asked = ConnectorQuestions(links.streams, metrics)
+        admin = DispatcherAdmin(outbox, delivery, clock, holders, looks, asked)
         subscriptions = UpstreamServicer(upstream, server.caller_of)
         add_DispatcherServiceServicer_to_server(
             DispatcherServicer(publishing, subscriptions, outbox, admin.explain_message), server.grpc_server

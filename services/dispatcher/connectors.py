@@ -6,6 +6,7 @@ from typing import Any
 
 from cloudhub.v1.link_pb2 import (
     CloseReason,
+    ConnectorQuestion,
     DispatcherBatch,
     DispatcherHello,
     LinkClose,
@@ -16,6 +17,7 @@ from cloudhub.v1.link_pb2 import (
     Refusal,
 )
 from cloudhub.v1.message_pb2 import Message
+from services.dispatcher.connector_questions import StreamQuestions
 from services.dispatcher.connector_room import ConnectorRoom, RoomLimits
 from services.dispatcher.sizes import ELEMENT_BYTES
 
@@ -47,6 +49,7 @@ class ConnectorStream:
         self.links: dict[int, Any] = {}
         # Whoever waits in it is a NodeSession.
         self.room: ConnectorRoom[Any] = ConnectorRoom(limits)
+        self.questions = StreamQuestions(self._question)
         self._full: list[DispatcherBatch] = []
         self._sizes: deque[int] = deque()
         self._batch = DispatcherBatch()
@@ -110,6 +113,9 @@ class ConnectorStream:
         """Close the link: the last that is said of it."""
         close = LinkClose(link=link, epoch=epoch, reason=reason, detail=detail)
         self._room(ELEMENT_BYTES + close.ByteSize()).closes.append(close)
+
+    def _question(self, question: ConnectorQuestion) -> None:
+        self._room(ELEMENT_BYTES + question.ByteSize()).questions.append(question)
 
     def heartbeat(self, lease_age_seconds: float) -> None:
         """The stream lives; and so long ago this dispatcher's lease was renewed."""

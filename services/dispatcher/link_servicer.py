@@ -89,7 +89,8 @@ class LinkServicer(LinkServiceServicer):
         self._upstream = upstream
         self._clock = clock
         self._metrics = metrics
-        self._streams: set[ConnectorStream] = set()
+        # In the order in which they came.
+        self._streams: dict[ConnectorStream, None] = {}
         self._finishing = False
         self._detached = asyncio.Event()
         self.on_drained_connector: Callable[[], None] = lambda: None
@@ -126,6 +127,10 @@ class LinkServicer(LinkServiceServicer):
             )
             self._ends.end(session, pb.CLOSE_REASON_OVERLOADED, detail, close_link=True)
         self._delivery.room_made(stream)
+
+    def streams(self) -> list[ConnectorStream]:
+        """Those of the attached connectors, in the order in which they came."""
+        return list(self._streams)
 
     def loads(self) -> list[ConnectorLoad]:
         """The attached connectors and how many of their links are here."""
@@ -177,7 +182,7 @@ class LinkServicer(LinkServiceServicer):
             hello.connector_id, hello.name, hello.address, self._room_limits, hello.version
         )
         stream.hello(self._id, self._name, self._lease_seconds)
-        self._streams.add(stream)
+        self._streams[stream] = None
         self._metrics.connectors.set(len(self._streams))
         _log.info("connector.attached", connector=stream.name, connector_id=stream.connector_id)
         try:
@@ -227,7 +232,8 @@ class LinkServicer(LinkServiceServicer):
             _log.debug("connector.write_failed", connector=stream.name)
 
     def _detach(self, stream: ConnectorStream) -> None:
-        self._streams.discard(stream)
+        self._streams.pop(stream, None)
+        stream.questions.lost()
         self._metrics.connectors.set(len(self._streams))
         _log.info("connector.detached", connector=stream.name, links=len(stream.links))
         links, stream.links = stream.links, {}
@@ -241,7 +247,7 @@ class LinkServicer(LinkServiceServicer):
 
     def _handle(self, stream: ConnectorStream, batch: pb.ConnectorBatch) -> None:
         """The fields in the order of their numbers (link.proto)."""
-        for field in ("announcements", "transfers", "written", "upstream", "activity", "ended"):
+        for field in ("announcements", "transfers", "written", "upstream", "activity", "ended", "answers"):
             check_number(field, getattr(batch, field))
         if batch.draining and not stream.connector_drains:
             stream.connector_drains = True
@@ -264,6 +270,7 @@ class LinkServicer(LinkServiceServicer):
                 self._keepalive.reported(session, activity.idle_seconds)
         for end in batch.ended:
             self._handle_end(stream, end)
+        stream.questions.answered(batch.answers)
         self._delivery.room_made(stream)
 
     def _handle_transfer(self, stream: ConnectorStream, transfer: pb.LinkTransfer) -> None:

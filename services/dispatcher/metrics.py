@@ -55,6 +55,9 @@ class DispatcherMetrics:
         self.room_waits = counter(
             "room_waits", "Times a node waited since too much was on its way to its connector."
         )
+        self.connector_questions = counter(
+            "connector_questions", "Questions of operators to connectors, by what became of them.", "outcome"
+        )
         self.stalled_links = counter(
             "stalled_links", "Sessions ended since their links wrote nothing while other nodes waited."
         )

@@ -46,7 +46,7 @@ ALLOWED: Mapping[str, frozenset[Role]] = {
     **_methods(
         *("cloudhub.v1.DispatcherAdmin", _OPERATORS),
         *("ListNodes", "InspectNode", "FindObject", "ExplainDelivery"),
-        *("Redeliver", "Purge", "ResyncNode", "GetResources"),
+        *("Redeliver", "Purge", "ResyncNode", "ListConnectorLinks", "DrainConnector", "GetResources"),
     ),
     **_methods(
         *("cloudhub.v1.SessionsAdmin", _OPERATORS),

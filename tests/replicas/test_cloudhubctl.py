@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloudhub.v1 import dispatcher_pb2 as pb
+from cloudhub.v1.connector_pb2 import DrainRequest
 from cloudhub.v1.sessions_pb2 import DispatcherPeer
 from ctl.faults import CtlFault
 from ctl.hub import Access, Hub
@@ -131,3 +132,25 @@ async def test_dispatchers_given_beside_are_asked_where_the_first_cannot_ask_the
         assert "dispatcher-1 at 127.0.0.1:1 did not answer" in capsys.readouterr().err
         hub[0].app.peers.seen([hub[0].app.peers.own])
         assert [one.connected for one in await asked.nodes()] == [False]
+
+
+async def test_links_are_told_and_a_connector_is_drained_by_way_of_a_dispatcher(
+    tmp_path: Path, databases: Databases, authority: TestAuthority
+) -> None:
+    """C11: neither the connector nor sessions is reached. Another connector keeps its links."""
+    async with (
+        running_replicas(tmp_path, databases, authority) as hub,
+        hub[0].edge("edge-a"),
+        hub[1].edge("edge-b"),
+        Hub(only_first(hub)) as asked,
+    ):
+        connector = await asked.connector("connector-0")
+        assert [link.node_id for link in await connector.links()] == ["edge-a"]
+        assert await connector.links("edge-b") == []
+        assert await connector.count() == 1
+        with pytest.raises(CtlFault, match="no connector nowhere is attached to this dispatcher"):
+            await asked.connector("nowhere")
+        answer = await connector.drain(DrainRequest(links_per_second=1000))
+        assert answer.closed == 1
+        assert await connector.count() == 0
+        assert len(hub[1].connector.app.links) == 1

@@ -13,6 +13,7 @@ from cloudhub.v1.message_pb2 import Message
 from cloudhub.v1.peer_pb2 import DirectMessage
 from cloudhub.v1.sessions_pb2 import Session
 from services.dispatcher.admin import DispatcherAdmin
+from services.dispatcher.connector_questions import ConnectorQuestions
 from services.dispatcher.connectors import ConnectorStream
 from services.dispatcher.delivery import Delivery
 from services.dispatcher.metrics import DispatcherMetrics
@@ -193,7 +194,10 @@ class DeliveryHalf:
             self._submit,
         )
         looks = Looks((), PeerMetrics(CollectorRegistry()))
-        self.admin = DispatcherAdmin(self.outbox, self.delivery, self.clock, [self.delivery], looks)
+        connectors = ConnectorQuestions(list, self.metrics)
+        self.admin = DispatcherAdmin(
+            self.outbox, self.delivery, self.clock, [self.delivery], looks, connectors
+        )
         self.stream = ReadableStream("c1", "connector-0")
 
     def _submit(self, ops: list[Op], answered: Callable[[int, StoreAnswer], None]) -> None:
