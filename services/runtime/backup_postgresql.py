@@ -5,6 +5,7 @@ missing, as in the images, they are run elsewhere.
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,11 +13,15 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
+from services.runtime.backup_files import check_readable, draft_of
 from services.runtime.database_url import hosts_of, shown
 from services.runtime.errors import StartupError
-from services.runtime.migrations import Schema
+from services.runtime.migrations import Schema, check_known
 
 _MOST_SAID = 2000
+# A row of the version table as pg_dump writes it, unless it was told to write INSERT.
+_COPIED_VERSION = re.compile(r"^COPY [^\n]* FROM stdin;\n([^\n]+)\n\\\.$", re.MULTILINE)
+_INSERTED_VERSION = re.compile(r"^INSERT INTO [^\n]* VALUES \('([^']*)'\);$", re.MULTILINE)
 _LOAD_WORDS = ("--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges")
 
 
@@ -34,16 +39,8 @@ def dump(url: str, sink: Path | BinaryIO, schema: Schema) -> None:
     """Writes the service's tables, as of one instant, in pg_dump's custom format. Raises StartupError."""
     words = _dump_words(schema)
     if isinstance(sink, Path):
-        if sink.exists():
-            raise StartupError(
-                f"{sink} is there already: give the backup another name, or take the old one away"
-            )
-        part = sink.with_name(f".{sink.name}.part")
-        try:
+        with draft_of(sink) as part:
             _run("pg_dump", [*words, f"--file={part}"], url)
-            part.rename(sink)
-        finally:
-            part.unlink(missing_ok=True)
         return
     _run("pg_dump", words, url, stdout=sink)
 
@@ -66,12 +63,21 @@ def check_programs(url: str, file: str, schema: Schema, *, restores: bool) -> No
 
 
 def load(url: str, file: Path, schema: Schema) -> None:
-    """Reads such a file, all or nothing, into a database that has none of its tables. Raises StartupError."""
-    if not file.is_file():
-        raise StartupError(f"there is no backup {file}")
+    """Reads such a file, all or nothing, into a database that has none of its tables. Raises StartupError,
+    before anything is written if the file is of another service or of a newer release."""
+    check_readable(file)
     listed = _run("pg_restore", ["--list", str(file)], None)
     if f" {schema.version_table} " not in listed:
         raise StartupError(f"{file} is no backup of the schema of {schema.service}")
+    words = ["--data-only", f"--table={schema.version_table}", "--file=-", str(file)]
+    data = _run("pg_restore", words, None)
+    found = _COPIED_VERSION.search(data) or _INSERTED_VERSION.search(data)
+    if found is None:
+        raise StartupError(
+            f"{file} does not say which version of the schema of {schema.service} it holds; it should have "
+            f"the row of {schema.version_table}"
+        )
+    check_known(schema, found[1], str(file))
     _run("pg_restore", [*_LOAD_WORDS, str(file)], url)
 
 
@@ -99,15 +105,21 @@ def _run(program: str, words: list[str], url: str | None, stdout: BinaryIO | Non
     if url is not None:
         address, given = _connection(url)
         words = [f"--dbname={address}", *words]
-    done = subprocess.run(
-        [program, *words],
-        env={**os.environ, **given},
-        stdin=subprocess.DEVNULL,
-        stdout=stdout or subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [program, *words],
+            env={**os.environ, **given},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout or subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    except OSError as error:
+        raise StartupError(f"{program} cannot be run: {error.strerror}") from error
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip()[-_MOST_SAID:]
+        lines = done.stderr.decode(errors="replace").strip()[-_MOST_SAID:].splitlines()
+        said = (
+            "; ".join(line.strip() for line in lines) or f"it says nothing, its status is {done.returncode}"
+        )
         raise StartupError(f"{program} failed: {said}")
     return (done.stdout or b"").decode(errors="replace")

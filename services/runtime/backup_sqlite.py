@@ -1,10 +1,7 @@
 """Copies of SQLite files, by SQLite's own online backup: a service may have the file and go on writing."""
 
-import os
 import sqlite3
-import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,49 +9,46 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DatabaseError
 
+from services.runtime.backup_files import (
+    check_readable,
+    draft_of,
+    folder_for_a_copy,
+    read_into,
+    said_of,
+    sync,
+    write_out,
+)
 from services.runtime.errors import StartupError
 from services.runtime.migrations import Schema, check_own, known_version
 from services.runtime.sqlite_files import SqliteFiles
 
-CHUNK_BYTES = 1024 * 1024
-"""Of a copy that is written to or read from a pipe: no more of it is in memory."""
+# Between two looks whether a signal came: 4 MiB.
+_PAGES = 1024
 
 
 def back_up(database: Path, file: Path, schema: Schema) -> str:
     """Writes a copy of the database into a new file, which is whole or not there; the version of the schema
     that it holds. Raises StartupError."""
-    if file.exists():
-        raise StartupError(f"{file} is there already: give the backup another name, or take the old one away")
-    if not database.exists():
-        raise StartupError(f"there is no database {database} to back up")
-    part = file.with_name(f".{file.name}.part")
     try:
-        part.unlink(missing_ok=True)  # left by one that was killed
-        with closing(_opened(database, "ro")) as source, closing(sqlite3.connect(part)) as copy:
-            source.backup(copy)
-            # One file and no log beside it.
-            copy.execute("PRAGMA journal_mode=DELETE")
-        version = _checked(part, schema)
-        _sync(part)
-        part.rename(file)
-        _sync(file.parent)
+        with draft_of(file) as part:
+            if not database.exists():
+                raise StartupError(f"there is no database {database} to back up")
+            with closing(_opened(database, "ro")) as source, closing(sqlite3.connect(part)) as copy:
+                _copy(source, copy)
+                # One file and no log beside it.
+                copy.execute("PRAGMA journal_mode=DELETE")
+            version = _checked(part, schema)
+            sync(part)
     except (OSError, sqlite3.Error) as error:
-        raise StartupError(f"cannot back up {database} to {file}: {_said(error)}") from error
-    finally:
-        part.unlink(missing_ok=True)
+        raise StartupError(f"cannot back up {database} to {file}: {said_of(error)}") from error
     return version
 
 
 def give(database: Path, sink: BinaryIO, schema: Schema) -> str:
     """As `back_up`, to a pipe: by a file beside the database, which has to find room there."""
-    with _beside(database) as file:
+    with folder_for_a_copy(beside=database) as file:
         version = back_up(database, file, schema)
-        try:
-            with file.open("rb") as copy:
-                _pass_on(copy, sink)
-            sink.flush()
-        except OSError as error:
-            raise StartupError(f"the backup of {database} could not be written: {_said(error)}") from error
+        write_out(file, sink)
         return version
 
 
@@ -64,8 +58,7 @@ def restore(database: Path, file: Path, schema: Schema) -> str:
     Raises StartupError if the copy is not whole or not of this schema, or the database holds something or is
     in use; then it is left as it is.
     """
-    if not file.is_file():
-        raise StartupError(f"there is no backup {file}")
+    check_readable(file)
     version = _checked(file, schema)
     files = SqliteFiles(database)
     try:
@@ -76,11 +69,11 @@ def restore(database: Path, file: Path, schema: Schema) -> str:
                 f"and its -wal and -shm away first"
             )
         with closing(_opened(file, "ro")) as source, closing(sqlite3.connect(database)) as target:
-            source.backup(target)
-        _sync(database)
-        _sync(database.parent)
+            _copy(source, target)
+        sync(database)
+        sync(database.parent)
     except (OSError, sqlite3.Error) as error:
-        raise StartupError(f"cannot restore {database} from {file}: {_said(error)}") from error
+        raise StartupError(f"cannot restore {database} from {file}: {said_of(error)}") from error
     finally:
         files.close()
     return version
@@ -88,13 +81,19 @@ def restore(database: Path, file: Path, schema: Schema) -> str:
 
 def take(database: Path, source: BinaryIO, schema: Schema) -> str:
     """As `restore`, from a pipe: by a file beside the database, which has to find room there."""
-    with _beside(database) as file:
-        try:
-            with file.open("wb") as copy:
-                _pass_on(source, copy)
-        except OSError as error:
-            raise StartupError(f"the backup could not be read: {_said(error)}") from error
+    with folder_for_a_copy(beside=database) as file:
+        read_into(file, source)
         return restore(database, file, schema)
+
+
+def _copy(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """All of it as of one instant, some pages at a time: between them a signal is heard, and its exception
+    undoes the copy."""
+    # Else each write to the source would begin the copy anew.
+    source.execute("BEGIN")
+    source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    source.backup(target, pages=_PAGES, progress=lambda *_: None)
+    source.execute("COMMIT")
 
 
 def _opened(file: Path, mode: str) -> sqlite3.Connection:
@@ -120,30 +119,3 @@ def _looked_at(connection: Connection, file: Path, schema: Schema) -> str:
     if check_own(connection, schema, str(file)):
         raise StartupError(f"{file} holds nothing")
     return known_version(connection, schema, str(file))
-
-
-@contextmanager
-def _beside(database: Path) -> Iterator[Path]:
-    """The name of a file in a folder of its own beside the database, gone afterwards."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{database.name}.", dir=database.parent) as folder:
-            yield Path(folder) / "copy.db"
-    except OSError as error:
-        raise StartupError(f"cannot write beside {database}: {_said(error)}") from error
-
-
-def _pass_on(source: BinaryIO, sink: BinaryIO) -> None:
-    while chunk := source.read(CHUNK_BYTES):
-        sink.write(chunk)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _said(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -66,7 +66,7 @@ def check_version(connection: Connection, schema: Schema, database: str, command
         return
     if found is None:
         raise StartupError(f"database {database} holds no schema of {schema.service}; run: {command}")
-    _known(schema, found, database)
+    check_known(schema, found, database)
     raise StartupError(
         f"database {database} holds version {found} of the schema of {schema.service}, this release wants "
         f"{wanted}; run: {command}"
@@ -79,11 +79,12 @@ def known_version(connection: Connection, schema: Schema, database: str) -> str:
     found = version_of(connection, schema)
     if found is None:
         raise StartupError(f"database {database} holds no schema of {schema.service}")
-    _known(schema, found, database)
+    check_known(schema, found, database)
     return found
 
 
-def _known(schema: Schema, found: str, database: str) -> None:
+def check_known(schema: Schema, found: str, database: str) -> None:
+    """Raises StartupError if this release does not know a version that a database, or a backup, holds."""
     try:
         _script(schema).get_revision(found)
     except CommandError as error:
@@ -104,7 +105,7 @@ def upgrade(connection: Connection, schema: Schema, database: str) -> None:
     """Brings the service's schema to the version that this release wants, in the caller's transaction."""
     found = version_of(connection, schema)
     if found is not None:
-        _known(schema, found, database)
+        check_known(schema, found, database)
     script = _script(schema)
     with EnvironmentContext(
         Config(),

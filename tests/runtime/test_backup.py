@@ -2,28 +2,32 @@
 
 import asyncio
 import os
+import signal
 import sqlite3
+import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, text
 
 from demo.postgres import find_binaries
 from services.dispatcher.outbox.schema import SCHEMA as DISPATCHER
 from services.dispatcher.outbox.schema import seen_time
 from services.dispatcher.settings import DispatcherMigrationSettings
 from services.runtime.backup_command import back_up, ran_backup, restore
-from services.runtime.backup_postgresql import _connection
+from services.runtime.backup_postgresql import _connection, _run
 from services.runtime.errors import StartupError
 from services.runtime.migrations import head
-from services.runtime.store import Store, open_store
+from services.runtime.store import Store, migrate, open_store
 from services.sessions.schema import SCHEMA as SESSIONS
 from tests.support.postgres import Databases
+from tests.support.processes import eventually
 
 WORDS = {"backup": back_up, "restore": restore}
 SCHEMAS = {"dispatcher": DISPATCHER, "sessions": SESSIONS}
@@ -225,6 +229,184 @@ async def test_without_postgresqls_programs_the_command_says_what_to_run(
     assert "pg_restore --dbname=postgresql://" in said
     assert said.rstrip().endswith(str(tmp_path / "b"))
     assert databases.server.password not in said
+
+
+async def test_a_backup_of_a_newer_release_is_refused_before_anything_is_written(
+    tmp_path: Path, databases: Databases, programs: str
+) -> None:
+    """The database is as empty as before, and takes a backup that fits."""
+    backup, newer = tmp_path / "backup", tmp_path / "newer"
+    url, other = await databases.fresh(DISPATCHER), databases.empty()
+    done(run("backup", backup, url=url, path=programs))
+    store = await open_store(url, DISPATCHER)
+    await store.write(lambda c: c.execute(text("UPDATE dispatcher_schema SET version_num = 'v9999'")))
+    words = ["--format=custom", "--table=dispatcher_schema", "--table=seen_time"]
+    for more in ([], ["--inserts"], ["--exclude-table-data=dispatcher_schema"]):
+        newer.unlink(missing_ok=True)
+        _run("pg_dump", [*words, *more, f"--file={newer}"], url)
+        said = refused(run("restore", newer, url=other, path=programs))
+        if "--exclude-table-data=dispatcher_schema" in more:
+            assert "should have the row of dispatcher_schema" in said
+        else:
+            assert f"{newer} holds version v9999 of the schema of dispatcher, which this release" in said
+            assert "use the release that made it, or a newer one" in said
+    await store.write(lambda c: c.execute(text("UPDATE dispatcher_schema SET version_num = 'v11'")))
+    await store.close()
+    assert (
+        databases.server.sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", named(other))
+        == "0"
+    )
+    done(run("restore", backup, url=other, path=programs))
+
+
+def named(url: str) -> str:
+    """The name of a URL's database."""
+    return url.rpartition("/")[2]
+
+
+def script(folder: Path, name: str, body: str) -> str:
+    """PATH on which a program of this name is a shell script."""
+    folder.mkdir(exist_ok=True)
+    program = folder / name
+    program.write_text(body)
+    program.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+async def test_what_pg_dump_says_is_one_sentence_and_leaves_no_file(
+    tmp_path: Path, databases: Databases
+) -> None:
+    """Older than the server, failing silently, or no program at all."""
+    url = await databases.fresh(DISPATCHER)
+    bin_path, folder = tmp_path / "bin", tmp_path / "backups"
+    folder.mkdir()
+    half = "#!/bin/sh\nfor word; do case $word in --file=*) echo half > ${word#--file=};; esac; done\n"
+    older = "echo 'pg_dump: error: server version mismatch\npg_dump: detail: 15 and 9' >&2\nexit 1\n"
+    for body, wanted in (
+        (half + older, "server version mismatch; pg_dump: detail: 15 and 9"),
+        (half + "exit 3\n", "pg_dump failed: it says nothing, its status is 3"),
+        ("no program", "pg_dump cannot be run: Exec format error"),
+    ):
+        script(bin_path, "pg_dump", body)
+        # No other one behind it, which would be run where this cannot be.
+        said = refused(run("backup", folder / "b", url=url, path=str(bin_path)))
+        assert wanted in said
+        assert databases.server.password not in said
+        assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
+async def test_a_file_that_cannot_be_is_named_in_one_sentence(
+    tmp_path: Path, engine: str, request: pytest.FixtureRequest, programs: str
+) -> None:
+    """Nothing is left beside it."""
+    url, empty = url_of(tmp_path / "hub.db"), url_of(tmp_path / "new.db")
+    if engine == "postgresql":
+        databases: Databases = request.getfixturevalue("databases")
+        url, empty = await databases.fresh(DISPATCHER), databases.empty()
+    else:
+        await migrate(url, DISPATCHER)
+    folder, truncated = tmp_path / "folder", tmp_path / "truncated"
+    folder.mkdir()
+
+    def said(word: str, file: object) -> str:
+        return refused(run(word, file, url=url if word == "backup" else empty, path=programs))
+
+    assert f"{folder} is there already" in said("backup", folder)
+    missing = folder / "none" / "backup"
+    assert f"cannot write the backup {missing}: No such file or directory" in said("backup", missing)
+    assert ": File name too long" in said("backup", folder / ("x" * 252))
+    assert ": Not a directory" in said("backup", Path("/dev/null/backup"))
+    assert f"{folder} is no file" in said("restore", folder)
+    assert "there is no backup" in said("restore", missing)
+    assert ": File name too long" in said("restore", folder / ("x" * 300))
+    assert list(folder.iterdir()) == []
+    done(run("backup", folder / "whole", url=url, path=programs))
+    truncated.write_bytes((folder / "whole").read_bytes()[:-5000])
+    assert str(truncated) in said("restore", truncated) or "pg_restore failed" in said("restore", truncated)
+    done(run("restore", folder / "whole", url=empty, path=programs))
+
+
+async def test_a_full_disk_behind_a_pipe_is_told(tmp_path: Path) -> None:
+    """The copy beside the database is gone."""
+    database = tmp_path / "hub.db"
+    await migrate(url_of(database), DISPATCHER)
+    with open("/dev/full", "wb", 0) as full, pytest.raises(StartupError) as fault:  # noqa: ASYNC230, PTH123
+        await back_up(url_of(database), "-", DISPATCHER, full)
+    assert str(fault.value) == "the backup could not be written: No space left on device"
+    assert not list(tmp_path.glob(".*"))
+
+
+def started(word: str, file: object, url: str, path: str = "", **pipes: Any) -> subprocess.Popen[bytes]:
+    """The command as a process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "services.dispatcher", word, str(file)],
+        env={**os.environ, "CLOUDHUB_DISPATCHER_DATABASE": url, "PATH": path or os.environ["PATH"]},
+        stderr=subprocess.PIPE,
+        **pipes,
+    )
+
+
+async def ended(process: subprocess.Popen[bytes], number: signal.Signals) -> str:
+    """What it says when the signal ends it, which is one sentence and no traceback."""
+    process.send_signal(number)
+    _, errors = await asyncio.to_thread(process.communicate)
+    said = errors.decode()
+    assert process.returncode == 128 + number, said
+    assert said.count("\n") == 1
+    return said
+
+
+async def test_a_signal_ends_a_command_at_a_pipe(tmp_path: Path) -> None:
+    """One whose reader takes nothing, and one whose writer says nothing; nothing is left of either."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    database, restored = tmp_path / "a" / "hub.db", tmp_path / "b" / "hub.db"
+    await migrate(url_of(database), DISPATCHER)
+
+    def copies(folder: str) -> list[Path]:
+        return list((tmp_path / folder).glob(".hub.db.*/copy"))
+
+    writes = started("backup", "-", url_of(database), stdout=subprocess.PIPE)
+    reads = started("restore", "-", url_of(restored), stdin=subprocess.PIPE)
+    assert writes.stdout is not None
+    await asyncio.to_thread(writes.stdout.read, 1)
+    said = await ended(writes, signal.SIGTERM)
+    assert said == "cloudhub-dispatcher: backup was ended by SIGTERM: no half of a backup is left\n"
+    await eventually(lambda: copies("b"), 60, "it reads")
+    said = await ended(reads, signal.SIGINT)
+    assert said == "cloudhub-dispatcher: restore was ended by SIGINT: nothing is half restored\n"
+    assert not [*(tmp_path / "a").glob(".*"), *(tmp_path / "b").iterdir()]
+
+
+async def test_a_signal_ends_pg_dump_too(tmp_path: Path, databases: Databases) -> None:
+    """And takes its half of a file away."""
+    url = await databases.fresh(DISPATCHER)
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    part, pid = folder / ".b.part", tmp_path / "pid"
+    body = f"#!/bin/sh\necho half > {part}\necho $$ > {pid}.new && mv {pid}.new {pid}\nexec sleep 600\n"
+    process = started("backup", folder / "b", url, script(tmp_path / "bin", "pg_dump", body))
+    await eventually(pid.exists, 60, "pg_dump runs")
+    assert part.read_text() == "half\n"
+    said = await ended(process, signal.SIGTERM)
+    assert databases.server.password not in said
+    assert list(folder.iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+async def test_nothing_but_the_backup_is_on_standard_output(
+    tmp_path: Path, databases: Databases, programs: str
+) -> None:
+    """What is said goes to standard error; the dump is one that pg_restore reads."""
+    url, other = await databases.fresh(DISPATCHER), databases.empty()
+    process = started("backup", "-", url, programs, stdout=subprocess.PIPE)
+    written, errors = await asyncio.to_thread(process.communicate)
+    assert process.returncode == 0, errors.decode()
+    assert written.startswith(b"PGDMP")
+    assert errors.decode().endswith("is backed up in standard output\n")
+    done(run("restore", "-", url=other, given=written, path=programs))
 
 
 def test_no_password_is_on_a_command_line() -> None:

@@ -10,6 +10,8 @@ down_revision = "v10"
 
 def upgrade() -> None:
     # The index first: it may take long, and a column that is added keeps everybody out until the end.
+    # Not CONCURRENTLY: it waits for all older snapshots, also those of replicas that wait for their turn to
+    # migrate, and so for this one; and it cannot be in the transaction that the turn lasts for.
     op.create_index(
         "delivery_event_noted",
         "delivery_event",
