@@ -16,6 +16,9 @@ SERVER_SETTINGS = {
     "full_page_writes": "off",
     # A standby that lost its primary looks for it this often; until it is back nothing is committed.
     "wal_retrieve_retry_interval": "500ms",
+    # Who waited for whom, when a publisher had to wait.
+    "log_lock_waits": "on",
+    "log_min_duration_statement": "2s",
 }
 _ATTACH_SECONDS = 20.0
 
