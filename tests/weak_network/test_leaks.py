@@ -45,8 +45,8 @@ MOST_GROWTH = 0.05
 # it keeps some megabytes of it, more or less as it comes.
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "65536"}
 # Blocks of memory per connection that may be left over, and per entry of a bounded memory: its key and place.
-# Seven of ten connections are admitted: one object that each of them leaves behind is more. What fills up to a
-# bound meanwhile, such as the open lines of history of nodes that come and go, is up to 0.3.
+# Seven of ten connections are admitted: one object that each of them leaves behind is more. What fills up to
+# a bound meanwhile (events that nobody takes, open lines of history) is up to 0.3.
 MOST_BLOCKS_PER_CONNECTION = 0.5
 BLOCKS_PER_MEMORY = 2
 BYTES_PER_MEMORY = 256
