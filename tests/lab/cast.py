@@ -71,7 +71,9 @@ class Cast:
             assert alone, "nothing was delivered"
             for title, act, noise_ms in self._beside:
                 then = getattr(act, name)
-                if then is None or then > MOST_TIMES * alone + noise_ms:
+                # A hundredth of the messages is what a machine stands still for: alone it was 33 to 106 ms.
+                allowed_ms = MOST_TIMES * alone + (noise_ms if name == "p50_ms" else NOISE_MS)
+                if then is None or then > allowed_ms:
                     self.failures.append(f"{title}: {name} {then} of the others, {alone:.0f} without")
 
     async def played(
