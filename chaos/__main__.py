@@ -15,7 +15,8 @@ from rich.console import Console
 from chaos.checker import Verdict, judge
 from chaos.report import print_verdict
 from chaos.run import ChaosRun
-from chaos.settings import ChaosSettings, EdgeKind, StoreKind
+from chaos.settings import ChaosSettings, EdgeKind
+from demo.databases import Engine
 from demo.exclusive import FolderInUse, exclusive
 from demo.fleet import FleetFault
 from demo.postgres import PostgresFault
@@ -52,11 +53,8 @@ def run(
     replicas: Annotated[int, typer.Option(min=1, max=3, help="of each service")] = _DEFAULT.replicas,
     nodes: Annotated[int, typer.Option(min=2, max=500, help="edge nodes")] = _DEFAULT.nodes,
     store: Annotated[
-        StoreKind,
-        typer.Option(
-            help="sqlite: one replica, and its database is left alone; patroni: Patroni's two servers"
-        ),
-    ] = _DEFAULT.store,
+        Engine, typer.Option(help="sqlite: one replica, and its database is left alone")
+    ] = _DEFAULT.engine,
     tls: Annotated[bool, typer.Option(help="mutual TLS and roles for gRPC too")] = _DEFAULT.tls,
     edges: Annotated[
         EdgeKind, typer.Option(help="stock: doubles of KubeEdge's edges instead of the own agent")
@@ -64,8 +62,8 @@ def run(
     out: Annotated[Path, typer.Option(help="folder for databases, logs and history")] = _DEFAULT.out,
 ) -> None:
     """Breaks a hub under load, fault after fault, and checks that every invariant held."""
-    if replicas > 1 and store is StoreKind.SQLITE:
-        raise typer.BadParameter("several replicas need --store postgresql or patroni")
+    if replicas > 1 and store is Engine.SQLITE:
+        raise typer.BadParameter("several replicas need --store postgresql")
     settings = ChaosSettings(
         seconds=seconds,
         faults=faults,
@@ -73,7 +71,7 @@ def run(
         seed=seed,
         replicas=replicas,
         nodes=nodes,
-        store=store,
+        engine=store,
         tls=tls,
         edges=edges,
         out=out.absolute(),

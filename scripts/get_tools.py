@@ -134,13 +134,6 @@ def _kubernetes(into: Path, version: str) -> None:
     source = ROOT / "deploy" / "tools" / "kubernetes"
     built = ("build", "-trimpath", "-mod=readonly", f"-ldflags=-s -w {flags}")
     _run(_go(), *built, "-o", f"{into}/", "k8s.io/kubernetes/cmd/kube-apiserver", folder=source)
-    _etcd(into, version)
-
-
-def _etcd(into: Path, _version: str) -> None:
-    """The one that this release of Kubernetes is made with: from the same go.mod."""
-    source = ROOT / "deploy" / "tools" / "kubernetes"
-    built = ("build", "-trimpath", "-mod=readonly", "-ldflags=-s -w")
     _run(_go(), *built, "-o", into / "etcd", "go.etcd.io/etcd/server/v3", folder=source)
 
 
@@ -196,17 +189,6 @@ def _edge_rust(into: Path, _: str) -> None:
     target = tools_folder() / "edge-rust-target"
     _run(_cargo(), "build", "--locked", "--quiet", "--target-dir", target, folder=_example("edge-rust"))
     shutil.copy(target / "debug" / "edge-rust", into / "edge-rust")
-
-
-# -- Python --------------------------------------------------------------------------------------------
-
-
-def _patroni(into: Path, version: str) -> None:
-    """In an environment of its own; started as a module, since programs of it would name this folder."""
-    _run(sys.executable, "-m", "venv", into)
-    python = into / "bin" / "python"
-    wanted = (f"patroni[etcd3]=={version}", "psycopg[binary]==3.2.13")
-    _run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted)
 
 
 # -- Debian --------------------------------------------------------------------------------------------
@@ -270,7 +252,6 @@ OPERATOR_KINDS = (
 TOOLS = {
     "edge-go": Tool(_source_version("edge-go"), ("edge-go",), _edge_go),
     "edge-rust": Tool(_source_version("edge-rust"), ("edge-rust",), _edge_rust),
-    "etcd": Tool("v3.6.4", ("etcd",), _etcd),
     "grpcurl": Tool(
         "v1.9.4",
         ("grpcurl",),
@@ -300,7 +281,6 @@ TOOLS = {
     ),
     "kubernetes": Tool("v1.34.1", ("kube-apiserver", "etcd"), _kubernetes),
     "operator-kinds": Tool("v0.85.0", OPERATOR_KINDS, _operator_kinds),
-    "patroni": Tool("4.1.5", ("bin/python",), _patroni),
     "pgbouncer": Tool("1.24.1", ("pgbouncer",), _pgbouncer),
     "prometheus": Tool("debian", ("prometheus", "promtool"), _prometheus),
 }
