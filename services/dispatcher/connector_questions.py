@@ -11,6 +11,7 @@ from typing import Protocol
 from cloudhub.v1.connector_pb2 import DrainRequest, DrainResponse, ListLinksRequest, ListLinksResponse
 from cloudhub.v1.link_pb2 import ConnectorAnswer, ConnectorQuestion
 from services.dispatcher.metrics import DispatcherMetrics
+from services.runtime.deadline import half_of
 from services.runtime.errors import Crowded, HubError, InvalidRequest, NotFound, Unavailable
 from services.runtime.names import shown
 
@@ -84,16 +85,16 @@ class ConnectorQuestions:
         for field in ("page_token", "node_id_prefix"):
             if len(getattr(request, field)) > MAX_TEXT_CHARS:
                 raise InvalidRequest(f"request.{field}", f"should have at most {MAX_TEXT_CHARS} characters")
-        question = ConnectorQuestion(list_links=request)
-        return (await self._answer(self._find(connector), question, seconds_left)).links
+        question, seconds = ConnectorQuestion(list_links=request), half_of(seconds_left, ANSWER_SECONDS)
+        return (await self._answer(self._find(connector), question, seconds)).links
 
     async def drain(self, connector: str, request: DrainRequest, seconds_left: float | None) -> DrainResponse:
         """Returns when no link is left, or at its deadline; a caller who goes does not end it."""
         stream = self._find(connector)
         # One of a release that does not know questions says nothing, and is not to be waited for.
         known = ConnectorQuestion(list_links=ListLinksRequest(page_size=1))
-        await self._answer(stream, known, seconds_left)
-        return (await self._answer(stream, ConnectorQuestion(drain=request), None, limited=False)).drained
+        await self._answer(stream, known, half_of(seconds_left, ANSWER_SECONDS))
+        return (await self._answer(stream, ConnectorQuestion(drain=request), None)).drained
 
     def _find(self, connector: str) -> Attached:
         streams = list(self._streams())
@@ -102,8 +103,8 @@ class ConnectorQuestions:
             raise InvalidRequest(
                 "connector", f"{shown(connector)} names {len(found)} connectors: give an instance id"
             )
-        for stream in found.values():
-            return stream
+        if found:
+            return next(iter(found.values()))
         names = sorted({one.name for one in streams})
         there = ", ".join(names[:_MAX_NAMED]) + (", ..." if len(names) > _MAX_NAMED else "")
         raise NotFound(
@@ -112,16 +113,11 @@ class ConnectorQuestions:
         )
 
     async def _answer(
-        self,
-        stream: Attached,
-        question: ConnectorQuestion,
-        seconds_left: float | None,
-        *,
-        limited: bool = True,
+        self, stream: Attached, question: ConnectorQuestion, seconds: float | None
     ) -> ConnectorAnswer:
-        seconds = ANSWER_SECONDS if seconds_left is None else min(ANSWER_SECONDS, max(0.0, seconds_left / 2))
+        """Within `seconds`; None: whenever it comes."""
         try:
-            async with asyncio.timeout(seconds if limited else None):
+            async with asyncio.timeout(seconds):
                 answer = await stream.questions.ask(question)
         except TimeoutError:
             self._count("silent")

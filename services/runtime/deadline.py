@@ -1,4 +1,4 @@
-"""One call that a connection is to get later: the end of its opening, of a close, of a linger."""
+"""Time that is left: one call that a connection is to get later, and what to wait for others meanwhile."""
 
 import asyncio
 from collections.abc import Callable
@@ -28,3 +28,9 @@ class Deadline:
         if self._timer:
             self._timer.cancel()
             self._timer = None
+
+
+def half_of(seconds_left: float | None, most_seconds: float) -> float:
+    """How long to wait for another process, so that whoever waits `seconds_left` for us (None: without end)
+    still hears that it did not answer."""
+    return most_seconds if seconds_left is None else min(most_seconds, max(0.0, seconds_left / 2))

@@ -12,6 +12,7 @@ from cloudhub.v1.peer_pb2 import LookAtNodesRequest, LookAtNodesResponse, NodeLo
 from cloudhub.v1.sessions_pb2 import DispatcherPeer
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.peers.peer import CALL_SECONDS, Peer
+from services.runtime.deadline import half_of
 from services.runtime.errors import Unavailable
 
 MAX_NODES = 1000
@@ -67,7 +68,7 @@ class Looks:
         whoever asked gives up."""
         peers = sorted(self._peers, key=lambda peer: peer.who.dispatcher_id)
         asked, others = peers[:MAX_PEERS_ASKED], peers[MAX_PEERS_ASKED:]
-        seconds = CALL_SECONDS if seconds_left is None else min(CALL_SECONDS, max(0.0, seconds_left / 2))
+        seconds = half_of(seconds_left, CALL_SECONDS)
         request = LookAtNodesRequest(node_ids=node_ids[:MAX_NODES])
 
         async def answer(peer: Peer) -> LookAtNodesResponse | SilentDispatcher:
