@@ -31,6 +31,10 @@ from services.runtime.watched_store import Transactions, WatchedStore
 T = TypeVar("T")
 
 MIGRATION_SECONDS = 3600.0
+"""For one statement of a migration."""
+MIGRATION_IDLE_SECONDS = 60.0
+"""Between two statements of one, whose rows it may work on here. If its machine is lost, the tables that it
+locked are free after so long."""
 
 
 class Store(Protocol):
@@ -82,7 +86,9 @@ async def migrate(url: str, schema: Schema) -> str:
 
     Raises StartupError if it cannot.
     """
-    store, name = _store_of(DatabaseSource(url), statement_seconds=MIGRATION_SECONDS)
+    store, name = _store_of(
+        DatabaseSource(url), statement_seconds=MIGRATION_SECONDS, idle_seconds=MIGRATION_IDLE_SECONDS
+    )
 
     def work(connection: Connection) -> str | None:
         if store.is_shared:

@@ -8,6 +8,7 @@ expects any more.
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -33,8 +34,10 @@ POOL_SECONDS = 10.0
 CONNECT_SECONDS = 3.0
 STATEMENT_SECONDS = 5.0
 LOCK_SECONDS = 3.0
-# A whole transaction, and what is left of it on the server if this process stops within one.
 TRANSACTION_SECONDS = 8.0
+# Between the statements of a transaction nothing is waited for. A process that stands still there holds the
+# rows it locked: others, who wait for LOCK_SECONDS, are to have them before they give up.
+IDLE_SECONDS = 2.0
 
 _ATTEMPTS = 6
 _RETRY = Backoff(0.01, 0.3, jitter=0.9)
@@ -57,9 +60,23 @@ _LOST = "the connection to the database was lost within a transaction"
 _TELL_SECONDS = 10.0
 
 
+@dataclass(slots=True)
+class _Course:
+    """How far a transaction came."""
+
+    began_at: float | None = None
+    is_committing: bool = False
+
+    def stood_still(self, now: float) -> bool:
+        """Whether its connection, if that is lost, may have been ended because this process stood still. Then
+        nothing of it was committed: it had not asked for that."""
+        return self.began_at is not None and not self.is_committing and now - self.began_at >= IDLE_SECONDS
+
+
 class PostgresStore:
-    """See `store.Store`. Connects when it is first used. `reread` gives the URL as it is now, for when no
-    connection can be made by the one that was used."""
+    """See `store.Store`. Connects when it is first used. `idle_seconds` may pass between two statements of a
+    transaction; 0: IDLE_SECONDS. `reread` gives the URL as it is now, for when no connection can be made by
+    the one that was used."""
 
     is_shared = True
 
@@ -68,6 +85,7 @@ class PostgresStore:
         url: str,
         *,
         statement_seconds: float = STATEMENT_SECONDS,
+        idle_seconds: float = 0.0,
         reread: Callable[[], str] | None = None,
     ) -> None:
         self._url = url
@@ -81,7 +99,7 @@ class PostgresStore:
                 {
                     "statement_timeout": _ms(statement_seconds),
                     "lock_timeout": _ms(LOCK_SECONDS),
-                    "idle_in_transaction_session_timeout": _ms(TRANSACTION_SECONDS),
+                    "idle_in_transaction_session_timeout": _ms(idle_seconds or IDLE_SECONDS),
                     # Short statements on rows by their keys: compiling costs more than it saves.
                     "jit": "off",
                 }
@@ -222,24 +240,34 @@ class PostgresStore:
             raise
 
     async def _repeated(self, engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + TRANSACTION_SECONDS
         for attempt in range(1, _ATTEMPTS):
+            course = _Course()
             try:
-                return await self._transaction(engine, work)
+                return await self._transaction(engine, work, course)
             except StoreUnavailable as error:
-                if _state(error.__cause__) not in _IN_THE_WAY:
+                if _state(error.__cause__) not in _IN_THE_WAY and not (
+                    course.stood_still(loop.time()) and _is_lost(error.__cause__) and loop.time() < deadline
+                ):
                     raise
             await asyncio.sleep(_RETRY.random_delay(attempt))
-        return await self._transaction(engine, work)
+        return await self._transaction(engine, work, _Course())
 
-    async def _transaction(self, engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
+    async def _transaction(
+        self, engine: AsyncEngine, work: Callable[[Connection], T], course: "_Course"
+    ) -> T:
         generation = self._generation
         try:
             async with asyncio.timeout(self._connect_seconds):
                 connection = await engine.connect()
             generation = self._generation
             try:
+                course.began_at = asyncio.get_running_loop().time()
                 async with asyncio.timeout(self._seconds), connection.begin():
-                    return await connection.run_sync(work)
+                    found = await connection.run_sync(work)
+                    course.is_committing = True
+                return found
             finally:
                 await connection.close()
         except StoreUnavailable:
@@ -264,7 +292,7 @@ class PostgresStore:
             return StoreRefused(f"the database refused: {said}")
         if state in _NOT_PREPARED:
             return StoreUnavailable(_POOLER)
-        if not state or state.startswith("08") or state in _HOST_GONE:
+        if _is_lost(error) or state in _HOST_GONE:
             self._generation += 1
         if not state:
             # The driver's words on its own state are for the log, not for whoever publishes.
@@ -293,7 +321,15 @@ def _state(error: BaseException | None) -> str:
     return str(getattr(origin, "sqlstate", None) or "")
 
 
-def _is_value(error: Exception) -> bool:
+def _is_lost(error: BaseException | None) -> bool:
+    """Whether the connection is gone. What the server, or a pooler, said last is not always seen."""
+    if error is None or isinstance(error, TimeoutError) or _is_value(error):
+        return False
+    state = _state(error)
+    return not state or state.startswith("08")
+
+
+def _is_value(error: BaseException) -> bool:
     """Whether the driver could not make a value of a statement into one of the database's."""
     origin = error.orig.__cause__ if isinstance(error, DBAPIError) and error.orig else error
     return isinstance(origin, ValueError)

@@ -64,7 +64,7 @@ async def test_time_limits_hold_in_each_transaction(pooled: str, monkeypatch: py
 async def test_what_stops_within_a_transaction_holds_its_rows_for_a_while_only(
     url: str, pooled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_postgresql, "TRANSACTION_SECONDS", 0.5)
+    monkeypatch.setattr(store_postgresql, "IDLE_SECONDS", 0.5)
     frozen, store = PostgresStore(pooled), PostgresStore(url)
     await store.write(run("CREATE TABLE held (n int)"))
     await store.write(run("INSERT INTO held VALUES (1)"))

@@ -62,6 +62,7 @@ async def test_transactions_that_wait_in_a_circle_both_succeed(
         return work
 
     one, other = stores
+    await asyncio.gather(numbers(one), numbers(other))  # both are connected
     await asyncio.gather(one.write(both("a", "b")), other.write(both("b", "a")))
     assert await numbers(one) == [2, 2]
     assert runs == 3
@@ -191,27 +192,107 @@ async def test_a_server_that_hangs_is_given_up_and_others_go_on(
         await store.close()
 
 
-async def test_a_process_that_stops_within_a_transaction_holds_its_rows_for_a_while_only(
-    url: str, monkeypatch: pytest.MonkeyPatch
+async def test_who_waits_for_a_process_that_stands_still_gets_its_rows(
+    url: str, stores: tuple[PostgresStore, PostgresStore]
 ) -> None:
-    """A frozen dispatcher must not keep the next owner of its nodes from claiming them until it wakes."""
-    monkeypatch.setattr(store_postgresql, "TRANSACTION_SECONDS", 0.5)
-    frozen = PostgresStore(url)
-    store = PostgresStore(url)
-    await store.write(run("CREATE TABLE held (n int)"))
-    await store.write(run("INSERT INTO held VALUES (1)"))
+    """A frozen dispatcher must keep neither the next owner of its nodes nor publishers of others from their
+    rows: they have them before their own wait for a lock ends, without an error."""
+    frozen, other = stores
     connection = await frozen._connect()
     try:
         await connection.execute("BEGIN")
-        await connection.execute("UPDATE held SET n = 2")
+        await connection.execute("UPDATE item SET n = 2 WHERE id = 'a'")
         began = time.monotonic()
-        await store.write(run("UPDATE held SET n = 3"))
-        assert 0.3 < time.monotonic() - began < 2.5
+        await other.write(run("UPDATE item SET n = 3 WHERE id = 'a'"))
+        assert 0.5 < time.monotonic() - began < store_postgresql.LOCK_SECONDS
     finally:
         connection.terminate()
-    assert await store.read(run("SELECT n FROM held")) == [3]
+    assert await numbers(other) == [3, 0]
+
+
+@pytest.mark.parametrize("waiting_for", ["nothing", "an answer"])
+async def test_the_transaction_of_a_process_that_stood_still_is_run_again(
+    url: str, waiting_for: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has ended it before its COMMIT, so nothing of it was written. Nobody hears."""
+    monkeypatch.setattr(store_postgresql, "IDLE_SECONDS", 0.3)
+    store = PostgresStore(url)
+    await store.write(run("CREATE TABLE item (id text, n int)"))
+    await store.write(run("INSERT INTO item VALUES ('a', 1)"))
+    await stood_still(store, waiting_for)
+    assert await numbers(store) == [12]
     await store.close()
-    await frozen.close()
+
+
+async def stood_still(store: PostgresStore, waiting_for: str) -> None:
+    """Adds 11 to the rows of `item` in a transaction that is in the middle of its work when this process
+    stands still for so long that the server ends it."""
+    runs = 0
+
+    def work(connection: Connection) -> None:
+        nonlocal runs
+        runs += 1
+        connection.execute(text("UPDATE item SET n = n + 1"))
+        wait = text("SELECT pg_sleep(CAST(:seconds AS float8))")
+        connection.execute(wait, {"seconds": 0.0})  # it is prepared
+        if runs == 1 and waiting_for == "nothing":
+            time.sleep(1)
+        elif runs == 1:
+            asyncio.get_running_loop().call_soon(time.sleep, 1)
+            connection.execute(wait, {"seconds": 0.1})
+        connection.execute(text("UPDATE item SET n = n + 10"))
+
+    await store.write(work)
+    assert runs == 2
+
+
+async def test_a_connection_that_is_lost_at_once_is_told_at_once(
+    stores: tuple[PostgresStore, PostgresStore],
+) -> None:
+    """Of a server that goes, callers hear as before: they may ask elsewhere."""
+    store, _ = stores
+    runs = 0
+
+    def work(connection: Connection) -> None:
+        nonlocal runs
+        runs += 1
+        connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    with pytest.raises(StoreUnavailable):
+        await store.write(work)
+    assert runs == 1
+    assert await numbers(store) == [0, 0]
+
+
+async def test_nothing_is_repeated_that_may_have_been_committed(
+    stores: tuple[PostgresStore, PostgresStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that is lost while COMMIT is under way, however long that took, is told."""
+    monkeypatch.setattr(store_postgresql, "IDLE_SECONDS", 0.0)
+    store, other = stores
+    runs = 0
+
+    def work(connection: Connection) -> None:
+        nonlocal runs
+        runs += 1
+        connection.execute(
+            text(
+                "CREATE FUNCTION ends() RETURNS trigger LANGUAGE plpgsql AS "
+                "'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END'"
+            )
+        )
+        connection.execute(
+            text(
+                "CREATE CONSTRAINT TRIGGER at_commit AFTER UPDATE ON item DEFERRABLE INITIALLY DEFERRED "
+                "FOR EACH ROW EXECUTE FUNCTION ends()"
+            )
+        )
+        connection.execute(text("UPDATE item SET n = 5"))
+
+    with pytest.raises(StoreUnavailable):
+        await store.write(work)
+    assert runs == 1
+    assert await numbers(other) == [0, 0]
 
 
 async def test_no_more_connections_than_the_pool_has(url: str) -> None:
