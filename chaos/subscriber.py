@@ -15,10 +15,12 @@ from cloudhub.v1.dispatcher_pb2 import (
     UpstreamDelivery,
 )
 from cloudhub.v1.dispatcher_pb2_grpc import DispatcherServiceStub
-from demo.subscriber import MODULES
+from demo.subscriber import MODULES as DEMO_MODULES
 from services.runtime.rpc import open_channel
 from services.runtime.security import PLAINTEXT_LOOPBACK, Security
 
+MODULES = (*DEMO_MODULES, "devicecontroller", "dynamiccontroller")
+"""All that edges of either kind say things to: the twins of stock edges ask the `devicecontroller`."""
 BREAKS = 0.01
 """Chance that a stream is dropped before what it brought is acknowledged."""
 SILENCE_SECONDS = 5.0
