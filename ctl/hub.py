@@ -1,6 +1,7 @@
 """A hub as the command line finds it: its processes, dialled as they are needed."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,12 @@ def dial(address: str, security: Security) -> grpc.aio.Channel:
 
 
 Kind = TypeVar("Kind", bound=Service)
+Told = TypeVar(
+    "Told",
+    dispatcher_pb2.InspectNodeResponse,
+    dispatcher_pb2.FindObjectResponse,
+    dispatcher_pb2.ExplainDeliveryResponse,
+)
 # Of a dispatcher that is away, of an older release, or without such a connector; or it cannot ask that.
 _ASK_ITSELF = ("NOT_FOUND", "UNIMPLEMENTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 
@@ -147,15 +154,36 @@ class Hub:
         first, *others = await self.reachable()
         answers = [await asked(first, True)]
         found = answers[0]
-        for one in found.silent:
-            missing = "" if others else "; what is in flight there is not known"
-            note(
-                f"cloudhubctl: dispatcher {shown(one.name or one.dispatcher_id)} at {shown(one.address)} "
-                f"did not answer the dispatcher at {first.address} ({shown(one.reason)}){missing}"
-            )
+        self._tell_silent(first, found.silent, asked_beside=bool(others))
         if found.silent or not found.asked_others:
             answers += await asyncio.gather(*(asked(one, False) for one in others))
         return merged(answers)
+
+    async def everywhere(
+        self, node_id: str, ask: Callable[[Dispatcher], Awaitable[list[Told]]]
+    ) -> list[Told]:
+        """The pages that a dispatcher tells, which asks the others what they alone know. Where it could not,
+        those of the one among the given that holds the session of the node, if one is named. Raises CtlFault
+        if none answers."""
+        first, *others = await self.reachable()
+        pages = await ask(first)
+        silent = {one.dispatcher_id: one for page in pages for one in page.silent}
+        holder = first
+        if others and node_id and (silent or not all(page.everywhere for page in pages)):
+            holder = await self.dispatcher_of(node_id)
+        self._tell_silent(first, silent.values(), asked_beside=holder is not first)
+        return pages if holder is first else await ask(holder)
+
+    @staticmethod
+    def _tell_silent(
+        asked: Dispatcher, silent: Iterable[dispatcher_pb2.SilentDispatcher], *, asked_beside: bool
+    ) -> None:
+        missing = "" if asked_beside else "; what is in flight there is not known"
+        for one in silent:
+            note(
+                f"cloudhubctl: dispatcher {shown(one.name or one.dispatcher_id)} at {shown(one.address)} "
+                f"did not answer the dispatcher at {asked.address} ({shown(one.reason)}){missing}"
+            )
 
     async def dispatcher_of(self, node_id: str) -> Dispatcher:
         """The one that holds the node's session, which alone knows what is in flight; any, if none does.

@@ -12,7 +12,7 @@ from ctl.hub import Hub
 from ctl.looking import now
 from ctl.output import Output, note, show_json, show_table, write
 from ctl.plain import as_dict
-from ctl.processes import PAGE
+from ctl.processes import PAGE, Dispatcher
 
 ObjectArgument = Annotated[
     str, typer.Argument(metavar="OBJECT", help="metadata.uid of an object, or NAMESPACE/TYPE/NAME")
@@ -32,16 +32,16 @@ def inspect(
     """What one node waits for: its pending objects, in the order in which they are first sent."""
 
     async def work(hub: Hub) -> None:
-        dispatcher = await hub.dispatcher_of(node)
-        request = pb.InspectNodeRequest(node_id=node, page_size=PAGE, all=every)
-        objects: list[pb.ObjectDelivery] = []
-        notes: list[pb.DeliveryEvent] = []
-        async for answer in dispatcher.pages(dispatcher.admin.InspectNode, request):
-            objects.extend(answer.objects)
-            notes.extend(answer.notes)
+        async def ask(dispatcher: Dispatcher) -> list[pb.InspectNodeResponse]:
+            request = pb.InspectNodeRequest(node_id=node, page_size=PAGE, all=every, everywhere=True)
+            return [page async for page in dispatcher.pages(dispatcher.admin.InspectNode, request)]
+
+        pages = await hub.everywhere(node, ask)
+        objects = [one for page in pages for one in page.objects]
+        notes = [one for page in pages for one in page.notes]
         if output is Output.JSON:
             told = {"objects": [as_dict(one) for one in objects], "notes": [as_dict(one) for one in notes]}
-            show_json({"node": as_dict(answer.node), **told})
+            show_json({"node": as_dict(pages[-1].node), **told})
             return
         if every:
             show_table(
@@ -75,10 +75,13 @@ def object_on_nodes(
     """Which version of an object each node has, and which nodes lack it."""
 
     async def work(hub: Hub) -> ExitCode:
-        dispatcher = await hub.any_dispatcher()
-        request = pb.FindObjectRequest(object=name, page_size=PAGE, node_id_prefix=prefix)
-        pages = dispatcher.pages(dispatcher.admin.FindObject, request)
-        found = [one async for page in pages for one in page.nodes]
+        async def ask(dispatcher: Dispatcher) -> list[pb.FindObjectResponse]:
+            request = pb.FindObjectRequest(
+                object=name, page_size=PAGE, node_id_prefix=prefix, everywhere=True
+            )
+            return [page async for page in dispatcher.pages(dispatcher.admin.FindObject, request)]
+
+        found = [one for page in await hub.everywhere("", ask) for one in page.nodes]
         newest = tables.newest_version(found)
         if newest is None:
             raise CtlFault(
@@ -114,9 +117,13 @@ def explain(
         raise CtlFault(ExitCode.USAGE, "name either an OBJECT or a message by --message")
 
     async def work(hub: Hub) -> None:
-        dispatcher = await hub.dispatcher_of(node)
-        request = pb.ExplainDeliveryRequest(node_id=node, message_id=message, object_key=object_key)
-        answer = await dispatcher.call(dispatcher.admin.ExplainDelivery, request)
+        async def ask(dispatcher: Dispatcher) -> list[pb.ExplainDeliveryResponse]:
+            request = pb.ExplainDeliveryRequest(
+                node_id=node, message_id=message, object_key=object_key, everywhere=True
+            )
+            return [await dispatcher.call(dispatcher.admin.ExplainDelivery, request)]
+
+        (answer,) = await hub.everywhere(node, ask)
         if output is Output.JSON:
             show_json(as_dict(answer))
             return

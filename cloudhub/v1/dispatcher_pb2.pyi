@@ -623,6 +623,7 @@ class InspectNodeRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     ALL_FIELD_NUMBER: _builtins.int
+    EVERYWHERE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     page_size: _builtins.int
     """At most this many objects; 0 means 100, at most 1000."""
@@ -630,6 +631,8 @@ class InspectNodeRequest(_message.Message):
     """next_page_token of the former page, of the same kind."""
     all: _builtins.bool
     """Every object that is known of the node, in order of object_key, and not only the pending ones."""
+    everywhere: _builtins.bool
+    """Ask the other dispatchers too, as ListNodes does: what is in flight, the one knows that holds the session."""
     def __init__(
         self,
         *,
@@ -637,10 +640,11 @@ class InspectNodeRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         all: _builtins.bool = ...,
+        everywhere: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "node_id", b"node_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "everywhere", b"everywhere", "node_id", b"node_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -654,7 +658,11 @@ class InspectNodeResponse(_message.Message):
     OBJECTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    EVERYWHERE_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    everywhere: _builtins.bool
+    """As in ListNodesResponse."""
     @_builtins.property
     def node(self) -> Global___NodeDelivery: ...
     @_builtins.property
@@ -667,6 +675,8 @@ class InspectNodeResponse(_message.Message):
         was ended for a frame over the limit; the newest 50, oldest first. Their kind is "noted".
         """
 
+    @_builtins.property
+    def silent(self) -> _containers.RepeatedCompositeFieldContainer[Global___SilentDispatcher]: ...
     def __init__(
         self,
         *,
@@ -674,10 +684,12 @@ class InspectNodeResponse(_message.Message):
         objects: _abc.Iterable[Global___ObjectDelivery] | None = ...,
         next_page_token: _builtins.str = ...,
         notes: _abc.Iterable[Global___DeliveryEvent] | None = ...,
+        everywhere: _builtins.bool = ...,
+        silent: _abc.Iterable[Global___SilentDispatcher] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "node", b"node", "notes", b"notes", "objects", b"objects"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everywhere", b"everywhere", "next_page_token", b"next_page_token", "node", b"node", "notes", b"notes", "objects", b"objects", "silent", b"silent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -766,6 +778,7 @@ class FindObjectRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     NODE_ID_PREFIX_FIELD_NUMBER: _builtins.int
+    EVERYWHERE_FIELD_NUMBER: _builtins.int
     object: _builtins.str
     """What the object is called: its key (metadata.uid) or its resource path."""
     page_size: _builtins.int
@@ -774,6 +787,8 @@ class FindObjectRequest(_message.Message):
     """next_page_token of the former page."""
     node_id_prefix: _builtins.str
     """Only nodes whose id starts with this."""
+    everywhere: _builtins.bool
+    """As in InspectNodeRequest."""
     def __init__(
         self,
         *,
@@ -781,10 +796,11 @@ class FindObjectRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         node_id_prefix: _builtins.str = ...,
+        everywhere: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id_prefix", b"node_id_prefix", "object", b"object", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everywhere", b"everywhere", "node_id_prefix", b"node_id_prefix", "object", b"object", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -796,20 +812,28 @@ class FindObjectResponse(_message.Message):
 
     NODES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    EVERYWHERE_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    everywhere: _builtins.bool
+    """As in ListNodesResponse."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectOnNode]:
         """Every node, also those that have no such object."""
 
+    @_builtins.property
+    def silent(self) -> _containers.RepeatedCompositeFieldContainer[Global___SilentDispatcher]: ...
     def __init__(
         self,
         *,
         nodes: _abc.Iterable[Global___ObjectOnNode] | None = ...,
         next_page_token: _builtins.str = ...,
+        everywhere: _builtins.bool = ...,
+        silent: _abc.Iterable[Global___SilentDispatcher] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everywhere", b"everywhere", "next_page_token", b"next_page_token", "nodes", b"nodes", "silent", b"silent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -895,6 +919,7 @@ class ExplainDeliveryRequest(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
     OBJECT_KEY_FIELD_NUMBER: _builtins.int
+    EVERYWHERE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     message_id: _builtins.str
     """Name the message by its id ..."""
@@ -902,16 +927,19 @@ class ExplainDeliveryRequest(_message.Message):
     """... or the object by its key (metadata.uid), else by its resource path: of several objects that had the path,
     one after the other, the last. The answer's `object` says which one was found.
     """
+    everywhere: _builtins.bool
+    """As in InspectNodeRequest."""
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         message_id: _builtins.str = ...,
         object_key: _builtins.str = ...,
+        everywhere: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "node_id", b"node_id", "object_key", b"object_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everywhere", b"everywhere", "message_id", b"message_id", "node_id", b"node_id", "object_key", b"object_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -928,6 +956,8 @@ class ExplainDeliveryResponse(_message.Message):
     TRACE_ID_FIELD_NUMBER: _builtins.int
     OBJECT_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    EVERYWHERE_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     message_id: _builtins.str
     state: Global___DeliveryState.ValueType
@@ -935,6 +965,8 @@ class ExplainDeliveryResponse(_message.Message):
     """One sentence: where the message is and what it waits for."""
     trace_id: _builtins.str
     """The trace of its publication, 32 hex digits."""
+    everywhere: _builtins.bool
+    """As in ListNodesResponse."""
     @_builtins.property
     def object(self) -> Global___ObjectDelivery:
         """The object's row, if the message was of acknowledged kind and its object is known."""
@@ -943,6 +975,8 @@ class ExplainDeliveryResponse(_message.Message):
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveryEvent]:
         """What happened, oldest first."""
 
+    @_builtins.property
+    def silent(self) -> _containers.RepeatedCompositeFieldContainer[Global___SilentDispatcher]: ...
     def __init__(
         self,
         *,
@@ -953,10 +987,12 @@ class ExplainDeliveryResponse(_message.Message):
         trace_id: _builtins.str = ...,
         object: Global___ObjectDelivery | None = ...,
         events: _abc.Iterable[Global___DeliveryEvent] | None = ...,
+        everywhere: _builtins.bool = ...,
+        silent: _abc.Iterable[Global___SilentDispatcher] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["object", b"object"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "explanation", b"explanation", "message_id", b"message_id", "node_id", b"node_id", "object", b"object", "state", b"state", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "everywhere", b"everywhere", "explanation", b"explanation", "message_id", b"message_id", "node_id", b"node_id", "object", b"object", "silent", b"silent", "state", b"state", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -415,44 +415,122 @@ class LookAtNodesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_IDS_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """At most 1000: a page of DispatcherAdmin.ListNodes."""
+
+    @_builtins.property
+    def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectOfNode]:
+        """At most 1000: a page of DispatcherAdmin.InspectNode or FindObject."""
 
     def __init__(
         self,
         *,
         node_ids: _abc.Iterable[_builtins.str] | None = ...,
+        objects: _abc.Iterable[Global___ObjectOfNode] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_ids", b"node_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_ids", b"node_ids", "objects", b"objects"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LookAtNodesRequest: _TypeAlias = LookAtNodesRequest  # noqa: Y015
 
 @_typing.final
+class ObjectOfNode(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    OBJECT_KEY_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    object_key: _builtins.str
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        object_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "object_key", b"object_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObjectOfNode: _TypeAlias = ObjectOfNode  # noqa: Y015
+
+@_typing.final
 class LookAtNodesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NODES_FIELD_NUMBER: _builtins.int
+    OBJECTS_FIELD_NUMBER: _builtins.int
+    LOOKED_AT_OBJECTS_FIELD_NUMBER: _builtins.int
+    looked_at_objects: _builtins.bool
+    """The objects were looked at. A dispatcher of a release that cannot do that leaves it false."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeLook]:
         """Of those nodes the ones that have a session here, or that something was noted of here."""
+
+    @_builtins.property
+    def objects(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectLook]:
+        """Of those objects the ones whose node has a session here."""
 
     def __init__(
         self,
         *,
         nodes: _abc.Iterable[Global___NodeLook] | None = ...,
+        objects: _abc.Iterable[Global___ObjectLook] | None = ...,
+        looked_at_objects: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["looked_at_objects", b"looked_at_objects", "nodes", b"nodes", "objects", b"objects"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LookAtNodesResponse: _TypeAlias = LookAtNodesResponse  # noqa: Y015
+
+@_typing.final
+class ObjectLook(_message.Message):
+    """The pending message of one object as the called dispatcher has it in its memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    OBJECT_KEY_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    BLOCKED_BY_FIELD_NUMBER: _builtins.int
+    DOUBTFUL_LINKS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    object_key: _builtins.str
+    epoch: _builtins.int
+    """The epoch of the session."""
+    in_flight: _builtins.bool
+    """Written to the present link and not acknowledged."""
+    blocked_by: _builtins.str
+    """The key of an earlier object of the same path that has to be acknowledged first; empty: none."""
+    doubtful_links: _builtins.int
+    """How many links in a row the edge ended, if the node's messages go one at a time for that; else 0."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        object_key: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        in_flight: _builtins.bool = ...,
+        blocked_by: _builtins.str = ...,
+        doubtful_links: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_by", b"blocked_by", "doubtful_links", b"doubtful_links", "epoch", b"epoch", "in_flight", b"in_flight", "node_id", b"node_id", "object_key", b"object_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ObjectLook: _TypeAlias = ObjectLook  # noqa: Y015
 
 @_typing.final
 class NodeLook(_message.Message):

@@ -100,7 +100,8 @@ class PeerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LookAtNodes(self, request, context):
-        """What the called dispatcher alone knows of nodes, for an operator who asked the caller. Changes nothing.
+        """What the called dispatcher alone knows of nodes and of their objects, for an operator who asked the caller.
+        Changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,7 +49,9 @@ class PeerServiceStub:
     DispatcherService.Subscribe; what is not acknowledged when the stream ends goes to another subscriber.
     """
     LookAtNodes: _grpc.UnaryUnaryMultiCallable[_peer_pb2.LookAtNodesRequest, _peer_pb2.LookAtNodesResponse]
-    """What the called dispatcher alone knows of nodes, for an operator who asked the caller. Changes nothing."""
+    """What the called dispatcher alone knows of nodes and of their objects, for an operator who asked the caller.
+    Changes nothing.
+    """
 
 @_typing.type_check_only
 class PeerServiceAsyncStub(PeerServiceStub):
@@ -72,7 +74,9 @@ class PeerServiceAsyncStub(PeerServiceStub):
     DispatcherService.Subscribe; what is not acknowledged when the stream ends goes to another subscriber.
     """
     LookAtNodes: _aio.UnaryUnaryMultiCallable[_peer_pb2.LookAtNodesRequest, _peer_pb2.LookAtNodesResponse]  # type: ignore[assignment]
-    """What the called dispatcher alone knows of nodes, for an operator who asked the caller. Changes nothing."""
+    """What the called dispatcher alone knows of nodes and of their objects, for an operator who asked the caller.
+    Changes nothing.
+    """
 
 class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Between dispatchers; not for other callers. Nothing here is needed for a message's safety: what is lost on
@@ -122,6 +126,8 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _peer_pb2.LookAtNodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.LookAtNodesResponse, _abc.Awaitable[_peer_pb2.LookAtNodesResponse]]:
-        """What the called dispatcher alone knows of nodes, for an operator who asked the caller. Changes nothing."""
+        """What the called dispatcher alone knows of nodes and of their objects, for an operator who asked the caller.
+        Changes nothing.
+        """
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,10 +22,11 @@ from services.dispatcher.explanation import (
     is_acknowledged,
 )
 from services.dispatcher.outbox.contract import NodeFilter, NodeSummary, Outbox
-from services.dispatcher.outbox.records import Event, ObjectRow
-from services.dispatcher.peers.looks import Looks, with_looks
+from services.dispatcher.outbox.records import Event, ObjectRow, RowState
+from services.dispatcher.peers.looks import Looked, Looks, with_looks
 from services.dispatcher.publication import MOST_LIFETIME_MS
 from services.dispatcher.resources import Holder, dispatcher_resources
+from services.dispatcher.standing import Standing, newer, standing_in
 from services.runtime.batching import portions
 from services.runtime.clock import Clock
 from services.runtime.errors import InvalidRequest, NotFound
@@ -129,9 +130,9 @@ class DispatcherAdmin(DispatcherAdminServicer):
         )
         if request.everywhere:
             node_ids = [node.node_id for node in response.nodes]
-            looks, silent = await self._looks.at(node_ids, context.time_remaining())
-            with_looks(response.nodes, looks)
-            response.silent.extend(silent)
+            looked = await self._looks.at(context.time_remaining(), node_ids)
+            with_looks(response.nodes, looked.nodes)
+            response.silent.extend(looked.silent)
         return response
 
     async def InspectNode(self, request: pb.InspectNodeRequest, context: Context) -> pb.InspectNodeResponse:
@@ -148,9 +149,14 @@ class DispatcherAdmin(DispatcherAdminServicer):
             rows = await self._outbox.objects_of(node_id, token, size + 1)
         else:
             rows = await self._outbox.pending(node_id, int(after_seq), size + 1)
+        looked = await self._elsewhere(request.everywhere, context, rows[:size], [node_id])
         # A page has fewer objects where their names are long.
-        objects = next(portions(map(self._object, rows), _size_of, size, MAX_ANSWER_BYTES), [])
-        response = pb.InspectNodeResponse(node=self._node(summary), objects=objects)
+        told = (self._object(row, looked) for row in rows)
+        objects = next(portions(told, _size_of, size, MAX_ANSWER_BYTES), [])
+        response = pb.InspectNodeResponse(
+            node=self._node(summary), objects=objects, everywhere=request.everywhere, silent=looked.silent
+        )
+        with_looks([response.node], looked.nodes)
         if len(rows) > len(objects):
             last = objects[-1]
             response.next_page_token = _token(last.object_key if request.all else str(last.seq))
@@ -169,13 +175,18 @@ class DispatcherAdmin(DispatcherAdminServicer):
             size + 1,
             _stored_name("node_id_prefix", request.node_id_prefix),
         )
+        rows = [row for _, row in found[:size] if row is not None]
+        looked = await self._elsewhere(request.everywhere, context, rows)
         told = (
-            pb.ObjectOnNode(node_id=node_id, object=None if row is None else self._object(row))
+            pb.ObjectOnNode(node_id=node_id, object=None if row is None else self._object(row, looked))
             for node_id, row in found
         )
         nodes = next(portions(told, _size_of, size, MAX_ANSWER_BYTES), [])
         return pb.FindObjectResponse(
-            nodes=nodes, next_page_token=_token(nodes[-1].node_id) if len(found) > len(nodes) else ""
+            nodes=nodes,
+            next_page_token=_token(nodes[-1].node_id) if len(found) > len(nodes) else "",
+            everywhere=request.everywhere,
+            silent=looked.silent,
         )
 
     async def ExplainDelivery(
@@ -194,15 +205,24 @@ class DispatcherAdmin(DispatcherAdminServicer):
         if row is None and not events:
             await self._check_known(node_id)
             raise _unknown_object(node_id, f"message {shown(message_id)}" if message_id else "", key)
+        looked = await self._elsewhere(request.everywhere, context, [] if row is None else [row])
         response = pb.ExplainDeliveryResponse(
-            node_id=node_id, message_id=message_id or (row.message_id if row else "")
+            node_id=node_id,
+            message_id=message_id or (row.message_id if row else ""),
+            everywhere=request.everywhere,
+            silent=looked.silent,
         )
         if row is not None:
-            response.object.CopyFrom(self._object(row))
+            response.object.CopyFrom(self._object(row, looked))
         if row is not None and (not message_id or row.message_id == message_id):
             response.state = response.object.state
             response.trace_id = trace_id_of(row.traceparent)
-            response.explanation = self._explained(row)
+            where = " to any dispatcher that answered" if looked.silent else ""
+            response.explanation = explain_row(
+                row,
+                self._standing(row, looked),
+                where=where if request.everywhere else " to this dispatcher",
+            )
         else:
             response.state, response.explanation = explain_events(events)
         # The newest ones, as far as an answer has room.
@@ -215,25 +235,29 @@ class DispatcherAdmin(DispatcherAdminServicer):
         object's present one. Raises NotFound."""
         row = await self._outbox.find(_node_id(node_id), _stored_name("message_id", message_id), "")
         if row is not None and row.message_id == message_id:
-            return self._object(row).state, self._explained(row)
+            standing = self._standing(row)
+            return delivery_state(row, standing), explain_row(row, standing)
         events = await self._outbox.history(node_id, message_id, "", MOST_EVENTS)
         if row is None and not events:
             await self._check_known(node_id)
             raise _unknown_object(node_id, f"message {shown(message_id)}", "")
         return explain_events(events)
 
-    def _explained(self, row: ObjectRow) -> str:
+    async def _elsewhere(
+        self, everywhere: bool, context: Context, rows: Sequence[ObjectRow], node_ids: Sequence[str] = ()
+    ) -> Looked:
+        """What the other dispatchers know of these nodes, and of what waits for them."""
+        if not everywhere:
+            return Looked()
+        waiting = [(row.node_id, row.key) for row in rows if row.state == RowState.PENDING]
+        return await self._looks.at(context.time_remaining(), node_ids, waiting)
+
+    def _standing(self, row: ObjectRow, looked: Looked | None = None) -> Standing | None:
+        """Of a row's object: that of its node's session here, or with another dispatcher."""
         session = self._delivery.sessions.get(row.node_id)
-        if session is None:
-            return explain_row(row, None, connected=False, blocked_by=None)
-        policy = session.policy
-        return explain_row(
-            row,
-            policy.state_of(row.key),
-            connected=True,
-            blocked_by=policy.blocked_by(row.key),
-            doubtful_links=policy.doubtful_links,
-        )
+        own = standing_in(session.epoch, session.policy, row.key) if session else None
+        other = looked.standings.get((row.node_id, row.key)) if looked else None
+        return newer(own, other) if other else own
 
     async def Redeliver(self, request: pb.RedeliverRequest, context: Context) -> pb.RedeliverResponse:
         """See dispatcher.proto."""
@@ -306,9 +330,7 @@ class DispatcherAdmin(DispatcherAdminServicer):
             last_note=self._delivery.notices.last(node.node_id),
         )
 
-    def _object(self, row: ObjectRow) -> pb.ObjectDelivery:
-        session = self._delivery.sessions.get(row.node_id)
-        present = session.policy.state_of(row.key) if session else None
+    def _object(self, row: ObjectRow, looked: Looked | None = None) -> pb.ObjectDelivery:
         return pb.ObjectDelivery(
             object_key=row.key,
             resource=row.path,
@@ -317,7 +339,7 @@ class DispatcherAdmin(DispatcherAdminServicer):
             version="" if row.version is None else str(row.version),
             floor=str(row.floor),
             acknowledged_version="" if row.acknowledged is None else str(row.acknowledged),
-            state=delivery_state(row, present),
+            state=delivery_state(row, self._standing(row, looked)),
             seq=row.seq,
             unacknowledged_attempts=row.attempts,
             parked_reason=row.reason if row.state == 2 else "",

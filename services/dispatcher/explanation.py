@@ -1,8 +1,8 @@
 """Where a message is and what it waits for, in one sentence. Pure."""
 
 from cloudhub.v1 import dispatcher_pb2 as pb
-from services.dispatcher.entry import Entry, EntryState
 from services.dispatcher.outbox.records import Event, EventKind, ObjectRow, RowState
+from services.dispatcher.standing import Standing
 
 Explained = tuple[pb.DeliveryState.ValueType, str]
 """The state of a message, and one sentence about it."""
@@ -13,24 +13,18 @@ def is_acknowledged(row: ObjectRow) -> bool:
     return row.state == RowState.SETTLED and row.reason == "acknowledged" and row.acknowledged == row.version
 
 
-def delivery_state(row: ObjectRow, present: EntryState | None) -> pb.DeliveryState.ValueType:
-    """The state of a row's current message; `present` is its state in a live session."""
+def delivery_state(row: ObjectRow, standing: Standing | None) -> pb.DeliveryState.ValueType:
+    """The state of a row's current message."""
     if row.state == RowState.PARKED:
         return pb.DELIVERY_STATE_PARKED
     if row.state == RowState.PENDING:
-        return pb.DELIVERY_STATE_IN_FLIGHT if present == EntryState.IN_FLIGHT else pb.DELIVERY_STATE_PENDING
+        in_flight = standing is not None and standing.in_flight
+        return pb.DELIVERY_STATE_IN_FLIGHT if in_flight else pb.DELIVERY_STATE_PENDING
     return pb.DELIVERY_STATE_ACKNOWLEDGED if row.reason == "acknowledged" else pb.DELIVERY_STATE_ENDED
 
 
-def explain_row(
-    row: ObjectRow,
-    present: EntryState | None,
-    connected: bool,
-    blocked_by: Entry | None,
-    doubtful_links: int = 0,
-) -> str:
-    """About the object's current message. `doubtful_links` says after how many links that the edge ended its
-    messages go one at a time."""
+def explain_row(row: ObjectRow, standing: Standing | None, *, where: str = " to this dispatcher") -> str:
+    """About the object's current message. `where` its node is not connected, if it has no standing."""
     if row.state == RowState.SETTLED:
         if row.reason == "acknowledged":
             return "The node acknowledged it; nothing newer is pending."
@@ -41,22 +35,22 @@ def explain_row(
         return (
             f"Parked: {row.reason}. It waits for a newer version, an equal publish, Redeliver or its expiry."
         )
-    if not connected:
-        return "Pending: the node is not connected to this dispatcher; it is sent when the node comes back."
-    if present == EntryState.IN_FLIGHT:
+    if standing is None:
+        return f"Pending: the node is not connected{where}; it is sent when the node comes back."
+    if standing.in_flight:
         return (
             "In flight: sent over the present link; "
             f"{row.attempts} intervals without an acknowledgement so far."
         )
-    if doubtful_links:
+    if standing.doubtful_links:
         return (
-            f"Pending: the edge ended {doubtful_links} links in a row with a message unanswered, "
+            f"Pending: the edge ended {standing.doubtful_links} links in a row with a message unanswered, "
             "so messages go one at a time until it is known which one it was."
         )
-    if blocked_by is not None:
+    if standing.blocked_by:
         return (
-            f"Pending: an earlier object of the same path ({blocked_by.key}) has to be acknowledged first, "
-            "since an edge deletes by path."
+            f"Pending: an earlier object of the same path ({standing.blocked_by}) has to be acknowledged "
+            "first, since an edge deletes by path."
         )
     return "Pending: the node is connected; it waits for its turn in the node's window."
 

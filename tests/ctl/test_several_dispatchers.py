@@ -1,10 +1,16 @@
 """Whom `nodes` asks where several dispatchers are given, and what it makes of the answers: `ctl.hub`."""
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from cloudhub.v1.dispatcher_pb2 import NodeDelivery, SilentDispatcher
+from cloudhub.v1.dispatcher_pb2 import (
+    InspectNodeRequest,
+    InspectNodeResponse,
+    NodeDelivery,
+    SilentDispatcher,
+)
 from ctl.hub import Access, Hub
 from ctl.processes import Dispatcher, NodesFound, merged
 
@@ -25,6 +31,14 @@ class One:
         nodes = [NodeDelivery(node_id=one, connected=one == self.here) for one in ("a", "b")]
         silent = [SilentDispatcher(dispatcher_id=one, name=one, address=f"{one}:1") for one in self.silent]
         return NodesFound(nodes, silent if everywhere else [], everywhere and not self.old)
+
+    async def call(self, _: object, request: InspectNodeRequest) -> InspectNodeResponse:
+        """See Dispatcher."""
+        node = NodeDelivery(node_id=request.node_id, connected=request.node_id == self.here)
+        silent = [SilentDispatcher(dispatcher_id=one, name=one, address=f"{one}:1") for one in self.silent]
+        return InspectNodeResponse(node=node, everywhere=not self.old, silent=silent)
+
+    admin = SimpleNamespace(InspectNode=None)
 
 
 def hub_of(*dispatchers: One) -> Hub:
@@ -75,3 +89,39 @@ def test_of_several_answers_the_holder_knows_what_is_in_flight() -> None:
         node("a", connected=True, in_flight=3, last_note="noted: y"),
         node("b", connected=True, in_flight=1, last_note="old: x"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("first", "node", "answered_by", "told"),
+    [
+        (One("a"), "b", "a", ""),
+        (One("a", ("b",)), "b", "b", "b:1 did not answer the dispatcher at a:50051 ()\n"),
+        (One("a", ("b",)), "a", "a", "(); what is in flight there is not known\n"),
+        (One("a", ("c",)), "c", "a", "(); what is in flight there is not known\n"),
+        (One("a", old=True), "b", "b", ""),
+        (One("a", old=True), "c", "a", ""),
+    ],
+    ids=[
+        "all answered",
+        "the holder was silent",
+        "another was silent",
+        "one that is not given was silent",
+        "of an older release",
+        "nobody holds it",
+    ],
+)
+async def test_about_a_node_its_holder_is_asked_where_the_first_could_not_ask_it(
+    first: One, node: str, answered_by: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = hub_of(first, One("b"))
+
+    async def ask(one: Any) -> list[InspectNodeResponse]:
+        answer: InspectNodeResponse = await one.call(None, InspectNodeRequest(node_id=node))
+        answer.next_page_token = one.here
+        return [answer]
+
+    (page,) = await hub.everywhere(node, ask)
+    assert page.next_page_token == answered_by
+    said = capsys.readouterr().err
+    assert said.endswith(told)
+    assert bool(said) == bool(told)

@@ -43,7 +43,7 @@ async def refused(half: DeliveryHalf, message_id: str) -> None:
     await half.settled()
 
 
-async def explain(half: DeliveryHalf, **named: str) -> pb.ExplainDeliveryResponse:
+async def explain(half: DeliveryHalf, **named: Any) -> pb.ExplainDeliveryResponse:
     return await half.admin.ExplainDelivery(pb.ExplainDeliveryRequest(node_id=NODE, **named), NO_CONTEXT)
 
 

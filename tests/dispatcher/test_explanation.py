@@ -3,7 +3,6 @@
 import pytest
 
 from cloudhub.v1 import dispatcher_pb2 as pb
-from services.dispatcher.entry import Entry, EntryState
 from services.dispatcher.explanation import (
     delivery_state,
     event_kind_name,
@@ -11,6 +10,10 @@ from services.dispatcher.explanation import (
     explain_row,
 )
 from services.dispatcher.outbox.records import Event, EventKind, ObjectRow, RowState
+from services.dispatcher.standing import Standing
+
+HERE = Standing(epoch=1)
+SENT = Standing(epoch=1, in_flight=True)
 
 
 def row(
@@ -20,48 +23,52 @@ def row(
 
 
 @pytest.mark.parametrize(
-    ("what", "present", "expected"),
+    ("what", "standing", "expected"),
     [
         (row(RowState.PARKED), None, pb.DELIVERY_STATE_PARKED),
-        (row(RowState.PARKED), EntryState.PARKED, pb.DELIVERY_STATE_PARKED),
+        (row(RowState.PARKED), SENT, pb.DELIVERY_STATE_PARKED),
         (row(), None, pb.DELIVERY_STATE_PENDING),
-        (row(), EntryState.READY, pb.DELIVERY_STATE_PENDING),
-        (row(), EntryState.FETCHING, pb.DELIVERY_STATE_PENDING),
-        (row(), EntryState.IN_FLIGHT, pb.DELIVERY_STATE_IN_FLIGHT),
+        (row(), HERE, pb.DELIVERY_STATE_PENDING),
+        (row(), SENT, pb.DELIVERY_STATE_IN_FLIGHT),
         (row(RowState.SETTLED, "acknowledged"), None, pb.DELIVERY_STATE_ACKNOWLEDGED),
         (row(RowState.SETTLED, "expired"), None, pb.DELIVERY_STATE_ENDED),
         (row(RowState.SETTLED), None, pb.DELIVERY_STATE_ENDED),
     ],
 )
 def test_the_state_joins_row_and_session(
-    what: ObjectRow, present: EntryState | None, expected: pb.DeliveryState.ValueType
+    what: ObjectRow, standing: Standing | None, expected: pb.DeliveryState.ValueType
 ) -> None:
-    assert delivery_state(what, present) == expected
+    assert delivery_state(what, standing) == expected
 
 
 @pytest.mark.parametrize(
-    ("what", "present", "connected", "blocker", "words"),
+    ("what", "standing", "words"),
     [
-        (row(RowState.SETTLED, "acknowledged"), None, True, None, ["acknowledged it", "nothing newer"]),
-        (row(RowState.SETTLED, "expired"), None, True, None, ["without an acknowledgement", "expired"]),
-        (row(RowState.SETTLED), None, True, None, ["unknown"]),
+        (row(RowState.SETTLED, "acknowledged"), HERE, ["acknowledged it", "nothing newer"]),
+        (row(RowState.SETTLED, "expired"), HERE, ["without an acknowledgement", "expired"]),
+        (row(RowState.SETTLED), HERE, ["unknown"]),
         (
-            *(row(RowState.SETTLED, "replaced at its path by u2 version 6", deleted=True), None, True, None),
+            *(row(RowState.SETTLED, "replaced at its path by u2 version 6", deleted=True), HERE),
             ["replaced at its path by u2 version 6", "one object per path"],
         ),
-        (row(RowState.PARKED, "no space"), None, False, None, ["Parked: no space", "Redeliver"]),
-        (row(), None, False, None, ["not connected"]),
-        (row(attempts=3), EntryState.IN_FLIGHT, True, None, ["In flight", "3 intervals"]),
-        (row(), EntryState.READY, True, Entry("u0", 1, "m0"), ["earlier object", "(u0)"]),
-        (row(), EntryState.READY, True, None, ["waits for its turn"]),
+        (row(RowState.PARKED, "no space"), None, ["Parked: no space", "Redeliver"]),
+        (row(), None, ["not connected to this dispatcher"]),
+        (row(attempts=3), SENT, ["In flight", "3 intervals"]),
+        (row(), Standing(1, blocked_by="u0"), ["earlier object", "(u0)"]),
+        (row(), Standing(1, doubtful_links=3), ["ended 3 links in a row", "one at a time"]),
+        (row(), HERE, ["waits for its turn"]),
     ],
 )
 def test_a_row_is_explained_in_a_sentence(
-    what: ObjectRow, present: EntryState | None, connected: bool, blocker: Entry | None, words: list[str]
+    what: ObjectRow, standing: Standing | None, words: list[str]
 ) -> None:
-    text = explain_row(what, present, connected, blocker)
+    text = explain_row(what, standing)
     assert all(word in text for word in words), text
     assert text.endswith(".")
+
+
+def test_a_node_that_is_away_is_so_wherever_one_looked() -> None:
+    assert "not connected anywhere;" in explain_row(row(), None, where=" anywhere")
 
 
 def event(kind: EventKind, reason: str = "") -> Event:

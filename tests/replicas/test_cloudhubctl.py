@@ -4,8 +4,10 @@ import asyncio
 import json
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,6 +99,48 @@ async def test_nodes_are_told_whole_by_way_of_one_dispatcher(
         assert hub[0].metric("peers_looks_total", outcome="silent") == 1
         assert hub[0].metric("peers_looks_total", outcome="answered") == 2
         assert hub[1].metric("peers_looks_total", outcome="answered") == 0
+
+
+async def test_what_is_in_flight_is_told_by_way_of_one_dispatcher(
+    tmp_path: Path, databases: Databases, authority: TestAuthority
+) -> None:
+    """C43: `inspect`, `explain` and `object`, as a user types them; the second dispatcher is not known to the
+    command. A dead one is named beside the answer."""
+    async with running_replicas(tmp_path, databases, authority) as hub, hub[1].edge("edge-b") as edge:
+        await hub[0].accept(request("edge-b"))
+        await edge.next()  # and does not acknowledge it
+        nowhere = DispatcherPeer(dispatcher_id="d-gone", name="gone", address=f"{HOST}:1")
+        own = [replica.app.peers.own for replica in hub.all]
+        for listed in (own, [*own, nowhere]):
+
+            async def asked(*command: str, listed: Sequence[DispatcherPeer] = listed) -> tuple[Any, str]:
+                hub[0].app.peers.seen(listed)  # until sessions says again who is there
+                return await said(hub, *command)
+
+            inspected, warned = await asked("inspect", "edge-b")
+            assert [one["state"] for one in inspected["objects"]] == ["DELIVERY_STATE_IN_FLIGHT"]
+            assert (inspected["node"]["connected"], inspected["node"]["in_flight"]) == (True, 1)
+            assert ("dispatcher gone at 127.0.0.1:1 did not answer" in warned) == (nowhere in listed)
+            explained, _ = await asked("explain", "edge-b", "uid-cm1")
+            assert (explained["state"], explained["everywhere"]) == ("DELIVERY_STATE_IN_FLIGHT", True)
+            assert "In flight: sent over the present link" in explained["explanation"]
+            assert [one["name"] for one in explained["silent"]] == ["gone"] * (nowhere in listed)
+            (found,), _ = await asked("object", "default/configmap/cm1")
+            assert (found["node_id"], found["object"]["state"]) == ("edge-b", "DELIVERY_STATE_IN_FLIGHT")
+
+
+async def said(hub: Replicas, *command: str) -> tuple[Any, str]:
+    """What a command answers by way of the first dispatcher alone, and what it tells beside."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "ctl", "--dispatcher", only_first(hub).dispatcher, *command, "-o", "json"),
+        cwd=ROOT,
+        env=clean_environment(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0, err.decode()
+    return json.loads(out), err.decode()
 
 
 async def test_a_dispatcher_that_is_silent_costs_no_more_than_its_time(

@@ -1,6 +1,6 @@
 """PeerService: what other dispatchers ask of this one."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import grpc
@@ -15,10 +15,11 @@ from services.dispatcher.delivery import Delivery
 from services.dispatcher.outbox.records import ObjectRow, RowState
 from services.dispatcher.peers.directory import Peers
 from services.dispatcher.peers.forward_intake import ForwardIntake
-from services.dispatcher.peers.looks import MAX_NODES
+from services.dispatcher.peers.looks import MAX_NODES, MAX_OBJECTS
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.publication import parse_version
 from services.dispatcher.sizes import MAX_BODY_BYTES, check_number, too_large
+from services.dispatcher.standing import standing_in
 from services.dispatcher.upstream.subscriptions import check_acknowledged, check_modules, serve_deliveries
 from services.dispatcher.upstream.upstream import Upstream
 from services.runtime.errors import InvalidRequest
@@ -98,6 +99,24 @@ def look_at(delivery: Delivery, node_id: str) -> peer_pb2.NodeLook:
     )
 
 
+def looks_at_objects(
+    delivery: Delivery, objects: Iterable[peer_pb2.ObjectOfNode]
+) -> Iterator[peer_pb2.ObjectLook]:
+    """How those among the objects stand whose node has a session in this process."""
+    for one in objects:
+        session = delivery.sessions.get(one.node_id)
+        if session is not None and session.active:
+            standing = standing_in(session.epoch, session.policy, one.object_key)
+            yield peer_pb2.ObjectLook(
+                node_id=one.node_id,
+                object_key=one.object_key,
+                epoch=standing.epoch,
+                in_flight=standing.in_flight,
+                blocked_by=standing.blocked_by,
+                doubtful_links=standing.doubtful_links,
+            )
+
+
 def _check_caller(wanted: peer_pb2.RelaySubscription) -> None:
     """The first request of a stream says which dispatcher calls; it is called back."""
     for field, fault in (
@@ -175,8 +194,14 @@ class PeerServicer(PeerServiceServicer):
         """See peer.proto."""
         if len(request.node_ids) > MAX_NODES:
             raise InvalidRequest("node_ids", f"{len(request.node_ids)} in one request; at most {MAX_NODES}")
+        if len(request.objects) > MAX_OBJECTS:
+            raise InvalidRequest("objects", f"{len(request.objects)} in one request; at most {MAX_OBJECTS}")
         looks = (look_at(self._delivery, node_id) for node_id in request.node_ids)
-        return peer_pb2.LookAtNodesResponse(nodes=[one for one in looks if one.connected or one.last_note])
+        return peer_pb2.LookAtNodesResponse(
+            nodes=[one for one in looks if one.connected or one.last_note],
+            objects=looks_at_objects(self._delivery, request.objects),
+            looked_at_objects=True,
+        )
 
     async def Relay(
         self, request_iterator: AsyncIterator[peer_pb2.RelayRequest], context: Context

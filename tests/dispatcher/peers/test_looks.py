@@ -10,18 +10,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from cloudhub.v1.dispatcher_pb2 import ListNodesRequest, NodeDelivery
-from cloudhub.v1.peer_pb2 import LookAtNodesRequest, LookAtNodesResponse, NodeLook
+from cloudhub.v1.dispatcher_pb2 import (
+    DELIVERY_STATE_IN_FLIGHT,
+    DELIVERY_STATE_PENDING,
+    ExplainDeliveryRequest,
+    FindObjectRequest,
+    InspectNodeRequest,
+    ListNodesRequest,
+    NodeDelivery,
+)
+from cloudhub.v1.peer_pb2 import (
+    LookAtNodesRequest,
+    LookAtNodesResponse,
+    NodeLook,
+    ObjectLook,
+    ObjectOfNode,
+)
 from cloudhub.v1.sessions_pb2 import DispatcherPeer
 from services.dispatcher.node_notices import Notice
 from services.dispatcher.peers import looks as module
-from services.dispatcher.peers.looks import MAX_NODES, Looks, with_looks
+from services.dispatcher.peers.looks import MAX_NODES, MAX_OBJECTS, Looked, Looks, with_looks
 from services.dispatcher.peers.metrics import PeerMetrics
 from services.dispatcher.peers.peer import CALL_SECONDS, Peer
 from services.dispatcher.peers.servicer import PeerServicer
 from services.dispatcher.policy import PolicySettings
+from services.dispatcher.standing import Standing
 from services.runtime.errors import InvalidRequest
-from tests.support.dispatcher import running_delivery_half
+from tests.support.dispatcher import DeliveryHalf, request, running_delivery_half
 
 NOTHING: Any = None
 
@@ -29,8 +44,16 @@ NOTHING: Any = None
 class Stub:
     """Another dispatcher; one that is `silent` takes the whole time that it has."""
 
-    def __init__(self, *nodes: NodeLook, silent: bool = False) -> None:
+    def __init__(
+        self,
+        *nodes: NodeLook,
+        objects: Sequence[ObjectLook] = (),
+        silent: bool = False,
+        tells_of_objects: bool = True,
+    ) -> None:
         self.nodes = nodes
+        self.objects = objects
+        self.tells_of_objects = tells_of_objects
         self.silent = silent
         self.asked: list[tuple[LookAtNodesRequest, float]] = []
 
@@ -39,7 +62,9 @@ class Stub:
         self.asked.append((request, timeout))
         if self.silent:
             raise deadline_exceeded()
-        return LookAtNodesResponse(nodes=self.nodes)
+        return LookAtNodesResponse(
+            nodes=self.nodes, objects=self.objects, looked_at_objects=self.tells_of_objects
+        )
 
 
 def deadline_exceeded() -> grpc.aio.AioRpcError:
@@ -102,14 +127,14 @@ async def test_a_silent_dispatcher_is_named_and_the_others_have_answered() -> No
     good = Stub(NodeLook(node_id="n1", connected=True, epoch=1))
     peers = [peer("d1", Stub(silent=True)), peer("d2", good), peer("d3", None)]
     asked, registry = looks_at(peers, ["d4"])
-    looks, silent = await asked.at(["n1", "n2"], None)
-    assert [one.node_id for one in looks] == ["n1"]
-    assert [(one.dispatcher_id, one.address) for one in silent] == [
+    looked = await asked.at(None, ["n1", "n2"])
+    assert [one.node_id for one in looked.nodes] == ["n1"]
+    assert [(one.dispatcher_id, one.address) for one in looked.silent] == [
         ("d1", "d1:50051"),
         ("d3", "d3:50051"),
         ("d4", ""),
     ]
-    assert [one.reason for one in silent] == [
+    assert [one.reason for one in looked.silent] == [
         "no answer within 2 s",
         "it has only just come",
         "its address may not be dialled",
@@ -125,7 +150,7 @@ async def test_a_silent_dispatcher_is_named_and_the_others_have_answered() -> No
 )
 async def test_the_answer_is_there_before_whoever_asked_gives_up(left: float | None, seconds: float) -> None:
     stub = Stub()
-    await looks_at([peer("d1", stub)])[0].at(["n"], left)
+    await looks_at([peer("d1", stub)])[0].at(left, ["n"])
     assert stub.asked[0][1] == seconds
 
 
@@ -136,9 +161,9 @@ async def test_a_call_asks_so_many_dispatchers_and_the_others_are_named(
     monkeypatch.setattr(module, "MAX_PEERS_ASKED", 2)
     stubs = [Stub() for _ in range(4)]
     asked, registry = looks_at([peer(f"d{number}", stub) for number, stub in enumerate(stubs)])
-    for _, silent in await asyncio.gather(asked.at(["n"], None), asked.at(["bystander"], None)):
-        assert [one.dispatcher_id for one in silent] == ["d2", "d3"]
-        assert "asks 2 dispatchers at most" in silent[0].reason
+    for looked in await asyncio.gather(asked.at(None, ["n"]), asked.at(None, ["bystander"])):
+        assert [one.dispatcher_id for one in looked.silent] == ["d2", "d3"]
+        assert "asks 2 dispatchers at most" in looked.silent[0].reason
     assert [len(stub.asked) for stub in stubs] == [2, 2, 0, 0]
     assert counted(registry, "not_asked") == 4
 
@@ -162,6 +187,87 @@ async def test_what_is_told_of_nodes_and_of_so_many_at_once() -> None:
         assert "at most 1000" in refused.value.detail
 
 
+async def test_what_is_told_of_objects_and_of_so_many_at_once() -> None:
+    """Of an object whose node has no session here, nothing: another dispatcher may have it."""
+    async with running_delivery_half(PolicySettings(window_messages=1)) as half:
+        await half.connect("edge-1", epoch=5)
+        await published(half, "edge-1", "a", "b")
+        servicer = PeerServicer(half.delivery, *(NOTHING,) * 4)
+        names = [("edge-1", "a"), ("edge-1", "b"), ("edge-2", "a")]
+        asked = [ObjectOfNode(node_id=node_id, object_key=key) for node_id, key in names]
+        answer = await servicer.LookAtNodes(LookAtNodesRequest(objects=asked), NOTHING)
+        assert list(answer.objects) == [
+            ObjectLook(node_id="edge-1", object_key="a", epoch=5, in_flight=True),
+            ObjectLook(node_id="edge-1", object_key="b", epoch=5),
+        ]
+        many = [ObjectOfNode(node_id="edge-2", object_key=str(number)) for number in range(MAX_OBJECTS)]
+        assert not (await servicer.LookAtNodes(LookAtNodesRequest(objects=many), NOTHING)).objects
+        with pytest.raises(InvalidRequest) as refused:
+            await servicer.LookAtNodes(LookAtNodesRequest(objects=[*many, *asked]), NOTHING)
+        assert "at most 1000" in refused.value.detail
+
+
+async def test_the_newest_session_tells_how_an_object_stands() -> None:
+    """Nothing is asked about nothing."""
+    old = ObjectLook(node_id="n", object_key="a", epoch=2, blocked_by="z", doubtful_links=3)
+    new = ObjectLook(node_id="n", object_key="a", epoch=7, in_flight=True)
+    stubs = [Stub(objects=[new]), Stub(objects=[old])]
+    asked, _ = looks_at([peer(f"d{number}", stub) for number, stub in enumerate(stubs)])
+    looked = await asked.at(None, objects=[("n", "a")])
+    assert looked.standings == {("n", "a"): Standing(7, in_flight=True)}
+    assert [list(stub.asked[0][0].objects) for stub in stubs] == [
+        [ObjectOfNode(node_id="n", object_key="a")]
+    ] * 2
+    assert await asked.at(None) == Looked()
+    assert [len(stub.asked) for stub in stubs] == [1, 1]
+
+
+async def test_a_dispatcher_of_an_older_release_is_named_where_objects_are_asked_for() -> None:
+    """While releases are mixed an answer does not pass for the whole one; what it tells of nodes counts."""
+    old = Stub(NodeLook(node_id="n", connected=True, epoch=3, in_flight=1), tells_of_objects=False)
+    asked, registry = looks_at([peer("d1", old)])
+    looked = await asked.at(None, ["n"], [("n", "a")])
+    assert [one.epoch for one in looked.nodes] == [3]
+    assert [(one.name, one.reason) for one in looked.silent] == [
+        ("d1", "it is of an older release, which does not tell of objects")
+    ]
+    assert not (await asked.at(None, ["n"])).silent
+    assert counted(registry, "answered") == 2
+
+
+async def test_one_that_was_silent_is_spared_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of many pages waits for it once. One that was refused at once, or did not come to answer before
+    the caller gave up, is asked again."""
+    slow, quick = Stub(silent=True), Stub(silent=True)
+    asked, _ = looks_at([peer("d1", slow), peer("d2", quick)])
+    look = slow.LookAtNodes
+
+    async def late(request: LookAtNodesRequest, timeout: float) -> LookAtNodesResponse:
+        await asyncio.sleep(0.05)
+        return await look(request, timeout)
+
+    monkeypatch.setattr(slow, "LookAtNodes", late)
+    monkeypatch.setattr(module, "SLOW_SECONDS", 0.04)
+    monkeypatch.setattr(module, "SPARED_SECONDS", 0.2)
+    for _ in range(2):
+        told = (await asked.at(None, ["n"])).silent
+        assert [(one.name, one.reason) for one in told] == [
+            ("d1", "no answer within 2 s"),
+            ("d2", "no answer within 2 s"),
+        ]
+    assert (len(slow.asked), len(quick.asked)) == (1, 2)
+    await asyncio.sleep(0.25)
+    await asked.at(None, ["n"])
+    assert len(slow.asked) == 2
+
+
+async def published(half: DeliveryHalf, node_id: str, *keys: str) -> None:
+    """An object of each key."""
+    for key in keys:
+        content = f'{{"metadata":{{"uid":"{key}"}}}}'.encode()
+        await half.publish(request(node_id, content=content, resource=f"default/pod/{key}"))
+
+
 class Context:
     """Of a call that has so long left."""
 
@@ -183,3 +289,51 @@ async def test_nodes_are_listed_with_what_is_known_elsewhere_only_if_that_is_wan
     assert [(one.epoch, one.in_flight) for one in together.nodes] == [(9, 4)]
     assert (together.everywhere, [one.name for one in together.silent]) == (True, ["d2"])
     assert len(stub.asked) == 1
+
+
+async def test_what_waits_for_a_node_of_another_dispatcher_is_told_only_if_that_is_wanted() -> None:
+    """C43: what is in flight there, the same three questions tell as its own dispatcher does."""
+    async with running_delivery_half(PolicySettings()) as half:
+        await half.connect("edge-here")
+        await published(half, "edge-here", "a", "own")
+        await published(half, "edge-there", "a", "b")
+        stub = Stub(
+            NodeLook(node_id="edge-there", connected=True, epoch=9, in_flight=1),
+            objects=[ObjectLook(node_id="edge-there", object_key="a", epoch=9, in_flight=True)],
+        )
+        half.admin._looks = looks_at([peer("d1", stub), peer("d2", Stub(silent=True))])[0]
+        context, admin = cast("Any", Context()), half.admin
+        there: Any = {"node_id": "edge-there"}
+        alone = await admin.InspectNode(InspectNodeRequest(**there), context)
+        inspected = await admin.InspectNode(InspectNodeRequest(**there, everywhere=True), context)
+        apart = await admin.ExplainDelivery(ExplainDeliveryRequest(**there, object_key="a"), context)
+        explained, waiting = [
+            await admin.ExplainDelivery(
+                ExplainDeliveryRequest(**there, object_key=key, everywhere=True), context
+            )
+            for key in ("a", "b")
+        ]
+        found = await admin.FindObject(FindObjectRequest(object="a", everywhere=True), context)
+        questions = len(stub.asked)
+        of_own = await admin.ExplainDelivery(
+            ExplainDeliveryRequest(node_id="edge-here", object_key="own", everywhere=True), context
+        )
+    assert not alone.everywhere
+    assert not alone.silent
+    assert [one.state for one in alone.objects] == [DELIVERY_STATE_PENDING] * 2
+    assert "not connected to this dispatcher" in apart.explanation
+    assert (inspected.node.connected, inspected.node.epoch, inspected.node.in_flight) == (True, 9, 1)
+    assert [one.state for one in inspected.objects] == [DELIVERY_STATE_IN_FLIGHT, DELIVERY_STATE_PENDING]
+    assert (explained.state, waiting.state) == (DELIVERY_STATE_IN_FLIGHT, DELIVERY_STATE_PENDING)
+    assert "In flight" in explained.explanation
+    assert "not connected to any dispatcher that answered" in waiting.explanation
+    assert [(one.node_id, one.object.state) for one in found.nodes] == [
+        ("edge-here", DELIVERY_STATE_IN_FLIGHT),
+        ("edge-there", DELIVERY_STATE_IN_FLIGHT),
+    ]
+    for answer in (inspected, explained, found):
+        assert answer.everywhere
+        assert [one.name for one in answer.silent] == ["d2"]
+    # Its own session may have moved while it stood still: the others are asked about its nodes too.
+    assert (of_own.state, len(stub.asked)) == (DELIVERY_STATE_IN_FLIGHT, questions + 1)
+    assert {one.node_id for one in stub.asked[questions - 1][0].objects} == {"edge-here", "edge-there"}
