@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -49,6 +49,8 @@ _log = get_log(__name__)
 # Outcomes that make a publish a large one: it lets others have their turn while it is checked and stored.
 LARGE_OUTCOMES = 1024
 MAX_NODES_PER_TURN = 256
+# Unspecified: nothing was done about it before its caller left.
+_NOT_TURNED_DOWN = frozenset({pb.OUTCOME_ACCEPTED, pb.OUTCOME_UNSPECIFIED})
 # NO-ACK messages given to another dispatcher at once.
 MAX_DIRECT_PER_CALL = 256
 MAX_DIRECT_BYTES_PER_CALL = 4 * 1024 * 1024
@@ -107,6 +109,10 @@ class _Work:
     forwards: defaultdict[str, list[tuple[_Request, pb.NodeOutcome]]] = field(
         default_factory=lambda: defaultdict(list)
     )
+    # Done when the store has answered everything; None before it was asked.
+    stored: asyncio.Future[None] | None = None
+    # The store's answers, by the place of their slots, that were not handled as they came.
+    untold: deque[tuple[int, StoreAnswer]] = field(default_factory=deque)
 
 
 class Publishing:
@@ -161,25 +167,29 @@ class Publishing:
         fences = await self._deletion.end_sessions(requests) if deletes_nodes else None
         work.at_ms = self._clock.wall_ms()
         is_large = sum(len(request.node_ids) for request in requests) > LARGE_OUTCOMES
-        for request in requests:
-            self._prepare(work, request, traceparent, fences)
-            if not is_large:
-                self._address_all(work, work.requests[-1], request.node_ids)
-                continue
-            for start in range(0, len(request.node_ids), MAX_NODES_PER_TURN):
-                node_ids = request.node_ids[start : start + MAX_NODES_PER_TURN]
-                self._address_all(work, work.requests[-1], node_ids)
-                await asyncio.sleep(0)
-        if work.lookups:
-            await self._look_up(work)
-        if work.forwards:
-            async with asyncio.TaskGroup() as group:
-                for dispatcher_id, slots in work.forwards.items():
-                    group.create_task(self._forward(dispatcher_id, slots), name="forward")
-                if work.ops:
-                    await self._store(work)
-        elif work.ops:
-            await self._store(work)
+        try:
+            for request in requests:
+                self._prepare(work, request, traceparent, fences)
+                if not is_large:
+                    self._address_all(work, work.requests[-1], request.node_ids)
+                    continue
+                for start in range(0, len(request.node_ids), MAX_NODES_PER_TURN):
+                    node_ids = request.node_ids[start : start + MAX_NODES_PER_TURN]
+                    self._address_all(work, work.requests[-1], node_ids)
+                    await asyncio.sleep(0)
+            if work.lookups:
+                await self._look_up(work)
+            if work.forwards:
+                async with asyncio.TaskGroup() as group:
+                    for dispatcher_id, slots in work.forwards.items():
+                        group.create_task(self._forward(dispatcher_id, slots), name="forward")
+                    if work.ops:
+                        await self._store(work)
+            elif work.ops:
+                await self._store(work)
+        except asyncio.CancelledError:
+            self._leave(work)
+            raise
         responses = [self._finish(request) for request in work.requests]
         self._count(responses)
         if is_large:
@@ -348,20 +358,19 @@ class Publishing:
 
     async def _store(self, work: _Work) -> None:
         started_ns = time.time_ns()
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         left = len(work.slots)
         is_large = left > LARGE_OUTCOMES
-        untold: list[tuple[int, StoreAnswer]] = []
 
         def answered(place: int, answer: StoreAnswer) -> None:
             nonlocal left
             left -= 1
             if is_large:
-                untold.append((place, answer))
+                work.untold.append((place, answer))
             else:
                 self._settle(*work.slots[place], answer, started_ns)
-            if not left and not future.done():
-                future.set_result(None)
+            if not left:
+                stored.set_result(None)
 
         try:
             self._submit(work.ops, answered)
@@ -370,20 +379,18 @@ class Publishing:
                 if outcome.outcome == pb.OUTCOME_UNSPECIFIED:
                     unavailable(outcome, error)
             return
-        await future
-        for number, (place, answer) in enumerate(untold, 1):
+        work.stored = stored
+        await asyncio.shield(stored)  # which is not the caller's alone: see _leave
+        while work.untold:
+            place, answer = work.untold.popleft()
             self._settle(*work.slots[place], answer, started_ns)
-            if not number % MAX_NODES_PER_TURN:
+            if not len(work.untold) % MAX_NODES_PER_TURN:
                 await asyncio.sleep(0)
 
     def _settle(self, item: _Request, outcome: pb.NodeOutcome, result: StoreAnswer, started_ns: int) -> None:
         """What the store said, for the caller; and the hand-over to the node's session."""
-        if outcome.outcome != pb.OUTCOME_UNSPECIFIED:
-            return  # a refusal that was only noted
-        if isinstance(result, pb.NodeOutcome):
-            outcome.MergeFrom(result)
+        if not _tell(outcome, result):
             return
-        tell(outcome, result)
         if isinstance(result, (Accepted, Duplicate)):
             if item.span is not None and isinstance(result, Accepted):
                 trace_write(self._tracing, traceparent_of(item.span), result.row, started_ns)
@@ -398,6 +405,20 @@ class Publishing:
 
     # -- answering ---------------------------------------------------------------------------------
 
+    def _leave(self, work: _Work) -> None:
+        """The caller is gone. What the store was asked is done all the same: all counts, and traces end. Who
+        sends to the nodes of a large publish finds by itself what is new."""
+
+        def told(_: object = None) -> None:
+            for place, answer in work.untold:
+                _tell(work.slots[place][1], answer)
+            self._count([self._finish(request) for request in work.requests])
+
+        if work.stored is None:
+            told()
+        else:
+            work.stored.add_done_callback(told)
+
     def _count(self, responses: list[pb.PublishResponse]) -> None:
         told: Counter[tuple[pb.Outcome.ValueType, str]] = Counter()
         accepted = 0
@@ -406,7 +427,7 @@ class Publishing:
                 outcome = one.outcome
                 if outcome == pb.OUTCOME_ACCEPTED:  # the rule; it has no reason
                     accepted += 1
-                else:
+                elif outcome != pb.OUTCOME_UNSPECIFIED:
                     told[outcome, one.reason] += 1
         if accepted:
             told[pb.OUTCOME_ACCEPTED, ""] = accepted
@@ -418,7 +439,7 @@ class Publishing:
         if item.span is not None:
             if item.span.is_recording():
                 item.response.trace_id = f"{item.span.get_span_context().trace_id:032x}"
-                turned_down = [one for one in item.response.outcomes if one.outcome != pb.OUTCOME_ACCEPTED]
+                turned_down = [one for one in item.response.outcomes if one.outcome not in _NOT_TURNED_DOWN]
                 reasons = sorted({one.reason for one in turned_down})
                 item.span.set_attribute("cloudhub.reasons", reasons)
                 if len(reasons) == 1:
@@ -431,6 +452,17 @@ class Publishing:
             # A moment: what comes after days stands below it (runtime.tracing.ORIGIN_NS).
             item.span.end(item.started_ns + ORIGIN_NS)
         return item.response
+
+
+def _tell(outcome: pb.NodeOutcome, answer: StoreAnswer) -> bool:
+    """Fills in a node's outcome; False if it was known, as of a refusal that was only noted."""
+    if outcome.outcome != pb.OUTCOME_UNSPECIFIED:
+        return False
+    if isinstance(answer, pb.NodeOutcome):
+        outcome.MergeFrom(answer)
+    else:
+        tell(outcome, answer)
+    return True
 
 
 def _slot_bytes(slot: tuple[_Request, pb.NodeOutcome]) -> int:
