@@ -1,8 +1,9 @@
 """What there is in the outbox when the hub has ended: what sessions wrote, and what is left of others."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Row, func, select
 
 from chaos.history import Count, SessionWrite
 from services.dispatcher.outbox.records import EventKind
@@ -23,18 +24,22 @@ async def session_writes(url: str) -> list[SessionWrite]:
     Raises StoreUnavailable or StartupError."""
     store = await open_store(url, SCHEMA)
     try:
-        return await store.read(_changes_of_epoch)
+        rows = await store.read(_written)
     finally:
         await store.close()
+    return await asyncio.to_thread(_changes_of_epoch, rows)
 
 
-def _changes_of_epoch(connection: Connection) -> list[SessionWrite]:
+def _written(connection: Connection) -> Sequence[Row[str, int, int, str]]:
     event = delivery_event.c
-    rows = connection.execute(
+    return connection.execute(
         select(event.node_id, event.epoch, event.kind, event.message_id)
         .where(event.kind.in_([int(kind) for kind in _BY_SESSIONS]))
         .order_by(event.node_id, event.event_id)
-    )
+    ).all()
+
+
+def _changes_of_epoch(rows: Iterable[Row[str, int, int, str]]) -> list[SessionWrite]:
     found: list[SessionWrite] = []
     for node_id, epoch, kind, message_id in rows:
         if not found or (found[-1].node_id, found[-1].epoch) != (node_id, epoch):
