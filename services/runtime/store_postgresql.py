@@ -102,6 +102,9 @@ class PostgresStore:
                     "idle_in_transaction_session_timeout": _ms(idle_seconds or IDLE_SECONDS),
                     # Short statements on rows by their keys: compiling costs more than it saves.
                     "jit": "off",
+                    # Where few keys have most rows, the planner takes reading the whole table for cheaper
+                    # than some index entries, and others wait for the rows that are locked meanwhile.
+                    "enable_seqscan": "off",
                 }
             ),
         }
