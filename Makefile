@@ -95,7 +95,9 @@ bench: $(READY)
 	@$(BIN)/python -m bench $(if $(STORE),--store $(STORE)) $(if $(REPLICAS),--replicas $(REPLICAS)) \
 		$(if $(TLS),--tls) $(if $(TRANSPORT),--transport $(TRANSPORT))
 
+# STORE=patroni: etcd is built the first time, some minutes.
 chaos: $(READY)
+	@$(if $(filter patroni,$(STORE)),$(BIN)/python -m scripts.get_tools etcd patroni)
 	@$(BIN)/python -m chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(FAULTS),--faults $(FAULTS)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(STORE),--store $(STORE)) $(if $(filter sqlite,$(STORE)),--replicas 1) \
 		$(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(TLS),--tls) $(if $(EDGES),--edges $(EDGES))

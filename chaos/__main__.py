@@ -15,8 +15,7 @@ from rich.console import Console
 from chaos.checker import Verdict, judge
 from chaos.report import print_verdict
 from chaos.run import ChaosRun
-from chaos.settings import ChaosSettings, EdgeKind
-from demo.databases import Engine
+from chaos.settings import ChaosSettings, EdgeKind, StoreKind
 from demo.exclusive import FolderInUse, exclusive
 from demo.fleet import FleetFault
 from demo.postgres import PostgresFault
@@ -53,8 +52,11 @@ def run(
     replicas: Annotated[int, typer.Option(min=1, max=3, help="of each service")] = _DEFAULT.replicas,
     nodes: Annotated[int, typer.Option(min=2, max=500, help="edge nodes")] = _DEFAULT.nodes,
     store: Annotated[
-        Engine, typer.Option(help="sqlite: one replica, and its database is left alone")
-    ] = _DEFAULT.engine,
+        StoreKind,
+        typer.Option(
+            help="sqlite: one replica, and its database is left alone; patroni: Patroni's two servers"
+        ),
+    ] = _DEFAULT.store,
     tls: Annotated[bool, typer.Option(help="mutual TLS and roles for gRPC too")] = _DEFAULT.tls,
     edges: Annotated[
         EdgeKind, typer.Option(help="stock: doubles of KubeEdge's edges instead of the own agent")
@@ -62,8 +64,8 @@ def run(
     out: Annotated[Path, typer.Option(help="folder for databases, logs and history")] = _DEFAULT.out,
 ) -> None:
     """Breaks a hub under load, fault after fault, and checks that every invariant held."""
-    if replicas > 1 and store is Engine.SQLITE:
-        raise typer.BadParameter("several replicas need --store postgresql")
+    if replicas > 1 and store is StoreKind.SQLITE:
+        raise typer.BadParameter("several replicas need --store postgresql or patroni")
     settings = ChaosSettings(
         seconds=seconds,
         faults=faults,
@@ -71,7 +73,7 @@ def run(
         seed=seed,
         replicas=replicas,
         nodes=nodes,
-        engine=store,
+        store=store,
         tls=tls,
         edges=edges,
         out=out.absolute(),

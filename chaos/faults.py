@@ -11,7 +11,7 @@ from chaos.fleets import FleetProcess
 from chaos.observer import live_sessions
 from chaos.publisher import Publisher
 from chaos.schedule import DATABASE, EDGES, Fault, FaultKind
-from chaos.standby import DatabasePair
+from chaos.standby import DatabaseServers
 from chaos.wires import DispatcherWires
 from demo.hub import Hub, Instance
 from demo.processes import ProcessFault
@@ -42,7 +42,7 @@ class Faults:
         fleets: list[FleetProcess],
         publishers: list[Publisher],
         wires: Sequence[DispatcherWires],
-        database: DatabasePair | None,
+        database: DatabaseServers | None,
     ) -> None:
         self._hub = hub
         self._fleets = fleets
@@ -67,6 +67,8 @@ class Faults:
             assert self._database is not None, "there is no database server"
             if fault.kind is FaultKind.RESTART:
                 await self._database.restart(fault.hold_seconds)
+            elif fault.kind is FaultKind.SWITCHOVER:
+                await self._database.switch_over()
             else:
                 await self._database.fail_over()
         elif fault.target == EDGES:

@@ -15,15 +15,16 @@ from chaos.history import FaultDone, History
 from chaos.hostile.edges import HOSTILE_NODES
 from chaos.hostile.party import HostileParty
 from chaos.observer import Observer
+from chaos.patroni import PatroniPair
 from chaos.publisher import Publisher
 from chaos.scene import Scene
 from chaos.schedule import Stage, schedule
-from chaos.settings import NODE_PREFIX, ChaosSettings
-from chaos.standby import DatabasePair
+from chaos.settings import NODE_PREFIX, ChaosSettings, StoreKind
+from chaos.standby import DatabasePair, DatabaseServers
 from chaos.subscriber import Subscriber
 from chaos.wires import running_wires
 from chaos.writes import rows_left, session_writes
-from demo.databases import Databases, Engine, sqlite_databases
+from demo.databases import Databases, sqlite_databases
 from demo.hub import Hub, running_hub
 from demo.manifests import Versions
 from demo.ports import HOST, choose_ports
@@ -113,11 +114,14 @@ class ChaosRun:
     def _tell(self, text: str) -> None:
         self._say(f"{self._clock.now():6.1f} s  {text}")
 
-    async def _databases(self, stack: AsyncExitStack) -> tuple[DatabasePair | None, Databases]:
+    async def _databases(self, stack: AsyncExitStack) -> tuple[DatabaseServers | None, Databases]:
         data = self._settings.data
-        if self._settings.engine is Engine.SQLITE:
+        store = self._settings.store
+        if store is StoreKind.SQLITE:
             return None, sqlite_databases(data)
-        pair = DatabasePair(data / "postgres")
+        pair: DatabaseServers = (PatroniPair if store is StoreKind.PATRONI else DatabasePair)(
+            data / "postgres"
+        )
         stack.push_async_callback(pair.close)
         await pair.start(data / "logs")
         self._tell("a PostgreSQL primary and its synchronous standby are up")
@@ -249,8 +253,7 @@ class ChaosRun:
         """Fault after fault, each recovered from before the next, until the time is over. Each comes in the
         middle of enrolments."""
         settings, clock = self._settings, self._clock
-        has_standby = settings.engine is Engine.POSTGRESQL
-        stage = Stage(settings.replicas, len(scene.fleets), settings.lease_seconds, has_standby)
+        stage = Stage(settings.replicas, len(scene.fleets), settings.lease_seconds, settings.store)
         end = clock.now() + settings.seconds
         usual_pending = max(2 * scene.observer.pending, settings.nodes)
         for fault in schedule(settings.seed, stage):

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from chaos.settings import StoreKind
+
 
 class FaultKind(StrEnum):
     """What is done to a part of the system."""
@@ -26,6 +28,8 @@ class FaultKind(StrEnum):
     """The database is stopped as by a crash, and started again after the hold."""
     FAILOVER = "failover"
     """The primary is killed, the standby promoted; the former primary comes back as the standby."""
+    SWITCHOVER = "switchover"
+    """The standby is told to take over from a primary that lives."""
 
 
 SERVICES = ("sessions", "dispatcher", "connector")
@@ -72,8 +76,8 @@ class Stage:
     replicas: int
     fleets: int
     lease_seconds: float
-    has_standby: bool
-    """With a database server that can be restarted, and a standby that can take over."""
+    store: StoreKind
+    """SQLite is left alone; of two PostgreSQL servers one can be restarted and the other take over."""
 
 
 def schedule(seed: int, stage: Stage) -> Iterator[Fault]:
@@ -107,8 +111,10 @@ def _deck(stage: Stage) -> list[tuple[FaultKind, str]]:
     if stage.replicas > 1:
         deck += [(FaultKind.OVERTAKE, "dispatcher")]
     deck += [(FaultKind.CUT, EDGES), (FaultKind.KILL, EDGES), (FaultKind.KILL, ENROLMENT)]
-    if stage.has_standby:
+    if stage.store is not StoreKind.SQLITE:
         deck += [(FaultKind.RESTART, DATABASE), (FaultKind.FAILOVER, DATABASE)]
+    if stage.store is StoreKind.PATRONI:
+        deck += [(FaultKind.SWITCHOVER, DATABASE)]
     return deck
 
 
@@ -125,5 +131,5 @@ def _hold_seconds(kind: FaultKind, stage: Stage, chance: random.Random) -> float
         case FaultKind.KILL | FaultKind.RESTART:
             # Often back before anybody has noticed, sometimes after the lease.
             return chance.choice((0.0, 0.3 * lease, 1.5 * lease))
-        case FaultKind.DRAIN | FaultKind.CUT | FaultKind.FAILOVER:
+        case FaultKind.DRAIN | FaultKind.CUT | FaultKind.FAILOVER | FaultKind.SWITCHOVER:
             return 0.0

@@ -5,13 +5,21 @@ from enum import StrEnum
 from pathlib import Path
 
 from chaos.hostile.edges import HOSTILE_NODES
-from demo.databases import Engine
 
 NODE_PREFIX = "edge-"
 """Of the fleets' nodes and the guests, and of no hostile party's."""
 REPOSITORY = Path(__file__).resolve().parent.parent
 STOCK_PACE = 15.0
 """Doubles of stock edges live so many times faster: half a minute of rest takes two seconds."""
+
+
+class StoreKind(StrEnum):
+    """Where the hub of a run keeps what it must not lose."""
+
+    SQLITE = "sqlite"
+    POSTGRESQL = "postgresql"
+    PATRONI = "patroni"
+    """PostgreSQL whose roles Patroni decides."""
 
 
 class EdgeKind(StrEnum):
@@ -43,7 +51,7 @@ class ChaosSettings:
     publish_pause_seconds: float = 0.2
     """Of each publisher, between two rounds of a message to every node."""
     subscribers: int = 2
-    engine: Engine = Engine.POSTGRESQL
+    store: StoreKind = StoreKind.POSTGRESQL
     tls: bool = False
     """Of gRPC; links of edges always have it."""
     edges: EdgeKind = EdgeKind.AGENT

@@ -4,12 +4,13 @@ import asyncio
 import shutil
 import time
 from pathlib import Path
+from typing import Protocol
 
 from demo.databases import Databases, ensured_database, migrate
 from demo.postgres import PostgresFault, PostgresServer
 
 DATABASE = "cloudhub"
-_SETTINGS = {
+SERVER_SETTINGS = {
     # Processes are killed here, not machines: what the kernel has been given is safe.
     "fsync": "off",
     "full_page_writes": "off",
@@ -22,6 +23,39 @@ _SETTINGS = {
 _ATTACH_SECONDS = 20.0
 
 
+class DatabaseServers(Protocol):
+    """What faults are injected into. Each method raises PostgresFault."""
+
+    @property
+    def databases(self) -> Databases:
+        """For the services."""
+        ...
+
+    async def start(self, logs: Path) -> None:
+        """Makes the servers, and the schemas of the services."""
+        ...
+
+    async def restart(self, hold_seconds: float) -> None:
+        """The primary crashes and comes back."""
+        ...
+
+    async def fail_over(self) -> None:
+        """The primary is gone, and the standby takes over."""
+        ...
+
+    async def switch_over(self) -> None:
+        """The standby takes over from a primary that lives."""
+        ...
+
+    async def mend(self) -> None:
+        """Makes it two again."""
+        ...
+
+    async def close(self) -> None:
+        """Stops all."""
+        ...
+
+
 class DatabasePair:
     """Two servers; each committed transaction is at both while both are there.
 
@@ -29,7 +63,7 @@ class DatabasePair:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._servers = tuple(PostgresServer(folder / name, settings=_SETTINGS) for name in ("a", "b"))
+        self._servers = tuple(PostgresServer(folder / name, settings=SERVER_SETTINGS) for name in ("a", "b"))
         self._primary, self._standby = self._servers
         self._url = ""
         self._is_alone = False
@@ -62,6 +96,10 @@ class DatabasePair:
         self._is_alone = True
         # It waits for no standby until there is one again.
         await asyncio.to_thread(self._wait_for, "")
+
+    async def switch_over(self) -> None:
+        """Nobody is there to do that in an orderly way."""
+        raise PostgresFault("only Patroni's servers are switched over: --store patroni")
 
     async def mend(self) -> None:
         """After a failover: makes the former primary the standby."""

@@ -75,12 +75,12 @@ def _other_user() -> pwd.struct_passwd | None:
     raise PostgresFault("PostgreSQL does not run as root, and there is no user postgres or nobody")
 
 
-def _end_with_parent() -> Callable[[], None] | None:
-    """On Linux: a server whose starter was killed stops by itself (SIGINT: a fast shutdown)."""
+def end_with_parent(how: signal.Signals) -> Callable[[], None] | None:
+    """On Linux, for `preexec_fn`: a process whose starter was killed gets that signal."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None, use_errno=True)
-    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+    return lambda: libc.prctl(_PR_SET_PDEATHSIG, how)
 
 
 def _ps(column: str, *selection: str) -> list[str]:
@@ -136,20 +136,22 @@ class PostgresServer:
         """Makes the data directory unless it is there."""
         if (self.data / "PG_VERSION").exists():
             return
-        self._make_folder()
-        secret = self.folder / "password"
-        secret.write_text(secrets.token_hex(16))
-        self._own(secret)
+        secret = self.prepare(secrets.token_hex(16))
         arguments = ["--pgdata", str(self.data), "--username", USER, "--auth", "scram-sha-256"]
         arguments += ["--pwfile", str(secret), "--encoding", "UTF8", "--locale", "C", "--no-sync"]
         self.run("initdb", arguments)
 
-    def copy_of(self, primary: "PostgresServer") -> None:
-        """Makes the data directory as a hot standby streaming from `primary`, named `standby_PORT`."""
+    def prepare(self, password: str) -> Path:
+        """Makes the folder, with the superuser's password: its file."""
         self._make_folder()
         secret = self.folder / "password"
-        secret.write_text(primary.password)
-        self._own(secret)
+        secret.write_text(password)
+        self.own(secret)
+        return secret
+
+    def copy_of(self, primary: "PostgresServer") -> None:
+        """Makes the data directory as a hot standby streaming from `primary`, named `standby_PORT`."""
+        self.prepare(primary.password)
         source = f"host=127.0.0.1 port={primary.port} user={USER} application_name=standby_{self.port}"
         self.run(
             "pg_basebackup",
@@ -162,15 +164,24 @@ class PostgresServer:
         assert self._process is None, "the server runs"
         settings = {**self._settings, "port": str(self.port), "unix_socket_directories": str(self.folder)}
         arguments = [f"--{name}={value}" for name, value in settings.items()]
-        with self.log_path.open("ab") as log:
-            self._own(self.log_path)
-            self._process = subprocess.Popen(
-                [self._binaries / "postgres", "-D", self.data, *arguments],
+        words = [str(self._binaries / "postgres"), "-D", str(self.data), *arguments]
+        # A fast shutdown.
+        self._process = self.begin(words, self.log_path, signal.SIGINT)
+
+    def begin(
+        self, command: Sequence[str], log_path: Path, orphaned: signal.Signals
+    ) -> subprocess.Popen[bytes]:
+        """Starts a program as the server's user, in a session of its own. When this thread ends before it, it
+        gets the signal `orphaned`."""
+        with log_path.open("ab") as log:
+            self.own(log_path)
+            return subprocess.Popen(
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_end_with_parent(),
+                preexec_fn=end_with_parent(orphaned),
                 cwd=self.folder,
                 user=self._user.pw_uid if self._user else None,
                 group=self._user.pw_gid if self._user else None,
@@ -266,7 +277,7 @@ class PostgresServer:
     def _make_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
-        self._own(self.folder)
+        self.own(self.folder)
         if self._user is not None:
             for parent in self.folder.parents:
                 if not parent.stat().st_mode & stat.S_IXOTH:
@@ -275,7 +286,8 @@ class PostgresServer:
                         "choose another folder"
                     )
 
-    def _own(self, path: Path) -> None:
+    def own(self, path: Path) -> None:
+        """Gives a path to the server's user, and a file to nobody else."""
         if path.is_file():
             path.chmod(0o600)
         if self._user is not None:

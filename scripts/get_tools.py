@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -126,6 +127,15 @@ def _built_in_its_module(module: str, package: str, sum_wanted: str) -> Callable
     return make
 
 
+def _pinned(file: str, name: str) -> str:
+    """The version that a file below deploy/tools says behind this name."""
+    lines = (ROOT / "deploy" / "tools" / file).read_text().splitlines()
+    (version,) = {
+        line.strip().removeprefix(name).split()[0] for line in lines if line.strip().startswith(name)
+    }
+    return version
+
+
 def _kubernetes(into: Path, version: str) -> None:
     """By a go.mod of ours: that of k8s.io/kubernetes names parts by folders that its module does not have."""
     major, minor, _ = version.removeprefix("v").split(".")
@@ -134,6 +144,13 @@ def _kubernetes(into: Path, version: str) -> None:
     source = ROOT / "deploy" / "tools" / "kubernetes"
     built = ("build", "-trimpath", "-mod=readonly", f"-ldflags=-s -w {flags}")
     _run(_go(), *built, "-o", f"{into}/", "k8s.io/kubernetes/cmd/kube-apiserver", folder=source)
+    _etcd(into, version)
+
+
+def _etcd(into: Path, _version: str) -> None:
+    """The one that this release of Kubernetes is made with: from the same go.mod."""
+    source = ROOT / "deploy" / "tools" / "kubernetes"
+    built = ("build", "-trimpath", "-mod=readonly", "-ldflags=-s -w")
     _run(_go(), *built, "-o", into / "etcd", "go.etcd.io/etcd/server/v3", folder=source)
 
 
@@ -189,6 +206,26 @@ def _edge_rust(into: Path, _: str) -> None:
     target = tools_folder() / "edge-rust-target"
     _run(_cargo(), "build", "--locked", "--quiet", "--target-dir", target, folder=_example("edge-rust"))
     shutil.copy(target / "debug" / "edge-rust", into / "edge-rust")
+
+
+# -- Python --------------------------------------------------------------------------------------------
+
+
+def _shared_python() -> str:
+    """An interpreter that other users can start as well: root's own may be below a folder of root's alone."""
+    own = Path(sys.executable).resolve()
+    if all(folder.stat().st_mode & stat.S_IXOTH for folder in own.parents):
+        return str(own)
+    return shutil.which("python3", path=os.defpath) or str(own)
+
+
+def _patroni(into: Path, _: str) -> None:
+    """In an environment of its own, which can be copied elsewhere: started as a module, since programs of it
+    would name this folder."""
+    _run(_shared_python(), "-m", "venv", into)
+    python = into / "bin" / "python"
+    wanted = ROOT / "deploy" / "tools" / "patroni" / "requirements.txt"
+    _run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", wanted)
 
 
 # -- Debian --------------------------------------------------------------------------------------------
@@ -252,6 +289,7 @@ OPERATOR_KINDS = (
 TOOLS = {
     "edge-go": Tool(_source_version("edge-go"), ("edge-go",), _edge_go),
     "edge-rust": Tool(_source_version("edge-rust"), ("edge-rust",), _edge_rust),
+    "etcd": Tool(_pinned("kubernetes/go.mod", "go.etcd.io/etcd/server/v3 "), ("etcd",), _etcd),
     "grpcurl": Tool(
         "v1.9.4",
         ("grpcurl",),
@@ -281,6 +319,9 @@ TOOLS = {
     ),
     "kubernetes": Tool("v1.34.1", ("kube-apiserver", "etcd"), _kubernetes),
     "operator-kinds": Tool("v0.85.0", OPERATOR_KINDS, _operator_kinds),
+    "patroni": Tool(
+        _pinned("patroni/requirements.txt", "patroni[etcd3]=="), ("bin/python", "bin/patroni"), _patroni
+    ),
     "pgbouncer": Tool("1.24.1", ("pgbouncer",), _pgbouncer),
     "prometheus": Tool("debian", ("prometheus", "promtool"), _prometheus),
 }

@@ -5,8 +5,9 @@ from itertools import islice
 import pytest
 
 from chaos.schedule import SERVICES, Fault, FaultKind, Stage, schedule
+from chaos.settings import StoreKind
 
-STAGE = Stage(replicas=3, fleets=2, lease_seconds=3.0, has_standby=True)
+STAGE = Stage(replicas=3, fleets=2, lease_seconds=3.0, store=StoreKind.POSTGRESQL)
 
 
 def first(seed: int, count: int, stage: Stage = STAGE) -> list[Fault]:
@@ -41,7 +42,7 @@ def test_a_pause_ends_before_the_lease_and_a_long_one_after_it() -> None:
 
 
 def test_without_a_server_the_database_is_left_alone() -> None:
-    alone = Stage(replicas=1, fleets=1, lease_seconds=3.0, has_standby=False)
+    alone = Stage(replicas=1, fleets=1, lease_seconds=3.0, store=StoreKind.SQLITE)
     assert {(fault.target, fault.replica) for fault in first(1, 200, alone)} == {
         *((service, 0) for service in SERVICES),
         ("edges", 0),
@@ -63,8 +64,17 @@ def test_a_short_run_ends_enrolment_too(seed: int) -> None:
     assert "kill enrolment" in [fault.name for fault in first(seed, 3)]
 
 
+def test_only_patroni_is_asked_for_a_switchover() -> None:
+    """C8: beside crashes of the leader's server, and of its whole machine."""
+    for store in StoreKind:
+        stage = Stage(replicas=2, fleets=1, lease_seconds=3.0, store=store)
+        kinds = {fault.kind for fault in first(1, 100, stage) if fault.target == "database"}
+        others = {FaultKind.RESTART, FaultKind.FAILOVER} if store is not StoreKind.SQLITE else set()
+        assert kinds == others | ({FaultKind.SWITCHOVER} if store is StoreKind.PATRONI else set())
+
+
 def test_one_replica_cannot_be_overtaken() -> None:
-    alone = Stage(replicas=1, fleets=1, lease_seconds=3.0, has_standby=True)
+    alone = Stage(replicas=1, fleets=1, lease_seconds=3.0, store=StoreKind.POSTGRESQL)
     assert FaultKind.OVERTAKE not in {fault.kind for fault in first(1, 100, alone)}
 
 
