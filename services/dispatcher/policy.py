@@ -496,6 +496,12 @@ class NodeDelivery:
                 if self._resend_at(entry) > now:
                     self._arm(entry)  # acknowledgements have come later than they used to, meanwhile
                     continue
+                if entry.superseded and heard_at <= entry.written_at:
+                    # It may stand before a network that is broken, and come with all that is sent in its
+                    # place: more than the window at once, of which a stock edge drops the oldest.
+                    entry.resend_at = now + self._interval(entry.attempts)
+                    self._set_timer(entry.resend_at, entry)
+                    continue
                 if not self._room.admits(self.unwritten_bytes, entry.size_bytes, in_turn=True):
                     entry.resend_at = now + ROOM_RETRY_SECONDS * (1.0 + self._spread())
                     self._set_timer(entry.resend_at, entry)

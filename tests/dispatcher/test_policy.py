@@ -853,6 +853,25 @@ def test_the_slot_of_a_superseded_version_is_freed_after_one_interval() -> None:
     assert node.records(CountUnacknowledged) == []
 
 
+def test_a_superseded_version_keeps_its_slot_while_nothing_is_heard_of_the_edge() -> None:
+    """What stands before a broken network comes at once when that is whole: never more than the window,
+    since a stock edge drops the oldest of what its queue cannot hold. Once it is heard, intervals count."""
+    node = Node(PolicySettings(window_messages=2))
+    node.load(entry(1, "k"))
+    node.write()
+    written_at = node.now
+    node.accept(entry(2, "k"))
+    node.write()
+    assert node.accept(entry(3)) == []
+    for at in (written_at + 6, written_at + 12, written_at + 60):
+        sent = node.sent(node.policy.deadline(at, node.wall_ms, written_at))
+        assert "m3" not in sent
+        assert (deadline := node.policy.next_deadline()) is not None
+        assert at < deadline <= at + 60
+    heard = node.policy.deadline(written_at + 120, node.wall_ms, written_at + 61)
+    assert "m3" in node.sent(heard)
+
+
 def test_the_ack_of_the_newer_version_leaves_the_older_its_slot(node: Node) -> None:
     """Either ack frees its own; the older's goes by its interval at the latest."""
     node.accept(entry(1, "k"))
