@@ -19,7 +19,7 @@ from chaos.patroni import PatroniPair
 from chaos.publisher import Publisher
 from chaos.scene import Scene
 from chaos.schedule import Stage, schedule
-from chaos.settings import NODE_PREFIX, ChaosSettings, StoreKind
+from chaos.settings import NODE_PREFIX, ChaosSettings, EdgeKind, StoreKind
 from chaos.standby import DatabasePair, DatabaseServers
 from chaos.subscriber import Subscriber
 from chaos.wires import running_wires
@@ -265,7 +265,9 @@ class ChaosRun:
             async with asyncio.TaskGroup() as group:
                 injected = group.create_task(faults.inject(fault), name=str(fault))
                 group.create_task(_contend(scene.guests), name="guests")
-                if not fault.leaves_others(settings.replicas):
+                if not fault.leaves_others(
+                    settings.replicas, edges_know_all=settings.edges is EdgeKind.AGENT
+                ):
                     # Nobody can do that work meanwhile, so the time for the recovery begins then.
                     await injected
                 counts_from = clock.now()

@@ -59,10 +59,13 @@ class Fault:
         """As the table counts it."""
         return f"{self.kind.value} {self.target}"
 
-    def leaves_others(self, replicas: int) -> bool:
-        """Whether somebody else can do the target's work until the fault is undone."""
+    def leaves_others(self, replicas: int, *, edges_know_all: bool = True) -> bool:
+        """Whether somebody else can do the target's work until the fault is undone: not that of a connector,
+        if it is the only one that its edges know."""
         if self.target == ENROLMENT:
             return True
+        if self.target == "connector" and not edges_know_all:
+            return False
         return self.target in SERVICES and replicas > 1 and self.kind is not FaultKind.OVERTAKE
 
     def __str__(self) -> str:

@@ -83,6 +83,8 @@ def test_a_fault_leaves_others_where_another_replica_lives() -> None:
     faults = first(1, 200)
     assert all(fault.leaves_others(2) for fault in faults if fault.target in ("sessions", "connector"))
     assert not any(fault.leaves_others(2) for fault in faults if fault.target in ("edges", "database"))
+    alone = {fault.target for fault in faults if not fault.leaves_others(2, edges_know_all=False)}
+    assert alone == {"edges", "database", "dispatcher", "connector"}
     # Whatever else happens goes on without enrolment.
     assert {fault.target for fault in faults if fault.leaves_others(1)} == {"enrolment"}
     assert {
