@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 import pytest
 import uvloop
 from _pytest.unittest import TestCaseFunction
+from hypothesis import HealthCheck, settings
 from sqlalchemy import Connection, inspect
 
 from services.runtime import migrations, store
@@ -16,6 +17,11 @@ from tests.support.postgres import Databases, running_databases
 from tests.support.statements import compiled_once
 
 __all__ = ["figures", "pytest_terminal_summary"]
+
+# How long making an input takes says nothing of what is tested: on a fresh clone the first text of a process
+# makes Hypothesis' table of characters, seven seconds on a busy machine.
+settings.register_profile("hub", settings.default, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("hub")
 
 _HELD = "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY rowid"
 # The services run as processes of their own there, or not at all; or as whole hubs in this one, which run the
