@@ -1,6 +1,7 @@
 """Long names in requests: errors stay what they are, and say a part of the name."""
 
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -22,7 +23,8 @@ async def test_an_error_about_a_long_name_keeps_its_code(tmp_path: Path, authori
             ({"message_id": _LONG}, grpc.StatusCode.NOT_FOUND, "MESSAGE_UNKNOWN"),
             ({"message_id": "m", "node_id": _LONG}, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
         ):
-            wanted = pb.ExplainDeliveryRequest(**{"node_id": "edge-1", **named})
+            fields: dict[str, Any] = {"node_id": "edge-1", **named}
+            wanted = pb.ExplainDeliveryRequest(**fields)
             with pytest.raises(grpc.aio.AioRpcError) as failed:
                 await hub.dispatcher_admin.ExplainDelivery(wanted, timeout=10)
             assert failed.value.code() is code
