@@ -257,9 +257,7 @@ class PostgresStore:
             await asyncio.sleep(_RETRY.random_delay(attempt))
         return await self._transaction(engine, work, _Course())
 
-    async def _transaction(
-        self, engine: AsyncEngine, work: Callable[[Connection], T], course: "_Course"
-    ) -> T:
+    async def _transaction(self, engine: AsyncEngine, work: Callable[[Connection], T], course: _Course) -> T:
         generation = self._generation
         try:
             async with asyncio.timeout(self._connect_seconds):

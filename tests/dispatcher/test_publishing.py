@@ -209,13 +209,10 @@ async def test_only_what_can_be_delivered_counts_as_work_at_hand(half: DeliveryH
     assert deliverable() == 0
 
 
-@pytest.mark.parametrize("nodes", [2, 1025])
-async def test_what_a_publisher_left_behind_is_stored_and_counts_all_the_same(
-    half: DeliveryHalf, nodes: int, monkeypatch: pytest.MonkeyPatch
+async def leave(
+    half: DeliveryHalf, what: pb.PublishRequest, monkeypatch: pytest.MonkeyPatch, traceparent: str = ""
 ) -> None:
-    """Invariant 9: what is a row of the history is counted, whether somebody waits for the answer or not."""
-    node_ids = [f"edge-{number}" for number in range(nodes)]
-    assert (await one(half, request(node_ids[0], version="7"))).outcome == pb.OUTCOME_ACCEPTED
+    """A publisher that goes while the store is asked; returns when that has answered."""
     submitted = asyncio.Event()
     submit = half.publishing._submit
 
@@ -224,12 +221,22 @@ async def test_what_a_publisher_left_behind_is_stored_and_counts_all_the_same(
         submitted.set()
 
     monkeypatch.setattr(half.publishing, "_submit", noticed)
-    left = asyncio.create_task(half.publish(request(*node_ids, version="5", message_id="m5")))
+    left = asyncio.create_task(half.publish(what, traceparent=traceparent))
     await submitted.wait()
     left.cancel()
     with pytest.raises(asyncio.CancelledError):
         await left
     await half.settled()
+
+
+@pytest.mark.parametrize("nodes", [2, 1025])
+async def test_what_a_publisher_left_behind_is_stored_and_counts_all_the_same(
+    half: DeliveryHalf, nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 9: what is a row of the history is counted, whether somebody waits for the answer or not."""
+    node_ids = [f"edge-{number}" for number in range(nodes)]
+    assert (await one(half, request(node_ids[0], version="7"))).outcome == pb.OUTCOME_ACCEPTED
+    await leave(half, request(*node_ids, version="5", message_id="m5"), monkeypatch)
     refused = await half.outbox.history(node_ids[0], "m5", "", 9)
     assert [one.kind for one in refused] == [EventKind.REJECTED]
     assert [row.message_id for row in await half.outbox.pending(node_ids[1], 0, 10)] == ["m5"]
@@ -241,19 +248,7 @@ async def test_what_a_publisher_left_behind_is_stored_and_counts_all_the_same(
 async def test_the_trace_of_a_publisher_who_left_ends(
     traced: DeliveryHalf, spans: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submitted = asyncio.Event()
-    submit = traced.publishing._submit
-
-    def noticed(*arguments: Any) -> None:
-        submit(*arguments)
-        submitted.set()
-
-    monkeypatch.setattr(traced.publishing, "_submit", noticed)
-    left = asyncio.create_task(traced.publish(request(NODE, message_id="m1"), traceparent=SAMPLED))
-    await submitted.wait()
-    left.cancel()
-    await asyncio.wait([left])
-    await traced.settled()
+    await leave(traced, request(NODE, message_id="m1"), monkeypatch, SAMPLED)
     assert sorted(span.name for span in spans.get_finished_spans()) == ["outbox write", "publish"]
 
 

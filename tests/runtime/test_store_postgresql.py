@@ -213,7 +213,7 @@ async def test_a_server_that_hangs_is_given_up_and_others_go_on(
 
 
 async def test_who_waits_for_a_process_that_stands_still_gets_its_rows(
-    url: str, stores: tuple[PostgresStore, PostgresStore]
+    stores: tuple[PostgresStore, PostgresStore],
 ) -> None:
     """A frozen dispatcher must keep neither the next owner of its nodes nor publishers of others from their
     rows: they have them before their own wait for a lock ends, without an error."""
@@ -224,7 +224,7 @@ async def test_who_waits_for_a_process_that_stands_still_gets_its_rows(
         await connection.execute("UPDATE item SET n = 2 WHERE id = 'a'")
         began = time.monotonic()
         await other.write(run("UPDATE item SET n = 3 WHERE id = 'a'"))
-        assert 0.5 < time.monotonic() - began < store_postgresql.LOCK_SECONDS
+        assert time.monotonic() - began > 0.5  # it did wait, and not until its own limit: that is StoreBusy
     finally:
         connection.terminate()
     assert await numbers(other) == [3, 0]
